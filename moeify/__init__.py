@@ -1,0 +1,64 @@
+"""moeify: dense transformers into mixtures of experts, exact, streaming and measured.
+
+The functions here are the commands of the command line. Importing this package imports neither
+torch nor transformers; it makes transformers' auto classes know moeify's own model types as soon
+as transformers is imported.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from moeify.modeling.registration import register_lazily
+
+if TYPE_CHECKING:
+    from moeify.errors import MoeifyError
+    from moeify.upcycling.attach import AttachReport, attach
+    from moeify.upcycling.config import AttachConfig, UpcycleConfig, VerifyConfig
+    from moeify.upcycling.upcycle import UpcycleReport, upcycle
+    from moeify.upcycling.verify import VerifyReport, verify
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "AttachConfig": "moeify.upcycling.config",
+    "AttachReport": "moeify.upcycling.attach",
+    "MoeifyError": "moeify.errors",
+    "UpcycleConfig": "moeify.upcycling.config",
+    "UpcycleReport": "moeify.upcycling.upcycle",
+    "VerifyConfig": "moeify.upcycling.config",
+    "VerifyReport": "moeify.upcycling.verify",
+    "attach": "moeify.upcycling.attach",
+    "upcycle": "moeify.upcycling.upcycle",
+    "verify": "moeify.upcycling.verify",
+}
+
+__all__ = [
+    "AttachConfig",
+    "AttachReport",
+    "MoeifyError",
+    "UpcycleConfig",
+    "UpcycleReport",
+    "VerifyConfig",
+    "VerifyReport",
+    "__version__",
+    "attach",
+    "upcycle",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name in _HOMES:
+        value: object = getattr(import_module(_HOMES[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'moeify' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+register_lazily()

@@ -1,0 +1,1 @@
+"""Reading, planning and writing safetensors checkpoints in constant memory."""

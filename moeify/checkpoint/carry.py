@@ -1,0 +1,59 @@
+"""Carrying over what is not a weight: tokenizer, generation config, sub-folders."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from pathlib import Path, PurePosixPath
+
+from moeify.checkpoint.reader import resolve_inside
+from moeify.errors import CheckpointError
+
+__all__ = ["carried_files", "carry_files"]
+
+_REWRITTEN = ("config.json", "moeify.json", "README.md")
+_WEIGHTS = ("*.safetensors", "*.index.json", "*.bin", "*.h5", "*.msgpack", "*.ot", "*.onnx",
+            "*.gguf", "*.tflite", "*.pt", "*.pth", "*.pkl", "*.ckpt")  # fmt: skip
+_CODE = ("*.py",)  # a converted model has no use for the source's code, and nobody vouched for it
+_FOLDERS = (".git", ".cache", "__pycache__", "onnx", "openvino", "coreml", "runs", "checkpoint-*")
+
+
+def carried_files(folder: Path) -> Iterator[str]:
+    """Names of the files of a checkpoint that go along unchanged, relative to ``folder``.
+
+    Left out are the weights at the top, exports of the dense model, code, and what is written
+    anew. Raises ``CheckpointError`` for a link out of the folder and for anything that is no
+    regular file.
+    """
+    for place, subfolders, files in os.walk(folder):
+        subfolders[:] = sorted(n for n in subfolders if not _matches(n, _FOLDERS))
+        at_top = Path(place) == folder
+        links = [name for name in subfolders if Path(place, name).is_symlink()]
+        for name in [*links, *sorted(files)]:
+            if at_top and (name in _REWRITTEN or _matches(name, _WEIGHTS)):
+                continue
+            if _matches(name, _CODE):
+                continue
+            relative = PurePosixPath(Path(place, name).relative_to(folder)).as_posix()
+            _check_regular(resolve_inside(folder, relative), relative)
+            yield relative
+
+
+def carry_files(source: Path, target: Path) -> None:
+    """Copy ``carried_files`` from ``source`` to ``target``."""
+    for name in carried_files(source):
+        destination = target / name
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / name, destination)
+
+
+def _check_regular(path: Path, name: str) -> None:
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise CheckpointError(f"{name!r} in {path.parent} is not a regular file", path=path)
+
+
+def _matches(name: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatch(name, pattern) for pattern in patterns)

@@ -1,0 +1,121 @@
+"""Source files read by position, scanned and copied from, by several threads at once."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+
+from moeify.checkpoint.arithmetic import decode, is_finite
+from moeify.checkpoint.header import StoredTensor
+from moeify.errors import CheckpointError
+
+__all__ = ["SourceFiles", "copy_range", "write_all"]
+
+_SCAN_BYTES = 1 << 20
+
+
+class SourceFiles:
+    """Open source files, read by position so that threads share them.
+
+    ``stds`` holds the standard deviation of every tensor that noise is added to.
+    """
+
+    def __init__(self) -> None:
+        self._handles: dict[Path, int] = {}
+        self.stds: dict[StoredTensor, float] = {}
+
+    def __enter__(self) -> SourceFiles:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles.values():
+            os.close(handle)
+        self._handles.clear()
+
+    def handle(self, path: Path) -> int:
+        """The file descriptor of ``path``, opened once; call it from one thread."""
+        if path not in self._handles:
+            try:
+                self._handles[path] = os.open(path, os.O_RDONLY)
+            except OSError as error:
+                raise CheckpointError(
+                    f"cannot read {path.name}: {error.strerror}", path=path
+                ) from error
+        return self._handles[path]
+
+    def read(self, path: Path, start: int, nbytes: int) -> bytes:
+        """Exactly ``nbytes`` bytes from ``start``; raises ``CheckpointError`` if they are gone."""
+        parts = []
+        while nbytes > 0:
+            try:
+                part = os.pread(self.handle(path), nbytes, start)
+            except OSError as error:
+                raise CheckpointError(
+                    f"reading {path.name} failed: {error.strerror}", path=path
+                ) from error
+            if not part:
+                raise CheckpointError(f"{path.name} shrank while it was read", path=path)
+            parts.append(part)
+            start, nbytes = start + len(part), nbytes - len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def scan(self, tensor: StoredTensor) -> float:
+        """Standard deviation of ``tensor`` in one pass over blocks, its values checked.
+
+        Raises ``CheckpointError`` when it holds NaN or infinity.
+        """
+        total = squares = 0.0
+        for start in range(0, tensor.nbytes, _SCAN_BYTES):
+            raw = self.read(
+                tensor.path, tensor.start + start, min(_SCAN_BYTES, tensor.nbytes - start)
+            )
+            if not is_finite(raw, tensor.dtype):
+                raise _not_finite(tensor)
+            values = decode(raw, tensor.dtype)
+            total += float(values.sum(dtype=np.float64))
+            squares += float(np.square(values, dtype=np.float64).sum())
+        mean = total / max(tensor.elements, 1)
+        return math.sqrt(max(squares / max(tensor.elements, 1) - mean * mean, 0.0))
+
+    def check_finite(self, tensor: StoredTensor) -> None:
+        """Raise ``CheckpointError`` when ``tensor`` holds NaN or infinity."""
+        for start in range(0, tensor.nbytes, _SCAN_BYTES):
+            nbytes = min(_SCAN_BYTES, tensor.nbytes - start)
+            if not is_finite(self.read(tensor.path, tensor.start + start, nbytes), tensor.dtype):
+                raise _not_finite(tensor)
+
+
+def _not_finite(tensor: StoredTensor) -> CheckpointError:
+    """The error for a weight that no arithmetic can use."""
+    return CheckpointError(
+        f"tensor {tensor.name!r} in {tensor.path.name} holds NaN or infinity",
+        "the checkpoint is damaged or its training diverged; use another one",
+        path=tensor.path,
+    )
+
+
+def write_all(target: int, data: memoryview | bytes, offset: int) -> None:
+    """Write all of ``data`` at ``offset``, however little the kernel takes at a time."""
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(target, view, offset)
+        view, offset = view[written:], offset + written
+
+
+def copy_range(
+    files: SourceFiles, path: Path, start: int, target: int, offset: int, nbytes: int
+) -> None:
+    """Copy bytes between files inside the kernel, or through a small buffer where it cannot."""
+    while nbytes > 0:
+        try:
+            done = os.copy_file_range(files.handle(path), target, nbytes, start, offset)
+        except (OSError, AttributeError):
+            done = 0
+        if done == 0:  # another file system, an old kernel, macOS, or a file that shrank
+            data = files.read(path, start, min(nbytes, _SCAN_BYTES))
+            write_all(target, data, offset)
+            done = len(data)
+        start, offset, nbytes = start + done, offset + done, nbytes - done

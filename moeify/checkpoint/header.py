@@ -1,0 +1,191 @@
+"""Safetensors headers, read, checked and written with the standard library alone."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import stat
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from moeify.errors import CheckpointError
+
+__all__ = ["DTYPE_BITS", "StoredTensor", "encode_header", "read_header", "tensor_nbytes"]
+
+DTYPE_BITS = {
+    "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8,
+    "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
+    "I16": 16, "U16": 16, "F16": 16, "BF16": 16,
+    "I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64, "C64": 64,
+}  # fmt: skip
+MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library itself
+_LENGTH_BYTES = 8
+_ALIGNMENT = 8
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """Where one tensor lies on disk.
+
+    ``start`` and ``nbytes`` count bytes from the beginning of the file ``path``; ``shape`` is
+    the safetensors shape, outermost dimension first.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    path: Path
+    start: int
+    nbytes: int
+
+    @property
+    def elements(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+
+def tensor_nbytes(dtype: str, shape: Iterable[int]) -> int:
+    """Bytes of a tensor of ``dtype`` and ``shape``; sub-byte dtypes must fill whole bytes."""
+    bits = DTYPE_BITS[dtype] * math.prod(shape)
+    if bits % 8:
+        raise CheckpointError(f"a {dtype} tensor of shape {tuple(shape)} does not fill whole bytes")
+    return bits // 8
+
+
+def read_header(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
+    """Tensors and metadata of one safetensors file, fully validated.
+
+    Only the header is read. Raises ``CheckpointError`` when the file is truncated, the header is
+    no valid JSON object, a dtype is unknown, or offsets overlap, leave gaps or pass the end.
+    """
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            raise CheckpointError(f"{path.name} is not a regular file", path=path)
+        with open(path, "rb") as file:
+            raw = _read_raw(file.read, status.st_size, path)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path.name}: {error.strerror}", path=path) from error
+    return parse_header(raw, status.st_size, path)
+
+
+def _read_raw(read: Any, size: int, path: Path) -> bytes:
+    if size < _LENGTH_BYTES:
+        raise CheckpointError(
+            f"{path.name} is truncated: {size} bytes hold no safetensors header",
+            "download the file again",
+            path=path,
+        )
+    length = int.from_bytes(read(_LENGTH_BYTES), "little")
+    if length > MAX_HEADER_BYTES or length > size - _LENGTH_BYTES:
+        raise CheckpointError(
+            f"{path.name} is truncated or no safetensors file: its header claims {length} bytes"
+            f" and the file has {size}",
+            "download the file again",
+            path=path,
+        )
+    raw: bytes = read(length)
+    return raw
+
+
+def parse_header(
+    raw: bytes, file_size: int, path: Path
+) -> tuple[dict[str, StoredTensor], dict[str, str]]:
+    """Tensors and metadata from the JSON bytes of a header; see ``read_header`` for the errors."""
+    document = _parse_json(raw, path)
+    metadata = document.pop("__metadata__", None) or {}
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise CheckpointError(f"{path.name}: __metadata__ must map strings to strings", path=path)
+    data_start = _LENGTH_BYTES + len(raw)
+    tensors = {
+        name: _parse_entry(name, entry, data_start, path) for name, entry in document.items()
+    }
+    _check_layout(tensors.values(), data_start, file_size, path)
+    return tensors, metadata
+
+
+def _parse_json(raw: bytes, path: Path) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result = dict(pairs)
+        if len(result) != len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise CheckpointError(f"{path.name}: the header names {twice!r} twice", path=path)
+        return result
+
+    try:
+        document = json.loads(raw.decode("utf-8"), object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path.name}: the header is not valid JSON", path=path) from error
+    if not isinstance(document, dict):
+        raise CheckpointError(f"{path.name}: the header is not a JSON object", path=path)
+    return document
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value < 1 << 63
+
+
+def _parse_entry(name: str, entry: Any, data_start: int, path: Path) -> StoredTensor:
+    try:
+        dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+    except (TypeError, KeyError, ValueError) as error:
+        raise CheckpointError(
+            f"{path.name}: the header entry of {name!r} lacks dtype, shape or data_offsets",
+            path=path,
+        ) from error
+    if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
+        raise CheckpointError(f"{path.name}: {name!r} has the unknown dtype {dtype!r}", path=path)
+    if not isinstance(shape, list) or not all(map(_is_count, shape)):
+        raise CheckpointError(f"{path.name}: {name!r} has the invalid shape {shape!r}", path=path)
+    if not (_is_count(begin) and _is_count(end) and begin <= end):
+        raise CheckpointError(
+            f"{path.name}: {name!r} has the invalid offsets [{begin!r}, {end!r}]", path=path
+        )
+    if tensor_nbytes(dtype, shape) != end - begin:
+        raise CheckpointError(
+            f"{path.name}: {name!r} of shape {shape} and dtype {dtype} needs"
+            f" {tensor_nbytes(dtype, shape)} bytes, its offsets span {end - begin}",
+            path=path,
+        )
+    return StoredTensor(name, dtype, tuple(shape), path, data_start + begin, end - begin)
+
+
+def _check_layout(
+    tensors: Iterable[StoredTensor], data_start: int, file_size: int, path: Path
+) -> None:
+    position, previous = data_start, None
+    for tensor in sorted(tensors, key=lambda t: (t.start, t.nbytes)):
+        if tensor.start != position:
+            what = "overlaps" if tensor.start < position else "leaves a gap after"
+            raise CheckpointError(
+                f"{path.name}: {tensor.name!r} {what} {previous or 'the header'!r}", path=path
+            )
+        position, previous = tensor.start + tensor.nbytes, tensor.name
+    if position != file_size:
+        state = "truncated" if position > file_size else "followed by bytes that belong to nothing"
+        raise CheckpointError(
+            f"{path.name} is {state}: the header describes {position} bytes,"
+            f" the file has {file_size}",
+            "download the file again",
+            path=path,
+        )
+
+
+def encode_header(tensors: Iterable[tuple[str, str, tuple[int, ...]]]) -> bytes:
+    """The bytes that start a safetensors file holding ``(name, dtype, shape)`` in this order.
+
+    Padded with spaces so that the data begin on a multiple of eight bytes.
+    """
+    document: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    position = 0
+    for name, dtype, shape in tensors:
+        end = position + tensor_nbytes(dtype, shape)
+        document[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [position, end]}
+        position = end
+    raw = json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
+    raw += b" " * (-len(raw) % _ALIGNMENT)
+    return len(raw).to_bytes(_LENGTH_BYTES, "little") + raw

@@ -1,0 +1,88 @@
+"""Replacing a few tensors of a checkpoint while every other file stays the same file."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from moeify.checkpoint.header import read_header
+from moeify.checkpoint.jobs import Job, copy_of
+from moeify.checkpoint.reader import Checkpoint
+from moeify.checkpoint.writer import (
+    Placed,
+    Progress,
+    Shard,
+    place,
+    verify_shards,
+    write_index,
+    write_shard_files,
+)
+
+__all__ = ["Rewrite", "plan_rewrite", "write_rewrite"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rewrite:
+    """Which files are linked under which name, and which are written."""
+
+    linked: tuple[tuple[Path, str], ...]
+    shards: tuple[Shard, ...]
+
+    @property
+    def bytes_written(self) -> int:
+        """Bytes of the files that are new."""
+        return sum(shard.nbytes for shard in self.shards)
+
+
+def plan_rewrite(checkpoint: Checkpoint, jobs: Iterable[Job]) -> Rewrite:
+    """Plan ``checkpoint`` with ``jobs`` in place of the tensors of the same names.
+
+    A file without any of them is linked, one that mixes them with others is written again without
+    them, and the jobs get a file of their own at the end. So no name ever stands in two files.
+    """
+    new = tuple(jobs)
+    names = {job.name for job in new}
+    kept: list[Path | tuple[Job, ...]] = []
+    for path in checkpoint.shards:
+        stored = [tensor for tensor in checkpoint.tensors.values() if tensor.path == path]
+        rest = [tensor for tensor in stored if tensor.name not in names]
+        if len(rest) == len(stored):
+            kept.append(path)
+        elif rest:
+            kept.append(tuple(Job(t.name, t.dtype, t.shape, (copy_of(t, t.dtype),)) for t in rest))
+    parts = [*kept, new]
+    linked: list[tuple[Path, str]] = []
+    shards: list[Shard] = []
+    for number, part in enumerate(parts, 1):
+        file = f"model-{number:05d}-of-{len(parts):05d}.safetensors"
+        if isinstance(part, Path):
+            linked.append((part, file))
+        else:
+            shards.append(Shard(file=file, jobs=part))
+    return Rewrite(linked=tuple(linked), shards=tuple(shards))
+
+
+def write_rewrite(folder: Path, plan: Rewrite, progress: Progress | None = None) -> None:
+    """Write and link the files of ``plan`` into ``folder``, with their index."""
+    write_shard_files(folder, plan.shards, progress)
+    verify_shards(folder, plan.shards)
+    placed = [
+        Placed(job.name, job.shape, job.nbytes, s.file) for s in plan.shards for job in s.jobs
+    ]
+    for path, file in plan.linked:
+        _link(path, folder / file)
+        placed += [
+            Placed(t.name, t.shape, t.nbytes, file) for t in read_header(folder / file)[0].values()
+        ]
+    write_index(folder, placed)
+
+
+def _link(source: Path, target: Path) -> None:
+    """A hard link, or a copy where the file system refuses one."""
+    try:
+        os.link(source.resolve(), target)
+    except OSError:
+        shutil.copyfile(source, target)

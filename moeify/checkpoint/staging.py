@@ -1,0 +1,167 @@
+"""An output folder that appears whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from moeify.errors import OutputError
+
+__all__ = ["check_free_space", "check_output", "output_errors", "staged", "sync_tree"]
+
+
+def check_output(output: Path, *sources: Path, force: bool = False) -> None:
+    """Raise ``OutputError`` when ``output`` cannot become a new folder beside its ``sources``."""
+    resolved = output.resolve()
+    for source in sources:
+        inside = source.resolve()
+        if resolved == inside or inside in resolved.parents or resolved in inside.parents:
+            raise OutputError(
+                f"the output {output} and the source {source} lie inside one another",
+                "choose an output folder elsewhere",
+            )
+    if os.path.lexists(output) and not force:
+        raise OutputError(
+            f"the output {output} exists already", "choose another folder, or pass --force"
+        )
+    if os.path.lexists(output) and (output.is_symlink() or not output.is_dir()):
+        raise OutputError(f"{output} is not a folder", "choose another output")
+    parent = resolved.parent
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise OutputError(f"{parent} cannot be written to", "choose an output folder elsewhere")
+
+
+def check_free_space(output: Path, needed_bytes: int) -> None:
+    """Raise ``OutputError`` when the file system under ``output`` has too little room."""
+    place = output.resolve().parent
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if free < needed_bytes:
+        raise OutputError(
+            f"the output needs {needed_bytes / 1e9:.2f} GB, {place} has {free / 1e9:.2f} GB free",
+            "free some space, choose another disk, or use fewer experts or layers",
+        )
+
+
+@contextmanager
+def output_errors(output: Path) -> Iterator[None]:
+    """Turn failures to write below ``output`` into ``OutputError``."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise OutputError(
+                f"no space left while writing {output}; nothing was kept",
+                "free some space or choose another disk",
+            ) from error
+        raise OutputError(
+            f"writing {output} failed: {error.strerror or error}; nothing was kept",
+            "check the disk and the permissions, then run the command again",
+        ) from error
+
+
+@contextmanager
+def staged(output: Path, force: bool = False) -> Iterator[Path]:
+    """A temporary sibling of ``output`` that becomes ``output`` when the block ends well.
+
+    The sibling has a fixed name and is locked: a second run on the same output is refused while
+    the first is alive, and clears what a killed one left behind. Everything is flushed to disk
+    before the one rename. On any failure, Ctrl-C included, the sibling is removed.
+    """
+    output = output.resolve()
+    stage = output.with_name(f".{output.name}.moeify-partial")
+    with output_errors(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        lock = _claim(stage, output)
+    try:
+        with output_errors(output):
+            _restore_replaced(output)
+        yield stage
+        with output_errors(output):
+            sync_tree(stage)
+            _publish(stage, output, force)
+    except BaseException:
+        shutil.rmtree(stage, ignore_errors=True)
+        raise
+    finally:
+        os.close(lock)
+
+
+def _claim(stage: Path, output: Path) -> int:
+    """Create and lock the staging folder, emptied of what an earlier run left."""
+    while True:
+        stage.mkdir(exist_ok=True)
+        lock = os.open(stage, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(lock)
+            raise OutputError(
+                f"another moeify run is writing {output}", "wait for it, or choose another output"
+            ) from error
+        try:
+            if os.path.samestat(os.fstat(lock), os.stat(stage)):
+                break
+        except FileNotFoundError:
+            pass
+        os.close(lock)  # the run before us renamed it away between our open and our lock
+    for entry in stage.iterdir():
+        shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+    return lock
+
+
+def _replaced(output: Path) -> Path:
+    return output.with_name(f".{output.name}.moeify-replaced")
+
+
+def _restore_replaced(output: Path) -> None:
+    """Finish what a run killed between the two renames of ``_publish`` left undone."""
+    old = _replaced(output)
+    if old.exists() and not output.exists():
+        os.rename(old, output)
+    elif old.exists():
+        shutil.rmtree(old)
+
+
+def _publish(stage: Path, output: Path, force: bool) -> None:
+    if os.path.lexists(output):
+        if not force:
+            raise OutputError(
+                f"the output {output} appeared while moeify was writing; it was left alone",
+                "choose another folder, or pass --force",
+            )
+        old = _replaced(output)
+        os.rename(output, old)
+        try:
+            os.rename(stage, output)
+        except OSError:
+            os.rename(old, output)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        os.rename(stage, output)
+    _sync(output.parent)
+
+
+def sync_tree(folder: Path) -> None:
+    """Flush every file and folder below ``folder`` to disk."""
+    for place, _, files in os.walk(folder):
+        for name in files:
+            _sync(Path(place, name))
+        _sync(Path(place))
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,66 @@
+"""From exceptions to one sentence, a hint and an exit code."""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import sys
+from collections.abc import Callable
+from types import FrameType
+
+import typer
+
+from moeify.cli._output import error
+from moeify.errors import MoeifyError
+
+__all__ = ["EXIT_ERROR", "EXIT_FINDINGS", "EXIT_INTERRUPTED", "guarded"]
+
+EXIT_ERROR = 1
+EXIT_FINDINGS = 3
+EXIT_INTERRUPTED = 130
+
+
+def guarded(command: Callable[..., None]) -> Callable[..., None]:
+    """``command`` that leaves the process with the right code and without a traceback.
+
+    SIGTERM is treated like Ctrl-C, so that temporary folders are removed. ``MOEIFY_DEBUG=1``
+    lets every exception through.
+    """
+
+    @functools.wraps(command)
+    def run(*args: object, **options: object) -> None:
+        signal.signal(signal.SIGTERM, _interrupt)
+        try:
+            command(*args, **options)
+        except BaseException as failure:
+            if os.environ.get("MOEIFY_DEBUG") == "1" or not _explain(failure):
+                raise
+            sys.exit(EXIT_INTERRUPTED if isinstance(failure, KeyboardInterrupt) else EXIT_ERROR)
+
+    return run
+
+
+def _explain(failure: BaseException) -> bool:
+    """Say what happened; False for what is no failure, such as an exit that was asked for."""
+    if isinstance(failure, MoeifyError):
+        error(failure.message, failure.hint)
+    elif isinstance(failure, KeyboardInterrupt):
+        error("interrupted; nothing was left half-written")
+    elif isinstance(failure, BrokenPipeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    elif isinstance(failure, MemoryError):
+        error("out of memory", "close other programs, or use a smaller --batch or --length")
+    elif isinstance(failure, Exception) and not isinstance(failure, typer.Exit):
+        summary = f"{type(failure).__name__}: {failure}".splitlines()[0]
+        error(
+            f"unexpected failure, which is a bug in moeify: {summary}",
+            "MOEIFY_DEBUG=1 shows where; please report it",
+        )
+    else:
+        return False
+    return True
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

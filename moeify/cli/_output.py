@@ -1,0 +1,113 @@
+"""What a command says: data on stdout, everything else on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.table import Table
+
+__all__ = ["Output", "count", "error", "plain", "size"]
+
+
+def plain(text: object) -> str:
+    """``text`` without control characters and rich markup, safe to print whatever it holds."""
+    return escape("".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in str(text)))
+
+
+def size(nbytes: float) -> str:
+    """Bytes for people: 5.4 GB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if nbytes < 1000:
+            return f"{nbytes:.0f} B" if unit == "B" else f"{nbytes:.1f} {unit}"
+        nbytes /= 1000
+    return f"{nbytes:.1f} TB"
+
+
+def count(number: float) -> str:
+    """A number of parameters for people: 109.5M."""
+    for unit in ("", "K", "M", "B"):
+        if abs(number) < 1000:
+            return f"{number:.0f}" if not unit else f"{number:.1f}{unit}"
+        number /= 1000
+    return f"{number:.1f}T"
+
+
+def error(message: str, hint: str | None = None) -> None:
+    """Print a failure and how to mend it on stderr."""
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    console.print(f"[bold red]error:[/] {plain(message)}")
+    if hint:
+        console.print(f"[bold]hint:[/] {plain(hint)}")
+
+
+class Output:
+    """How one command reports, as ``--json`` and ``--quiet`` ask for it."""
+
+    def __init__(self, *, as_json: bool, quiet: bool) -> None:
+        self.as_json, self.quiet = as_json, quiet
+        self._out = Console(highlight=False)
+        self._err = Console(stderr=True, soft_wrap=True, highlight=False)
+
+    def document(self, document: dict[str, Any]) -> None:
+        """The one JSON document of ``--json``."""
+        if self.as_json:
+            sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+
+    def table(self, title: str, rows: Sequence[tuple[str, str]]) -> None:
+        """Name and value pairs."""
+        if self.as_json or self.quiet:
+            return
+        self._out.print(f"[bold]{plain(title)}[/]", soft_wrap=True)
+        table = Table(show_header=False, box=None)
+        table.add_column(style="cyan", no_wrap=True)
+        table.add_column(overflow="fold")
+        for name, value in rows:
+            table.add_row(plain(name), plain(value))
+        self._out.print(table)
+
+    def warning(self, text: str) -> None:
+        """Something the user should know, on stderr."""
+        if not self.quiet:
+            self._err.print(f"[yellow]warning:[/] {plain(text)}")
+
+    def hint(self, text: str) -> None:
+        """What to do next, on stderr."""
+        if not (self.quiet or self.as_json):
+            self._err.print(f"[dim]next:[/] {plain(text)}")
+
+    @contextmanager
+    def status(self, text: str) -> Iterator[None]:
+        """A spinner for work of unknown length, where stderr is a terminal."""
+        if self.quiet or not self._err.is_terminal:
+            yield
+            return
+        with self._err.status(plain(text)):
+            yield
+
+    @contextmanager
+    def bytes_bar(self, label: str) -> Iterator[Callable[[int, int], None] | None]:
+        """A progress bar in bytes with rate and time left, where stderr is a terminal."""
+        if self.quiet or not self._err.is_terminal:
+            yield None
+            return
+        columns = (
+            TextColumn("{task.description}"), BarColumn(), DownloadColumn(),
+            TransferSpeedColumn(), TimeRemainingColumn(),
+        )  # fmt: skip
+        with Progress(*columns, console=self._err, transient=True) as bar:
+            task = bar.add_task(plain(label), total=None)
+            yield lambda done, total: bar.update(task, completed=done, total=total)

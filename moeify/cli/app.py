@@ -1,0 +1,47 @@
+"""The ``moeify`` command."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+import moeify
+from moeify.cli import attach, upcycle, verify
+from moeify.cli._errors import guarded
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="moeify",
+    help="Turn dense transformers into mixtures of experts: exact, streaming, measured.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"moeify {moeify.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Turn dense transformers into mixtures of experts: exact, streaming, measured."""
+
+
+for module in (upcycle, attach, verify):
+    name = module.__name__.rsplit(".", 1)[-1]
+    app.command(name, epilog=module.EPILOG)(guarded(module.command))
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

@@ -1,0 +1,1 @@
+"""What moeify knows of each model family, as data."""

@@ -1,0 +1,1 @@
+"""What a checkpoint says about how it was made: moeify.json and the model card."""

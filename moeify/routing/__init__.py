@@ -1,0 +1,1 @@
+"""How routers are set and how they route."""

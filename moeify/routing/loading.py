@@ -1,0 +1,73 @@
+"""Loading a checkpoint into the class its config names, without running code from its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from moeify.errors import CheckpointError
+from moeify.modeling import REMOTE_CODE
+
+__all__ = ["load_model", "load_tokenizer", "model_class"]
+
+
+def load_model(folder: Path, dtype: str = "auto") -> Any:
+    """The model in ``folder``, in evaluation mode, as the class that config.json names.
+
+    Classes come from transformers and from moeify, never from the folder. Raises
+    ``CheckpointError`` when transformers cannot load it.
+    """
+    with _quiet_loading(folder):
+        from transformers import AutoConfig
+
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        model = model_class(config).from_pretrained(folder, config=config, dtype=dtype)
+    return model.eval()
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer in ``folder``; raises ``CheckpointError`` when there is none."""
+    with _quiet_loading(folder):
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+
+
+def model_class(config: Any) -> Any:
+    """The class that a transformers config names in ``architectures``."""
+    import transformers
+
+    name = (config.architectures or [""])[0]
+    if config.model_type in REMOTE_CODE:
+        home: Any = import_module(f"moeify.modeling.modeling_{config.model_type}")
+    else:
+        home = transformers
+    found = getattr(home, name, None)
+    if found is None:
+        raise CheckpointError(
+            f"transformers has no class {name!r} for model_type {config.model_type!r}",
+            "mend architectures in config.json",
+        )
+    return found
+
+
+@contextmanager
+def _quiet_loading(folder: Path) -> Iterator[None]:
+    """Keep transformers quiet, and turn its many exceptions into one."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"transformers cannot load {folder}: {reason}") from error
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,165 @@
+"""Fresh routers for a checkpoint that is a mixture of experts already."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from moeify.checkpoint.arithmetic import decode
+from moeify.checkpoint.carry import carry_files
+from moeify.checkpoint.files import SourceFiles
+from moeify.checkpoint.header import StoredTensor
+from moeify.checkpoint.jobs import Job
+from moeify.checkpoint.reader import Checkpoint
+from moeify.checkpoint.rewrite import plan_rewrite, write_rewrite
+from moeify.checkpoint.source import Source, resolve_source
+from moeify.checkpoint.staging import check_free_space, check_output, output_errors, staged
+from moeify.checkpoint.writer import Progress
+from moeify.families.base import Family
+from moeify.families.moe_view import MoeView, view_moe
+from moeify.families.registry import moe_family
+from moeify.provenance.companions import write_companions
+from moeify.provenance.record import Record, Step
+from moeify.routing.initialization import RouterRows, expected_entropy, logit_std
+from moeify.upcycling.config import AttachConfig, check_top_k
+
+__all__ = ["AttachReport", "RouterOutlook", "attach"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RouterOutlook:
+    """What a layer's router does to an input whose normalised components are uncorrelated.
+
+    ``entropy`` is the expected normalised entropy H(p)/ln E: 1 is flat, 0 saturated.
+    """
+
+    logit_std: float
+    entropy: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttachReport:
+    """What attaching routers did. ``before`` is None for a layer that had no router."""
+
+    source: str
+    output: str
+    model_type: str
+    num_experts: int
+    top_k_before: int
+    top_k: int
+    before: dict[int, RouterOutlook | None]
+    after: dict[int, RouterOutlook]
+    files_linked: int
+    bytes_written: int
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON document of ``moeify attach --json``."""
+        return {"schema": "moeify.attach/1", **asdict(self)}
+
+
+def attach(
+    checkpoint: str | Path, output: str | Path | None = None, config: AttachConfig | None = None,
+    *, progress: Progress | None = None, **options: Any,
+) -> AttachReport:  # fmt: skip
+    """Give every MoE layer of ``checkpoint`` a fresh router, also where one is missing.
+
+    Only the routers' file is written: files without routers are hard-linked (copied where linking
+    fails), files that mix routers with other tensors are streamed again without them. Raises
+    ``MoeifyError``; nothing is left behind then.
+    """
+    started = time.perf_counter()
+    config = replace(config or AttachConfig(), **options)
+    source = resolve_source(checkpoint, config.revision)
+    target = (
+        Path(output) if output is not None else Path(f"{source.name.rsplit('/', 1)[-1]}-routers")
+    )
+    check_output(target, source.folder, force=config.force)
+    opened = Checkpoint.open(source.folder)
+    family = moe_family(opened.config)
+    view = view_moe(opened, family.moe)
+    check_top_k(config.top_k or view.top_k, view.num_experts)
+    pieces = {layer: _rows(view, layer, config) for layer in view.moe_layers}
+    plan = plan_rewrite(opened, _jobs(view, pieces))
+    check_free_space(target, plan.bytes_written)
+    before, after = _outlooks(view, pieces)
+    report = AttachReport(
+        source=source.name,
+        output=str(target),
+        model_type=family.moe.model_type,
+        num_experts=view.num_experts,
+        top_k_before=view.top_k,
+        top_k=config.top_k or view.top_k,
+        before=before,
+        after=after,
+        files_linked=len(plan.linked),
+        bytes_written=plan.bytes_written,
+        seconds=0.0,
+    )
+    with staged(target, force=config.force) as stage, output_errors(target):
+        write_rewrite(stage, plan, progress)
+        carry_files(source.folder, stage)
+        _write_companions(stage, source, view, family, config, report)
+    return replace(report, seconds=time.perf_counter() - started)
+
+
+def _rows(view: MoeView, layer: int, config: AttachConfig) -> RouterRows:
+    present = view.router(layer)
+    norm = view.norm(layer)
+    return RouterRows(
+        init=config.router,
+        num_experts=view.num_experts,
+        hidden_size=view.hidden_size,
+        dtype=(present or norm).dtype,
+        key=(config.seed, "router", view.layout.layer.format(layer=layer)),
+        norm=norm,
+        norm_bias=view.norm_bias(layer),
+    )
+
+
+def _jobs(view: MoeView, pieces: dict[int, RouterRows]) -> Iterator[Job]:
+    shape = (view.num_experts, view.hidden_size)
+    for layer, piece in pieces.items():
+        yield Job(view.router_name(layer), piece.dtype, shape, (piece,))
+
+
+def _outlooks(
+    view: MoeView, pieces: dict[int, RouterRows]
+) -> tuple[dict[int, RouterOutlook | None], dict[int, RouterOutlook]]:
+    before: dict[int, RouterOutlook | None] = {}
+    after: dict[int, RouterOutlook] = {}
+    with SourceFiles() as files:
+
+        def read(stored: StoredTensor) -> Any:
+            return decode(files.read(stored.path, stored.start, stored.nbytes), stored.dtype)
+
+        for layer, piece in pieces.items():
+            gain = read(view.norm(layer))
+            shape = (view.num_experts, view.hidden_size)
+            present = view.router(layer)
+            rows = None if present is None else read(present).reshape(shape)
+            before[layer] = None if rows is None else _outlook(rows, gain)
+            after[layer] = _outlook(piece.values(files).reshape(shape), gain)
+    return before, after
+
+
+def _outlook(rows: Any, gain: Any) -> RouterOutlook:
+    std = logit_std(rows, gain)
+    return RouterOutlook(logit_std=std, entropy=expected_entropy(std, len(rows)))
+
+
+def _write_companions(
+    stage: Path, source: Source, view: MoeView, family: Family, config: AttachConfig,
+    report: AttachReport,
+) -> None:  # fmt: skip
+    options = asdict(config)
+    options.pop("force")
+    entropies = [outlook.entropy for outlook in report.after.values()]
+    results = {"expected_entropy": sum(entropies) / len(entropies), "top_k": report.top_k}
+    record = Record.read(source).with_step(Step(command="attach", options=options, results=results))
+    model_config = dict(view.checkpoint.config)
+    model_config[view.layout.top_k_keys[0]] = report.top_k
+    write_companions(stage, family, model_config, record, source.folder)

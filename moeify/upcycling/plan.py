@@ -1,0 +1,235 @@
+"""The plan of an upcycled checkpoint, made from headers and config alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from moeify.checkpoint.arithmetic import FLOAT_DTYPES
+from moeify.checkpoint.header import StoredTensor
+from moeify.checkpoint.jobs import Job, Noise, Piece, copy_of
+from moeify.checkpoint.reader import Checkpoint
+from moeify.checkpoint.writer import Shard, parse_size, plan_shards
+from moeify.errors import CheckpointError
+from moeify.families.base import (
+    Config,
+    ExpertTensor,
+    ExtraTensor,
+    Family,
+    MoeSettings,
+    resolve_shape,
+)
+from moeify.families.dense_view import DenseView, view_dense
+from moeify.families.registry import dense_family
+from moeify.routing.initialization import NormalRows, RouterRows
+from moeify.upcycling.config import UpcycleConfig, select_layers
+
+__all__ = ["ParameterCounts", "UpcyclePlan", "plan_upcycle"]
+
+_DTYPE_NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+_CONFIG_NAMES = {stored: name for name, stored in _DTYPE_NAMES.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParameterCounts:
+    """Parameters of the dense model, of the mixture, and those that one token uses."""
+
+    dense: int
+    total: int
+    active: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpcyclePlan:
+    """Everything that will be written: config and shards. ``ffn`` are the tensors to scan."""
+
+    view: DenseView
+    settings: MoeSettings
+    config: Config
+    shards: tuple[Shard, ...]
+    ffn: tuple[StoredTensor, ...]
+    parameters: ParameterCounts
+    warnings: tuple[str, ...] = field(default=())
+
+    @property
+    def family(self) -> Family:
+        """The family of the checkpoint."""
+        return self.view.family
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all weight files."""
+        return sum(shard.nbytes for shard in self.shards)
+
+
+def plan_upcycle(checkpoint: Checkpoint, options: UpcycleConfig) -> UpcyclePlan:
+    """Plan the mixture that ``options`` ask for.
+
+    Raises ``UnsupportedModelError``, ``CheckpointError`` and ``ConfigError``; nothing but headers
+    has been read then.
+    """
+    family = dense_family(checkpoint.config)
+    view = view_dense(checkpoint, family)
+    layers = select_layers(options.layers, view.num_layers)
+    settings = MoeSettings(
+        num_experts=options.num_experts,
+        top_k=options.top_k,
+        moe_layers=layers,
+        num_layers=view.num_layers,
+    )
+    planner = _Planner(view, settings, options)
+    shards = plan_shards(
+        planner.weights(), parse_size(options.max_shard_size), last=planner.routers()
+    )
+    return UpcyclePlan(
+        view=view,
+        settings=settings,
+        config=planner.config,
+        shards=shards,
+        ffn=tuple(tensor for layer in layers for tensor in view.ffn(layer).values()),
+        parameters=planner.parameters(),
+        warnings=tuple(_warnings(view)),
+    )
+
+
+def _warnings(view: DenseView) -> Iterator[str]:
+    if view.unknown:
+        names = ", ".join(sorted(view.unknown)[:3]) + (", ..." if len(view.unknown) > 3 else "")
+        class_name = view.family.architecture(view.checkpoint.config)
+        yield f"carried over tensors that {class_name} does not use: {names}"
+
+
+class _Planner:
+    """One pass over the dense tensors in the order of the source's files."""
+
+    def __init__(self, view: DenseView, settings: MoeSettings, options: UpcycleConfig) -> None:
+        self.view, self.settings, self.options = view, settings, options
+        self.family = view.family
+        self.cast = _DTYPE_NAMES.get(options.dtype)
+        self.config = self._config()
+        self.dims = self.family.moe.dims(self.config)
+
+    def _config(self) -> Config:
+        """config.json of the mixture."""
+        source = self.view.checkpoint.config
+        config = self.family.to_moe_config(dict(source), self.settings)
+        config["model_type"] = self.family.moe.model_type
+        config["architectures"] = [self.family.moe_architecture(source)]
+        config.pop("auto_map", None)
+        config.pop("_name_or_path", None)
+        sample = self._out_dtype(next(iter(self.view.ffn(self.settings.moe_layers[0]).values())))
+        if self.cast or not ("dtype" in config or "torch_dtype" in config):
+            config.pop("torch_dtype", None)
+            config["dtype"] = _CONFIG_NAMES.get(sample, "float32")
+        return config
+
+    def _out_dtype(self, tensor: StoredTensor) -> str:
+        return self.cast if self.cast and tensor.dtype in FLOAT_DTYPES else tensor.dtype
+
+    def weights(self) -> Iterator[Job]:
+        """Everything but the routers: outer tensors and heads, then layer by layer."""
+        replaced = self._replaced()
+        prefix = self.view.head.prefix_out
+        for name, tensor in self.view.base.items():
+            if name not in replaced:
+                yield self._copy(prefix + name, tensor)
+            elif replaced[name] is not None:
+                yield from self._layer(replaced[name] or 0)
+        for name, tensor in (*self.view.heads.items(), *self.view.unknown.items()):
+            yield self._copy(name, tensor)
+
+    def _replaced(self) -> dict[str, int | None]:
+        """FFN tensors that experts replace; each layer's first one carries the layer number."""
+        replaced: dict[str, int | None] = {}
+        for layer in self.settings.moe_layers:
+            prefix = self.family.dense.layer.format(layer=layer)
+            names = {prefix + part.name for part in self.family.dense.ffn}
+            present = [name for name in self.view.base if name in names]
+            replaced |= dict.fromkeys(present)
+            replaced[present[0]] = layer
+        return replaced
+
+    def _copy(self, name: str, tensor: StoredTensor) -> Job:
+        dtype = self._out_dtype(tensor)
+        return Job(name, dtype, tensor.shape, (copy_of(tensor, dtype),))
+
+    def _layer(self, layer: int) -> Iterator[Job]:
+        prefix = self.view.head.prefix_out + self.family.moe.layer.format(layer=layer)
+        ffn = self.view.ffn(layer)
+        for spec in self.family.moe.experts:
+            yield from self._experts(prefix, spec, ffn)
+        for extra in self.family.moe.extras:
+            yield self._extra(prefix, extra, self._out_dtype(ffn["up"]))
+
+    def _experts(
+        self, prefix: str, spec: ExpertTensor, ffn: dict[str, StoredTensor]
+    ) -> Iterator[Job]:
+        shape = resolve_shape(spec.shape, self.dims)
+        dtype = self._out_dtype(ffn[spec.roles[0]])
+        pieces = [
+            self._expert_piece(ffn[role], role, expert)
+            for expert in range(self.settings.num_experts)
+            for role in spec.roles
+        ]
+        if spec.fused:
+            yield Job(prefix + spec.name, dtype, (self.settings.num_experts, *shape), tuple(pieces))
+            return
+        for expert, piece in enumerate(pieces):
+            yield Job(prefix + spec.name.format(expert=expert), dtype, shape, (piece,))
+
+    def _expert_piece(self, tensor: StoredTensor, role: str, expert: int) -> Piece:
+        dtype = self._out_dtype(tensor)
+        if tensor.dtype not in FLOAT_DTYPES:
+            raise CheckpointError(
+                f"tensor {tensor.name!r} has dtype {tensor.dtype}: a quantised FFN cannot be"
+                " upcycled",
+                "use the unquantised checkpoint",
+                path=tensor.path,
+            )
+        noise = None
+        if self.options.noise and not role.endswith("_bias"):
+            noise = Noise(self.options.noise, (self.options.seed, "noise", tensor.name, expert))
+        return copy_of(tensor, dtype, noise)
+
+    def _extra(self, prefix: str, extra: ExtraTensor, dtype: str) -> Job:
+        shape = resolve_shape(extra.shape, self.dims)
+        piece = NormalRows(
+            count=math.prod(shape),
+            std=extra.std,
+            dtype=dtype,
+            key=(self.options.seed, "extra", prefix + extra.name),
+        )
+        return Job(prefix + extra.name, dtype, shape, (piece,))
+
+    def routers(self) -> Iterator[Job]:
+        """One router a layer."""
+        moe, dense = self.family.moe, self.family.dense
+        for layer in self.settings.moe_layers:
+            source = dense.layer.format(layer=layer)
+            name = self.view.head.prefix_out + moe.layer.format(layer=layer) + moe.router
+            norm = self.view.base[source + dense.norm]
+            piece = RouterRows(
+                init=self.options.router,
+                num_experts=self.settings.num_experts,
+                hidden_size=self.dims["H"],
+                dtype=self._out_dtype(norm),
+                key=(self.options.seed, "router", moe.layer.format(layer=layer)),
+                norm=norm,
+                norm_bias=self.view.base[source + dense.norm_bias] if dense.norm_bias else None,
+            )
+            yield Job(name, piece.dtype, (piece.num_experts, piece.hidden_size), (piece,))
+
+    def parameters(self) -> ParameterCounts:
+        """Exact counts, tied tensors once."""
+        experts, layers = self.settings.num_experts, len(self.settings.moe_layers)
+        ffn = sum(tensor.elements for tensor in self.view.ffn(self.settings.moe_layers[0]).values())
+        added = experts * self.dims["H"] + sum(
+            math.prod(resolve_shape(extra.shape, self.dims)) for extra in self.family.moe.extras
+        )
+        shared = self.view.parameters - layers * ffn + layers * added
+        return ParameterCounts(
+            dense=self.view.parameters,
+            total=shared + layers * experts * ffn,
+            active=shared + layers * self.settings.top_k * ffn,
+        )

@@ -1,0 +1,139 @@
+"""From a dense checkpoint to a mixture of experts: plan, stream, verify, rename."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from moeify.checkpoint.carry import carried_files, carry_files
+from moeify.checkpoint.reader import Checkpoint
+from moeify.checkpoint.source import Source, resolve_source
+from moeify.checkpoint.staging import check_free_space, check_output, output_errors, staged
+from moeify.checkpoint.writer import Progress, write_shards
+from moeify.provenance.companions import write_companions
+from moeify.provenance.record import Record, Step
+from moeify.upcycling.config import UpcycleConfig
+from moeify.upcycling.plan import UpcyclePlan, plan_upcycle
+
+__all__ = ["UpcycleReport", "upcycle"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpcycleReport:
+    """What upcycling did, or with ``dry_run`` would do.
+
+    ``noise_effective`` is the root mean square of what the noise changed after rounding to the
+    output's dtype, relative to the weights' standard deviation.
+    """
+
+    source: str
+    output: str
+    family: str
+    model_type: str
+    num_experts: int
+    top_k: int
+    num_layers: int
+    moe_layers: tuple[int, ...]
+    params_dense: int
+    params_total: int
+    params_active: int
+    bytes_written: int
+    seconds: float
+    noise_requested: float
+    noise_effective: float
+    warnings: tuple[str, ...]
+    dry_run: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON document of ``moeify upcycle --json``."""
+        return {"schema": "moeify.upcycle/1", **asdict(self)}
+
+
+def upcycle(
+    source: str | Path, output: str | Path | None = None, config: UpcycleConfig | None = None,
+    *, dry_run: bool = False, progress: Progress | None = None, **options: Any,
+) -> UpcycleReport:  # fmt: skip
+    """Turn the feed-forward layers of a dense checkpoint into experts.
+
+    Args:
+        source: a local folder or a Hub id.
+        output: the folder to write; by default one named after source and options.
+        config: the options; ``options`` override single fields, as in
+            ``upcycle("bert-base-uncased", num_experts=8)``.
+        dry_run: stop after the plan; only headers are read.
+        progress: called with bytes done and bytes in all.
+
+    With copies and renormalised top-k weights the result computes the dense function for any
+    router (Sparse Upcycling, arXiv:2212.05055, section 3); noise perturbs it, see
+    docs/methods.md. Raises ``MoeifyError``; nothing is left behind then.
+    """
+    started = time.perf_counter()
+    config = replace(config or UpcycleConfig(), **options)
+    resolved = resolve_source(source, config.revision)
+    target = Path(output) if output is not None else default_output(resolved, config)
+    if not dry_run:
+        check_output(target, resolved.folder, force=config.force)
+    plan = plan_upcycle(Checkpoint.open(resolved.folder), config)
+    report = _report(plan, resolved, target, config)
+    if dry_run:
+        return replace(report, dry_run=True, seconds=time.perf_counter() - started)
+    check_free_space(target, plan.nbytes)
+    for _ in carried_files(resolved.folder):
+        pass  # a link out of the folder is refused before the long work
+    return _write(plan, resolved, target, config, replace(report, dry_run=False), progress, started)
+
+
+def default_output(source: Source, config: UpcycleConfig) -> Path:
+    """``NAME-moe-e8-k2`` in the working directory."""
+    name = source.name.rsplit("/", 1)[-1]
+    return Path(f"{name}-moe-e{config.num_experts}-k{config.top_k}")
+
+
+def _report(
+    plan: UpcyclePlan, source: Source, target: Path, config: UpcycleConfig
+) -> UpcycleReport:
+    return UpcycleReport(
+        source=source.name,
+        output=str(target),
+        family=plan.family.model_type,
+        model_type=plan.family.moe.model_type,
+        num_experts=config.num_experts,
+        top_k=config.top_k,
+        num_layers=plan.settings.num_layers,
+        moe_layers=plan.settings.moe_layers,
+        params_dense=plan.parameters.dense,
+        params_total=plan.parameters.total,
+        params_active=plan.parameters.active,
+        bytes_written=plan.nbytes,
+        seconds=0.0,
+        noise_requested=config.noise,
+        noise_effective=0.0,
+        warnings=plan.warnings,
+        dry_run=True,
+    )
+
+
+def _write(
+    plan: UpcyclePlan, source: Source, target: Path, config: UpcycleConfig,
+    report: UpcycleReport, progress: Progress | None, started: float,
+) -> UpcycleReport:  # fmt: skip
+    with staged(target, force=config.force) as stage, output_errors(target):
+        tally = write_shards(stage, plan.shards, progress, check=plan.ffn)
+        warnings = list(report.warnings)
+        if tally.overflows:
+            warnings.append(f"{tally.overflows} sampled weights overflowed {config.dtype} by noise")
+        report = replace(report, noise_effective=tally.relative_std, warnings=tuple(warnings))
+        carry_files(source.folder, stage)
+        record = Record.read(source).with_step(_step(config, report))
+        write_companions(stage, plan.family, plan.config, record, source.folder)
+    return replace(report, seconds=time.perf_counter() - started)
+
+
+def _step(config: UpcycleConfig, report: UpcycleReport) -> Step:
+    options = asdict(config)
+    options.pop("force")
+    keys = ("params_dense", "params_total", "params_active", "noise_effective")
+    results = {key: getattr(report, key) for key in keys}
+    return Step(command="upcycle", options=options, results=results)

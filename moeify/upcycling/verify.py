@@ -1,0 +1,162 @@
+"""Does a mixture compute what its dense model computes? Run both and compare."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from moeify.checkpoint.reader import Checkpoint, read_config
+from moeify.checkpoint.source import resolve_source
+from moeify.errors import ConfigError, DatasetError
+from moeify.families.base import Config
+from moeify.routing.loading import load_model, load_tokenizer
+from moeify.upcycling.config import VerifyConfig
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["VerifyReport", "verify"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyReport:
+    """How far two models' outputs lie apart.
+
+    ``compared`` names the outputs: logits of a head, or hidden states of a headless model.
+    ``relative_diff`` is max abs diff / max abs dense output. ``top1_agreement`` is the fraction
+    of positions whose largest entry is the same, ``kl`` the mean KL(dense || moe) in nats over
+    the softmax of each position; both are over hidden units where there is no head.
+    """
+
+    dense: str
+    moe: str
+    compared: tuple[str, ...]
+    tokens: int
+    dtype: str
+    max_abs_diff: float
+    relative_diff: float
+    top1_agreement: float
+    kl: float
+    bit_exact: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON document of ``moeify verify --json``."""
+        return {"schema": "moeify.verify/1", **asdict(self)}
+
+
+def verify(
+    dense: str | Path, moe: str | Path, config: VerifyConfig | None = None, **options: Any
+) -> VerifyReport:
+    """Run ``dense`` and ``moe`` on the same tokens and compare their outputs.
+
+    The tokens [B, S] come from ``text``, or are drawn evenly from the vocabulary. Models are
+    loaded one after the other, in the dtype of the dense one. No code inside a checkpoint is run.
+    Raises ``MoeifyError``.
+    """
+    config = replace(config or VerifyConfig(), **options)
+    folders = [resolve_source(source).folder for source in (dense, moe)]
+    for folder in folders:
+        Checkpoint.open(folder)  # names what is wrong with a file before transformers stumbles
+    configs = [read_config(folder) for folder in folders]
+    _check_pair(configs[0], configs[1])
+    import torch
+
+    tokens = _tokens(folders[0], configs[0], config)
+    with torch.inference_mode():
+        expected, dtype = _outputs(folders[0], tokens, config.dtype)
+        actual, _ = _outputs(folders[1], tokens, dtype)
+    return _compare(str(dense), str(moe), expected, actual, int(tokens.numel()), dtype)
+
+
+def _check_pair(dense: Config, moe: Config) -> None:
+    sizes = [{k: c.get(k) for k in ("vocab_size", "hidden_size", "n_embd")} for c in (dense, moe)]
+    if sizes[0] != sizes[1]:
+        raise ConfigError(
+            f"the two models have different sizes: {sizes[0]} and {sizes[1]}",
+            "compare a mixture with the dense checkpoint that it was made from",
+        )
+
+
+def _tokens(folder: Path, config: Config, options: VerifyConfig) -> torch.Tensor:
+    import torch
+
+    limit = config.get("max_position_embeddings") or config.get("n_positions")
+    if isinstance(limit, int) and options.length > limit:
+        raise ConfigError(
+            f"length {options.length} is more than the model's {limit} positions",
+            f"pass --length {limit}",
+        )
+    wanted = (options.batch, options.length)
+    if options.text is None:
+        generator = torch.Generator().manual_seed(options.seed)
+        return torch.randint(int(config["vocab_size"]), wanted, generator=generator)
+    try:
+        text = options.text.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise DatasetError(f"cannot read {options.text}: {error.strerror}") from error
+    ids = load_tokenizer(folder)(text[: 64 * options.batch * options.length], verbose=False)[
+        "input_ids"
+    ]
+    if len(ids) < options.batch * options.length:
+        raise DatasetError(
+            f"{options.text} has {len(ids)} tokens, {options.batch} x {options.length} are needed",
+            "name a longer text, or pass a smaller --batch or --length",
+        )
+    return torch.tensor(ids[: options.batch * options.length]).view(wanted)
+
+
+def _outputs(folder: Path, tokens: torch.Tensor, dtype: str) -> tuple[dict[str, torch.Tensor], str]:
+    import torch
+
+    model = load_model(folder, dtype)
+    inputs: dict[str, torch.Tensor] = {"input_ids": tokens}
+    if "MultipleChoice" in type(model).__name__ or "DoubleHeads" in type(model).__name__:
+        inputs = {"input_ids": tokens.unsqueeze(1)}
+    if model.config.model_type in ("bert", "bert_moe"):
+        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    output = model(**inputs, return_dict=True)
+    tensors = {
+        name: value
+        for name, value in output.items()
+        if isinstance(value, torch.Tensor) and ("logits" in name or name == "last_hidden_state")
+    }
+    return tensors, str(model.dtype).removeprefix("torch.")
+
+
+def _compare(
+    dense: str, moe: str, expected: dict[str, torch.Tensor], actual: dict[str, torch.Tensor],
+    tokens: int, dtype: str,
+) -> VerifyReport:  # fmt: skip
+    import torch
+
+    names = tuple(name for name in expected if name in actual)
+    if not names:
+        raise ConfigError(
+            f"{dense} and {moe} have no output in common", "compare models with the same head"
+        )
+    pairs = [(expected[name].float(), actual[name].float()) for name in names]
+    diff = max(float((a - b).abs().max()) for a, b in pairs)
+    scale = max(float(a.abs().max()) for a, _ in pairs)
+    agree = torch.cat([(a.argmax(-1) == b.argmax(-1)).flatten().float() for a, b in pairs])
+    kl = torch.cat([_kl(a, b).flatten() for a, b in pairs])
+    return VerifyReport(
+        dense=dense,
+        moe=moe,
+        compared=names,
+        tokens=tokens,
+        dtype=dtype,
+        max_abs_diff=diff,
+        relative_diff=diff / scale if scale else diff,
+        top1_agreement=float(agree.mean()),
+        kl=float(kl.mean()),
+        bit_exact=all(torch.equal(expected[name], actual[name]) for name in names),
+    )
+
+
+def _kl(expected: torch.Tensor, actual: torch.Tensor) -> torch.Tensor:
+    """KL(expected || actual) over the last dimension, in float64."""
+    import torch
+
+    p, q = (torch.log_softmax(x.double(), dim=-1) for x in (expected, actual))
+    return torch.clamp((p.exp() * (p - q)).sum(-1), min=0)
