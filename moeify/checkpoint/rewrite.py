@@ -15,7 +15,6 @@ from moeify.checkpoint.writer import (
     Placed,
     Progress,
     Shard,
-    place,
     verify_shards,
     write_index,
     write_shard_files,

@@ -1,0 +1,311 @@
+"""BERT whose feed-forward networks are mixtures of experts, with every head BERT has.
+
+The classes extend transformers' own: attention, embeddings, heads and forward passes are
+inherited, and only the modules that hold a feed-forward network are built anew.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import initialization as init
+from transformers.integrations.moe import use_experts_implementation
+from transformers.models.bert import modeling_bert as dense
+from transformers.utils import logging
+from transformers.utils.output_capturing import OutputRecorder
+
+from .configuration_bert_moe import BertMoeConfig
+from .moe_layers import Experts, MoeFeedForward, TopKRouting, default_experts_implementation
+from .moe_outputs import (
+    MoeCausalLMOutput,
+    MoeMaskedLMOutput,
+    MoeModelOutputWithPooling,
+    MoeMultipleChoiceOutput,
+    MoeNextSentencePredictorOutput,
+    MoeQuestionAnsweringOutput,
+    MoeSequenceClassifierOutput,
+    MoeTokenClassifierOutput,
+    RouterOutput,
+    add_router_losses,
+    record_router,
+)
+
+logger = logging.get_logger(__name__)
+
+
+@use_experts_implementation(has_gate=False, has_bias=True)
+class BertMoeExperts(Experts):
+    """E copies of BERT's feed-forward network: weights [E, F, H] and [E, H, F]."""
+
+    def __init__(self, config: BertMoeConfig) -> None:
+        super().__init__(
+            num_experts=config.num_experts,
+            hidden_size=config.hidden_size,
+            ffn_size=config.intermediate_size,
+            activation=config.hidden_act,
+        )
+
+
+class BertMoeOutput(nn.Module):
+    """What `BertOutput` does after its dense layer: dropout, residual and normalisation."""
+
+    def __init__(self, config: BertMoeConfig) -> None:
+        super().__init__()
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, hidden_states: Tensor, input_tensor: Tensor) -> Tensor:
+        """Map two [B, S, H] to one."""
+        return self.LayerNorm(self.dropout(hidden_states) + input_tensor)
+
+
+class BertMoeLayer(dense.BertLayer):
+    """`BertLayer` with `moe` in place of `intermediate` and `output.dense`."""
+
+    def __init__(self, config: BertMoeConfig, layer_idx: int | None = None) -> None:
+        # BertLayer's own constructor would allocate the dense network.
+        super(dense.BertLayer, self).__init__()
+        # Chunks would route piecewise and record one set of logits each; the result is the same.
+        self.chunk_size_feed_forward = 0
+        self.seq_len_dim = 1
+        self.is_decoder = config.is_decoder
+        self.add_cross_attention = config.add_cross_attention
+        self.attention = dense.BertAttention(
+            config, is_causal=config.is_decoder, layer_idx=layer_idx
+        )
+        if config.add_cross_attention:
+            if not config.is_decoder:
+                raise ValueError("add_cross_attention=True needs is_decoder=True.")
+            self.crossattention = dense.BertAttention(
+                config, is_causal=False, layer_idx=layer_idx, is_cross_attention=True
+            )
+        self.moe = MoeFeedForward(
+            BertMoeExperts(config),
+            hidden_size=config.hidden_size,
+            top_k=config.num_experts_per_tok,
+            norm_topk_prob=config.norm_topk_prob,
+        )
+        self.output = BertMoeOutput(config)
+
+    def feed_forward_chunk(self, attention_output: Tensor) -> Tensor:
+        """Map the attention's output [B, S, H] to the layer's output [B, S, H]."""
+        return self.output(self.moe(attention_output), attention_output)
+
+
+class BertMoeEncoder(dense.BertEncoder):
+    """Layers with experts where the config puts them, dense layers elsewhere."""
+
+    def __init__(self, config: BertMoeConfig) -> None:
+        super(dense.BertEncoder, self).__init__()
+        self.config = config
+        self.layer = nn.ModuleList(
+            (BertMoeLayer if config.is_moe_layer(n) else dense.BertLayer)(config, layer_idx=n)
+            for n in range(config.num_hidden_layers)
+        )
+
+
+class BertMoePreTrainedModel(dense.BertPreTrainedModel):
+    """What all BERT-MoE models share: configuration, initialisation and output recording."""
+
+    config_class = BertMoeConfig
+    _no_split_modules: ClassVar = ["BertEmbeddings", "BertLayer", "BertMoeLayer"]
+    _can_record_outputs: ClassVar = {
+        **dense.BertPreTrainedModel._can_record_outputs,
+        "router_logits": OutputRecorder(TopKRouting, index=0),
+    }
+
+    def __init__(self, config: BertMoeConfig) -> None:
+        config.check_experts(config.num_hidden_layers)
+        super().__init__(config)
+
+    @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        # transformers finds out by reading the source and keeps the answer on the class, where a
+        # dense class that was asked before would hand its "no" down.
+        return True
+
+    def get_correct_experts_implementation(self, requested_experts: str | None) -> str:
+        """Choose the implementation of the experts, by machine where the user left it open."""
+        requested_experts = default_experts_implementation(requested_experts)
+        return super().get_correct_experts_implementation(requested_experts)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, Experts):
+            for weight in (module.up_proj, module.down_proj):
+                init.normal_(weight, mean=0.0, std=self.config.initializer_range)
+            init.zeros_(module.up_proj_bias)
+            init.zeros_(module.down_proj_bias)
+
+
+class BertMoeModel(dense.BertModel, BertMoePreTrainedModel):
+    """BERT-MoE without a head; see `BertModel`."""
+
+    _auto_class = "AutoModel"
+    _no_split_modules = BertMoePreTrainedModel._no_split_modules
+
+    def __init__(self, config: BertMoeConfig, add_pooling_layer: bool = True) -> None:
+        BertMoePreTrainedModel.__init__(self, config)
+        self.gradient_checkpointing = False
+        self.embeddings = dense.BertEmbeddings(config)
+        self.encoder = BertMoeEncoder(config)
+        self.pooler = dense.BertPooler(config) if add_pooling_layer else None
+        self.post_init()
+
+    forward = record_router(MoeModelOutputWithPooling)(dense.BertModel.forward)
+
+
+@dataclass
+class BertMoeForPreTrainingOutput(RouterOutput, dense.BertForPreTrainingOutput):
+    """`BertForPreTrainingOutput` with the router's part."""
+
+
+class BertMoeForPreTraining(dense.BertForPreTraining, BertMoePreTrainedModel):
+    """BERT-MoE with the masked language modelling and next sentence heads."""
+
+    _auto_class = "AutoModelForPreTraining"
+
+    def __init__(self, config: BertMoeConfig) -> None:
+        BertMoePreTrainedModel.__init__(self, config)
+        self.bert = BertMoeModel(config)
+        self.cls = dense.BertPreTrainingHeads(config)
+        self.post_init()
+
+    forward = add_router_losses(BertMoeForPreTrainingOutput)(dense.BertForPreTraining.forward)
+
+
+class BertMoeLMHeadModel(dense.BertLMHeadModel, BertMoePreTrainedModel):
+    """BERT-MoE as a decoder, with a language modelling head and `generate`."""
+
+    _auto_class = "AutoModelForCausalLM"
+    # A checkpoint made for pre-training carries these; this head has no use for them.
+    _keys_to_ignore_on_load_unexpected: ClassVar = [r"cls\.seq_relationship\.", r"bert\.pooler\."]
+
+    def __init__(self, config: BertMoeConfig) -> None:
+        BertMoePreTrainedModel.__init__(self, config)
+        if not config.is_decoder:
+            logger.warning("To use BertMoeLMHeadModel on its own, set is_decoder=True.")
+        self.bert = BertMoeModel(config, add_pooling_layer=False)
+        self.cls = dense.BertOnlyMLMHead(config)
+        self.post_init()
+
+    forward = add_router_losses(MoeCausalLMOutput)(dense.BertLMHeadModel.forward)
+
+
+class BertMoeForMaskedLM(dense.BertForMaskedLM, BertMoePreTrainedModel):
+    """BERT-MoE with the masked language modelling head."""
+
+    _auto_class = "AutoModelForMaskedLM"
+    _keys_to_ignore_on_load_unexpected: ClassVar = [r"cls\.seq_relationship\.", r"bert\.pooler\."]
+
+    def __init__(self, config: BertMoeConfig) -> None:
+        BertMoePreTrainedModel.__init__(self, config)
+        if config.is_decoder:
+            logger.warning("BertMoeForMaskedLM needs is_decoder=False to see both directions.")
+        self.bert = BertMoeModel(config, add_pooling_layer=False)
+        self.cls = dense.BertOnlyMLMHead(config)
+        self.post_init()
+
+    forward = add_router_losses(MoeMaskedLMOutput)(dense.BertForMaskedLM.forward)
+
+
+class BertMoeForNextSentencePrediction(dense.BertForNextSentencePrediction, BertMoePreTrainedModel):
+    """BERT-MoE with the next sentence head."""
+
+    _auto_class = "AutoModelForNextSentencePrediction"
+
+    def __init__(self, config: BertMoeConfig) -> None:
+        BertMoePreTrainedModel.__init__(self, config)
+        self.bert = BertMoeModel(config)
+        self.cls = dense.BertOnlyNSPHead(config)
+        self.post_init()
+
+    forward = add_router_losses(MoeNextSentencePredictorOutput)(
+        dense.BertForNextSentencePrediction.forward
+    )
+
+
+class BertMoeForSequenceClassification(dense.BertForSequenceClassification, BertMoePreTrainedModel):
+    """BERT-MoE with a classifier or regressor over the pooled sequence."""
+
+    _auto_class = "AutoModelForSequenceClassification"
+
+    def __init__(self, config: BertMoeConfig) -> None:
+        BertMoePreTrainedModel.__init__(self, config)
+        self.num_labels = config.num_labels
+        self.bert = BertMoeModel(config)
+        self.dropout = nn.Dropout(_classifier_dropout(config))
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    forward = add_router_losses(MoeSequenceClassifierOutput)(
+        dense.BertForSequenceClassification.forward
+    )
+
+
+class BertMoeForMultipleChoice(dense.BertForMultipleChoice, BertMoePreTrainedModel):
+    """BERT-MoE that scores several continuations."""
+
+    _auto_class = "AutoModelForMultipleChoice"
+
+    def __init__(self, config: BertMoeConfig) -> None:
+        BertMoePreTrainedModel.__init__(self, config)
+        self.bert = BertMoeModel(config)
+        self.dropout = nn.Dropout(_classifier_dropout(config))
+        self.classifier = nn.Linear(config.hidden_size, 1)
+        self.post_init()
+
+    forward = add_router_losses(MoeMultipleChoiceOutput)(dense.BertForMultipleChoice.forward)
+
+
+class BertMoeForTokenClassification(dense.BertForTokenClassification, BertMoePreTrainedModel):
+    """BERT-MoE with a classifier over each token."""
+
+    _auto_class = "AutoModelForTokenClassification"
+
+    def __init__(self, config: BertMoeConfig) -> None:
+        BertMoePreTrainedModel.__init__(self, config)
+        self.num_labels = config.num_labels
+        self.bert = BertMoeModel(config, add_pooling_layer=False)
+        self.dropout = nn.Dropout(_classifier_dropout(config))
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    forward = add_router_losses(MoeTokenClassifierOutput)(dense.BertForTokenClassification.forward)
+
+
+class BertMoeForQuestionAnswering(dense.BertForQuestionAnswering, BertMoePreTrainedModel):
+    """BERT-MoE that marks the answer's first and last token."""
+
+    _auto_class = "AutoModelForQuestionAnswering"
+
+    def __init__(self, config: BertMoeConfig) -> None:
+        BertMoePreTrainedModel.__init__(self, config)
+        self.num_labels = config.num_labels
+        self.bert = BertMoeModel(config, add_pooling_layer=False)
+        self.qa_outputs = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    forward = add_router_losses(MoeQuestionAnsweringOutput)(dense.BertForQuestionAnswering.forward)
+
+
+def _classifier_dropout(config: BertMoeConfig) -> float:
+    if config.classifier_dropout is not None:
+        return config.classifier_dropout
+    return config.hidden_dropout_prob
+
+
+__all__ = [
+    "BertMoeForMaskedLM",
+    "BertMoeForMultipleChoice",
+    "BertMoeForNextSentencePrediction",
+    "BertMoeForPreTraining",
+    "BertMoeForQuestionAnswering",
+    "BertMoeForSequenceClassification",
+    "BertMoeForTokenClassification",
+    "BertMoeLMHeadModel",
+    "BertMoeModel",
+    "BertMoePreTrainedModel",
+]

@@ -1,0 +1,241 @@
+"""GPT-2 whose feed-forward networks are mixtures of experts, with every head GPT-2 has.
+
+The classes extend transformers' own: attention, embeddings, heads and forward passes are
+inherited, and only the modules that hold a feed-forward network are built anew.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import initialization as init
+from transformers.integrations.moe import use_experts_implementation
+from transformers.models.gpt2 import modeling_gpt2 as dense
+from transformers.utils.output_capturing import OutputRecorder
+
+from .configuration_gpt2_moe import GPT2MoeConfig
+from .moe_layers import Experts, MoeFeedForward, TopKRouting, default_experts_implementation
+from .moe_outputs import (
+    MoeCausalLMOutput,
+    MoeModelOutputWithPast,
+    MoeQuestionAnsweringOutput,
+    MoeSequenceClassifierOutputWithPast,
+    MoeTokenClassifierOutput,
+    RouterOutput,
+    add_router_losses,
+    record_router,
+)
+
+
+@use_experts_implementation(has_gate=False, has_bias=True, is_transposed=True)
+class GPT2MoeExperts(Experts):
+    """E copies of GPT-2's feed-forward network: weights [E, H, F] and [E, F, H], as in Conv1D."""
+
+    def __init__(self, config: GPT2MoeConfig) -> None:
+        super().__init__(
+            num_experts=config.num_experts,
+            hidden_size=config.n_embd,
+            ffn_size=config.ffn_size,
+            activation=config.activation_function,
+            is_transposed=True,
+        )
+
+
+class GPT2MoeMLP(MoeFeedForward):
+    """`MoeFeedForward` followed by the dropout that ends `GPT2MLP`."""
+
+    def __init__(self, config: GPT2MoeConfig) -> None:
+        super().__init__(
+            GPT2MoeExperts(config),
+            hidden_size=config.n_embd,
+            top_k=config.num_experts_per_tok,
+            norm_topk_prob=config.norm_topk_prob,
+        )
+        self.dropout = nn.Dropout(config.resid_pdrop)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """Map [B, S, H] to [B, S, H]."""
+        return self.dropout(super().forward(hidden_states))
+
+
+class GPT2MoeBlock(dense.GPT2Block):
+    """`GPT2Block` with experts in `mlp`."""
+
+    def __init__(self, config: GPT2MoeConfig, layer_idx: int | None = None) -> None:
+        # GPT2Block's own constructor would allocate the dense network.
+        super(dense.GPT2Block, self).__init__()
+        eps = config.layer_norm_epsilon
+        self.ln_1 = nn.LayerNorm(config.n_embd, eps=eps)
+        self.attn = dense.GPT2Attention(config=config, layer_idx=layer_idx)
+        self.ln_2 = nn.LayerNorm(config.n_embd, eps=eps)
+        if config.add_cross_attention:
+            self.crossattention = dense.GPT2Attention(
+                config=config, is_cross_attention=True, layer_idx=layer_idx
+            )
+            self.ln_cross_attn = nn.LayerNorm(config.n_embd, eps=eps)
+        self.mlp = GPT2MoeMLP(config)
+
+
+class GPT2MoePreTrainedModel(dense.GPT2PreTrainedModel):
+    """What all GPT-2-MoE models share: configuration, initialisation and output recording."""
+
+    config_class = GPT2MoeConfig
+    _no_split_modules: ClassVar = ["GPT2Block", "GPT2MoeBlock"]
+    _can_record_outputs: ClassVar = {
+        **dense.GPT2PreTrainedModel._can_record_outputs,
+        "router_logits": OutputRecorder(TopKRouting, index=0),
+    }
+
+    def __init__(self, config: GPT2MoeConfig) -> None:
+        config.check_experts(config.n_layer)
+        super().__init__(config)
+
+    @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        # transformers finds out by reading the source and keeps the answer on the class, where a
+        # dense class that was asked before would hand its "no" down.
+        return True
+
+    def get_correct_experts_implementation(self, requested_experts: str | None) -> str:
+        """Choose the implementation of the experts, by machine where the user left it open."""
+        requested_experts = default_experts_implementation(requested_experts)
+        return super().get_correct_experts_implementation(requested_experts)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, Experts):
+            std = self.config.initializer_range
+            init.normal_(module.up_proj, mean=0.0, std=std)
+            # As in the dense model, weights that write to the residual stream shrink with depth.
+            std /= math.sqrt(2 * self.config.n_layer)
+            init.normal_(module.down_proj, mean=0.0, std=std)
+            init.zeros_(module.up_proj_bias)
+            init.zeros_(module.down_proj_bias)
+
+
+class GPT2MoeModel(dense.GPT2Model, GPT2MoePreTrainedModel):
+    """GPT-2-MoE without a head; see `GPT2Model`."""
+
+    _auto_class = "AutoModel"
+
+    def __init__(self, config: GPT2MoeConfig) -> None:
+        GPT2MoePreTrainedModel.__init__(self, config)
+        self.embed_dim = config.n_embd
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.wpe = nn.Embedding(config.n_positions, config.n_embd)
+        self.drop = nn.Dropout(config.embd_pdrop)
+        self.h = nn.ModuleList(
+            (GPT2MoeBlock if config.is_moe_layer(n) else dense.GPT2Block)(config, layer_idx=n)
+            for n in range(config.n_layer)
+        )
+        self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.gradient_checkpointing = False
+        self._attn_implementation = config._attn_implementation
+        self.post_init()
+
+    forward = record_router(MoeModelOutputWithPast)(dense.GPT2Model.forward)
+
+
+class GPT2MoeLMHeadModel(dense.GPT2LMHeadModel, GPT2MoePreTrainedModel):
+    """GPT-2-MoE with the language modelling head and `generate`."""
+
+    _auto_class = "AutoModelForCausalLM"
+
+    def __init__(self, config: GPT2MoeConfig) -> None:
+        GPT2MoePreTrainedModel.__init__(self, config)
+        self.transformer = GPT2MoeModel(config)
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.post_init()
+
+    forward = add_router_losses(MoeCausalLMOutput)(dense.GPT2LMHeadModel.forward)
+
+
+@dataclass
+class GPT2MoeDoubleHeadsModelOutput(RouterOutput, dense.GPT2DoubleHeadsModelOutput):
+    """`GPT2DoubleHeadsModelOutput` with the router's part."""
+
+
+class GPT2MoeDoubleHeadsModel(dense.GPT2DoubleHeadsModel, GPT2MoePreTrainedModel):
+    """GPT-2-MoE with the language modelling and the multiple choice head."""
+
+    # transformers has no auto class for it; the name makes saving carry the source files along.
+    _auto_class = "GPT2MoeDoubleHeadsModel"
+
+    def __init__(self, config: GPT2MoeConfig) -> None:
+        GPT2MoePreTrainedModel.__init__(self, config)
+        config.num_labels = 1
+        self.transformer = GPT2MoeModel(config)
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.multiple_choice_head = dense.GPT2SequenceSummary(config)
+        self.post_init()
+
+    forward = add_router_losses(GPT2MoeDoubleHeadsModelOutput)(dense.GPT2DoubleHeadsModel.forward)
+
+
+class GPT2MoeForSequenceClassification(dense.GPT2ForSequenceClassification, GPT2MoePreTrainedModel):
+    """GPT-2-MoE with a classifier or regressor over the last real token."""
+
+    _auto_class = "AutoModelForSequenceClassification"
+
+    def __init__(self, config: GPT2MoeConfig) -> None:
+        GPT2MoePreTrainedModel.__init__(self, config)
+        self.num_labels = config.num_labels
+        self.transformer = GPT2MoeModel(config)
+        self.score = nn.Linear(config.n_embd, config.num_labels, bias=False)
+        self.post_init()
+
+    forward = add_router_losses(MoeSequenceClassifierOutputWithPast)(
+        dense.GPT2ForSequenceClassification.forward
+    )
+
+
+class GPT2MoeForTokenClassification(dense.GPT2ForTokenClassification, GPT2MoePreTrainedModel):
+    """GPT-2-MoE with a classifier over each token."""
+
+    _auto_class = "AutoModelForTokenClassification"
+
+    def __init__(self, config: GPT2MoeConfig) -> None:
+        GPT2MoePreTrainedModel.__init__(self, config)
+        self.num_labels = config.num_labels
+        self.transformer = GPT2MoeModel(config)
+        self.dropout = nn.Dropout(_classifier_dropout(config))
+        self.classifier = nn.Linear(config.n_embd, config.num_labels)
+        self.post_init()
+
+    forward = add_router_losses(MoeTokenClassifierOutput)(dense.GPT2ForTokenClassification.forward)
+
+
+class GPT2MoeForQuestionAnswering(dense.GPT2ForQuestionAnswering, GPT2MoePreTrainedModel):
+    """GPT-2-MoE that marks the answer's first and last token."""
+
+    _auto_class = "AutoModelForQuestionAnswering"
+
+    def __init__(self, config: GPT2MoeConfig) -> None:
+        GPT2MoePreTrainedModel.__init__(self, config)
+        self.num_labels = config.num_labels
+        self.transformer = GPT2MoeModel(config)
+        self.qa_outputs = nn.Linear(config.n_embd, 2)
+        self.post_init()
+
+    forward = add_router_losses(MoeQuestionAnsweringOutput)(dense.GPT2ForQuestionAnswering.forward)
+
+
+def _classifier_dropout(config: GPT2MoeConfig) -> float:
+    for key in ("classifier_dropout", "hidden_dropout"):
+        if getattr(config, key, None) is not None:
+            return getattr(config, key)
+    return 0.1
+
+
+__all__ = [
+    "GPT2MoeDoubleHeadsModel",
+    "GPT2MoeForQuestionAnswering",
+    "GPT2MoeForSequenceClassification",
+    "GPT2MoeForTokenClassification",
+    "GPT2MoeLMHeadModel",
+    "GPT2MoeModel",
+    "GPT2MoePreTrainedModel",
+]

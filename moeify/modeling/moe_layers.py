@@ -1,0 +1,277 @@
+"""Router, experts and router losses that the BERT-MoE and GPT-2-MoE models are built from.
+
+This file travels inside checkpoints: it imports torch and transformers only.
+
+Shapes: B batch, S sequence, N = B * S tokens, H hidden, F expert width, E experts, K top-k.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.activations import ACT2FN
+from transformers.utils.generic import maybe_autocast
+
+
+class Router(nn.Linear):
+    """Score of each expert for each token, in float32 at least.
+
+    It is a plain bias-free `nn.Linear`, so LoRA and hooks find it by the name `router`.
+    """
+
+    def __init__(self, hidden_size: int, num_experts: int) -> None:
+        super().__init__(hidden_size, num_experts, bias=False)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """Return router logits [N, E] in float32 or wider for `hidden_states` [N, H]."""
+        dtype = torch.promote_types(hidden_states.dtype, torch.float32)
+        with maybe_autocast(hidden_states.device.type, enabled=False):
+            return F.linear(hidden_states.to(dtype), self.weight.to(dtype))
+
+
+class TopKRouting(nn.Module):
+    """Choice of K experts per token and their weights.
+
+    It holds no parameters: it is a module so that transformers' output recording can hook it,
+    whatever an adapter has wrapped around the router.
+    """
+
+    def __init__(self, top_k: int, norm_topk_prob: bool) -> None:
+        super().__init__()
+        self.top_k = top_k
+        self.norm_topk_prob = norm_topk_prob
+
+    def forward(self, router_logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Choose experts.
+
+        Args:
+            router_logits: [N, E], float32 at least.
+
+        Returns:
+            The logits [N, E] again, the weights [N, K] and the experts' numbers [N, K]. The
+            weights sum to 1 if `norm_topk_prob`, else they are the probabilities themselves.
+        """
+        chosen_logits, experts = router_logits.topk(self.top_k, dim=-1)
+        if self.norm_topk_prob and self.top_k > 1:
+            # Equals p / sum(p) over the chosen, without the rounding of the other E - K terms.
+            return router_logits, chosen_logits.softmax(dim=-1), experts
+        weights = router_logits.softmax(dim=-1).gather(-1, experts)
+        if self.norm_topk_prob:
+            # One renormalised weight is the constant 1; this is 1 too, but its gradient is not 0.
+            weights = weights / weights.detach()
+        return router_logits, weights, experts
+
+    def extra_repr(self) -> str:
+        return f"top_k={self.top_k}, norm_topk_prob={self.norm_topk_prob}"
+
+
+class Experts(nn.Module):
+    """E two-layer feed-forward networks with biases, each tensor fused over the experts.
+
+    Subclasses carry transformers' `use_experts_implementation` decorator, which sets
+    `is_transposed` and replaces `forward` by the implementation the config asks for.
+
+    Args:
+        num_experts: E.
+        hidden_size: H.
+        ffn_size: F.
+        activation: a name transformers knows, such as "gelu_new".
+        is_transposed: False stores weights as `nn.Linear` does, [E, F, H] and [E, H, F]; True as
+            GPT-2's `Conv1D` does, [E, H, F] and [E, F, H].
+    """
+
+    is_transposed: bool
+
+    def __init__(
+        self,
+        *,
+        num_experts: int,
+        hidden_size: int,
+        ffn_size: int,
+        activation: str | Callable[[Tensor], Tensor],
+        is_transposed: bool = False,
+    ) -> None:
+        super().__init__()
+        self.num_experts = num_experts
+        up, down = (ffn_size, hidden_size), (hidden_size, ffn_size)
+        if is_transposed:
+            up, down = down, up
+        self.up_proj = nn.Parameter(torch.empty(num_experts, *up))
+        self.up_proj_bias = nn.Parameter(torch.empty(num_experts, ffn_size))
+        self.down_proj = nn.Parameter(torch.empty(num_experts, *down))
+        self.down_proj_bias = nn.Parameter(torch.empty(num_experts, hidden_size))
+        self.act_fn = ACT2FN[activation] if isinstance(activation, str) else activation
+
+    def forward(self, hidden_states: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
+        """Run each token through its experts and add up the weighted results.
+
+        This is the "eager" implementation: one dense product per expert that has tokens. It runs
+        the very kernels of the dense layer, so copies of one network reproduce it to the bit.
+
+        Args:
+            hidden_states: [N, H].
+            experts: [N, K], expert numbers.
+            weights: [N, K], in the dtype of `hidden_states`.
+
+        Returns:
+            [N, H].
+        """
+        top_k = experts.shape[-1]
+        order = experts.flatten().argsort(stable=True)
+        counts = torch.bincount(experts.flatten(), minlength=self.num_experts).tolist()
+        # [N, H] -> [N * K, H], sorted by expert, one block of rows for each expert
+        blocks = hidden_states[order // top_k].split(counts)
+        # Indexing a fused parameter E times would cost E full-size gradients; unbind costs one.
+        parameters = zip(
+            self.up_proj.unbind(),
+            self.up_proj_bias.unbind(),
+            self.down_proj.unbind(),
+            self.down_proj_bias.unbind(),
+            strict=True,
+        )
+        results = [
+            self._linear(self.act_fn(self._linear(block, up, up_bias)), down, down_bias)
+            for block, (up, up_bias, down, down_bias) in zip(blocks, parameters, strict=True)
+            if len(block)
+        ]
+        if not results:
+            return torch.zeros_like(hidden_states)
+        inverse = torch.empty_like(order)
+        inverse[order] = torch.arange(len(order), device=order.device)
+        # [N * K, H], sorted by expert -> [N, K, H], as the tokens came
+        outputs = torch.cat(results)[inverse].unflatten(0, (-1, top_k))
+        # A sum over an axis accumulates half precision in float32; index_add would not.
+        return (outputs * weights.unsqueeze(-1)).sum(dim=1).to(hidden_states.dtype)
+
+    def _linear(self, hidden_states: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        if self.is_transposed:
+            return torch.addmm(bias, hidden_states, weight)
+        return F.linear(hidden_states, weight, bias)
+
+
+class MoeFeedForward(nn.Module):
+    """A router and its experts: takes the place of one dense feed-forward network.
+
+    Args:
+        experts: the experts, an `Experts`.
+        hidden_size: H.
+        top_k: K, experts per token.
+        norm_topk_prob: whether the K weights are scaled to sum to 1.
+    """
+
+    def __init__(
+        self, experts: Experts, *, hidden_size: int, top_k: int, norm_topk_prob: bool
+    ) -> None:
+        super().__init__()
+        self.router = Router(hidden_size, experts.num_experts)
+        self.routing = TopKRouting(top_k, norm_topk_prob)
+        self.experts = experts
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """Map [B, S, H] to [B, S, H]."""
+        # [B, S, H] -> [N, H]
+        tokens = hidden_states.reshape(-1, hidden_states.shape[-1])
+        _, weights, experts = self.routing(self.router(tokens))
+        return self.experts(tokens, experts, weights.to(tokens.dtype)).view_as(hidden_states)
+
+
+def default_experts_implementation(requested: str | None) -> str:
+    """The implementation of the experts for this machine, unless one is requested.
+
+    Without an accelerator "eager" is both the fastest (its products are as large as grouped ones
+    and run on the dense layers' kernels) and exact to the bit; with one "grouped_mm" spares a wait
+    for the expert counts in every layer.
+    """
+    if requested is not None:
+        return requested
+    return "grouped_mm" if torch.accelerator.is_available() else "eager"
+
+
+def balance_loss(
+    *, router_logits: Sequence[Tensor], top_k: int, mask: Tensor | None = None
+) -> Tensor:
+    """How unevenly tokens are spread over the experts, averaged over the layers.
+
+    For one layer this is E * sum_i f_i * P_i of Switch Transformer (arXiv 2101.03961, equations
+    4 to 6), with f_i = n_i / N counted over all K choices and P_i the mean probability. Perfect
+    balance gives K; all tokens on the same K experts with even weights gives E. Layers are kept
+    apart: added up first, layers that collapsed onto different experts would look balanced.
+
+    Args:
+        router_logits: for each MoE layer [N, E].
+        top_k: K, experts per token.
+        mask: [N], nonzero for the tokens that count; None counts all.
+
+    Returns:
+        A scalar, float32. 0 if the mask leaves no token.
+    """
+    return _mean_over_layers(router_logits, lambda logits: _balance(logits, top_k, mask))
+
+
+def z_loss(*, router_logits: Sequence[Tensor], mask: Tensor | None = None) -> Tensor:
+    """Mean over tokens of logsumexp(logits)^2, averaged over the layers.
+
+    It keeps router logits small (ST-MoE, arXiv 2202.08906, equation 5).
+
+    Args:
+        router_logits: for each MoE layer [N, E].
+        mask: [N], nonzero for the tokens that count; None counts all.
+
+    Returns:
+        A scalar, float32. 0 if the mask leaves no token.
+    """
+
+    def layer_loss(logits: Tensor) -> Tensor:
+        return _mean_over_tokens(logits.float().logsumexp(dim=-1).square(), mask)
+
+    return _mean_over_layers(router_logits, layer_loss)
+
+
+def _balance(logits: Tensor, top_k: int, mask: Tensor | None) -> Tensor:
+    logits = logits.float()
+    num_experts = logits.shape[-1]
+    # [N, E] -> [N, K] -> [N, E], 1 where the token goes to the expert
+    chosen = torch.zeros_like(logits).scatter_(-1, logits.topk(top_k, dim=-1).indices, 1.0)
+    load = _mean_over_tokens(chosen, mask)
+    probability = _mean_over_tokens(logits.softmax(dim=-1), mask)
+    return num_experts * (load * probability).sum()
+
+
+def _mean_over_tokens(values: Tensor, mask: Tensor | None) -> Tensor:
+    if mask is None:
+        return values.mean(dim=0)
+    counted = (mask != 0).to(device=values.device, dtype=values.dtype)
+    return torch.tensordot(counted, values, dims=1) / counted.sum().clamp(min=1)
+
+
+def _mean_over_layers(
+    router_logits: Sequence[Tensor], layer_loss: Callable[[Tensor], Tensor]
+) -> Tensor:
+    if not router_logits:
+        raise ValueError("router_logits is empty: the model has no MoE layer or recorded none.")
+    # Layers may lie on different devices under a device map.
+    device = router_logits[0].device
+    return torch.stack([layer_loss(logits).to(device) for logits in router_logits]).mean()
+
+
+def token_mask(attention_mask: Any, num_tokens: int) -> Tensor | None:
+    """Flatten an attention mask to the tokens that went through the model.
+
+    Args:
+        attention_mask: [B, S] or [B, choices, S], nonzero for real tokens; with a key-value cache
+            its last axis also covers the cached tokens. Anything else says nothing about padding.
+        num_tokens: N, the tokens of this forward pass.
+
+    Returns:
+        [N], or None if every token counts.
+    """
+    if not isinstance(attention_mask, Tensor) or attention_mask.ndim not in (2, 3):
+        return None
+    # [B, S] or [B, choices, S] -> [rows, S]
+    rows = attention_mask.reshape(-1, attention_mask.shape[-1])
+    length, rest = divmod(num_tokens, len(rows))
+    if rest or not 0 < length <= rows.shape[-1]:
+        return None
+    return rows[:, -length:].reshape(-1)

@@ -1,0 +1,1 @@
+"""Tests on real trained checkpoints, real text and files shaped like those on the Hub."""
