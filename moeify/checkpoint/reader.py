@@ -123,7 +123,11 @@ def resolve_inside(folder: Path, name: str) -> Path:
     if root.parent.name == "snapshots":
         allowed.append(root.parent.parent / "blobs")
     if not any(target.is_relative_to(place) for place in allowed):
-        raise CheckpointError(f"{name!r} is a link out of the checkpoint folder", path=path)
+        raise CheckpointError(
+            f"{name!r} is a link out of the checkpoint folder",
+            "put the file itself in its place, if it belongs to the checkpoint",
+            path=path,
+        )
     return path
 
 

@@ -70,17 +70,22 @@ def push(
     check_repo_id(repo_id)
     opened = Checkpoint.open(_folder(checkpoint))
     api = _api()
-    remote, branch = _look(api, repo_id, config)
-    if remote is not None and config.private:
-        _check_private(api, repo_id)
+    branch = config.revision or _MAIN
+    remote = _look(api, repo_id, branch)
+    if remote is not None and config.private and not remote.private:
+        raise HubError(
+            f"{repo_id} exists already and is public",
+            "make it private in its settings on the Hub, or leave --private out",
+        )
     local, left_out = local_files(opened, repo_id)
     plan = plan_push(
-        repo_id, branch, local, remote, left_out, _problem(api, opened, repo_id, branch, remote)
-    )
+        repo_id, branch, local, None if remote is None else remote.files, left_out,
+        _problem(api, opened, repo_id, remote),
+    )  # fmt: skip
     if on_plan is not None:
         on_plan(plan)
     _check_allowed(plan, config)
-    url, commit, pull_request = _send(api, plan, config)
+    url, commit, pull_request = _send(api, plan, config, remote)
     return PushReport(
         checkpoint=str(checkpoint),
         repo_id=repo_id,
@@ -117,62 +122,42 @@ def _api() -> HfApi:
     return HfApi(library_name="moeify")
 
 
-def _look(
-    api: HfApi, repo_id: str, config: PushConfig
-) -> tuple[Mapping[str, RepoFile] | None, str]:
-    """The files of the branch as they are, None without a repository, and the branch's name.
+@dataclass(frozen=True, kw_only=True)
+class _Remote:
+    """The repository as it is: the commit of the branch and the files in it."""
 
-    A branch that does not exist yet will start from main.
-    """
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    commit: str
+    private: bool
+    files: Mapping[str, RepoFile]
+
+
+def _look(api: HfApi, repo_id: str, branch: str) -> _Remote | None:
+    """What ``branch`` holds, or main where there is no such branch; None without a repository."""
+    from huggingface_hub import errors as hub
     from huggingface_hub.hf_api import RepoFile
 
-    branch = config.revision or _MAIN
-    with hub_errors(repo_id, "looking up"):
-        for revision in dict.fromkeys((branch, _MAIN)):
-            try:
-                tree = list(api.list_repo_tree(repo_id, recursive=True, revision=revision))
-            except RevisionNotFoundError:
-                continue
-            except GatedRepoError:
-                raise
-            except RepositoryNotFoundError:
-                return None, branch
-            return {item.path: item for item in tree if isinstance(item, RepoFile)}, branch
-    return {}, branch
+    with hub_errors(repo_id, "looking up", branch):
+        try:
+            info = api.model_info(repo_id, revision=branch)
+        except hub.RevisionNotFoundError:
+            info = api.model_info(repo_id)  # the branch will start from main
+        except hub.GatedRepoError:
+            raise
+        except hub.RepositoryNotFoundError:
+            return None
+        tree = api.list_repo_tree(repo_id, recursive=True, revision=info.sha)
+        files = {item.path: item for item in tree if isinstance(item, RepoFile)}
+        return _Remote(commit=str(info.sha), private=bool(info.private), files=files)
 
 
-def _check_private(api: HfApi, repo_id: str) -> None:
-    """Raise ``HubError`` for a public repository, where the user expects a private one."""
-    with hub_errors(repo_id, "looking up"):
-        private = api.model_info(repo_id).private
-    if not private:
-        raise HubError(
-            f"{repo_id} exists already and is public",
-            "make it private in its settings on the Hub, or leave --private out",
-        )
-
-
-def _problem(
-    api: HfApi, opened: Checkpoint, repo_id: str, branch: str,
-    remote: Mapping[str, RepoFile] | None,
-) -> str | None:  # fmt: skip
+def _problem(api: HfApi, opened: Checkpoint, repo_id: str, remote: _Remote | None) -> str | None:
     """In what way the repository holds another model than ``opened``."""
-    from huggingface_hub.errors import RevisionNotFoundError
-
-    if not remote or not any(_is_model_file(name) for name in remote):
+    if remote is None or not any(_is_model_file(name) for name in remote.files):
         return None
     theirs = None
-    if RECORD_FILE in remote:
+    if RECORD_FILE in remote.files:
         with hub_errors(repo_id, "reading moeify.json of"):
-            try:
-                path = api.hf_hub_download(repo_id, RECORD_FILE, revision=branch)
-            except RevisionNotFoundError:
-                path = api.hf_hub_download(repo_id, RECORD_FILE)
+            path = api.hf_hub_download(repo_id, RECORD_FILE, revision=remote.commit)
         theirs = _record(Path(path).parent)
     return describe_difference(_record(opened.folder), theirs)
 
@@ -195,7 +180,9 @@ def _check_allowed(plan: PushPlan, config: PushConfig) -> None:
         )
 
 
-def _send(api: HfApi, plan: PushPlan, config: PushConfig) -> tuple[str, str, str | None]:
+def _send(
+    api: HfApi, plan: PushPlan, config: PushConfig, remote: _Remote | None
+) -> tuple[str, str, str | None]:
     """Create what is missing, upload, commit; returns URL, commit and pull request."""
     with hub_errors(plan.repo_id, "preparing"):
         if plan.creates_repo:
@@ -205,11 +192,10 @@ def _send(api: HfApi, plan: PushPlan, config: PushConfig) -> tuple[str, str, str
     url = f"{api.endpoint}/{plan.repo_id}"
     if plan.branch != _MAIN:
         url += f"/tree/{plan.branch}"
-    if plan.is_empty:
-        with hub_errors(plan.repo_id, "looking up"):
-            return url, str(api.model_info(plan.repo_id, revision=plan.branch).sha), None
+    if plan.is_empty and remote is not None:
+        return url, remote.commit, None
     _upload(api, plan, config)
-    info = _commit(api, plan, config)
+    info = _commit(api, plan, config, None if remote is None else remote.commit)
     return info.pr_url or url, info.oid, info.pr_url
 
 
@@ -236,17 +222,16 @@ def _unfinished(plan: PushPlan, error: MoeifyError, done: list[LocalFile]) -> Hu
     if done:
         names = ", ".join(file.name for file in done[-3:])
         nbytes = sum(file.nbytes for file in done)
-        arrived = (
-            f"{len(done)} of {len(plan.uploads)} files ({nbytes} of {plan.upload_bytes} bytes)"
-            f" are up, the last {names}, but not yet visible"
-        )
+        sizes = f"{nbytes / 1e6:.1f} of {plan.upload_bytes / 1e6:.1f} MB"
+        up = f"{len(done)} of {len(plan.uploads)} files ({sizes}) are up"
+        arrived = f"{up}, the last {names}, but not yet visible"
     return HubError(
         f"{error.message}; {arrived}",
         "run the same command again: what is up is not sent again" if done else error.hint,
     )
 
 
-def _commit(api: HfApi, plan: PushPlan, config: PushConfig) -> Any:
+def _commit(api: HfApi, plan: PushPlan, config: PushConfig, parent: str | None) -> Any:
     from huggingface_hub import CommitOperationDelete
 
     removals = [CommitOperationDelete(path_in_repo=name) for name in plan.removed]
@@ -258,6 +243,8 @@ def _commit(api: HfApi, plan: PushPlan, config: PushConfig) -> Any:
                 commit_message="Upload with moeify",
                 revision=plan.branch,
                 create_pr=config.create_pr,
+                # What somebody else committed since the comparison must not be overwritten.
+                parent_commit=parent,
             )
     except MoeifyError as error:
         weights = [file for file in plan.uploads if file.name.endswith(".safetensors")]

@@ -68,6 +68,13 @@ class Repository:
         """The commit behind a branch, a tag or a commit id."""
         return self.references.get(revision) or (revision if revision in self.commits else None)
 
+    def split(self, path: str) -> tuple[str, str] | None:
+        """Revision and rest of ``revision/rest``; names of branches may hold slashes."""
+        for name in (*self.references, *self.commits):
+            if path == name or path.startswith(f"{name}/"):
+                return name, path[len(name) + 1 :]
+        return None
+
     def files(self, revision: str = "main") -> dict[str, bytes]:
         oid = self.resolve(revision)
         assert oid is not None, revision

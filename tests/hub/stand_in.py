@@ -5,6 +5,7 @@ It stores what is pushed, serves it again with ranges, checks tokens, and fails 
 
 import json
 import re
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,6 +31,7 @@ class Exchange:
     bytes_in: int
     bytes_out: int
     token: str | None
+    range: str | None = None
 
 
 @dataclass
@@ -45,7 +47,10 @@ class Fault:
 
 @dataclass
 class HubStandIn:
-    """The server's state. ``users`` maps tokens to names."""
+    """The server's state. ``users`` maps tokens to names.
+
+    ``cut_after`` has downloads of a file end after so many bytes, once.
+    """
 
     url: str = ""
     users: dict[str, str] = field(default_factory=lambda: {TOKEN: "user", OUTSIDER: "other"})
@@ -53,6 +58,7 @@ class HubStandIn:
     objects: dict[str, bytes] = field(default_factory=dict)
     exchanges: list[Exchange] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
+    cut_after: dict[str, int] = field(default_factory=dict)
 
     def fail(self, method: str, pattern: str, **how: Any) -> None:
         """Fail the next request whose method and path match."""
@@ -110,7 +116,15 @@ class _Handler(BaseHTTPRequestHandler):
         except (_HangUpError, BrokenPipeError, ConnectionResetError):
             self.close_connection = True
         self.hub.exchanges.append(
-            Exchange(self.command, path, self.status, self.received, self.sent, self.token)
+            Exchange(
+                self.command,
+                path,
+                self.status,
+                self.received,
+                self.sent,
+                self.token,
+                self.headers.get("Range"),
+            )
         )
 
     do_GET = do_HEAD = do_POST = do_PUT = _serve
@@ -148,9 +162,13 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
             self.send_header(name, value)
         self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-            self.sent = len(body)
+        if self.command == "HEAD":
+            return
+        self.sent = self.hub.cut_after.pop(self.path.rsplit("/", 1)[-1], len(body))
+        self.wfile.write(body[: self.sent])
+        if self.sent < len(body):
+            self.connection.shutdown(socket.SHUT_RDWR)
+            raise _HangUpError
 
     def _json(
         self, document: Any, status: int = 200, headers: dict[str, str] | None = None
@@ -286,26 +304,29 @@ class _Handler(BaseHTTPRequestHandler):
         gated = "auto" if repository.gated else False
         self._json(shown | {"gated": gated, "siblings": files, "downloads": 0})
 
-    def tree(self, id: str, revision: str) -> None:
+    def tree(self, id: str, rest: str) -> None:
         if (repository := self._readable(id)) is None:
             return
-        oid = repository.resolve(revision)
-        if oid is None:
-            return self._error(404, f"Invalid rev id: {revision}", "RevisionNotFound")
-        self._json([e.as_json(path) for path, e in sorted(repository.commits[oid].items())])
+        if (found := repository.split(rest)) is None:
+            return self._error(404, f"Invalid rev id: {rest}", "RevisionNotFound")
+        revision, folder = found
+        files = repository.commits[repository.resolve(revision) or ""]
+        if folder and not any(path.startswith(f"{folder}/") for path in files):
+            return self._error(404, f"{folder} does not exist", "EntryNotFound")
+        inside = sorted(path for path in files if path.startswith(folder))
+        self._json([files[path].as_json(path) for path in inside])
 
     def resolve(self, id: str, rest: str) -> None:
         if (repository := self._readable(id)) is None:
             return
-        known = [*repository.references, *repository.commits]
-        revision = next((name for name in known if rest.startswith(f"{name}/")), None)
-        if revision is None:
+        if (split := repository.split(rest)) is None:
             return self._error(404, "Invalid rev id", "RevisionNotFound")
+        revision, path = split
         if repository.gated and id.split("/")[0] != self.user:
             message = f"Access to model {id} is restricted and you are not in the authorized list."
             return self._error(403 if self.user else 401, message, "GatedRepo")
         oid = repository.resolve(revision) or ""
-        entry = repository.commits[oid].get(rest.removeprefix(f"{revision}/"))
+        entry = repository.commits[oid].get(path)
         headers = {"X-Repo-Commit": oid}
         if entry is None:
             return self._send(404, b"", headers | {"X-Error-Code": "EntryNotFound"})
@@ -331,7 +352,7 @@ _ROUTES: list[tuple[tuple[str, ...], str, Callable[..., None]]] = [
     (("PUT",), "/objects/(?P<oid>[0-9a-f]{64})", _Handler.put_object),
     (("POST",), f"/api/models/{ID}/commit/(?P<revision>.+)", _Handler.commit),
     (("GET",), f"/api/models/{ID}/revision/(?P<revision>.+)", _Handler.model_info),
-    (("GET",), f"/api/models/{ID}/tree/(?P<revision>.+)", _Handler.tree),
+    (("GET",), f"/api/models/{ID}/tree/(?P<rest>.+)", _Handler.tree),
     (("GET",), f"/api/models/{ID}", _Handler.model_info),
     (("GET", "HEAD"), f"/{ID}/resolve/(?P<rest>.+)", _Handler.resolve),
 ]
