@@ -143,6 +143,8 @@ class MoeLayout:
     """Tensor names of an MoE family, relative to the base model, and where its config says what.
 
     ``norm`` and ``norm_bias`` are the normalisation whose output the router reads.
+    ``router_module`` is the router's path within its layer once transformers has loaded it, where
+    that is not its tensor's name.
     """
 
     model_type: str
@@ -157,6 +159,7 @@ class MoeLayout:
     top_k_keys: tuple[str, ...] = ("num_experts_per_tok",)
     num_experts_keys: tuple[str, ...] = ("num_experts",)
     extras: tuple[ExtraTensor, ...] = ()
+    router_module: str | None = None
 
     def num_experts(self, config: Config) -> int:
         """Number of experts of each MoE layer."""
