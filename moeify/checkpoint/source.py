@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 from moeify.errors import CheckpointError, ConfigError, HubError
 
-__all__ = ["Source", "resolve_source"]
+__all__ = ["Source", "hub_errors", "is_hub_id", "resolve_source"]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
 _WANTED = [
@@ -52,7 +55,7 @@ def resolve_source(source: str | Path, revision: str | None = None) -> Source:
             )
         return Source(folder=path, name=path.resolve().name)
     text = str(source)
-    if path.exists() or text.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(text):
+    if not is_hub_id(source):
         raise CheckpointError(
             f"{text} is not a checkpoint folder",
             "name a folder with config.json and *.safetensors, or a Hub id such as Qwen/Qwen3-0.6B",
@@ -63,14 +66,30 @@ def resolve_source(source: str | Path, revision: str | None = None) -> Source:
     return Source(folder=folder, name=text, revision=commit)
 
 
+def is_hub_id(source: str | Path) -> bool:
+    """Whether ``source`` names a repository on the Hub rather than anything on disk."""
+    text = str(source)
+    on_disk = Path(source).expanduser().exists() or text.startswith((".", "/", "~"))
+    return not on_disk and _HUB_ID.fullmatch(text) is not None
+
+
 def _download(repo_id: str, revision: str | None) -> Path:
-    from huggingface_hub import errors as hub
     from huggingface_hub import snapshot_download
 
-    try:
+    with hub_errors(repo_id, revision):
         folder = snapshot_download(
             repo_id, revision=revision, allow_patterns=_WANTED, ignore_patterns=_UNWANTED
         )
+    return Path(folder)
+
+
+@contextmanager
+def hub_errors(repo_id: str, revision: str | None) -> Iterator[None]:
+    """Turn what goes wrong while a repository is read into ``HubError`` with a way out."""
+    from huggingface_hub import errors as hub
+
+    try:
+        yield
     except hub.GatedRepoError as error:
         raise HubError(
             f"{repo_id} is gated on the Hub and this account has no access",
@@ -91,11 +110,19 @@ def _download(repo_id: str, revision: str | None) -> Path:
             f"{repo_id} is not in the local cache and the Hub cannot be reached",
             "connect once, or name a local folder; HF_HUB_OFFLINE=1 forbids downloads",
         ) from error
-    except (hub.HfHubHTTPError, OSError) as error:
+    except (hub.HfHubHTTPError, OSError, _transport_error()) as error:
         raise HubError(
-            f"downloading {repo_id} failed: {_first_line(error)}", "run the command again"
+            f"reading {repo_id} from the Hub failed: {_first_line(error)}", "run the command again"
         ) from error
-    return Path(folder)
+
+
+def _transport_error() -> type[Exception]:
+    """What the Hub client's own HTTP library raises when it cannot reach a server."""
+    from huggingface_hub.utils import get_session
+
+    library = import_module(type(get_session()).__module__.split(".")[0])
+    found: type[Exception] = getattr(library, "HTTPError", OSError)
+    return found
 
 
 def _where(error: Exception) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from moeify.checkpoint.header import StoredTensor
@@ -84,7 +84,7 @@ class Anatomy:
         return active
 
 
-def layout_prefix(layout: MoeLayout, names: dict[str, StoredTensor]) -> str:
+def layout_prefix(layout: MoeLayout, names: Iterable[str]) -> str:
     """What leads the base model's tensor names in this checkpoint."""
     root = layout.layer.split("{")[0]
     for prefix in (*layout.prefixes, ""):

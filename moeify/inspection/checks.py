@@ -110,7 +110,9 @@ def _shape_problems(anatomy: Anatomy, layer: int, num_experts: int) -> Iterator[
             f" {[num_experts, dims['H']]}",
         )
     for spec in anatomy.layout.experts:
-        yield from _expert_shapes(anatomy, layer, spec, num_experts, resolve_shape(spec.shape, dims))
+        yield from _expert_shapes(
+            anatomy, layer, spec, num_experts, resolve_shape(spec.shape, dims)
+        )
 
 
 def _expert_shapes(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moeify.errors import ConfigError
+from moeify.routing.config import DataConfig
 
 __all__ = ["InspectConfig"]
 
@@ -31,11 +32,13 @@ class InspectConfig:
     """Column that holds the text."""
     domain_column: str | None = None
     """Column that names each text's domain."""
-    samples: int = 256
-    """Sequences to route at most."""
-    length: int = 512
-    """Tokens of a sequence at most."""
-    batch: int = 4
+    streaming: bool = False
+    """Read a dataset while it downloads instead of downloading all of it first."""
+    max_tokens: int = 50_000
+    """Tokens to route at most."""
+    seq_len: int | None = None
+    """Tokens of a sequence; None takes 512, or the model's limit where that is less."""
+    batch: int = 8
     """Sequences routed at once."""
     vocabulary: bool = False
     """Also count which tokens each expert sees most."""
@@ -45,11 +48,12 @@ class InspectConfig:
     """Branch, tag or commit, where the checkpoint is a Hub id."""
 
     def __post_init__(self) -> None:
-        for option in ("samples", "length", "batch"):
-            if not 1 <= getattr(self, option) <= 1 << 24:
+        for option in ("max_tokens", "batch"):
+            if not 1 <= getattr(self, option) <= 1 << 40:
+                name = option.replace("_", "-")
                 raise ConfigError(
-                    f"{option} must be a positive number, not {getattr(self, option)}",
-                    f"leave --{option} out",
+                    f"{name} must be a positive number, not {getattr(self, option)}",
+                    f"leave --{name} out",
                 )
         if self.dense is not None and not self.weights:
             raise ConfigError(
@@ -61,6 +65,20 @@ class InspectConfig:
                 raise ConfigError(f"--{name} needs text to route", "add --dataset FILE")
         if self.vocabulary and self.dataset is None:
             raise ConfigError("--vocabulary needs text to route", "add --dataset FILE")
+        if self.dataset is not None:
+            _ = self.data  # refuses what can be known to be wrong before any file is opened
+
+    @property
+    def data(self) -> DataConfig:
+        """Which text is read, as the routing layer wants to know it."""
+        return DataConfig(
+            dataset=self.dataset or "",
+            split=self.split,
+            text_column=self.text_column,
+            domain_column=self.domain_column,
+            streaming=self.streaming,
+            seq_len=self.seq_len,
+        )
 
 
 def check_image(path: Path) -> None:
@@ -70,3 +88,14 @@ def check_image(path: Path) -> None:
             f"--plot {path.name} has no ending that says which picture to draw",
             f"one of: {', '.join(IMAGE_ENDINGS)}",
         )
+
+
+def check_drawable(path: Path, config: InspectConfig) -> None:
+    """Raise ``ConfigError`` unless there will be figures, and a folder to write them into."""
+    if config.dataset is None and not config.weights:
+        raise ConfigError(
+            f"{path} would be empty: headers alone give nothing to draw",
+            "add --dataset FILE or --weights",
+        )
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise ConfigError(f"{path} cannot be written", "name a file in a folder that exists")

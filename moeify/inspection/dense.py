@@ -56,9 +56,7 @@ class DenseAnatomy:
         return sum(part.parameters for part in self.parts.values())
 
 
-def dissect_dense(
-    tensors: dict[str, StoredTensor], config: Config, family: Family
-) -> DenseAnatomy:
+def dissect_dense(tensors: dict[str, StoredTensor], config: Config, family: Family) -> DenseAnatomy:
     """Sort the tensors of a dense checkpoint; raises ``MoeifyError`` for an unusable config."""
     head = family.head(config)
     sorter = _Sorter(tensors, config, family, head)
