@@ -127,6 +127,8 @@ class _Sorter:
         self.tied = tuple(rest.tied) if ties else ()
         ahead = text_config(anatomy.config).get("num_nextn_predict_layers")
         self.ahead = ahead if type(ahead) is int else 0
+        self.layer = 0  # of the tensor found last
+        self.bias = anatomy.layout.rule.selection_bias
 
     def place(self, stored: StoredTensor) -> None:
         """Put one tensor where it belongs, a quantised one beside the weight it stands for."""
@@ -145,18 +147,19 @@ class _Sorter:
     def _count(self, part: str, stored: StoredTensor, values: int) -> None:
         size = self.anatomy.parts.setdefault(part, PartSize())
         size.nbytes += stored.nbytes
-        if part in _UNCOUNTED or not values or not self._is_parameter(stored.name):
+        if part in _UNCOUNTED or not values:
             return
-        size.parameters += stored.elements * values
+        if part in ("routers", "heads") and not self._is_parameter(stored.name):
+            return
+        parameters = stored.elements * values
+        size.parameters += parameters
         if part == "experts":
-            layer = int(stored.name.removeprefix(self.layer_root).split(".", 1)[0])
             total = self.anatomy.expert_parameters
-            total[layer] = total.get(layer, 0) + stored.elements * values
+            total[self.layer] = total.get(self.layer, 0) + parameters
 
     def _is_parameter(self, name: str) -> bool:
-        rule = self.anatomy.layout.rule
-        if rule.selection_bias and name.endswith(rule.selection_bias):
-            return rule.selection_bias_trained
+        if self.bias and name.endswith(self.bias):
+            return self.anatomy.layout.rule.selection_bias_trained
         return not _ends(name, self.tied)
 
     def _find(
@@ -166,7 +169,7 @@ class _Sorter:
             number, _, inner = name.removeprefix(self.layer_root).partition(".")
             if not number.isdecimal():
                 return None
-            layer = int(number)
+            self.layer = layer = int(number)
             if layer >= self.anatomy.num_layers:
                 return "ignored" if layer < self.anatomy.num_layers + self.ahead else None
             return self._find_inner(stored, layer, inner, packed=packed, side=side)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from moeify.errors import MoeifyError
 from moeify.families.base import Config, ExpertTensor
@@ -14,6 +14,7 @@ __all__ = ["check_mixture", "expert_count"]
 
 _EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _PATTERNS_SHOWN = 12
+_MIXERS = {"self_attn", "linear_attn", "mamba", "conv"}
 
 
 def expert_count(anatomy: Anatomy) -> tuple[int, Problem | None]:
@@ -137,34 +138,39 @@ def _expert_shapes(
 
 def _missing_rest(anatomy: Anatomy) -> Iterator[Problem]:
     """Tensors that layers of the same make have and some of them lack."""
-    kinds: dict[tuple[bool, frozenset[str]], list[int]] = {}
-    mixers = _by_mixer(anatomy)
-    for layer in range(anatomy.num_layers):
-        kinds.setdefault((layer in anatomy.moe_layers, mixers(layer)), []).append(layer)
-    lacking: dict[tuple[str, ...], list[int]] = {}
-    for layers in kinds.values():
-        held = {layer: anatomy.layers.get(layer, set()) for layer in layers}
-        expected = set().union(*held.values()) - {anatomy.layout.router}
-        expected.add(anatomy.layout.norm)
-        for layer, names in held.items():
-            if missing := expected - names:
-                lacking.setdefault(tuple(sorted(missing)), []).append(layer)
-    for names, layers in lacking.items():
+    rest, layout = anatomy.layout.rest, anatomy.layout
+    shared, dense = frozenset(rest.shared), frozenset(rest.ffn)
+    lacking: dict[int, set[str]] = {}
+    layers = range(anatomy.num_layers)
+    mixtures = frozenset(anatomy.moe_layers)
+    for names, alike in (
+        (frozenset(rest.per_layer), _by_mixer(anatomy, layers)),
+        (shared - dense, [[layer for layer in layers if layer in mixtures]]),
+        (dense, [[layer for layer in layers if layer not in mixtures]]),
+    ):
+        for group in alike:
+            held = {layer: anatomy.layers.get(layer, set()) & names for layer in group}
+            expected = set[str]().union(*held.values()) | ({layout.norm} & names)
+            for layer, present in held.items():
+                if missing := expected - present:
+                    lacking.setdefault(layer, set()).update(missing)
+    same: dict[tuple[str, ...], list[int]] = {}
+    for layer, missing in sorted(lacking.items()):
+        same.setdefault(tuple(sorted(missing)), []).append(layer)
+    for absent, where in same.items():
         yield Problem(
-            kind="missing_tensor",
-            message=f"{numbers(layers, 'layer')}: {some(names)} missing",
+            kind="missing_tensor", message=f"{numbers(where, 'layer')}: {some(absent)} missing"
         )
     yield from _missing_outer(anatomy)
 
 
-def _by_mixer(anatomy: Anatomy) -> Callable[[int], frozenset[str]]:
+def _by_mixer(anatomy: Anatomy, layers: range) -> list[list[int]]:
     """Layers of one model may mix tokens in different ways; only like ones are compared."""
-
-    def kinds(layer: int) -> frozenset[str]:
+    groups: dict[frozenset[str], list[int]] = {}
+    for layer in layers:
         roots = {name.split(".")[0] for name in anatomy.layers.get(layer, set())}
-        return frozenset(roots & {"self_attn", "linear_attn", "mamba", "conv"})
-
-    return kinds
+        groups.setdefault(frozenset(roots & _MIXERS), []).append(layer)
+    return list(groups.values())
 
 
 def _missing_outer(anatomy: Anatomy) -> Iterator[Problem]:

@@ -160,11 +160,15 @@ def _salvage(path: Path) -> dict[str, StoredTensor]:
 def compare_index(opened: Opened, weight_map: dict[str, str]) -> None:
     """Note where the index and the files disagree."""
     there = {shard.name for shard in opened.shards}
+    places = {file: PurePosixPath(file).name for file in set(weight_map.values())}
+    # Tensors of one file share one Path object: its identity is a cheaper key than its hash.
+    paths = {id(stored.path): stored.path for stored in opened.tensors.values()}
+    names_of = {key: path.name for key, path in paths.items()}
     astray: dict[str, list[str]] = {}
     for name, file in weight_map.items():
         stored = opened.tensors.get(name)
-        place = PurePosixPath(file).name
-        if (stored is None or stored.path.name != place) and place in there:
+        place = places[file]
+        if (stored is None or names_of[id(stored.path)] != place) and place in there:
             astray.setdefault(place, []).append(name)
     for place, names in sorted(astray.items()):
         opened.report(

@@ -27,7 +27,7 @@ CONFIG = {
     "tie_word_embeddings": False,
     "vocab_size": VOCABULARY,
 }
-TOTAL, ACTIVE = 30_532_122_624, 3_352_821_760
+TOTAL, ACTIVE = 30_532_122_624, 3_353_032_704
 
 
 def tensors() -> Iterator[tuple[str, str, tuple[int, ...]]]:
