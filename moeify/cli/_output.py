@@ -21,7 +21,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-__all__ = ["Output", "count", "error", "plain", "size"]
+__all__ = ["Output", "bar", "count", "error", "plain", "size"]
 
 
 def plain(text: object) -> str:
@@ -45,6 +45,13 @@ def count(number: float) -> str:
             return f"{number:.0f}" if not unit else f"{number:.1f}{unit}"
         number /= 1000
     return f"{number:.1f}T"
+
+
+def bar(fraction: float, width: int = 12) -> str:
+    """``fraction`` of ``width`` characters filled, in eighths."""
+    eighths = round(min(max(fraction, 0.0), 1.0) * width * 8)
+    full, rest = divmod(eighths, 8)
+    return "\u2588" * full + ("", *"\u258f\u258e\u258d\u258c\u258b\u258a\u2589")[rest]
 
 
 def error(message: str, hint: str | None = None) -> None:
@@ -82,6 +89,54 @@ class Output:
         for name, value in rows:
             table.add_row(plain(name), plain(value))
         self._out.print(table)
+
+    def grid(
+        self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]],
+        left: int = 1,
+    ) -> None:  # fmt: skip
+        """Rows under headings; the first ``left`` columns hold words, the others numbers.
+
+        Words give way where the terminal is narrow, numbers never break.
+        """
+        if self.as_json or self.quiet:
+            return
+        table = Table(title=plain(title), title_justify="left", title_style="bold", box=None,
+                      pad_edge=False, header_style="dim")  # fmt: skip
+        for place, name in enumerate(columns):
+            words = place < left or not name  # a column without a name holds bars
+            table.add_column(
+                plain(name),
+                justify="left" if words else "right",
+                no_wrap=not words,
+                overflow="fold" if words else "ellipsis",
+                style="cyan" if place == 0 else None,
+            )
+        for row in rows:
+            table.add_row(*map(plain, row))
+        self._out.print()
+        self._out.print(table)
+
+    def lines(self, title: str, lines: Sequence[str]) -> None:
+        """A heading and sentences under it."""
+        if self.as_json or self.quiet or not lines:
+            return
+        self._out.print(f"\n[bold]{plain(title)}[/]", soft_wrap=True)
+        for line in lines:
+            self._out.print(plain(f"- {line}"))
+
+    @contextmanager
+    def steps_bar(self, label: str) -> Iterator[Callable[[str, int, int], None] | None]:
+        """A progress bar over named steps, where stderr is a terminal."""
+        if self.quiet or not self._err.is_terminal:
+            yield None
+            return
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/"
+                   "{task.total}"), TimeRemainingColumn())  # fmt: skip
+        with Progress(*columns, console=self._err, transient=True) as bar:
+            task = bar.add_task(plain(label), total=None)
+            yield lambda what, done, total: bar.update(
+                task, description=plain(what), completed=done, total=total
+            )
 
     def warning(self, text: str) -> None:
         """Something the user should know, on stderr."""
