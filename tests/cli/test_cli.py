@@ -80,6 +80,13 @@ def test_control_characters_of_a_file_never_reach_the_terminal(tmp_path: Path) -
     assert "red[bold]" in done.stderr
 
 
+def test_a_name_that_the_file_system_refuses_is_one_sentence(tmp_path: Path) -> None:
+    done = moeify("upcycle", "x" * 5000, tmp_path / "out")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "bug" not in done.stderr
+
+
 def test_usage_errors_exit_with_two(bert: Path) -> None:
     assert moeify("upcycle").returncode == 2
     assert moeify("upcycle", bert, "--experts", "many").returncode == 2
