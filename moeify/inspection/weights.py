@@ -239,8 +239,7 @@ def compare_experts(
             f"{dense.name!r} of the dense checkpoint is not of the experts' shape or dtype"
         )
     for offset, length in _stretches(pieces):
-        raws = [files.read(piece.stored.path, piece.start + offset, min(length, piece.nbytes - offset))
-                for piece in pieces]  # fmt: skip
+        raws = [_read(files, piece, offset, length) for piece in pieces]
         for digest, raw in zip(figures.hashes, raws, strict=True):
             digest.update(raw)
         if not readable:
@@ -250,6 +249,11 @@ def compare_experts(
         if dense is not None:
             raw = files.read(dense.path, dense.start + offset, len(raws[0]))
             figures.add_dense(block, decode(raw, dense.dtype))
+
+
+def _read(files: SourceFiles, piece: _Piece, offset: int, length: int) -> bytes:
+    left = max(piece.nbytes - offset, 0)
+    return files.read(piece.stored.path, piece.start + offset, min(length, left)) if left else b""
 
 
 def _stretches(pieces: list[_Piece]) -> Iterator[tuple[int, int]]:
