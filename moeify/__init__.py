@@ -14,6 +14,8 @@ from moeify.modeling.registration import register_lazily
 
 if TYPE_CHECKING:
     from moeify.errors import MoeifyError
+    from moeify.hub.config import PushConfig
+    from moeify.hub.push import PushReport, push
     from moeify.upcycling.attach import AttachReport, attach
     from moeify.upcycling.config import AttachConfig, UpcycleConfig, VerifyConfig
     from moeify.upcycling.upcycle import UpcycleReport, upcycle
@@ -25,11 +27,14 @@ _HOMES = {
     "AttachConfig": "moeify.upcycling.config",
     "AttachReport": "moeify.upcycling.attach",
     "MoeifyError": "moeify.errors",
+    "PushConfig": "moeify.hub.config",
+    "PushReport": "moeify.hub.push",
     "UpcycleConfig": "moeify.upcycling.config",
     "UpcycleReport": "moeify.upcycling.upcycle",
     "VerifyConfig": "moeify.upcycling.config",
     "VerifyReport": "moeify.upcycling.verify",
     "attach": "moeify.upcycling.attach",
+    "push": "moeify.hub.push",
     "upcycle": "moeify.upcycling.upcycle",
     "verify": "moeify.upcycling.verify",
 }
@@ -38,12 +43,15 @@ __all__ = [
     "AttachConfig",
     "AttachReport",
     "MoeifyError",
+    "PushConfig",
+    "PushReport",
     "UpcycleConfig",
     "UpcycleReport",
     "VerifyConfig",
     "VerifyReport",
     "__version__",
     "attach",
+    "push",
     "upcycle",
     "verify",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -76,6 +77,9 @@ class Output:
         self.as_json, self.quiet = as_json, quiet
         self._out = Console(highlight=False)
         self._err = Console(stderr=True, soft_wrap=True, highlight=False)
+        if quiet or not self._err.is_terminal:
+            # huggingface_hub draws bars of its own wherever this is not set before its import.
+            os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
     def document(self, document: dict[str, Any]) -> None:
         """The one JSON document of ``--json``."""
@@ -145,6 +149,11 @@ class Output:
         """Something the user should know, on stderr."""
         if not self.quiet:
             self._err.print(f"[yellow]warning:[/] {plain(text)}")
+
+    def notice(self, text: str) -> None:
+        """Something that was done besides the command's own work, on stderr."""
+        if not self.quiet:
+            self._err.print(plain(text))
 
     def hint(self, text: str) -> None:
         """What to do next, on stderr."""

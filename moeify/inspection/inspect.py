@@ -38,7 +38,7 @@ def inspect(
     config = replace(config or InspectConfig(), **options)
     deep = config.weights or config.dataset is not None
     source: Source | None = None
-    if is_hub_id(checkpoint) and not deep:
+    if not Path(checkpoint).expanduser().exists() and is_hub_id(str(checkpoint)) and not deep:
         from moeify.inspection.remote import open_remote
 
         opened = open_remote(str(checkpoint), config.revision)

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from moeify.checkpoint.header import MAX_HEADER_BYTES, StoredTensor, parse_header
+from moeify.checkpoint.hub_errors import hub_errors
 from moeify.checkpoint.reader import CONFIG_FILE, INDEX_FILE, MAX_JSON_BYTES, WEIGHTS_FILE
-from moeify.checkpoint.source import hub_errors, resolve_source
+from moeify.checkpoint.source import resolve_source
 from moeify.errors import CheckpointError
 from moeify.inspection.opening import Opened, compare_index, open_folder
 
@@ -41,7 +42,7 @@ def open_remote(repo_id: str, revision: str | None) -> Opened:
 
     if constants.HF_HUB_OFFLINE:
         return open_folder(resolve_source(repo_id, revision))
-    with hub_errors(repo_id, revision):
+    with hub_errors(repo_id, "reading", revision):
         return _open(repo_id, revision)
 
 
