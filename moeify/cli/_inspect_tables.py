@@ -39,7 +39,7 @@ def show(out: Output, report: InspectReport, layers: str | None) -> None:
     if report.routing is not None:
         from moeify.cli._routing_tables import show_routing
 
-        show_routing(out, report, shown)
+        show_routing(out, report, shown, detailed=layers is not None)
     if shown is None and layers is None and _deep(report) and len(report.layers) > _LONG:
         out.hint(f"--all shows all {len(report.layers)} layers, --layers 0,2,4-7 some of them")
     out.lines("notes", report.notes)

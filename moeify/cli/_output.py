@@ -21,7 +21,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-__all__ = ["Output", "bar", "count", "error", "plain", "size"]
+__all__ = ["Output", "bar", "count", "error", "plain", "size", "spark"]
 
 
 def plain(text: object) -> str:
@@ -52,6 +52,14 @@ def bar(fraction: float, width: int = 12) -> str:
     eighths = round(min(max(fraction, 0.0), 1.0) * width * 8)
     full, rest = divmod(eighths, 8)
     return "\u2588" * full + ("", *"\u258f\u258e\u258d\u258c\u258b\u258a\u2589")[rest]
+
+
+def spark(values: Sequence[float]) -> str:
+    """A character for each value, as high as the value is of twice the even share, 1."""
+    steps = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
+    return "".join(
+        "\u00b7" if value < 0.1 else steps[min(int(value * 4), len(steps) - 1)] for value in values
+    )
 
 
 def error(message: str, hint: str | None = None) -> None:
@@ -100,8 +108,7 @@ class Output:
         """
         if self.as_json or self.quiet:
             return
-        table = Table(title=plain(title), title_justify="left", title_style="bold", box=None,
-                      pad_edge=False, header_style="dim")  # fmt: skip
+        table = Table(box=None, pad_edge=False, header_style="dim")
         for place, name in enumerate(columns):
             words = place < left or not name  # a column without a name holds bars
             table.add_column(
@@ -113,7 +120,7 @@ class Output:
             )
         for row in rows:
             table.add_row(*map(plain, row))
-        self._out.print()
+        self._out.print(f"\n[bold]{plain(title)}[/]")
         self._out.print(table)
 
     def lines(self, title: str, lines: Sequence[str]) -> None:

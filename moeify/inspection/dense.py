@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -161,10 +162,8 @@ def _outlook(sorter: _Sorter, config: Config, family: Family) -> Outlook:
     elements = sum(stored.elements for stored in ffn.values())
     nbytes = sum(stored.nbytes for stored in ffn.values())
     moe_dims = dims
-    try:
+    with suppress(MoeifyError):  # upcycle refuses such a config, and says why
         moe_dims = family.moe.dims(family.to_moe_config(config, settings))
-    except MoeifyError:  # a config that upcycle refuses; its own message says why
-        pass
     added = _EXPERTS * dims["H"] + sum(
         math.prod(resolve_shape(extra.shape, moe_dims)) for extra in family.moe.extras
     )

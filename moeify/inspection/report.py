@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from moeify.families.base import Config, MoeLayout
 from moeify.inspection.dense import Outlook
 from moeify.inspection.opening import Opened, Shard
 from moeify.inspection.problems import Problem
 from moeify.provenance.record import Record
+
+if TYPE_CHECKING:
+    from moeify.routing.statistics import LayerRouting
 
 __all__ = ["InspectReport", "LayerReport", "RouterFacts"]
 
@@ -67,7 +70,8 @@ class InspectReport:
 
     ``kind`` is moe, dense or unknown (a ``model_type`` that moeify has no layout for).
     ``params_active`` counts what one token uses. ``parts`` maps parts of the model to parameters
-    and stored bytes. ``bytes`` are those of all tensors.
+    and stored bytes. ``bytes`` are those of all tensors. ``sums`` holds each layer's routing for
+    pictures; it is no part of the document.
     """
 
     source: str
@@ -96,6 +100,8 @@ class InspectReport:
     notes: list[str] = field(default_factory=list)
     layers: list[LayerReport] = field(default_factory=list)
     routing: dict[str, Any] | None = None
+    sums: dict[int, LayerRouting] = field(default_factory=dict)
+    domain_names: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, opened: Opened) -> InspectReport:
