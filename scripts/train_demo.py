@@ -3,7 +3,7 @@
     python scripts/train_demo.py [OUT_DIR] [--corpora DIR]
 
 DIR holds english.jsonl and jargon.jsonl as `scripts/corpora.py` writes them; without it they are
-made anew from Debian packages. The same seed, thread count and versions give the same weights.
+made anew from Debian packages. On one machine, with the same texts and versions, runs repeat.
 """
 
 import argparse
@@ -224,6 +224,8 @@ def main() -> None:
 
     folder = options.out_dir / "gpt2"
     folder.mkdir(parents=True, exist_ok=True)
+    # The Trainer switches the cache off in the config.
+    model.config.use_cache = True
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     # safetensors makes its files private; these are to be packaged.

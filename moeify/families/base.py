@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from moeify.errors import CheckpointError
+from moeify.families.moe_layout import ExpertTensor, ExtraTensor, MoeLayout, Rest, RouterRule
+from moeify.families.values import Config, Dims, Shape, num_labels, positive, resolve_shape
 
 __all__ = [
     "Config",
@@ -18,22 +19,16 @@ __all__ = [
     "Head",
     "MoeLayout",
     "MoeSettings",
+    "Rest",
+    "RouterRule",
     "Shape",
     "listed_moe_layers",
     "num_labels",
     "own_moe_config",
     "positive",
     "resolve_shape",
+    "rest_of",
 ]
-
-Config = dict[str, Any]
-"""config.json as a dictionary."""
-
-Shape = tuple[str | int, ...]
-"""Dimensions by symbol (H hidden, F FFN width, V vocabulary, ...) or by number."""
-
-Dims = dict[str, int]
-"""What the symbols of a ``Shape`` stand for in one config."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,69 +103,6 @@ class DenseLayout:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExpertTensor:
-    """A tensor of the experts, relative to its layer.
-
-    ``name`` holds ``{expert}`` when each expert has a tensor of its own; otherwise one tensor
-    stacks all experts along axis 0. ``roles`` lists what is concatenated along the neuron axis;
-    ``shape`` is that of one expert.
-    """
-
-    name: str
-    roles: tuple[str, ...]
-    shape: Shape
-
-    @property
-    def fused(self) -> bool:
-        """Whether one tensor holds all experts."""
-        return "{expert}" not in self.name
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExtraTensor:
-    """A tensor that the MoE class demands and the dense model lacks.
-
-    ``std`` 0 means zeros; otherwise values are drawn from N(0, std^2).
-    """
-
-    name: str
-    shape: Shape
-    std: float = 0.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class MoeLayout:
-    """Tensor names of an MoE family, relative to the base model, and where its config says what.
-
-    ``norm`` and ``norm_bias`` are the normalisation whose output the router reads.
-    ``router_module`` is the router's path within its layer once transformers has loaded it, where
-    that is not its tensor's name.
-    """
-
-    model_type: str
-    prefixes: tuple[str, ...]
-    layer: str
-    router: str
-    experts: tuple[ExpertTensor, ...]
-    norm: str
-    norm_bias: str | None
-    dims: Callable[[Config], Dims]
-    moe_layers: Callable[[Config], tuple[int, ...]]
-    top_k_keys: tuple[str, ...] = ("num_experts_per_tok",)
-    num_experts_keys: tuple[str, ...] = ("num_experts",)
-    extras: tuple[ExtraTensor, ...] = ()
-    router_module: str | None = None
-
-    def num_experts(self, config: Config) -> int:
-        """Number of experts of each MoE layer."""
-        return _first(config, self.num_experts_keys)
-
-    def top_k(self, config: Config) -> int:
-        """Number of experts that each token visits."""
-        return _first(config, self.top_k_keys)
-
-
-@dataclass(frozen=True, kw_only=True)
 class MoeSettings:
     """What upcycling decides and a family writes into the MoE config."""
 
@@ -225,32 +157,19 @@ class Family:
         return self.class_prefixes[1] + suffix
 
 
-def resolve_shape(shape: Shape, dims: Dims) -> tuple[int, ...]:
-    """``shape`` in numbers."""
-    return tuple(dims[size] if isinstance(size, str) else size for size in shape)
-
-
-def _first(config: Config, keys: tuple[str, ...]) -> int:
-    for key in keys:
-        if config.get(key) is not None:
-            return positive(config, key)
-    raise CheckpointError(f"config.json has no {' or '.join(keys)}")
-
-
-def positive(config: Config, key: str, default: int | None = None) -> int:
-    """The positive integer under ``key``; raises ``CheckpointError`` for anything else."""
-    value = config.get(key)
-    if value is None:
-        value = default
-    if type(value) is not int or not 0 < value < 1 << 31:
-        raise CheckpointError(f"config.json: {key} must be a positive integer, not {value!r}")
-    return value
-
-
-def num_labels(config: Config) -> int:
-    """Number of classes of a classification head, as transformers counts them."""
-    labels = config.get("id2label")
-    return len(labels) if isinstance(labels, dict) and labels else positive(config, "num_labels", 2)
+def rest_of(dense: DenseLayout, shared: tuple[str, ...] = ()) -> Rest:
+    """The tensors that an MoE family takes over from the dense family it is upcycled from."""
+    heads = dense.heads.values()
+    return Rest(
+        outer=tuple(dense.outer),
+        per_layer=tuple(dense.per_layer),
+        ffn=tuple(part.name for part in dense.ffn),
+        shared=shared,
+        heads=tuple(dict.fromkeys(name for head in heads for name in head.tensors)),
+        tied=tuple(dict.fromkeys(name for head in heads for name in head.tied)),
+        ties_by_default=dense.ties_by_default,
+        buffers=dense.buffers,
+    )
 
 
 def listed_moe_layers(config: Config) -> tuple[int, ...]:

@@ -10,10 +10,12 @@ from moeify.families.base import (
     FfnTensor,
     Head,
     MoeLayout,
+    RouterRule,
     listed_moe_layers,
     num_labels,
     own_moe_config,
     positive,
+    rest_of,
 )
 
 __all__ = ["BERT"]
@@ -53,58 +55,60 @@ _CLASSIFIER = {"classifier.weight": ("C", "H"), "classifier.bias": ("C",)}
 _CHOICE = {"classifier.weight": (1, "H"), "classifier.bias": (1,)}
 _SPANS = {"qa_outputs.weight": ("C", "H"), "qa_outputs.bias": ("C",)}
 
+_DENSE = DenseLayout(
+    prefixes=("bert.",),
+    layer="encoder.layer.{layer}.",
+    outer={
+        "embeddings.word_embeddings.weight": ("V", "H"),
+        "embeddings.position_embeddings.weight": ("P", "H"),
+        "embeddings.token_type_embeddings.weight": ("T", "H"),
+        "embeddings.LayerNorm.weight": ("H",),
+        "embeddings.LayerNorm.bias": ("H",),
+        **_POOLED,
+    },
+    per_layer={
+        **{
+            f"attention.{part}.{kind}": shape
+            for part in ("self.query", "self.key", "self.value", "output.dense")
+            for kind, shape in (("weight", _LINEAR_HH), ("bias", ("H",)))
+        },
+        "attention.output.LayerNorm.weight": ("H",),
+        "attention.output.LayerNorm.bias": ("H",),
+        "output.LayerNorm.weight": ("H",),
+        "output.LayerNorm.bias": ("H",),
+    },
+    ffn=(
+        FfnTensor(role="up", name="intermediate.dense.weight", shape=("F", "H")),
+        FfnTensor(role="up_bias", name="intermediate.dense.bias", shape=("F",)),
+        FfnTensor(role="down", name="output.dense.weight", shape=("H", "F")),
+        FfnTensor(role="down_bias", name="output.dense.bias", shape=("H",)),
+    ),
+    norm="attention.output.LayerNorm.weight",
+    norm_bias="attention.output.LayerNorm.bias",
+    heads={
+        "Model": Head(),
+        "ForPreTraining": Head(prefix="bert.", tensors=_PREDICTIONS | _NSP, tied=_TIED),
+        "LMHeadModel": _LM,
+        "ForMaskedLM": _LM,
+        "ForNextSentencePrediction": Head(prefix="bert.", tensors=_NSP),
+        "ForSequenceClassification": Head(prefix="bert.", tensors=_CLASSIFIER),
+        "ForMultipleChoice": Head(prefix="bert.", tensors=_CHOICE),
+        "ForTokenClassification": Head(prefix="bert.", tensors=_CLASSIFIER, lacks=_NO_POOLER),
+        "ForQuestionAnswering": Head(prefix="bert.", tensors=_SPANS, lacks=_NO_POOLER),
+    },
+    dims=_dims,
+    ties_by_default=True,
+    aliases={".LayerNorm.gamma": ".LayerNorm.weight", ".LayerNorm.beta": ".LayerNorm.bias"},
+    buffers=("embeddings.position_ids", "embeddings.token_type_ids"),
+    optional=frozenset(_POOLED),
+)
+
 BERT = Family(
     model_type="bert",
     class_prefixes=("Bert", "BertMoe"),
     to_moe_config=own_moe_config,
     remote_code=True,
-    dense=DenseLayout(
-        prefixes=("bert.",),
-        layer="encoder.layer.{layer}.",
-        outer={
-            "embeddings.word_embeddings.weight": ("V", "H"),
-            "embeddings.position_embeddings.weight": ("P", "H"),
-            "embeddings.token_type_embeddings.weight": ("T", "H"),
-            "embeddings.LayerNorm.weight": ("H",),
-            "embeddings.LayerNorm.bias": ("H",),
-            **_POOLED,
-        },
-        per_layer={
-            **{
-                f"attention.{part}.{kind}": shape
-                for part in ("self.query", "self.key", "self.value", "output.dense")
-                for kind, shape in (("weight", _LINEAR_HH), ("bias", ("H",)))
-            },
-            "attention.output.LayerNorm.weight": ("H",),
-            "attention.output.LayerNorm.bias": ("H",),
-            "output.LayerNorm.weight": ("H",),
-            "output.LayerNorm.bias": ("H",),
-        },
-        ffn=(
-            FfnTensor(role="up", name="intermediate.dense.weight", shape=("F", "H")),
-            FfnTensor(role="up_bias", name="intermediate.dense.bias", shape=("F",)),
-            FfnTensor(role="down", name="output.dense.weight", shape=("H", "F")),
-            FfnTensor(role="down_bias", name="output.dense.bias", shape=("H",)),
-        ),
-        norm="attention.output.LayerNorm.weight",
-        norm_bias="attention.output.LayerNorm.bias",
-        heads={
-            "Model": Head(),
-            "ForPreTraining": Head(prefix="bert.", tensors=_PREDICTIONS | _NSP, tied=_TIED),
-            "LMHeadModel": _LM,
-            "ForMaskedLM": _LM,
-            "ForNextSentencePrediction": Head(prefix="bert.", tensors=_NSP),
-            "ForSequenceClassification": Head(prefix="bert.", tensors=_CLASSIFIER),
-            "ForMultipleChoice": Head(prefix="bert.", tensors=_CHOICE),
-            "ForTokenClassification": Head(prefix="bert.", tensors=_CLASSIFIER, lacks=_NO_POOLER),
-            "ForQuestionAnswering": Head(prefix="bert.", tensors=_SPANS, lacks=_NO_POOLER),
-        },
-        dims=_dims,
-        ties_by_default=True,
-        aliases={".LayerNorm.gamma": ".LayerNorm.weight", ".LayerNorm.beta": ".LayerNorm.bias"},
-        buffers=("embeddings.position_ids", "embeddings.token_type_ids"),
-        optional=frozenset(_POOLED),
-    ),
+    dense=_DENSE,
     moe=MoeLayout(
         model_type="bert_moe",
         prefixes=("bert.",),
@@ -120,5 +124,7 @@ BERT = Family(
         norm_bias="attention.output.LayerNorm.bias",
         dims=_dims,
         moe_layers=listed_moe_layers,
+        rest=rest_of(_DENSE),
+        rule=RouterRule(norm_key="norm_topk_prob"),
     ),
 )

@@ -10,10 +10,12 @@ from moeify.families.base import (
     FfnTensor,
     Head,
     MoeLayout,
+    RouterRule,
     listed_moe_layers,
     num_labels,
     own_moe_config,
     positive,
+    rest_of,
 )
 
 __all__ = ["GPT2"]
@@ -39,59 +41,61 @@ _SUMMARY = {
     "multiple_choice_head.summary.bias": (1,),
 }
 
+_DENSE = DenseLayout(
+    prefixes=("transformer.",),
+    layer="h.{layer}.",
+    outer={
+        "wte.weight": ("V", "H"),
+        "wpe.weight": ("P", "H"),
+        "ln_f.weight": ("H",),
+        "ln_f.bias": ("H",),
+    },
+    per_layer={
+        "ln_1.weight": ("H",),
+        "ln_1.bias": ("H",),
+        "attn.c_attn.weight": ("H", "3H"),
+        "attn.c_attn.bias": ("3H",),
+        "attn.c_proj.weight": ("H", "H"),
+        "attn.c_proj.bias": ("H",),
+        "ln_2.weight": ("H",),
+        "ln_2.bias": ("H",),
+    },
+    ffn=(
+        FfnTensor(role="up", name="mlp.c_fc.weight", shape=("H", "F")),
+        FfnTensor(role="up_bias", name="mlp.c_fc.bias", shape=("F",)),
+        FfnTensor(role="down", name="mlp.c_proj.weight", shape=("F", "H")),
+        FfnTensor(role="down_bias", name="mlp.c_proj.bias", shape=("H",)),
+    ),
+    norm="ln_2.weight",
+    norm_bias="ln_2.bias",
+    heads={
+        "Model": Head(),
+        "LMHeadModel": Head(prefix="transformer.", tensors=_LM, tied=_TIED),
+        "DoubleHeadsModel": Head(prefix="transformer.", tensors=_LM | _SUMMARY, tied=_TIED),
+        "ForSequenceClassification": Head(
+            prefix="transformer.", tensors={"score.weight": ("C", "H")}
+        ),
+        "ForTokenClassification": Head(
+            prefix="transformer.",
+            tensors={"classifier.weight": ("C", "H"), "classifier.bias": ("C",)},
+        ),
+        "ForQuestionAnswering": Head(
+            prefix="transformer.",
+            tensors={"qa_outputs.weight": (2, "H"), "qa_outputs.bias": (2,)},
+        ),
+    },
+    dims=_dims,
+    ties_by_default=True,
+    buffers=(".attn.bias", ".attn.masked_bias", ".crossattention.bias",
+             ".crossattention.masked_bias"),
+)  # fmt: skip
+
 GPT2 = Family(
     model_type="gpt2",
     class_prefixes=("GPT2", "GPT2Moe"),
     to_moe_config=own_moe_config,
     remote_code=True,
-    dense=DenseLayout(
-        prefixes=("transformer.",),
-        layer="h.{layer}.",
-        outer={
-            "wte.weight": ("V", "H"),
-            "wpe.weight": ("P", "H"),
-            "ln_f.weight": ("H",),
-            "ln_f.bias": ("H",),
-        },
-        per_layer={
-            "ln_1.weight": ("H",),
-            "ln_1.bias": ("H",),
-            "attn.c_attn.weight": ("H", "3H"),
-            "attn.c_attn.bias": ("3H",),
-            "attn.c_proj.weight": ("H", "H"),
-            "attn.c_proj.bias": ("H",),
-            "ln_2.weight": ("H",),
-            "ln_2.bias": ("H",),
-        },
-        ffn=(
-            FfnTensor(role="up", name="mlp.c_fc.weight", shape=("H", "F")),
-            FfnTensor(role="up_bias", name="mlp.c_fc.bias", shape=("F",)),
-            FfnTensor(role="down", name="mlp.c_proj.weight", shape=("F", "H")),
-            FfnTensor(role="down_bias", name="mlp.c_proj.bias", shape=("H",)),
-        ),
-        norm="ln_2.weight",
-        norm_bias="ln_2.bias",
-        heads={
-            "Model": Head(),
-            "LMHeadModel": Head(prefix="transformer.", tensors=_LM, tied=_TIED),
-            "DoubleHeadsModel": Head(prefix="transformer.", tensors=_LM | _SUMMARY, tied=_TIED),
-            "ForSequenceClassification": Head(
-                prefix="transformer.", tensors={"score.weight": ("C", "H")}
-            ),
-            "ForTokenClassification": Head(
-                prefix="transformer.",
-                tensors={"classifier.weight": ("C", "H"), "classifier.bias": ("C",)},
-            ),
-            "ForQuestionAnswering": Head(
-                prefix="transformer.",
-                tensors={"qa_outputs.weight": (2, "H"), "qa_outputs.bias": (2,)},
-            ),
-        },
-        dims=_dims,
-        ties_by_default=True,
-        buffers=(".attn.bias", ".attn.masked_bias", ".crossattention.bias",
-                 ".crossattention.masked_bias"),
-    ),
+    dense=_DENSE,
     moe=MoeLayout(
         model_type="gpt2_moe",
         prefixes=("transformer.",),
@@ -107,5 +111,7 @@ GPT2 = Family(
         norm_bias="ln_2.bias",
         dims=_dims,
         moe_layers=listed_moe_layers,
+        rest=rest_of(_DENSE),
+        rule=RouterRule(norm_key="norm_topk_prob"),
     ),
 )  # fmt: skip

@@ -14,8 +14,10 @@ from moeify.families.base import (
     Head,
     MoeLayout,
     MoeSettings,
+    RouterRule,
     num_labels,
     positive,
+    rest_of,
 )
 
 __all__ = ["GATED_EXPERTS", "GATED_FFN", "OUTER", "QWEN2", "gated_moe_config", "stepped_moe_layers"]
@@ -145,6 +147,11 @@ GATED_EXPERTS = tuple(
     )
     for part in GATED_FFN
 )
+SHARED_EXPERT = (
+    *(f"mlp.shared_expert.{part}_proj.weight" for part in ("gate", "up", "down")),
+    "mlp.shared_expert_gate.weight",
+)
+TOP_K_SOFTMAX = RouterRule(norm_key="norm_topk_prob", norm_default=False)
 TIED = {"lm_head.weight": "model.embed_tokens.weight"}
 
 
@@ -170,24 +177,26 @@ RENORMALISATION_NOTE = (
     " SGLang honour it."
 )
 
+_DENSE = DenseLayout(
+    prefixes=("model.", "transformer."),
+    layer="layers.{layer}.",
+    outer=OUTER,
+    per_layer=PER_LAYER,
+    ffn=GATED_FFN,
+    norm="post_attention_layernorm.weight",
+    norm_bias=None,
+    heads=decoder_heads(qa_moe_prefix="model."),
+    dims=decoder_dims,
+    ties_by_default=False,
+    buffers=(".rotary_emb.inv_freq",),
+)
+
 QWEN2 = Family(
     model_type="qwen2",
     class_prefixes=("Qwen2", "Qwen2Moe"),
     to_moe_config=_to_moe_config,
     notes=(RENORMALISATION_NOTE,),
-    dense=DenseLayout(
-        prefixes=("model.", "transformer."),
-        layer="layers.{layer}.",
-        outer=OUTER,
-        per_layer=PER_LAYER,
-        ffn=GATED_FFN,
-        norm="post_attention_layernorm.weight",
-        norm_bias=None,
-        heads=decoder_heads(qa_moe_prefix="model."),
-        dims=decoder_dims,
-        ties_by_default=False,
-        buffers=(".rotary_emb.inv_freq",),
-    ),
+    dense=_DENSE,
     moe=MoeLayout(
         model_type="qwen2_moe",
         prefixes=("model.", "transformer."),
@@ -198,6 +207,8 @@ QWEN2 = Family(
         norm_bias=None,
         dims=_moe_dims,
         moe_layers=stepped_moe_layers,
+        rest=rest_of(_DENSE, SHARED_EXPERT),
+        rule=TOP_K_SOFTMAX,
         extras=(
             ExtraTensor(name="mlp.shared_expert.gate_proj.weight", shape=("S", "H")),
             ExtraTensor(name="mlp.shared_expert.up_proj.weight", shape=("S", "H")),

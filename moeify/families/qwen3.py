@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from moeify.errors import ConfigError
-from moeify.families.base import Config, DenseLayout, Family, MoeLayout, MoeSettings, positive
+from moeify.families.base import (
+    Config,
+    DenseLayout,
+    Family,
+    MoeLayout,
+    MoeSettings,
+    positive,
+    rest_of,
+)
 from moeify.families.qwen2 import (
     GATED_EXPERTS,
     GATED_FFN,
     OUTER,
     PER_LAYER,
+    TOP_K_SOFTMAX,
     decoder_dims,
     decoder_heads,
     gated_moe_config,
@@ -48,30 +57,32 @@ def _to_moe_config(config: Config, settings: MoeSettings) -> Config:
     }
 
 
+_DENSE = DenseLayout(
+    prefixes=("model.", "transformer."),
+    layer="layers.{layer}.",
+    outer=OUTER,
+    per_layer={
+        **PER_LAYER,
+        "self_attn.o_proj.bias": ("H",),
+        "self_attn.q_norm.weight": ("D",),
+        "self_attn.k_norm.weight": ("D",),
+    },
+    ffn=GATED_FFN,
+    norm="post_attention_layernorm.weight",
+    norm_bias=None,
+    heads=decoder_heads(qa_moe_prefix="transformer."),
+    dims=_dims,
+    ties_by_default=False,
+    buffers=(".rotary_emb.inv_freq",),
+    # Present when attention_bias is true, which no published Qwen3 sets.
+    optional=frozenset(f"self_attn.{part}_proj.bias" for part in "qkvo"),
+)
+
 QWEN3 = Family(
     model_type="qwen3",
     class_prefixes=("Qwen3", "Qwen3Moe"),
     to_moe_config=_to_moe_config,
-    dense=DenseLayout(
-        prefixes=("model.", "transformer."),
-        layer="layers.{layer}.",
-        outer=OUTER,
-        per_layer={
-            **PER_LAYER,
-            "self_attn.o_proj.bias": ("H",),
-            "self_attn.q_norm.weight": ("D",),
-            "self_attn.k_norm.weight": ("D",),
-        },
-        ffn=GATED_FFN,
-        norm="post_attention_layernorm.weight",
-        norm_bias=None,
-        heads=decoder_heads(qa_moe_prefix="transformer."),
-        dims=_dims,
-        ties_by_default=False,
-        buffers=(".rotary_emb.inv_freq",),
-        # Present when attention_bias is true, which no published Qwen3 sets.
-        optional=frozenset(f"self_attn.{part}_proj.bias" for part in "qkvo"),
-    ),
+    dense=_DENSE,
     moe=MoeLayout(
         model_type="qwen3_moe",
         prefixes=("model.", "transformer."),
@@ -82,6 +93,8 @@ QWEN3 = Family(
         norm_bias=None,
         dims=_moe_dims,
         moe_layers=stepped_moe_layers,
+        rest=rest_of(_DENSE),
+        rule=TOP_K_SOFTMAX,
         num_experts_keys=("num_local_experts", "num_experts"),
     ),
 )

@@ -2,22 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from moeify.errors import UnsupportedModelError
+from moeify.families import sigmoid_moe, softmax_moe
 from moeify.families.base import Config, Family, MoeLayout
 from moeify.families.bert import BERT
 from moeify.families.gpt2 import GPT2
-from moeify.families.published import MIXTRAL, OLMOE
 from moeify.families.qwen2 import QWEN2
 from moeify.families.qwen3 import QWEN3
+from moeify.families.qwen_moe import QWEN3_5_MOE, QWEN3_5_MOE_FUSED, QWEN3_NEXT
 
 __all__ = ["FAMILIES", "MOE_LAYOUTS", "dense_family", "moe_family", "moe_layout"]
 
 FAMILIES = {family.model_type: family for family in (BERT, GPT2, QWEN2, QWEN3)}
 _BY_MOE_TYPE = {family.moe.model_type: family for family in FAMILIES.values()}
-MOE_LAYOUTS = {
-    layout.model_type: layout
-    for layout in (*(family.moe for family in FAMILIES.values()), MIXTRAL, OLMOE)
+
+MOE_LAYOUTS: dict[str, tuple[MoeLayout, ...]] = {
+    **{model_type: (family.moe,) for model_type, family in _BY_MOE_TYPE.items()},
+    "qwen3_next": (QWEN3_NEXT,),
+    "qwen3_5_moe": (QWEN3_5_MOE, QWEN3_5_MOE_FUSED),
+    "qwen3_5_moe_text": (QWEN3_5_MOE, QWEN3_5_MOE_FUSED),
+    "mixtral": (softmax_moe.MIXTRAL,),
+    "phimoe": (softmax_moe.PHIMOE,),
+    "olmoe": (softmax_moe.OLMOE,),
+    "granitemoe": (softmax_moe.GRANITEMOE,),
+    "gpt_oss": (softmax_moe.GPT_OSS,),
+    "ernie4_5_moe": (softmax_moe.ERNIE4_5_MOE,),
+    "jamba": (softmax_moe.JAMBA,),
+    "llama4": (softmax_moe.LLAMA4,),
+    "llama4_text": (softmax_moe.LLAMA4,),
+    "deepseek_v3": (sigmoid_moe.DEEPSEEK_V3,),
+    "glm4_moe": (sigmoid_moe.GLM4_MOE,),
+    "minimax_m2": (sigmoid_moe.MINIMAX_M2,),
+    "lfm2_moe": (sigmoid_moe.LFM2_MOE,),
 }
+"""MoE model types that can be read, each with the ways its experts are stored, usual one first."""
 
 
 def dense_family(config: Config) -> Family:
@@ -49,12 +69,26 @@ def moe_family(config: Config) -> Family:
     raise UnsupportedModelError(model_type, _BY_MOE_TYPE, hint)
 
 
-def moe_layout(config: Config) -> MoeLayout:
-    """How the MoE checkpoint with ``config`` is laid out; raises ``UnsupportedModelError``."""
+def moe_layout(config: Config, names: Collection[str] = ()) -> MoeLayout:
+    """How the MoE checkpoint that ``config`` describes is laid out.
+
+    Where a model type has several ways to store experts, ``names`` of tensors decide, the usual
+    one where they do not. Raises ``UnsupportedModelError``.
+    """
     model_type = config.get("model_type")
-    if isinstance(model_type, str) and model_type in MOE_LAYOUTS:
-        return MOE_LAYOUTS[model_type]
-    hint = None
-    if model_type in FAMILIES:
-        hint = "it is a dense checkpoint: run moeify upcycle first"
-    raise UnsupportedModelError(model_type, MOE_LAYOUTS, hint)
+    if not isinstance(model_type, str) or model_type not in MOE_LAYOUTS:
+        hint = None
+        if model_type in FAMILIES:
+            hint = "it is a dense checkpoint: run moeify upcycle first"
+        raise UnsupportedModelError(model_type, MOE_LAYOUTS, hint)
+    candidates = MOE_LAYOUTS[model_type]
+    for layout in candidates:
+        if any(_first_expert(layout, config, prefix) in names for prefix in layout.prefixes):
+            return layout
+    return candidates[0]
+
+
+def _first_expert(layout: MoeLayout, config: Config, prefix: str) -> str:
+    layers = layout.moe_layers(config) or (0,)
+    name = layout.layer.format(layer=layers[0]) + layout.experts[0].name
+    return prefix + name.format(expert=0)

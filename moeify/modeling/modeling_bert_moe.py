@@ -5,7 +5,7 @@ inherited, and only the modules that hold a feed-forward network are built anew.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -114,6 +114,11 @@ class BertMoePreTrainedModel(dense.BertPreTrainedModel):
         **dense.BertPreTrainedModel._can_record_outputs,
         "router_logits": OutputRecorder(TopKRouting, index=0),
     }
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # Each dense class holds its own configuration class, which would be inherited first.
+        cls.config_class = BertMoeConfig
 
     def __init__(self, config: BertMoeConfig) -> None:
         config.check_experts(config.num_hidden_layers)

@@ -6,7 +6,7 @@ inherited, and only the modules that hold a feed-forward network are built anew.
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -87,6 +87,11 @@ class GPT2MoePreTrainedModel(dense.GPT2PreTrainedModel):
         **dense.GPT2PreTrainedModel._can_record_outputs,
         "router_logits": OutputRecorder(TopKRouting, index=0),
     }
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # Each dense class holds its own configuration class, which would be inherited first.
+        cls.config_class = GPT2MoeConfig
 
     def __init__(self, config: GPT2MoeConfig) -> None:
         config.check_experts(config.n_layer)

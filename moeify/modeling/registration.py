@@ -100,8 +100,8 @@ class _PostImportFinder(MetaPathFinder):
     def find_spec(
         self,
         fullname: str,
-        path: Sequence[str] | None,  # noqa: ARG002, the protocol's
-        target: ModuleType | None = None,  # noqa: ARG002, the protocol's
+        path: Sequence[str] | None,
+        target: ModuleType | None = None,
     ) -> ModuleSpec | None:
         if fullname not in _ACTIONS or self._searching:
             return None

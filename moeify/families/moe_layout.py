@@ -1,0 +1,165 @@
+"""The shape of the data that describes an MoE family: which tensor is what, how it routes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from moeify.families.values import (
+    Config,
+    Dims,
+    Shape,
+    first_positive,
+    text_config,
+)
+
+__all__ = ["ExpertTensor", "ExtraTensor", "MoeLayout", "Rest", "RouterRule"]
+
+_NEURON_SYMBOLS = ("F", "2F")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertTensor:
+    """A tensor of the experts, relative to its layer.
+
+    ``name`` holds ``{expert}`` when each expert has a tensor of its own; otherwise one tensor
+    stacks all experts along axis 0. ``shape`` is that of one expert; ``F`` and ``2F`` mark the
+    axis of its neurons. ``roles`` lists what is joined along that axis, one after the other, or
+    neuron by neuron where ``interleaved``.
+    """
+
+    name: str
+    roles: tuple[str, ...]
+    shape: Shape
+    interleaved: bool = False
+
+    @property
+    def fused(self) -> bool:
+        """Whether one tensor holds all experts."""
+        return "{expert}" not in self.name
+
+    @property
+    def neuron_axis(self) -> int | None:
+        """The axis of ``shape`` that counts neurons; None for a bias of the output."""
+        return next((i for i, size in enumerate(self.shape) if size in _NEURON_SYMBOLS), None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtraTensor:
+    """A tensor that the MoE class demands and the dense model lacks.
+
+    ``std`` 0 means zeros; otherwise values are drawn from N(0, std^2).
+    """
+
+    name: str
+    shape: Shape
+    std: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RouterRule:
+    """How a family turns router logits into experts and weights.
+
+    Scores are a softmax or a sigmoid of the logits. ``selection_bias`` (relative to the layer,
+    experts along ``selection_bias_axis``) is added to the scores for choosing, not for weighting;
+    ``selection_bias_trained`` says whether transformers counts it as a parameter. Where the config
+    has ``groups`` (number, kept), a token first keeps the groups whose two best scores are largest.
+    Weights of the chosen are scores, divided by their sum where ``norm_key`` says so
+    (``norm_default`` where the config is silent or ``norm_key`` is None) and multiplied by
+    ``scaling_key``.
+    """
+
+    scores: Literal["softmax", "sigmoid", "sparsemixer"] = "softmax"
+    norm_key: str | None = None
+    norm_default: bool = True
+    selection_bias: str | None = None
+    selection_bias_axis: int = 0
+    selection_bias_trained: bool = False
+    groups: tuple[str, str] | None = None
+    scaling_key: str | None = None
+    scaling_default: float = 1.0
+
+    def renormalises(self, config: Config) -> bool:
+        """Whether the weights of the chosen experts are divided by their sum."""
+        value = None if self.norm_key is None else text_config(config).get(self.norm_key)
+        return self.norm_default if value is None else bool(value)
+
+    def scaling(self, config: Config) -> float:
+        """What the weights of the chosen experts are multiplied by."""
+        value = None if self.scaling_key is None else text_config(config).get(self.scaling_key)
+        return self.scaling_default if value is None else float(value)
+
+    def group_counts(self, config: Config) -> tuple[int, int] | None:
+        """Number of groups and how many a token keeps; None where there is one group."""
+        if self.groups is None:
+            return None
+        total, kept = (text_config(config).get(key) or 1 for key in self.groups)
+        return None if total == 1 else (int(total), int(kept))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rest:
+    """The tensors of an MoE family that are neither routers nor experts.
+
+    ``outer`` names are relative to the base model; ``per_layer``, ``ffn`` (of layers that are no
+    mixture) and ``shared`` (experts that every token visits) to a layer; ``heads`` are endings of
+    full names, of which ``tied`` share their values with the embeddings where
+    ``tie_word_embeddings`` says so. ``towers`` lead the tensors of other modalities, ``ignored``
+    those that transformers' class leaves out on purpose; ``buffers`` are endings of tensors that
+    are recomputed.
+    """
+
+    outer: tuple[str, ...]
+    per_layer: tuple[str, ...]
+    ffn: tuple[str, ...] = ()
+    shared: tuple[str, ...] = ()
+    heads: tuple[str, ...] = ()
+    tied: tuple[str, ...] = ("lm_head.weight",)
+    ties_by_default: bool = False
+    towers: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
+    buffers: tuple[str, ...] = (".rotary_emb.inv_freq",)
+
+    def ties(self, config: Config) -> bool:
+        """Whether the output embeddings are the input embeddings."""
+        value = config.get("tie_word_embeddings")
+        if value is None:
+            value = text_config(config).get("tie_word_embeddings")
+        return self.ties_by_default if value is None else bool(value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoeLayout:
+    """Tensor names of an MoE family, relative to the base model, and where its config says what.
+
+    ``norm`` and ``norm_bias`` are the normalisation whose output the router reads. The router's
+    weight is [E, H] and its bias [E] in every family. ``router_module`` is the router's path
+    within its layer once transformers has loaded it, where that is not its tensor's name.
+    """
+
+    model_type: str
+    prefixes: tuple[str, ...]
+    layer: str
+    router: str
+    experts: tuple[ExpertTensor, ...]
+    norm: str
+    norm_bias: str | None
+    dims: Callable[[Config], Dims]
+    moe_layers: Callable[[Config], tuple[int, ...]]
+    rest: Rest
+    router_bias: str | None = None
+    rule: RouterRule = RouterRule()
+    top_k_keys: tuple[str, ...] = ("num_experts_per_tok",)
+    num_experts_keys: tuple[str, ...] = ("num_experts",)
+    shared_keys: tuple[str, ...] = ()
+    extras: tuple[ExtraTensor, ...] = ()
+    router_module: str | None = None
+
+    def num_experts(self, config: Config) -> int:
+        """Number of experts of each MoE layer."""
+        return first_positive(text_config(config), self.num_experts_keys)
+
+    def top_k(self, config: Config) -> int:
+        """Number of experts that each token visits."""
+        return first_positive(text_config(config), self.top_k_keys)

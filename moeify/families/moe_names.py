@@ -1,0 +1,114 @@
+"""Names that many MoE families share, so that a family's file holds only what is its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from moeify.families.moe_layout import ExpertTensor
+from moeify.families.values import Config, Dims, Shape, positive, text_config
+
+__all__ = [
+    "ATTENTION",
+    "ATTENTION_BIASES",
+    "DECODER_HEADS",
+    "DECODER_OUTER",
+    "FFN",
+    "LLAMA_NORMS",
+    "QK_NORMS",
+    "all_layers",
+    "decoder_dims",
+    "fused_experts",
+    "gated",
+    "late_layers",
+    "single_experts",
+]
+
+DECODER_OUTER = ("embed_tokens.weight", "norm.weight")
+DECODER_HEADS = ("lm_head.weight", "score.weight", "score.bias", "qa_outputs.weight",
+                 "qa_outputs.bias")  # fmt: skip
+LLAMA_NORMS = ("input_layernorm.weight", "post_attention_layernorm.weight")
+ATTENTION = tuple(f"self_attn.{part}_proj.weight" for part in "qkvo")
+ATTENTION_BIASES = tuple(f"self_attn.{part}_proj.bias" for part in "qkvo")
+QK_NORMS = ("self_attn.q_norm.weight", "self_attn.k_norm.weight")
+_PROJECTIONS = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
+_NUMBERED = {"gate": "w1", "up": "w3", "down": "w2"}
+
+
+def gated(prefix: str, *, numbered: bool = False, biases: bool = False) -> tuple[str, ...]:
+    """The three weights of a gated FFN, as ``gate_proj, up_proj, down_proj`` or ``w1, w3, w2``."""
+    names = (_NUMBERED if numbered else _PROJECTIONS).values()
+    kinds = ("weight", "bias") if biases else ("weight",)
+    return tuple(f"{prefix}.{name}.{kind}" for name in names for kind in kinds)
+
+
+FFN = gated("mlp")
+
+
+def single_experts(block: str, *, numbered: bool = False) -> tuple[ExpertTensor, ...]:
+    """Gated experts with three tensors each, [F, H], [F, H] and [H, F]."""
+    names = _NUMBERED if numbered else _PROJECTIONS
+    return tuple(
+        ExpertTensor(
+            name=f"{block}.experts.{{expert}}.{name}.weight",
+            roles=(role,),
+            shape=("H", "F") if role == "down" else ("F", "H"),
+        )
+        for role, name in names.items()
+    )
+
+
+def fused_experts(
+    gate_up: str, down: str, *, transposed: bool = False, interleaved: bool = False,
+    biases: bool = False,
+) -> tuple[ExpertTensor, ...]:  # fmt: skip
+    """Gated experts stacked in two tensors, [E, 2F, H] and [E, H, F], or both transposed."""
+    shapes: tuple[Shape, Shape] = (("2F", "H"), ("H", "F"))
+    if transposed:
+        shapes = (("H", "2F"), ("F", "H"))
+    both = ("gate", "up")
+    experts = [
+        ExpertTensor(name=gate_up, roles=both, shape=shapes[0], interleaved=interleaved),
+        ExpertTensor(name=down, roles=("down",), shape=shapes[1]),
+    ]
+    if biases:
+        roles = ("gate_bias", "up_bias")
+        experts += [
+            ExpertTensor(
+                name=f"{gate_up}_bias", roles=roles, shape=("2F",), interleaved=interleaved
+            ),
+            ExpertTensor(name=f"{down}_bias", roles=("down_bias",), shape=("H",)),
+        ]
+    return tuple(experts)
+
+
+def decoder_dims(width_key: str, layers: int, hidden: int, width: int) -> Callable[[Config], Dims]:
+    """A function from config to L, H, F and 2F, with the family's defaults."""
+
+    def dims(config: Config) -> Dims:
+        config = text_config(config)
+        neurons = positive(config, width_key, width)
+        return {
+            "L": positive(config, "num_hidden_layers", layers),
+            "H": positive(config, "hidden_size", hidden),
+            "F": neurons,
+            "2F": 2 * neurons,
+        }
+
+    return dims
+
+
+def all_layers(default: int) -> Callable[[Config], tuple[int, ...]]:
+    """A function from config to MoE layers: every one."""
+    return lambda config: tuple(range(positive(text_config(config), "num_hidden_layers", default)))
+
+
+def late_layers(key: str, first: int, default: int) -> Callable[[Config], tuple[int, ...]]:
+    """A function from config to MoE layers: those from number ``key`` on."""
+
+    def layers(config: Config) -> tuple[int, ...]:
+        config = text_config(config)
+        start = config.get(key)
+        start = first if type(start) is not int else start
+        return tuple(range(max(start, 0), positive(config, "num_hidden_layers", default)))
+
+    return layers

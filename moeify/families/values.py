@@ -1,0 +1,62 @@
+"""Values that families read from config.json, checked as they are read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from moeify.errors import CheckpointError
+
+__all__ = [
+    "Config",
+    "Dims",
+    "Shape",
+    "first_positive",
+    "num_labels",
+    "positive",
+    "resolve_shape",
+    "text_config",
+]
+
+Config = dict[str, Any]
+"""config.json as a dictionary."""
+
+Shape = tuple[str | int, ...]
+"""Dimensions by symbol (H hidden, F FFN width, V vocabulary, ...) or by number."""
+
+Dims = dict[str, int]
+"""What the symbols of a ``Shape`` stand for in one config."""
+
+
+def resolve_shape(shape: Shape, dims: Dims) -> tuple[int, ...]:
+    """``shape`` in numbers."""
+    return tuple(dims[size] if isinstance(size, str) else size for size in shape)
+
+
+def positive(config: Config, key: str, default: int | None = None) -> int:
+    """The positive integer under ``key``; raises ``CheckpointError`` for anything else."""
+    value = config.get(key)
+    if value is None:
+        value = default
+    if type(value) is not int or not 0 < value < 1 << 31:
+        raise CheckpointError(f"config.json: {key} must be a positive integer, not {value!r}")
+    return value
+
+
+def first_positive(config: Config, keys: tuple[str, ...]) -> int:
+    """The positive integer under the first of ``keys`` that is set."""
+    for key in keys:
+        if config.get(key) is not None:
+            return positive(config, key)
+    raise CheckpointError(f"config.json has no {' or '.join(keys)}")
+
+
+def num_labels(config: Config) -> int:
+    """Number of classes of a classification head, as transformers counts them."""
+    labels = config.get("id2label")
+    return len(labels) if isinstance(labels, dict) and labels else positive(config, "num_labels", 2)
+
+
+def text_config(config: Config) -> Config:
+    """The part of ``config`` that describes the language model, where there are others."""
+    nested = config.get("text_config")
+    return nested if isinstance(nested, dict) else config
