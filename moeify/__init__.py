@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from moeify.upcycling.config import AttachConfig, UpcycleConfig, VerifyConfig
     from moeify.upcycling.upcycle import UpcycleReport, upcycle
     from moeify.upcycling.verify import VerifyReport, verify
+    from moeify.warmup.config import WarmupConfig
+    from moeify.warmup.warmup import WarmupReport, warmup
 
 __version__ = "0.1.0"
 
@@ -33,10 +35,13 @@ _HOMES = {
     "UpcycleReport": "moeify.upcycling.upcycle",
     "VerifyConfig": "moeify.upcycling.config",
     "VerifyReport": "moeify.upcycling.verify",
+    "WarmupConfig": "moeify.warmup.config",
+    "WarmupReport": "moeify.warmup.report",
     "attach": "moeify.upcycling.attach",
     "push": "moeify.hub.push",
     "upcycle": "moeify.upcycling.upcycle",
     "verify": "moeify.upcycling.verify",
+    "warmup": "moeify.warmup.warmup",
 }
 
 __all__ = [
@@ -49,11 +54,14 @@ __all__ = [
     "UpcycleReport",
     "VerifyConfig",
     "VerifyReport",
+    "WarmupConfig",
+    "WarmupReport",
     "__version__",
     "attach",
     "push",
     "upcycle",
     "verify",
+    "warmup",
 ]
 
 
