@@ -78,7 +78,7 @@ def test_statistics_do_not_depend_on_the_batch_size():
     results = []
     for batch_size in (1, 5):
         statistics = RoutingStatistics()
-        collect(model, MOE_LAYOUTS["gpt2_moe"][0], data, statistics, batch_size=batch_size)
+        collect(model, MOE_LAYOUTS["gpt2_moe"], data, statistics, batch_size=batch_size)
         results.append(statistics)
     for layer, sums in results[0].layers.items():
         np.testing.assert_array_equal(
@@ -114,5 +114,5 @@ def test_blocks_fill_the_models_positions():
     model = mixture("bert_moe")
     statistics = RoutingStatistics()
     data = blocks(count=2, seq_len=POSITIONS, padded=1)
-    collect(model, MOE_LAYOUTS["bert_moe"][0], data, statistics)
+    collect(model, MOE_LAYOUTS["bert_moe"], data, statistics)
     assert statistics.tokens == 2 * POSITIONS - 1
