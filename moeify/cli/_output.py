@@ -51,7 +51,8 @@ def bar(fraction: float, width: int = 12) -> str:
     """``fraction`` of ``width`` characters filled, in eighths."""
     eighths = round(min(max(fraction, 0.0), 1.0) * width * 8)
     full, rest = divmod(eighths, 8)
-    return "\u2588" * full + ("", *"\u258f\u258e\u258d\u258c\u258b\u258a\u2589")[rest]
+    partial: str = " \u258f\u258e\u258d\u258c\u258b\u258a\u2589"[rest]
+    return "\u2588" * full + partial.strip()
 
 
 def spark(values: Sequence[float]) -> str:

@@ -39,7 +39,10 @@ MOE_LAYOUTS: dict[str, MoeLayout] = {
 }
 """MoE model types that can be read, as transformers writes them."""
 
-_OTHER_LAYOUTS = {"qwen3_5_moe": (QWEN3_5_MOE_FUSED,), "qwen3_5_moe_text": (QWEN3_5_MOE_FUSED,)}
+_OTHER_LAYOUTS: dict[str, tuple[MoeLayout, ...]] = {
+    "qwen3_5_moe": (QWEN3_5_MOE_FUSED,),
+    "qwen3_5_moe_text": (QWEN3_5_MOE_FUSED,),
+}
 """Other ways in which checkpoints of a type are found stored."""
 
 
@@ -84,7 +87,7 @@ def moe_layout(config: Config, names: Collection[str] = ()) -> MoeLayout:
         if model_type in FAMILIES:
             hint = "it is a dense checkpoint: run moeify upcycle first"
         raise UnsupportedModelError(model_type, MOE_LAYOUTS, hint)
-    usual: MoeLayout = MOE_LAYOUTS[model_type]
+    usual = MOE_LAYOUTS[model_type]
     for layout in (usual, *_OTHER_LAYOUTS.get(model_type, ())):
         if any(_first_expert(layout, config, prefix) in names for prefix in layout.prefixes):
             return layout

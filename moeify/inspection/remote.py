@@ -133,7 +133,7 @@ def _fetch(
     """The first ``nbytes`` of a file, or all of it; None where there is no such file."""
     from huggingface_hub import errors as hub
     from huggingface_hub import get_session, hf_hub_url
-    from huggingface_hub.utils import hf_raise_for_status
+    from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]
 
     headers = _headers()
     if not whole:

@@ -42,11 +42,12 @@ def _keep_groups(selection: Tensor, total: int, kept: int) -> Tensor:
     import torch
 
     # [T, E] -> [T, G, E / G] -> [T, G]
-    grouped = selection.unflatten(-1, (total, -1))
+    grouped = selection.reshape(len(selection), total, -1)
     sums = grouped.topk(min(2, grouped.shape[-1]), dim=-1)[0].sum(-1)
     best = sums.topk(kept, dim=-1)[1]
     keep = torch.zeros_like(sums, dtype=torch.bool).scatter_(1, best, True)
-    return grouped.masked_fill(~keep[:, :, None], float("-inf")).flatten(-2)
+    dropped: Tensor = grouped.masked_fill(~keep[:, :, None], float("-inf")).flatten(-2)
+    return dropped
 
 
 def selection_bias(model: nn.Module, router: nn.Module, layout: MoeLayout) -> Tensor | None:

@@ -67,7 +67,7 @@ def routers(model: nn.Module, layout: MoeLayout) -> dict[int, nn.Module]:
     Raises ``RoutingError`` where ``layout`` does not fit the model.
     """
     relative = layout.router_module or layout.router.removesuffix(".weight")
-    text = _text_model(model)
+    text = _text_model(model, layout.layer.split(".")[0])
     found = {}
     for layer in layout.moe_layers(model.config.to_dict()):  # type: ignore[operator, union-attr]
         name = layout.layer.format(layer=layer) + relative
@@ -78,14 +78,16 @@ def routers(model: nn.Module, layout: MoeLayout) -> dict[int, nn.Module]:
     return found
 
 
-def _text_model(model: nn.Module) -> nn.Module:
-    """The part of a model that reads text, where it sees as well."""
+def _text_model(model: nn.Module, root: str) -> nn.Module:
+    """The part of a model that holds the layers (``root``), where it sees as well as reads."""
     base = base_model(model)
-    for name in ("language_model.model", "language_model"):
+    for name in ("", "model", "language_model", "language_model.model"):
         try:
-            return base.get_submodule(name)
+            part = base.get_submodule(name)
         except AttributeError:
             continue
+        if hasattr(part, root):
+            return part
     return base
 
 

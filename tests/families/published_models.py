@@ -47,6 +47,7 @@ _GROUPS = {
     "n_shared_experts": 1,
 }
 _LATENT = {
+    "num_key_value_heads": 2,
     "q_lora_rank": 8,
     "kv_lora_rank": 8,
     "qk_nope_head_dim": 8,
@@ -134,7 +135,7 @@ def tiny(model_type: str, *, tied: bool, **options: Any) -> PreTrainedModel:
         )  # fmt: skip
         return GPT2MoeLMHeadModel(config).eval()
     if model_type in _VISION:
-        text = {**_DECODER, **(_LINEAR if model_type == "qwen3_5_moe" else _LLAMA4)}
+        text = {**_DECODER, **(_LINEAR if model_type == "qwen3_5_moe" else _LLAMA4), **options}
         config = AutoConfig.for_model(
             model_type, text_config={**text, "tie_word_embeddings": tied},
             vision_config=_VISION[model_type], tie_word_embeddings=tied,
