@@ -184,10 +184,13 @@ def _check_domains(blocks: Blocks, config: WarmupConfig, num_experts: int) -> No
 
 
 def _some(blocks: Blocks, tokens: int, seed: int) -> Blocks:
-    """Blocks drawn without replacement, up to ``tokens``, in their order."""
+    """Blocks drawn without replacement, up to ``tokens``, as many of each domain as it has."""
     count = max(1, min(len(blocks), round(tokens / blocks.seq_len)))
-    drawn = np.random.default_rng(seed).permutation(len(blocks))[:count]
-    return blocks.take(np.sort(drawn))
+    order = np.random.default_rng(seed).permutation(len(blocks))
+    if blocks.domains is not None:
+        order = order[np.argsort(blocks.domains[order], kind="stable")]
+    places = np.linspace(0, len(blocks) - 1, count).round().astype(int)
+    return blocks.take(np.sort(order[places]))
 
 
 def _load(session: _Session) -> None:
