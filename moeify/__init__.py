@@ -14,6 +14,9 @@ from moeify.modeling.registration import register_lazily
 
 if TYPE_CHECKING:
     from moeify.errors import MoeifyError
+    from moeify.pruning.config import ExtractConfig, PruneConfig
+    from moeify.pruning.extract import ExtractReport, extract
+    from moeify.pruning.prune import PruneReport, prune
     from moeify.upcycling.attach import AttachReport, attach
     from moeify.upcycling.config import AttachConfig, UpcycleConfig, VerifyConfig
     from moeify.upcycling.upcycle import UpcycleReport, upcycle
@@ -24,12 +27,18 @@ __version__ = "0.1.0"
 _HOMES = {
     "AttachConfig": "moeify.upcycling.config",
     "AttachReport": "moeify.upcycling.attach",
+    "ExtractConfig": "moeify.pruning.config",
+    "ExtractReport": "moeify.pruning.extract",
     "MoeifyError": "moeify.errors",
+    "PruneConfig": "moeify.pruning.config",
+    "PruneReport": "moeify.pruning.prune",
     "UpcycleConfig": "moeify.upcycling.config",
     "UpcycleReport": "moeify.upcycling.upcycle",
     "VerifyConfig": "moeify.upcycling.config",
     "VerifyReport": "moeify.upcycling.verify",
     "attach": "moeify.upcycling.attach",
+    "extract": "moeify.pruning.extract",
+    "prune": "moeify.pruning.prune",
     "upcycle": "moeify.upcycling.upcycle",
     "verify": "moeify.upcycling.verify",
 }
@@ -37,13 +46,19 @@ _HOMES = {
 __all__ = [
     "AttachConfig",
     "AttachReport",
+    "ExtractConfig",
+    "ExtractReport",
     "MoeifyError",
+    "PruneConfig",
+    "PruneReport",
     "UpcycleConfig",
     "UpcycleReport",
     "VerifyConfig",
     "VerifyReport",
     "__version__",
     "attach",
+    "extract",
+    "prune",
     "upcycle",
     "verify",
 ]
