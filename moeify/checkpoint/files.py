@@ -4,17 +4,32 @@ from __future__ import annotations
 
 import math
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from moeify.checkpoint.arithmetic import decode, is_finite
-from moeify.checkpoint.header import StoredTensor
+from moeify.checkpoint.arithmetic import Float32, decode, is_finite
+from moeify.checkpoint.header import StoredTensor, tensor_nbytes
 from moeify.errors import CheckpointError
 
-__all__ = ["SourceFiles", "copy_range", "write_all"]
+__all__ = ["Slice", "SourceFiles", "copy_range", "write_all"]
 
 _SCAN_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """Consecutive elements of a stored tensor, from element ``start`` on."""
+
+    tensor: StoredTensor
+    start: int
+    elements: int
+
+    @property
+    def byte_start(self) -> int:
+        """Position of the first byte in the file."""
+        return self.tensor.start + tensor_nbytes(self.tensor.dtype, (self.start,))
 
 
 class SourceFiles:
@@ -61,6 +76,12 @@ class SourceFiles:
             parts.append(part)
             start, nbytes = start + len(part), nbytes - len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def read_slice(self, part: Slice, start: int, count: int) -> Float32:
+        """Elements ``start`` .. ``start + count`` of ``part`` as float32."""
+        dtype = part.tensor.dtype
+        begin = part.byte_start + tensor_nbytes(dtype, (start,))
+        return decode(self.read(part.tensor.path, begin, tensor_nbytes(dtype, (count,))), dtype)
 
     def scan(self, tensor: StoredTensor) -> float:
         """Standard deviation of ``tensor`` in one pass over blocks, its values checked.

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moeify.checkpoint.arithmetic import FLOAT_DTYPES, Float32, decode, encode, normal
-from moeify.checkpoint.files import SourceFiles, copy_range, write_all
+from moeify.checkpoint.files import Slice, SourceFiles, copy_range, write_all
 from moeify.checkpoint.header import DTYPE_BITS, StoredTensor, tensor_nbytes
 from moeify.errors import CheckpointError
 
@@ -69,20 +69,6 @@ class Piece(Protocol):
         self, files: SourceFiles, span: tuple[int, int], target: int, offset: int
     ) -> Tally | None:
         """Make one span and write it at ``offset`` (of the piece's start) of file ``target``."""
-
-
-@dataclass(frozen=True, slots=True)
-class Slice:
-    """Consecutive elements of a stored tensor, from element ``start`` on."""
-
-    tensor: StoredTensor
-    start: int
-    elements: int
-
-    @property
-    def byte_start(self) -> int:
-        """Position of the first byte in the file."""
-        return self.tensor.start + tensor_nbytes(self.tensor.dtype, (self.start,))
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,9 +189,7 @@ def _weighted_sum(
 ) -> Float32:
     total = None
     for part, weight in terms:
-        dtype = part.tensor.dtype
-        begin = part.byte_start + tensor_nbytes(dtype, (start,))
-        values = decode(files.read(part.tensor.path, begin, tensor_nbytes(dtype, (count,))), dtype)
+        values = files.read_slice(part, start, count)
         if weight != 1.0:
             values *= np.float32(weight)
         total = values if total is None else np.add(total, values, out=total)

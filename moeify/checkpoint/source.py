@@ -50,7 +50,7 @@ def resolve_source(source: str | Path, revision: str | None = None) -> Source:
                 f"--revision {revision} is only for Hub ids; {path} is a local folder",
                 "leave --revision out",
             )
-        return Source(folder=path, name=path.resolve().name)
+        return Source(folder=path, name=path.name or path.resolve().name)
     text = str(source)
     if path.exists() or text.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(text):
         raise CheckpointError(

@@ -145,9 +145,8 @@ def _check_head(
 
 def _tied_names(family: Family, head: Head, checkpoint: Checkpoint) -> set[str]:
     tie = checkpoint.config.get("tie_word_embeddings")
-    tied = family.dense.ties_by_default if tie is None else bool(tie)
-    # BERT's decoder bias is one parameter with predictions.bias even where weights are untied.
-    return {name for name in head.tied if tied or name.endswith(".bias")}
+    ties = family.dense.ties_by_default if tie is None else bool(tie)
+    return set(head.tied) if ties else set()
 
 
 def _check_shape(stored: StoredTensor, shape: tuple[int, ...]) -> None:

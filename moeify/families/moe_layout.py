@@ -134,7 +134,8 @@ class MoeLayout:
     """Tensor names of an MoE family, relative to the base model, and where its config says what.
 
     ``norm`` and ``norm_bias`` are the normalisation whose output the router reads. The router's
-    weight is [E, H] and its bias [E] in every family.
+    weight is [E, H] and its bias [E] in every family. ``router_module`` is the router's path
+    within its layer once transformers has loaded it, where that is not its tensor's name.
     """
 
     model_type: str
@@ -153,6 +154,7 @@ class MoeLayout:
     num_experts_keys: tuple[str, ...] = ("num_experts",)
     shared_keys: tuple[str, ...] = ()
     extras: tuple[ExtraTensor, ...] = ()
+    router_module: str | None = None
 
     def num_experts(self, config: Config) -> int:
         """Number of experts of each MoE layer."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from moeify.checkpoint.header import StoredTensor
 from moeify.checkpoint.reader import Checkpoint
 from moeify.errors import CheckpointError, TensorNotFoundError
-from moeify.families.base import MoeLayout
+from moeify.families.base import ExpertTensor, MoeLayout
 
 __all__ = ["MoeView", "view_moe"]
 
@@ -54,6 +54,11 @@ class MoeView:
         if self.layout.norm_bias is None:
             return None
         return self.checkpoint[self.layer_prefix(layer) + self.layout.norm_bias]
+
+    def up(self, layer: int) -> tuple[StoredTensor, ExpertTensor]:
+        """The tensor that holds expert 0's up-projection, and its description."""
+        spec = next(part for part in self.layout.experts if "up" in part.roles)
+        return self.checkpoint[self.layer_prefix(layer) + spec.name.format(expert=0)], spec
 
 
 def view_moe(checkpoint: Checkpoint, layout: MoeLayout) -> MoeView:

@@ -77,7 +77,10 @@ def moe_layout(config: Config, names: Collection[str] = ()) -> MoeLayout:
     """
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in MOE_LAYOUTS:
-        raise UnsupportedModelError(model_type, MOE_LAYOUTS)
+        hint = None
+        if model_type in FAMILIES:
+            hint = "it is a dense checkpoint: run moeify upcycle first"
+        raise UnsupportedModelError(model_type, MOE_LAYOUTS, hint)
     candidates = MOE_LAYOUTS[model_type]
     for layout in candidates:
         if any(_first_expert(layout, config, prefix) in names for prefix in layout.prefixes):

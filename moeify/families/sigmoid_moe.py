@@ -88,6 +88,7 @@ MINIMAX_M2 = MoeLayout(
     prefixes=("model.",),
     layer="layers.{layer}.",
     router="block_sparse_moe.gate.weight",
+    router_module="mlp.gate",
     experts=single_experts("block_sparse_moe", numbered=True),
     norm="post_attention_layernorm.weight",
     norm_bias=None,

@@ -27,6 +27,7 @@ MIXTRAL = MoeLayout(
     prefixes=("model.",),
     layer="layers.{layer}.",
     router="block_sparse_moe.gate.weight",
+    router_module="mlp.gate",
     experts=single_experts("block_sparse_moe", numbered=True),
     norm="post_attention_layernorm.weight",
     norm_bias=None,
@@ -41,6 +42,7 @@ PHIMOE = MoeLayout(
     prefixes=("model.",),
     layer="layers.{layer}.",
     router="block_sparse_moe.gate.weight",
+    router_module="mlp.router",
     experts=single_experts("block_sparse_moe", numbered=True),
     norm="post_attention_layernorm.weight",
     norm_bias="post_attention_layernorm.bias",
@@ -82,6 +84,7 @@ GRANITEMOE = MoeLayout(
     prefixes=("model.",),
     layer="layers.{layer}.",
     router="block_sparse_moe.router.layer.weight",
+    router_module="block_sparse_moe.router",
     experts=fused_experts(
         "block_sparse_moe.input_linear.weight", "block_sparse_moe.output_linear.weight"
     ),

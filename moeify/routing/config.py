@@ -1,10 +1,47 @@
-"""Names of the ways to set an untrained router."""
+"""Names of the ways to set an untrained router, and where the text to route comes from."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal, get_args
 
-__all__ = ["ROUTER_INITS", "RouterInit"]
+from moeify.errors import ConfigError
+
+__all__ = ["ROUTER_INITS", "DataConfig", "RouterInit"]
 
 RouterInit = Literal["calibrated", "normal", "zeros"]
 ROUTER_INITS: tuple[RouterInit, ...] = get_args(RouterInit)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which text is read and how it is cut into blocks of tokens.
+
+    Raises ``ConfigError`` for values that cannot work, whatever the data.
+    """
+
+    dataset: str
+    """A .txt, .jsonl, .json, .csv or .parquet file, or the id of a dataset on the Hub."""
+    split: str = "train"
+    """Split of the dataset; a local file is one split, train."""
+    text_column: str = "text"
+    """Column that holds the text."""
+    domain_column: str | None = None
+    """Column that names each text's domain; a block then never mixes domains."""
+    streaming: bool = False
+    """Read a dataset while it downloads instead of downloading all of it first."""
+    max_samples: int | None = None
+    """Texts to read at most; None reads all that are needed."""
+    seq_len: int | None = None
+    """Tokens of a block, S; None takes 512, or the model's limit where that is less."""
+    seed: int = 0
+    """Seed of the order in which texts are read."""
+
+    def __post_init__(self) -> None:
+        if not self.dataset:
+            raise ConfigError("no dataset is named", "pass --dataset FILE or a Hub id")
+        for option in ("max_samples", "seq_len"):
+            value = getattr(self, option)
+            if value is not None and value < 1:
+                name = option.replace("_", "-")
+                raise ConfigError(f"{name} must be positive, not {value}", f"leave --{name} out")

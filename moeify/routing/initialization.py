@@ -12,15 +12,51 @@ import numpy as np
 from moeify.checkpoint.arithmetic import Float32, decode, generator
 from moeify.checkpoint.files import SourceFiles
 from moeify.checkpoint.header import StoredTensor
-from moeify.checkpoint.jobs import Values
+from moeify.checkpoint.jobs import Slice, Values
 from moeify.routing.config import RouterInit
 
-__all__ = ["NormalRows", "RouterRows", "expected_entropy", "logit_std", "router_rows"]
+__all__ = [
+    "NormalRows",
+    "RouterRows",
+    "UpProjection",
+    "expected_entropy",
+    "logit_std",
+    "router_rows",
+]
 
 LOGIT_STD = 0.65
 """Calibrated routers' standard deviation of a logit: normalised entropy about 0.92 at 8 experts."""
 
 NORMAL_STD = 0.02
+_BLOCK_ELEMENTS = 1 << 18
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpProjection:
+    """The FFN's up-projection of one layer, which reads what the router reads.
+
+    ``part`` holds its elements in row-major order; ``hidden_axis`` is 1 for [F, H] and 0 for the
+    transposed [H, F].
+    """
+
+    part: Slice
+    hidden_size: int
+    hidden_axis: int
+
+    def column_rms(self, files: SourceFiles) -> Float32:
+        """Root mean square [H] of the weights that read each input dimension, in one pass."""
+        width = self.part.elements // self.hidden_size
+        row = self.hidden_size if self.hidden_axis == 1 else width
+        rows_at_once = max(1, _BLOCK_ELEMENTS // row)
+        squares = np.zeros(self.hidden_size)
+        for first in range(0, self.part.elements // row, rows_at_once):
+            count = min(rows_at_once * row, self.part.elements - first * row)
+            block = np.square(files.read_slice(self.part, first * row, count)).reshape(-1, row)
+            if self.hidden_axis == 1:
+                squares += block.sum(axis=0, dtype=np.float64)
+            else:
+                squares[first : first + len(block)] = block.sum(axis=1, dtype=np.float64)
+        return np.sqrt(squares / width).astype(np.float32)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +64,8 @@ class RouterRows(Values):
     """A router's weight [E, H] as one piece, drawn from a generator that ``key`` seeds.
 
     ``norm`` and ``norm_bias`` are the weight and the bias [H] of the normalisation whose output
-    the router reads; calibrated rows take them into account.
+    the router reads, ``up`` is the projection that reads it too; calibrated rows take all three
+    into account.
     """
 
     init: RouterInit
@@ -38,6 +75,7 @@ class RouterRows(Values):
     key: tuple[int | str, ...]
     norm: StoredTensor | None = None
     norm_bias: StoredTensor | None = None
+    up: UpProjection | None = None
 
     @property
     def elements(self) -> int:
@@ -45,14 +83,19 @@ class RouterRows(Values):
 
     def sources(self) -> Iterator[StoredTensor]:
         yield from (t for t in (self.norm, self.norm_bias) if t is not None)
+        if self.up is not None:
+            yield self.up.part.tensor
 
     def values(self, files: SourceFiles) -> Float32:
         gain, bias = (
             None if t is None else decode(files.read(t.path, t.start, t.nbytes), t.dtype)
             for t in (self.norm, self.norm_bias)
         )
+        reader = None
+        if self.up is not None and self.init == "calibrated":
+            reader = self.up.column_rms(files)
         shape = (self.num_experts, self.hidden_size)
-        return router_rows(self.init, *shape, self.key, gain=gain, bias=bias)
+        return router_rows(self.init, *shape, self.key, gain=gain, bias=bias, reader=reader)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,25 +118,33 @@ class NormalRows(Values):
 
 def router_rows(
     init: RouterInit, num_experts: int, hidden_size: int, key: tuple[int | str, ...],
-    *, gain: Float32 | None = None, bias: Float32 | None = None,
+    *, gain: Float32 | None = None, bias: Float32 | None = None, reader: Float32 | None = None,
 ) -> Float32:  # fmt: skip
     """Rows [E, H] of an untrained router.
 
-    ``calibrated``: independent directions, orthogonal to the norm's ``bias`` [H] where there is
-    one (a direction that all tokens share would favour one expert everywhere), each scaled with
-    the norm's ``gain`` [H] so that its logit has standard deviation 0.65 on inputs whose
-    normalised components are uncorrelated. ``normal``: N(0, 0.02^2), the default of
-    transformers. ``zeros``: all experts tie.
+    ``normal``: N(0, 0.02^2), the default of transformers. ``zeros``: all experts tie.
+    ``calibrated``: independent directions that see what differs between tokens, not what all
+    tokens share, because a shared direction favours one expert everywhere:
+
+    - orthogonal to the norm's ``bias`` [H] where there is one;
+    - damped by the cube of ``reader`` [H], the root mean square of the up-projection's weights
+      for each input dimension: a few dimensions carry massive, nearly constant activations
+      (arXiv:2402.17762), and a trained FFN has learned small weights for them;
+    - scaled with the norm's ``gain`` [H] so that each logit has standard deviation 0.65 on inputs
+      whose normalised components are uncorrelated.
     """
     if init == "zeros":
         return np.zeros((num_experts, hidden_size), np.float32)
     rows = generator(key).standard_normal((num_experts, hidden_size))
     if init == "normal":
         return (rows * NORMAL_STD).astype(np.float32)
-    gain64 = np.ones(hidden_size) if gain is None else np.abs(gain.astype(np.float64))
+    if reader is not None and reader.any():
+        # The cube is where dead experts stop on real models: docs/methods.md has the table.
+        rows *= (reader.astype(np.float64) / reader.max()) ** 3
     if bias is not None and (length := float(np.linalg.norm(bias))) > 0:
         common = bias.astype(np.float64) / length
         rows -= np.outer(rows @ common, common)
+    gain64 = 1.0 if gain is None else gain.astype(np.float64)
     scale = np.linalg.norm(rows * gain64, axis=1, keepdims=True)
     return (rows * (LOGIT_STD / np.where(scale > 0, scale, 1.0))).astype(np.float32)
 

@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from moeify.checkpoint.arithmetic import decode
+from moeify.checkpoint.arithmetic import FLOAT_DTYPES, decode
 from moeify.checkpoint.carry import carry_files
-from moeify.checkpoint.files import SourceFiles
+from moeify.checkpoint.files import Slice, SourceFiles
 from moeify.checkpoint.header import StoredTensor
 from moeify.checkpoint.jobs import Job
 from moeify.checkpoint.reader import Checkpoint
@@ -23,7 +23,7 @@ from moeify.families.moe_view import MoeView, view_moe
 from moeify.families.registry import moe_family
 from moeify.provenance.companions import write_companions
 from moeify.provenance.record import Record, Step
-from moeify.routing.initialization import RouterRows, expected_entropy, logit_std
+from moeify.routing.initialization import RouterRows, UpProjection, expected_entropy, logit_std
 from moeify.upcycling.config import AttachConfig, check_top_k
 
 __all__ = ["AttachReport", "RouterOutlook", "attach"]
@@ -117,6 +117,20 @@ def _rows(view: MoeView, layer: int, config: AttachConfig) -> RouterRows:
         key=(config.seed, "router", view.layout.layer.format(layer=layer)),
         norm=norm,
         norm_bias=view.norm_bias(layer),
+        up=_up_projection(view, layer),
+    )
+
+
+def _up_projection(view: MoeView, layer: int) -> UpProjection | None:
+    """Expert 0's up-projection, together with its gate where one tensor joins them."""
+    tensor, spec = view.up(layer)
+    if tensor.dtype not in FLOAT_DTYPES:
+        return None
+    elements = tensor.elements // (view.num_experts if spec.fused else 1)
+    return UpProjection(
+        part=Slice(tensor, 0, elements),
+        hidden_size=view.hidden_size,
+        hidden_axis=spec.shape.index("H"),
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from moeify.checkpoint.arithmetic import FLOAT_DTYPES
+from moeify.checkpoint.files import Slice
 from moeify.checkpoint.header import StoredTensor
 from moeify.checkpoint.jobs import Job, Noise, Piece, copy_of
 from moeify.checkpoint.reader import Checkpoint
@@ -22,7 +23,7 @@ from moeify.families.base import (
 )
 from moeify.families.dense_view import DenseView, view_dense
 from moeify.families.registry import dense_family
-from moeify.routing.initialization import NormalRows, RouterRows
+from moeify.routing.initialization import NormalRows, RouterRows, UpProjection
 from moeify.upcycling.config import UpcycleConfig, select_layers
 
 __all__ = ["ParameterCounts", "UpcyclePlan", "plan_upcycle"]
@@ -217,8 +218,18 @@ class _Planner:
                 key=(self.options.seed, "router", moe.layer.format(layer=layer)),
                 norm=norm,
                 norm_bias=self.view.base[source + dense.norm_bias] if dense.norm_bias else None,
+                up=self._up_projection(layer),
             )
             yield Job(name, piece.dtype, (piece.num_experts, piece.hidden_size), (piece,))
+
+    def _up_projection(self, layer: int) -> UpProjection:
+        spec = next(part for part in self.family.dense.ffn if part.role == "up")
+        tensor = self.view.ffn(layer)["up"]
+        return UpProjection(
+            part=Slice(tensor, 0, tensor.elements),
+            hidden_size=self.dims["H"],
+            hidden_axis=spec.shape.index("H"),
+        )
 
     def parameters(self) -> ParameterCounts:
         """Exact counts, tied tensors once."""

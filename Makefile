@@ -1,0 +1,51 @@
+# make demo | test | check | bench: each does its own set-up.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
+READY := $(VENV)/.ready
+READY_TESTS := $(VENV)/.ready-tests
+
+export HF_HUB_DISABLE_TELEMETRY := 1
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: demo test check bench docs format clean
+
+# torch comes first and pinned, so that no other package pulls a larger build of it.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) torch
+	$(PIP) -e '.[all]'
+	touch $@
+
+$(READY_TESTS): $(READY) requirements-dev.txt tests/real/requirements.txt
+	$(PIP) -r requirements-dev.txt
+	$(PIP) --no-deps -r tests/real/requirements.txt
+	touch $@
+
+demo: $(READY)
+	-@$(PIP) --no-deps -r scripts/demo_requirements.txt
+	@bash scripts/demo.sh $(BIN)
+
+test: $(READY_TESTS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+check: $(READY_TESTS)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python scripts/cli_reference.py --check
+
+bench: $(READY_TESTS)
+	$(BIN)/python -m benchmarks.upcycle
+
+docs: $(READY_TESTS)
+	$(BIN)/python scripts/cli_reference.py
+
+format: $(READY_TESTS)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) .cache demo-output .mypy_cache .pytest_cache .ruff_cache

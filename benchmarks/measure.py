@@ -1,0 +1,54 @@
+"""Wall time and peak memory of whole processes."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+__all__ = ["Measure", "measure", "median", "spread"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    """One process from start to exit. ``peak_mib`` is its largest resident set."""
+
+    seconds: float
+    peak_mib: float
+
+
+def measure(command: Sequence[str], env: Mapping[str, str] | None = None) -> Measure:
+    """Run ``command`` to its end; raises ``RuntimeError`` with its last words when it fails.
+
+    Everything that is dirty is flushed first, so that no process pays for the one before. The
+    kernel counts a child's resident set from the fork on: keep the calling process small.
+    """
+    os.sync()
+    with tempfile.TemporaryFile() as said:
+        started = time.perf_counter()
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, env=env
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - started
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            said.seek(0)
+            words = said.read().decode(errors="replace").strip()[-2000:]
+            raise RuntimeError(f"{' '.join(command)} exited {process.returncode}:\n{words}")
+    return Measure(seconds=seconds, peak_mib=usage.ru_maxrss / 1024)
+
+
+def median(values: Sequence[float]) -> float:
+    """The middle value."""
+    return statistics.median(values)
+
+
+def spread(values: Sequence[float], unit: str = "") -> str:
+    """Median, and the smallest and largest in brackets."""
+    middle = f"{median(values):.2f}{unit}"
+    return middle if len(values) == 1 else f"{middle} ({min(values):.2f} .. {max(values):.2f})"

@@ -1,0 +1,55 @@
+"""A Qwen2 checkpoint of random weights, streamed to disk in a second."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import struct
+from pathlib import Path
+
+from moeify.checkpoint.header import encode_header, tensor_nbytes
+from moeify.families.qwen2 import QWEN2
+
+__all__ = ["write_checkpoint"]
+
+_BLOCK_ELEMENTS = 99_991  # prime, so that the repeats fall differently in every tensor
+_STD = 0.02
+_CONFIG = {
+    "architectures": ["Qwen2ForCausalLM"],
+    "model_type": "qwen2",
+    "hidden_act": "silu",
+    "hidden_size": 896,
+    "intermediate_size": 4864,
+    "max_position_embeddings": 32768,
+    "num_attention_heads": 14,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1e6,
+    "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16",
+    "vocab_size": 151936,
+}
+"""Qwen2.5-0.5B."""
+
+
+def write_checkpoint(folder: Path, num_layers: int) -> int:
+    """Write config.json and model.safetensors in bf16; returns the bytes of the weights."""
+    folder.mkdir(parents=True)
+    config = {**_CONFIG, "num_hidden_layers": num_layers}
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
+    tensors = [
+        (f"model.{name}", "BF16", shape) for name, shape in QWEN2.dense.base_tensors(config).items()
+    ]
+    draw = random.Random(0)
+    values = [draw.gauss(0.0, _STD) for _ in range(_BLOCK_ELEMENTS)]
+    # The upper half of a float32's bits is a bfloat16.
+    block = b"".join(struct.pack("<f", value)[2:] for value in values)
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(encode_header(tensors))
+        left = sum(tensor_nbytes(dtype, shape) for _, dtype, shape in tensors)
+        for part in itertools.repeat(block):
+            left -= file.write(part[:left])
+            if not left:
+                return file.tell()
+    raise AssertionError("an endless loop ended")

@@ -1,0 +1,224 @@
+"""Running a mixture over text and seeing, layer by layer, where each token goes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from moeify.errors import RoutingError
+from moeify.families.base import MoeLayout
+from moeify.routing.data import Blocks
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+__all__ = [
+    "InputReservoir",
+    "Observer",
+    "RoutedTokens",
+    "base_model",
+    "collect",
+    "observed",
+    "routers",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoutedTokens:
+    """The T real tokens of one batch in one MoE layer; padding is left out.
+
+    ``inputs`` [T, H] are what router and experts read, in the model's dtype; ``logits`` [T, E]
+    the router's, float32; ``experts`` [T, K] the chosen experts, best first; ``weights`` [T, K]
+    what multiplies their outputs, float32. ``domains`` [T] is each token's domain, None where
+    the data names none.
+    """
+
+    layer: int
+    inputs: Tensor
+    logits: Tensor
+    experts: Tensor
+    weights: Tensor
+    domains: Tensor | None
+
+
+Observer = Callable[[RoutedTokens], None]
+
+
+def base_model(model: nn.Module) -> nn.Module:
+    """``model`` without its head."""
+    base: nn.Module = getattr(model, "base_model", model)
+    return base
+
+
+def routers(model: nn.Module, layout: MoeLayout) -> dict[int, nn.Module]:
+    """The router module of every MoE layer of a loaded model.
+
+    Raises ``RoutingError`` where ``layout`` does not fit the model.
+    """
+    base = base_model(model)
+    relative = layout.router_module or layout.router.removesuffix(".weight")
+    found = {}
+    for layer in layout.moe_layers(model.config.to_dict()):  # type: ignore[operator, union-attr]
+        name = layout.layer.format(layer=layer) + relative
+        try:
+            found[layer] = base.get_submodule(name)
+        except AttributeError:
+            raise RoutingError(f"{type(model).__name__} has no router {name!r}") from None
+    return found
+
+
+def collect(
+    model: nn.Module, layout: MoeLayout, blocks: Blocks, observe: Observer, *, batch_size: int = 8,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:  # fmt: skip
+    """Run ``model`` over ``blocks`` without gradients and show ``observe`` every layer's routing.
+
+    The head is not run. ``progress`` is called with blocks done and blocks in all.
+    """
+    import torch
+
+    base, done = base_model(model), 0
+    device = next(model.parameters()).device
+    with torch.no_grad(), observed(model, layout, observe) as expect:
+        for inputs, part in blocks.batches(batch_size):
+            inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
+            expect(inputs["attention_mask"], part)
+            base(**inputs, **({} if _is_encoder(model) else {"use_cache": False}))
+            done += len(part)
+            if progress is not None:
+                progress(done, len(blocks))
+
+
+@contextmanager
+def observed(
+    model: nn.Module, layout: MoeLayout, observe: Observer
+) -> Iterator[Callable[[Tensor, Blocks | None], None]]:
+    """Hook the routers of ``model`` while the context lasts.
+
+    Yields a function that must be told each batch's attention mask [B, S], and its blocks where
+    domains matter, before the model runs.
+    """
+    current: dict[str, Any] = {}
+
+    def expect(mask: Tensor, part: Blocks | None = None) -> None:
+        import torch
+
+        current["real"] = mask.flatten().bool().cpu()
+        current["domains"] = None
+        if part is not None and part.domains is not None:
+            per_token = torch.from_numpy(part.domains).repeat_interleave(mask.shape[-1])
+            current["domains"] = per_token[current["real"]]
+
+    def seen(layer: int, inputs: Tensor, logits: Tensor, weights: Tensor, experts: Tensor) -> None:
+        real = current["real"]
+        if len(real) != len(logits):
+            raise RoutingError(
+                f"the router of layer {layer} saw {len(logits)} tokens, the batch has {len(real)}"
+            )
+        observe(
+            RoutedTokens(
+                layer=layer,
+                inputs=inputs.reshape(len(real), -1)[real.to(inputs.device)],
+                logits=logits.float().cpu()[real],
+                experts=experts.cpu()[real],
+                weights=weights.float().cpu()[real],
+                domains=current["domains"],
+            )
+        )
+
+    handles = []
+    try:
+        for layer, router in routers(model, layout).items():
+            handles += _hook(model, layer, router, seen)
+        yield expect
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _hook(model: nn.Module, layer: int, router: nn.Module, seen: Callable[..., None]) -> list[Any]:
+    """Report one layer. moeify's own routers choose in a module beside them, others by themselves.
+
+    Both return logits, weights and experts, in that order.
+    """
+    beside = _sibling(model, router, "routing")
+    if beside is None:
+        return [router.register_forward_hook(lambda _, args, out: seen(layer, args[0], *out))]
+    inputs: list[Tensor] = []
+    return [
+        router.register_forward_hook(lambda _, args, out: inputs.append(args[0])),
+        beside.register_forward_hook(lambda _, args, out: seen(layer, inputs.pop(), *out)),
+    ]
+
+
+def _sibling(model: nn.Module, module: nn.Module, name: str) -> nn.Module | None:
+    for parent in model.modules():
+        if any(child is module for child in parent.children()):
+            found: nn.Module | None = getattr(parent, name, None)
+            return found
+    return None
+
+
+def _is_encoder(model: nn.Module) -> bool:
+    config: Any = model.config
+    return config.model_type == "bert_moe" and not getattr(config, "is_decoder", False)
+
+
+class InputReservoir:
+    """Per layer a uniform sample of at most ``capacity`` tokens: inputs, domains.
+
+    An observer for ``collect``. It holds capacity x H x 4 bytes for each layer, however many tokens
+    pass. Every layer keeps the same tokens (Vitter's algorithm R, vectorised per batch).
+    """
+
+    def __init__(self, capacity: int, seed: int = 0) -> None:
+        self.capacity, self.seed = capacity, seed
+        self._rows: dict[int, Tensor] = {}
+        self._domains: dict[int, Tensor] = {}
+        self._seen: dict[int, int] = {}
+        self._draws: dict[int, Any] = {}
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Layers seen."""
+        return tuple(self._rows)
+
+    def __call__(self, tokens: RoutedTokens) -> None:
+        import torch
+
+        rows = tokens.inputs.detach().float().cpu()
+        layer, count = tokens.layer, len(rows)
+        if layer not in self._rows:
+            self._rows[layer] = torch.empty(self.capacity, rows.shape[1])
+            self._domains[layer] = torch.full((self.capacity,), -1)
+            self._seen[layer] = 0
+            self._draws[layer] = torch.Generator().manual_seed(self.seed)
+        place = torch.arange(self._seen[layer], self._seen[layer] + count)
+        drawn = torch.rand(count, generator=self._draws[layer], dtype=torch.float64)
+        # Token number n (from 0) replaces a kept one with probability capacity / (n + 1).
+        target = torch.where(place < self.capacity, place, (drawn * (place + 1)).long())
+        # Of several tokens for one place the last stays: first seen from behind.
+        places, behind = np.unique(target.numpy()[::-1], return_index=True)
+        keep = places < self.capacity
+        chosen = torch.from_numpy(count - 1 - behind[keep])
+        self._rows[layer][torch.from_numpy(places[keep])] = rows[chosen]
+        if tokens.domains is not None:
+            self._domains[layer][torch.from_numpy(places[keep])] = tokens.domains[chosen]
+        self._seen[layer] += count
+
+    def inputs(self, layer: int) -> Tensor:
+        """The kept inputs [T, H] of one layer, float32."""
+        return self._rows[layer][: self._seen[layer]]
+
+    def domains(self, layer: int) -> Tensor:
+        """The kept tokens' domains [T], -1 where none is named."""
+        return self._domains[layer][: self._seen[layer]]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the kept inputs take."""
+        return sum(rows.nbytes for rows in self._rows.values())

@@ -1,0 +1,218 @@
+"""Texts cut into blocks of tokens, with a slice held out."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moeify.errors import CheckpointError, ConfigError, DatasetError
+from moeify.families.base import Config
+from moeify.routing.config import DataConfig
+from moeify.routing.documents import read_documents
+from moeify.routing.loading import load_tokenizer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["Blocks", "block_length", "pack", "read_blocks", "tokenizer_for"]
+
+DEFAULT_SEQ_LEN = 512
+_VOCABULARIES = ("tokenizer.json", "vocab*", "*.model", "merges.txt", "*.tiktoken")
+_POSITIONS = ("max_position_embeddings", "n_positions")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blocks:
+    """N blocks of S tokens.
+
+    ``input_ids`` is [N, S] int32; of row i the first ``lengths[i]`` tokens count, the others are
+    padding. ``domains`` [N] holds each block's place in ``domain_names``, and is None where no
+    column names domains.
+    """
+
+    input_ids: NDArray[np.int32]
+    lengths: NDArray[np.int64]
+    domains: NDArray[np.int64] | None
+    domain_names: tuple[str, ...]
+    documents: int
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    @property
+    def seq_len(self) -> int:
+        """Tokens of a block, padding included, S."""
+        return int(self.input_ids.shape[1])
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that count."""
+        return int(self.lengths.sum())
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of tokens, lengths and domains."""
+        digest = hashlib.sha256(self.input_ids.tobytes() + self.lengths.tobytes())
+        digest.update(b"" if self.domains is None else self.domains.tobytes())
+        return digest.hexdigest()
+
+    def take(self, rows: Any) -> Blocks:
+        """The blocks at ``rows``, an index or a slice along axis 0."""
+        return Blocks(
+            input_ids=self.input_ids[rows],
+            lengths=self.lengths[rows],
+            domains=None if self.domains is None else self.domains[rows],
+            domain_names=self.domain_names,
+            documents=self.documents,
+        )
+
+    def split(self, fraction: float) -> tuple[Blocks, Blocks]:
+        """These blocks in two parts, the second with about ``fraction`` of every domain.
+
+        Each domain keeps at least one block on either side; raises ``DatasetError`` where a
+        domain has only one.
+        """
+        held_out = np.zeros(len(self), bool)
+        groups = np.zeros(len(self), np.int64) if self.domains is None else self.domains
+        for group in np.unique(groups):
+            rows = np.flatnonzero(groups == group)
+            if len(rows) < 2:
+                of = f" of domain {self.domain_names[group]!r}" if self.domain_names else ""
+                raise DatasetError(
+                    f"{self.tokens} tokens make one block{of}, and a held-out slice needs another",
+                    f"name a longer text, or pass a --seq-len smaller than {self.seq_len}",
+                )
+            count = min(max(1, round(fraction * len(rows))), len(rows) - 1)
+            held_out[rows[np.linspace(0, len(rows) - 1, count, dtype=int)]] = True
+        return self.take(~held_out), self.take(held_out)
+
+    def batches(self, batch_size: int) -> Iterator[tuple[dict[str, Tensor], Blocks]]:
+        """Batches of at most ``batch_size`` blocks: the model's inputs, and the blocks.
+
+        The inputs are ``input_ids`` and ``attention_mask``, int64 [B, S].
+        """
+        for start in range(0, len(self), batch_size):
+            part = self.take(slice(start, start + batch_size))
+            yield part.inputs(), part
+
+    def inputs(self) -> dict[str, Tensor]:
+        """``input_ids`` and ``attention_mask`` of all blocks, int64 [N, S]."""
+        import torch
+
+        mask = np.arange(self.seq_len) < self.lengths[:, None]
+        return {
+            "input_ids": torch.from_numpy(self.input_ids.astype(np.int64)),
+            "attention_mask": torch.from_numpy(mask.astype(np.int64)),
+        }
+
+
+def block_length(config: Config, seq_len: int | None) -> int:
+    """Tokens of a block: ``seq_len``, or 512, or the model's limit where that is less.
+
+    Raises ``ConfigError`` when ``seq_len`` is more than the model allows.
+    """
+    limits = [config[key] for key in _POSITIONS if isinstance(config.get(key), int)]
+    limit = min(limits, default=None)
+    if seq_len is None:
+        return DEFAULT_SEQ_LEN if limit is None else min(DEFAULT_SEQ_LEN, limit)
+    if limit is not None and seq_len > limit:
+        raise ConfigError(
+            f"a block of {seq_len} tokens is longer than the model's {limit} positions",
+            f"pass --seq-len {min(DEFAULT_SEQ_LEN, limit)}",
+        )
+    return seq_len
+
+
+def tokenizer_for(folder: Path) -> Any:
+    """The tokenizer in ``folder``; raises ``DatasetError`` where there is none."""
+    missing = DatasetError(
+        f"{folder} has no tokenizer that transformers can load",
+        "save the tokenizer of the dense model into the folder: tokenizer.save_pretrained",
+    )
+    # Without any of these transformers makes up an empty tokenizer for some model types.
+    if not any(next(folder.glob(pattern), None) for pattern in _VOCABULARIES):
+        raise missing
+    try:
+        return load_tokenizer(folder)
+    except CheckpointError as error:
+        raise missing from error
+
+
+def read_blocks(
+    data: DataConfig, tokenizer: Any, seq_len: int, max_tokens: int | None = None
+) -> Blocks:
+    """Tokenise the texts of ``data`` and pack them into blocks of ``seq_len`` tokens.
+
+    Reading stops after ``max_tokens``. Raises ``DatasetError`` for data that cannot be read or
+    holds fewer tokens than one block.
+    """
+    blocks = pack(_tokenized(data, tokenizer), seq_len, _padding(tokenizer), max_tokens)
+    if not blocks.documents:
+        raise DatasetError(f"{data.dataset} holds no text", "name a dataset that holds text")
+    if not len(blocks) or blocks.lengths.max() < seq_len:
+        raise DatasetError(
+            f"{data.dataset} holds {blocks.tokens} tokens, fewer than one block of {seq_len}",
+            "name a longer text, or pass a smaller --seq-len",
+        )
+    return blocks
+
+
+def pack(
+    documents: Iterable[tuple[list[int], str | None]], seq_len: int, padding: int,
+    max_tokens: int | None = None,
+) -> Blocks:  # fmt: skip
+    """Join documents of one domain and cut them into blocks; the last of a domain is padded."""
+    rest: dict[str | None, list[int]] = {}
+    rows: list[tuple[NDArray[np.int32], int, str | None]] = []
+    count = total = 0
+
+    def cut(tokens: list[int], domain: str | None) -> None:
+        row = np.full(seq_len, padding, np.int32)
+        row[: len(tokens)] = tokens
+        rows.append((row, len(tokens), domain))
+
+    for tokens, domain in documents:
+        count += 1
+        total += len(tokens)
+        queue = rest.setdefault(domain, [])
+        queue += tokens
+        while len(queue) >= seq_len:
+            cut(queue[:seq_len], domain)
+            del queue[:seq_len]
+        if max_tokens is not None and total >= max_tokens:
+            break
+    for domain, tokens in rest.items():
+        if tokens:
+            cut(tokens, domain)
+    names = tuple(sorted(domain for domain in rest if domain is not None))
+    place = {name: number for number, name in enumerate(names)}
+    return Blocks(
+        input_ids=np.stack([row for row, _, _ in rows]) if rows else np.empty((0, seq_len), "i4"),
+        lengths=np.array([length for _, length, _ in rows], np.int64),
+        domains=np.array([place[d] for _, _, d in rows if d is not None]) if names else None,
+        domain_names=names,
+        documents=count,
+    )
+
+
+def _tokenized(data: DataConfig, tokenizer: Any) -> Iterator[tuple[list[int], str | None]]:
+    # A tokenizer that ends texts by itself (BERT's does) needs no end-of-text token.
+    end = [] if tokenizer("a", verbose=False)["input_ids"][-1:] == [tokenizer.sep_token_id] else [
+        tokenizer.eos_token_id
+    ]  # fmt: skip
+    end = [token for token in end if token is not None]
+    for text, domain in read_documents(data):
+        yield [*tokenizer(text, verbose=False)["input_ids"], *end], domain
+
+
+def _padding(tokenizer: Any) -> int:
+    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return int(token)
+    return 0

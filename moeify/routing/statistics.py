@@ -1,0 +1,244 @@
+"""How evenly, how decidedly and on what the routers of a mixture route: O(E) sums, then figures."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from moeify.routing.collection import RoutedTokens
+
+__all__ = ["DomainFigures", "LayerRouting", "RoutingStatistics"]
+
+Float64 = NDArray[np.float64]
+
+DEAD_SHARE = 0.1
+"""An expert with less than this part of the fair share of tokens counts as dead."""
+
+
+class LayerRouting:
+    """Sums over the tokens of one MoE layer, and the figures made from them.
+
+    Sums are float64. n_i are the assignments to expert i, T the tokens, K the experts per token;
+    "share" is n_i / (T K). Shapes: [E], for pairs [E, E], for domains [E, D].
+    """
+
+    def __init__(self, num_experts: int, top_k: int, num_domains: int = 0) -> None:
+        self.num_experts, self.top_k, self.num_domains = num_experts, top_k, num_domains
+        self.tokens = 0
+        self.tokens_per_expert = np.zeros(num_experts)
+        """n_i, assignments to each expert [E]."""
+        self.first_per_expert = np.zeros(num_experts)
+        """Tokens whose best expert it is [E]."""
+        self.gate_mass = np.zeros(num_experts)
+        """Sum of the weights that multiply each expert's output [E]."""
+        self.probability_sum = np.zeros(num_experts)
+        """Sum over tokens of the router's softmax [E]."""
+        self.pairs = np.zeros((num_experts, num_experts))
+        """Tokens that visit both experts [E, E]; the diagonal is n_i."""
+        self.per_domain = np.zeros((num_experts, num_domains))
+        """Assignments by domain [E, D]."""
+        self.first_per_domain = np.zeros((num_experts, num_domains))
+        """Tokens whose best expert it is, by domain [E, D]."""
+        self.tokens_per_domain = np.zeros(num_domains)
+        self.entropy_sum = 0.0
+        self.z_sum = 0.0
+        self.margin_sum = 0.0
+
+    def update(self, tokens: RoutedTokens) -> None:
+        """Add a batch of real tokens."""
+        import torch
+
+        count, experts = len(tokens.logits), tokens.experts
+        logits = tokens.logits.double()
+        log_p = logits.log_softmax(-1)
+        probabilities = log_p.exp()
+        chosen = torch.zeros(count, self.num_experts).scatter_(1, experts, 1.0)
+        weights = torch.zeros_like(logits).scatter_(1, experts, tokens.weights.double())
+        first = torch.zeros_like(chosen).scatter_(1, experts[:, :1], 1.0)
+        self.tokens += count
+        self.tokens_per_expert += chosen.sum(0, dtype=torch.float64).numpy()
+        self.first_per_expert += first.sum(0, dtype=torch.float64).numpy()
+        self.gate_mass += weights.sum(0).numpy()
+        self.probability_sum += probabilities.sum(0).numpy()
+        # A batch has far fewer than 2^24 tokens, so these float32 counts are exact.
+        self.pairs += (chosen.T @ chosen).double().numpy()
+        self.entropy_sum -= float(torch.special.xlogy(probabilities, probabilities).sum())
+        self.z_sum += float(logits.logsumexp(-1).square().sum())
+        self.margin_sum += float(_margins(logits, chosen).sum())
+        if tokens.domains is not None and self.num_domains:
+            domains = torch.nn.functional.one_hot(tokens.domains, self.num_domains).float()
+            self.per_domain += (chosen.T @ domains).double().numpy()
+            self.first_per_domain += (first.T @ domains).double().numpy()
+            self.tokens_per_domain += domains.sum(0, dtype=torch.float64).numpy()
+
+    @property
+    def load(self) -> Float64:
+        """Share of the assignments that each expert gets, n_i / (T K) [E]; sums to 1."""
+        return self.tokens_per_expert / max(self.tokens * self.top_k, 1)
+
+    @property
+    def utilization(self) -> Float64:
+        """Load relative to the fair share, share x E [E]; 1 is even."""
+        return self.load * self.num_experts
+
+    @property
+    def max_violation(self) -> float:
+        """MaxVio = max(n) / mean(n) - 1 (arXiv 2408.15664): 0 even, E / K - 1 collapsed."""
+        return float(self.utilization.max() - 1)
+
+    @property
+    def load_cv(self) -> float:
+        """Coefficient of variation of the load, std(n) / mean(n)."""
+        return float(np.std(self.utilization))
+
+    @property
+    def load_entropy(self) -> float:
+        """Normalised entropy of the load, H(share) / ln E: 1 is even."""
+        return _entropy(self.load) / math.log(self.num_experts)
+
+    @property
+    def entropy(self) -> float:
+        """Mean over tokens of H(p) / ln E for the router's softmax p: 1 undecided, 0 certain."""
+        return self.entropy_sum / max(self.tokens, 1) / math.log(self.num_experts)
+
+    @property
+    def gate_mass_fraction(self) -> Float64:
+        """Each expert's part of the summed weights [E]; sums to 1."""
+        return self.gate_mass / max(float(self.gate_mass.sum()), 1e-300)
+
+    @property
+    def margin(self) -> float:
+        """Mean gap between the last chosen and the first unchosen logit; 0 when K = E."""
+        return self.margin_sum / max(self.tokens, 1)
+
+    @property
+    def dead(self) -> tuple[int, ...]:
+        """Experts below a tenth of the fair share."""
+        return tuple(int(i) for i in np.flatnonzero(self.utilization < DEAD_SHARE))
+
+    @property
+    def unused(self) -> tuple[int, ...]:
+        """Experts without any token."""
+        return tuple(int(i) for i in np.flatnonzero(self.tokens_per_expert == 0))
+
+    @property
+    def balance_loss(self) -> float:
+        """E x sum_i f_i P_i (arXiv 2101.03961 eq. 4), over all K choices: K even, E collapsed."""
+        count = max(self.tokens, 1)
+        f, p = self.tokens_per_expert / count, self.probability_sum / count
+        return float(self.num_experts * (f * p).sum())
+
+    @property
+    def coactivation(self) -> Float64:
+        """N_ij / N_i: of the tokens of expert i, the part that also visits j [E, E]; 0 diagonal.
+
+        OLMoE (arXiv 2409.02060, section 5.2).
+        """
+        result: Float64 = self.pairs / np.maximum(self.tokens_per_expert, 1)[:, None]
+        np.fill_diagonal(result, 0.0)
+        return result
+
+    @property
+    def domains(self) -> DomainFigures | None:
+        """What the experts have to do with the domains; None where the data names none."""
+        if not self.num_domains:
+            return None
+        return DomainFigures.of(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DomainFigures:
+    """Experts against domains.
+
+    ``specialization`` [E, D] is N_{i,D} / N_D, the part of a domain's tokens that visit expert i
+    (arXiv 2409.02060, section 5.3); evenly it is ``baseline`` = K / E. ``nmi`` is the mutual
+    information of expert and domain over their mean entropy, 0 unrelated to 1 identical.
+    ``own_domain`` [E] is each expert's most specialised domain, ``enrichment`` [E] its
+    specialisation there over that on all other tokens. ``own_expert_fraction`` [D] is, for each
+    domain, the part of its tokens whose best expert is the domain's most frequent best expert.
+    """
+
+    specialization: Float64
+    baseline: float
+    nmi: float
+    own_domain: tuple[int, ...]
+    enrichment: Float64
+    own_expert_fraction: Float64
+
+    @classmethod
+    def of(cls, layer: LayerRouting) -> DomainFigures:
+        """The figures of one layer's sums."""
+        counts, tokens = layer.per_domain, np.maximum(layer.tokens_per_domain, 1)
+        specialization = counts / tokens
+        own = specialization.argmax(1)
+        rows = np.arange(layer.num_experts)
+        elsewhere = counts.sum(1) - counts[rows, own]
+        other_tokens = np.maximum(layer.tokens_per_domain.sum() - layer.tokens_per_domain[own], 1)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            enrichment = specialization[rows, own] / (elsewhere / other_tokens)
+        return cls(
+            specialization=specialization,
+            baseline=layer.top_k / layer.num_experts,
+            nmi=_nmi(counts),
+            own_domain=tuple(int(domain) for domain in own),
+            enrichment=np.nan_to_num(enrichment, nan=1.0, posinf=np.inf),
+            own_expert_fraction=layer.first_per_domain.max(0) / tokens,
+        )
+
+
+class RoutingStatistics:
+    """``LayerRouting`` for every MoE layer: an observer for ``collect``."""
+
+    def __init__(self, num_domains: int = 0) -> None:
+        self.num_domains = num_domains
+        self.layers: dict[int, LayerRouting] = {}
+
+    def __call__(self, tokens: RoutedTokens) -> None:
+        if tokens.layer not in self.layers:
+            num_experts, top_k = tokens.logits.shape[1], tokens.experts.shape[1]
+            self.layers[tokens.layer] = LayerRouting(num_experts, top_k, self.num_domains)
+        self.layers[tokens.layer].update(tokens)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens seen by each layer."""
+        return max((layer.tokens for layer in self.layers.values()), default=0)
+
+    @property
+    def max_violation(self) -> float:
+        """MaxVio averaged over the layers."""
+        return float(np.mean([layer.max_violation for layer in self.layers.values()]))
+
+    @property
+    def entropy(self) -> float:
+        """Normalised router entropy averaged over the layers."""
+        return float(np.mean([layer.entropy for layer in self.layers.values()]))
+
+
+def _margins(logits: Tensor, chosen: Tensor) -> Tensor:
+    if logits.shape[1] == int(chosen[0].sum()) if len(chosen) else True:
+        return logits.new_zeros(len(logits))
+    last_chosen = logits.masked_fill(chosen == 0, math.inf).amin(1)
+    first_unchosen = logits.masked_fill(chosen == 1, -math.inf).amax(1)
+    return last_chosen - first_unchosen
+
+
+def _entropy(shares: Float64) -> float:
+    positive = shares[shares > 0]
+    return float(-(positive * np.log(positive)).sum())
+
+
+def _nmi(counts: Float64) -> float:
+    """Mutual information over the arithmetic mean of the two entropies, from counts [E, D]."""
+    joint = counts / max(float(counts.sum()), 1.0)
+    experts, domains = _entropy(joint.sum(1)), _entropy(joint.sum(0))
+    mutual = experts + domains - _entropy(joint.ravel())
+    mean = (experts + domains) / 2
+    return mutual / mean if mean > 0 else 0.0

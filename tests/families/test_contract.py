@@ -1,0 +1,144 @@
+"""Every family and every head: upcycled, it computes what the dense model computed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import moeify
+from moeify.routing.loading import load_model, model_class
+from tests.tiny import FAMILY_HEADS, LAYERS, LM_HEADS, save_tiny, state
+
+
+def load_strictly(folder: Path) -> torch.nn.Module:
+    """The model, refused when a key is missing, unexpected or mismatched."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder)
+    model, info = model_class(config).from_pretrained(folder, output_loading_info=True)
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
+        assert not info[kind], f"{kind}: {info[kind]}"
+    return model.eval()
+
+
+@pytest.mark.parametrize(("family", "head"), FAMILY_HEADS)
+def test_every_head_is_exact(tmp_path: Path, family: str, head: str) -> None:
+    dense = save_tiny(tmp_path / "dense", family, head)
+    report = moeify.upcycle(dense, tmp_path / "moe", num_experts=4, top_k=2, noise=0.0)
+    model = load_strictly(tmp_path / "moe")
+    original = load_model(dense)
+    assert type(model).__name__ == head.replace(
+        {"bert": "Bert", "gpt2": "GPT2", "qwen2": "Qwen2", "qwen3": "Qwen3"}[family],
+        {"bert": "BertMoe", "gpt2": "GPT2Moe", "qwen2": "Qwen2Moe", "qwen3": "Qwen3Moe"}[family],
+        1,
+    )
+    assert report.params_dense == original.num_parameters()
+    assert report.params_total == model.num_parameters()
+    comparison = moeify.verify(dense, tmp_path / "moe")
+    assert comparison.relative_diff <= 1e-6
+    assert comparison.top1_agreement == 1.0
+
+
+@pytest.mark.parametrize("family", LM_HEADS)
+@pytest.mark.parametrize("router", ["calibrated", "normal", "zeros"])
+@pytest.mark.parametrize("top_k", [1, 2, 3])
+def test_every_router_is_exact(tmp_path: Path, family: str, router: str, top_k: int) -> None:
+    dense = save_tiny(tmp_path / "dense", family)
+    moeify.upcycle(dense, tmp_path / "moe", num_experts=3, top_k=top_k, noise=0.0, router=router)
+    comparison = moeify.verify(dense, tmp_path / "moe")
+    assert comparison.relative_diff <= 1e-6
+    assert comparison.top1_agreement == 1.0
+
+
+@pytest.mark.parametrize("family", LM_HEADS)
+@pytest.mark.parametrize("top_k", [1, 2, 4])
+def test_bfloat16_with_tied_experts_is_bit_exact(tmp_path: Path, family: str, top_k: int) -> None:
+    dense = save_tiny(tmp_path / "dense", family, dtype="bfloat16")
+    moeify.upcycle(dense, tmp_path / "moe", num_experts=4, top_k=top_k, noise=0.0, router="zeros")
+    comparison = moeify.verify(dense, tmp_path / "moe")
+    assert comparison.dtype == "bfloat16"
+    assert comparison.bit_exact
+
+
+@pytest.mark.parametrize("family", LM_HEADS)
+@pytest.mark.parametrize(
+    ("layers", "expected"),
+    [("odd", (1, 3)), ("even", (0, 2)), ("last-half", (2, 3)), ("0,2-3", (0, 2, 3))],
+)
+def test_layers_stay_dense(
+    tmp_path: Path, family: str, layers: str, expected: tuple[int, ...]
+) -> None:
+    dense = save_tiny(tmp_path / "dense", family)
+    report = moeify.upcycle(dense, tmp_path / "moe", num_experts=2, layers=layers, noise=0.0)
+    assert report.moe_layers == expected
+    model = load_strictly(tmp_path / "moe")
+    assert report.params_total == model.num_parameters()
+    assert moeify.verify(dense, tmp_path / "moe").relative_diff <= 1e-6
+    routers = [name for name in state(tmp_path / "moe") if "router" in name or "mlp.gate." in name]
+    assert len(routers) == len(expected) < LAYERS
+
+
+@pytest.mark.parametrize("family", LM_HEADS)
+@pytest.mark.parametrize("tied", [True, False])
+def test_tied_and_untied_embeddings(tmp_path: Path, family: str, tied: bool) -> None:
+    dense = save_tiny(tmp_path / "dense", family, tie_word_embeddings=tied)
+    report = moeify.upcycle(dense, tmp_path / "moe", num_experts=2, noise=0.0)
+    model = load_strictly(tmp_path / "moe")
+    assert report.params_total == model.num_parameters()
+    assert report.params_dense == load_model(dense).num_parameters()
+    assert moeify.verify(dense, tmp_path / "moe").relative_diff <= 1e-6
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
+def test_native_config_serves_every_engine(tmp_path: Path, family: str) -> None:
+    dense = save_tiny(
+        tmp_path / "dense", family, rope_parameters={"rope_theta": 5e5, "rope_type": "default"}
+    )
+    moeify.upcycle(dense, tmp_path / "moe", num_experts=4, layers="odd")
+    config = json.loads((tmp_path / "moe" / "config.json").read_text())
+    assert config["num_experts"] == 4
+    assert config.get("num_local_experts", 4) == 4
+    assert (family == "qwen3") == ("num_local_experts" in config)
+    assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] == 5e5
+    assert config["norm_topk_prob"] is True
+    assert config["mlp_only_layers"] == [0, 2]
+    assert "auto_map" not in config
+
+
+def test_qwen2_sliding_layers_are_carried_over(tmp_path: Path) -> None:
+    dense = save_tiny(
+        tmp_path / "dense", "qwen2", use_sliding_window=True, sliding_window=4, max_window_layers=2
+    )
+    config_path = dense / "config.json"
+    config = json.loads(config_path.read_text())
+    expected = config.pop("layer_types")
+    config_path.write_text(json.dumps(config))
+    moeify.upcycle(dense, tmp_path / "moe", num_experts=2, noise=0.0)
+    written = json.loads((tmp_path / "moe" / "config.json").read_text())
+    assert written["layer_types"] == expected == ["full_attention"] * 2 + ["sliding_attention"] * 2
+    assert moeify.verify(dense, tmp_path / "moe").relative_diff <= 1e-6
+
+
+def test_qwen3_with_mixed_windows_is_refused(tmp_path: Path) -> None:
+    dense = save_tiny(
+        tmp_path / "dense", "qwen3", use_sliding_window=True, sliding_window=4, max_window_layers=2
+    )
+    with pytest.raises(moeify.MoeifyError, match="mixes full and sliding"):
+        moeify.upcycle(dense, tmp_path / "moe")
+    assert not (tmp_path / "moe").exists()
+
+
+@pytest.mark.parametrize("windows", [0, LAYERS])
+def test_qwen3_with_one_kind_of_window(tmp_path: Path, windows: int) -> None:
+    dense = save_tiny(
+        tmp_path / "dense",
+        "qwen3",
+        use_sliding_window=True,
+        sliding_window=4,
+        max_window_layers=windows,
+    )
+    moeify.upcycle(dense, tmp_path / "moe", num_experts=2, noise=0.0)
+    assert moeify.verify(dense, tmp_path / "moe").relative_diff <= 1e-6

@@ -1,0 +1,118 @@
+"""What the hooks see, against the model's own outputs and by hand, for every kind of mixture."""
+
+import numpy as np
+import pytest
+import torch
+from tiny_mixtures import EXPERTS, HIDDEN, MODEL_TYPES, POSITIONS, TOP_K, VOCABULARY, mixture
+
+from moeify.families.registry import MOE_LAYOUTS
+from moeify.routing.collection import InputReservoir, RoutedTokens, collect, routers
+from moeify.routing.data import Blocks
+from moeify.routing.statistics import RoutingStatistics
+
+
+def blocks(count: int = 5, seq_len: int = 16, padded: int = 5, domains: bool = True) -> Blocks:
+    draw = np.random.default_rng(0)
+    lengths = np.full(count, seq_len)
+    lengths[-1] -= padded
+    ids = draw.integers(1, VOCABULARY, (count, seq_len)).astype(np.int32)
+    ids[-1, seq_len - padded :] = 0
+    return Blocks(
+        input_ids=ids,
+        lengths=lengths,
+        domains=np.arange(count) % 2 if domains else None,
+        domain_names=("a", "b") if domains else (),
+        documents=count,
+    )
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_records_equal_the_models_own_routing(model_type):
+    model, data = mixture(model_type), blocks()
+    seen: dict[int, list[RoutedTokens]] = {}
+    layout = MOE_LAYOUTS[model_type][0]
+    collect(model, layout, data, lambda r: seen.setdefault(r.layer, []).append(r), batch_size=2)
+    assert not any(module._forward_hooks for module in model.modules()), "hooks are taken off"
+    with torch.no_grad():
+        inputs = data.inputs()
+        expected = model(**inputs, output_router_logits=True).router_logits
+    real = inputs["attention_mask"].flatten().bool()
+    assert tuple(seen) == layout.moe_layers(model.config.to_dict())
+    assert len(expected) == len(seen)
+    for logits, records in zip(expected, seen.values(), strict=True):
+        found = torch.cat([record.logits for record in records])
+        torch.testing.assert_close(found, logits[real], rtol=1e-4, atol=1e-5)
+        for record in records:
+            assert record.inputs.shape == (len(record.logits), HIDDEN)
+            torch.testing.assert_close(record.experts, record.logits.topk(TOP_K).indices)
+            weights = record.logits.softmax(-1).gather(-1, record.experts)
+            if getattr(model.config, "norm_topk_prob", True):
+                weights = weights / weights.sum(-1, keepdim=True)
+            torch.testing.assert_close(record.weights, weights)
+            again = record.inputs @ routers(model, layout)[record.layer].weight.detach().T
+            torch.testing.assert_close(again, record.logits)
+
+
+@pytest.mark.parametrize("model_type", ["bert_moe", "qwen3_moe"])
+def test_padding_never_counts(model_type):
+    model, data = mixture(model_type), blocks(padded=9)
+    other = blocks(padded=9)
+    other.input_ids[-1, 16 - 9 :] = 77
+    figures = []
+    for part in (data, other):
+        statistics = RoutingStatistics(2)
+        collect(model, MOE_LAYOUTS[model_type][0], part, statistics)
+        figures.append(statistics)
+    assert figures[0].tokens == data.tokens == 5 * 16 - 9
+    for layer, sums in figures[0].layers.items():
+        np.testing.assert_array_equal(
+            sums.tokens_per_expert, figures[1].layers[layer].tokens_per_expert
+        )
+        assert sums.tokens_per_domain.tolist() == [2 * 16 + 7, 2 * 16]
+        assert len(sums.load) == EXPERTS
+        assert sums.load.sum() == pytest.approx(1)
+
+
+def test_statistics_do_not_depend_on_the_batch_size():
+    model, data = mixture("gpt2_moe"), blocks()
+    results = []
+    for batch_size in (1, 5):
+        statistics = RoutingStatistics()
+        collect(model, MOE_LAYOUTS["gpt2_moe"][0], data, statistics, batch_size=batch_size)
+        results.append(statistics)
+    for layer, sums in results[0].layers.items():
+        np.testing.assert_array_equal(
+            sums.tokens_per_expert, results[1].layers[layer].tokens_per_expert
+        )
+        assert sums.entropy == pytest.approx(results[1].layers[layer].entropy, rel=1e-6)
+
+
+def test_the_reservoir_is_bounded_uniform_and_the_same_in_every_layer():
+    reservoir = InputReservoir(capacity=200, seed=3)
+    for start in range(0, 4000, 250):
+        rows = torch.arange(start, start + 250).float()[:, None]
+        empty = torch.zeros(250, 1)
+        for layer in (1, 4):
+            reservoir(
+                RoutedTokens(
+                    layer=layer, inputs=rows, logits=empty, experts=empty.long(), weights=empty,
+                    domains=rows[:, 0].long() % 3,
+                )
+            )  # fmt: skip
+    kept = reservoir.inputs(1)[:, 0]
+    assert len(kept) == 200 == len(set(kept.tolist()))
+    assert reservoir.nbytes == 2 * 200 * 4
+    torch.testing.assert_close(kept, reservoir.inputs(4)[:, 0])
+    torch.testing.assert_close(reservoir.domains(1), kept.long() % 3)
+    # The mean of 200 out of 0..3999 has standard deviation 1155 / sqrt(200) = 82.
+    assert abs(kept.mean().item() - 2000) < 330
+    quarters = torch.histc(kept, bins=4, min=0, max=4000)
+    assert quarters.min() > 25
+
+
+def test_blocks_fill_the_models_positions():
+    model = mixture("bert_moe")
+    statistics = RoutingStatistics()
+    data = blocks(count=2, seq_len=POSITIONS, padded=1)
+    collect(model, MOE_LAYOUTS["bert_moe"][0], data, statistics)
+    assert statistics.tokens == 2 * POSITIONS - 1
