@@ -8,7 +8,6 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from tiny_mixtures import save
 
 from moeify.checkpoint.reader import Checkpoint
 from moeify.errors import CheckpointError, ConfigError, UnsupportedModelError
@@ -16,6 +15,7 @@ from moeify.families.registry import FAMILIES
 from moeify.pruning.extract import extract
 from moeify.pruning.prune import prune
 from moeify.upcycling.upcycle import upcycle
+from tests.pruning.tiny_mixtures import save
 
 _SMALL = {
     "vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2,

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_mixtures import EXPERTS, save
 
 from moeify.errors import (
     CheckpointError,
@@ -18,6 +17,7 @@ from moeify.errors import (
 )
 from moeify.pruning.config import PruneConfig, parse_experts
 from moeify.pruning.prune import prune
+from tests.pruning.tiny_mixtures import EXPERTS, save
 
 OPTIONS = [
     ({}, "exactly one of --keep, --ratio and --experts"),

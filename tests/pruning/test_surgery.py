@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from masking import masked_logits
 from safetensors.torch import load_file, save_file
-from tiny_mixtures import EXPERTS, MODEL_TYPES, REQUIRED, batch, save
 
 from moeify.checkpoint.reader import Checkpoint
 from moeify.pruning.anatomy import dissect, open_moe
 from moeify.pruning.plan import plan_prune
 from moeify.pruning.prune import prune
 from moeify.routing.loading import load_model, model_class
+from tests.pruning.masking import masked_logits
+from tests.pruning.tiny_mixtures import EXPERTS, MODEL_TYPES, REQUIRED, batch, save
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
