@@ -126,6 +126,11 @@ class PruneConfig:
                 raise ConfigError(
                     f"--{name} has no meaning for a dense output", f"leave --{name} out"
                 )
+        if self.merge and self.rescale:
+            raise ConfigError(
+                "merging replaces the weights that --rescale would scale",
+                "leave one of --merge and --rescale out",
+            )
         if self.evaluate and self.dataset is None:
             raise ConfigError("--eval needs text to measure the loss on", "pass --dataset FILE")
         if self.rescale and self.dataset is None and self.scores is None:
@@ -138,6 +143,11 @@ class PruneConfig:
     def needs_scores(self) -> bool:
         """Whether the criterion comes from a pass over text."""
         return self.experts is None and self.by in CALIBRATED
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether a pass over the dataset is worth its time, where there is one."""
+        return self.needs_scores or self.rescale or self.merge
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from moeify.checkpoint.jobs import Piece
 from moeify.checkpoint.reader import Checkpoint
 from moeify.checkpoint.source import Source, resolve_source
 from moeify.checkpoint.staging import check_output, output_errors, staged
@@ -19,6 +20,7 @@ from moeify.pruning.chance import compare_losses
 from moeify.pruning.config import PruneConfig
 from moeify.pruning.dense import plan_dense
 from moeify.pruning.evaluation import check_evaluation
+from moeify.pruning.merging import check_merging, merged_pieces
 from moeify.pruning.plan import PrunePlan, plan_prune
 from moeify.pruning.report import HeldOutLoss, PruneReport
 from moeify.pruning.scores import Scores
@@ -43,6 +45,7 @@ class _Choice:
     scores: dict[int, tuple[float, ...]] = field(default_factory=dict)
     protected: dict[int, tuple[int, ...]] = field(default_factory=dict)
     calibrated: Scores | None = None
+    merged: dict[tuple[str, int], Piece] | None = None
 
 
 def prune(
@@ -73,6 +76,11 @@ def prune(
     stored = stored_scores(anatomy, config)
     text = read_text(source, anatomy, config)
     choice = _choose(source, anatomy, target, config, keep, text, stored, progress)
+    if config.merge:
+        scores = choice.calibrated
+        counts = None if scores is None else scores.by("frequency")
+        merged = merged_pieces(anatomy, choice.kept, counts, choice.protected)
+        choice = replace(choice, merged=merged)
     plan = _plan(anatomy, choice, config)
     report = _report(anatomy, source, target, config, choice, plan)
     with staged(target, force=config.force) as stage, output_errors(target):
@@ -80,7 +88,8 @@ def prune(
         _write_scores(stage, target, config, choice)
         write_beside(stage, plan, source, _step(config, report, source))
         if config.evaluate and text is not None and text.held_out is not None:
-            losses = compare_losses(anatomy, source, stage, keep, config, text.held_out)
+            plainly = choice.kept if config.merge else None
+            losses = compare_losses(anatomy, source, stage, keep, config, text.held_out, plainly)
             report = replace(report, held_out=losses, warnings=(*report.warnings, *_said(losses)))
             write_beside(stage, plan, source, _step(config, report, source))
     return replace(report, seconds=time.perf_counter() - started)
@@ -99,6 +108,8 @@ def _check(anatomy: Anatomy, source: Source, target: Path, config: PruneConfig, 
             " nothing to rescale",
             "leave --rescale out",
         )
+    if config.merge:
+        check_merging(anatomy)
     if config.evaluate:
         check_evaluation(anatomy.view.checkpoint.config)
 
@@ -118,14 +129,15 @@ def _plan(anatomy: Anatomy, choice: _Choice, config: PruneConfig) -> PrunePlan:
     if config.rescale and choice.calibrated is not None:
         layers = choice.calibrated.layers
         factors = {n: layers[n].kept_probability(kept) for n, kept in choice.kept.items()}
-    return plan_prune(anatomy, choice.kept, limit, down_factors=factors)
+    blends = choice.merged if config.merge else None
+    return plan_prune(anatomy, choice.kept, limit, blends, down_factors=factors)
 
 
 def _choose(
     source: Source, anatomy: Anatomy, target: Path, config: PruneConfig, keep: int,
     text: Text | None, scores: Scores | None, progress: Progress | None,
 ) -> _Choice:  # fmt: skip
-    if scores is None and text is not None and (config.needs_scores or config.rescale):
+    if scores is None and text is not None and config.calibrates:
         scores = text_scores(source, anatomy, config, text, _partial(target, config), progress)
     if config.experts is not None:
         kept = kept_by_hand(anatomy, config.experts, config.dense)
@@ -197,6 +209,7 @@ def _report(
         bytes_written=plan.nbytes,
         gate_inflation=_inflation(choice) if not config.dense else {},
         rescaled=config.rescale,
+        merged=config.merge,
         tokens=0 if choice.calibrated is None else choice.calibrated.tokens,
         warnings=tuple(_warnings(anatomy)),
     )
