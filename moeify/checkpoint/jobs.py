@@ -11,7 +11,14 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from moeify.checkpoint.arithmetic import FLOAT_DTYPES, Float32, decode, encode, normal
+from moeify.checkpoint.arithmetic import (
+    FLOAT_DTYPES,
+    Float32,
+    add_noise,
+    decode,
+    encode,
+    normal,
+)
 from moeify.checkpoint.files import Slice, SourceFiles, copy_range, write_all
 from moeify.checkpoint.header import DTYPE_BITS, StoredTensor, tensor_nbytes
 from moeify.errors import CheckpointError
@@ -133,6 +140,9 @@ class Blend:
     def write(
         self, files: SourceFiles, span: tuple[int, int], target: int, offset: int
     ) -> Tally | None:
+        if span[0] > 0 and self._is_plain_noise():
+            write_all(target, self._noisy_bits(files, span).data.cast("B"), offset + span[0])
+            return None
         width = DTYPE_BITS[self.dtype] // 8
         start, count = span[0] // width, (span[1] - span[0]) // width
         values = _weighted_sum(files, self.terms, start, count)
@@ -144,6 +154,25 @@ class Blend:
         written = encode(noisy, self.dtype)
         write_all(target, written.data.cast("B"), offset + span[0])
         return _survived(values, written, self.dtype, std) if start == 0 else None
+
+    def _is_plain_noise(self) -> bool:
+        """Whether ``add_noise`` can do it: one BF16 slice that starts on a block of noise."""
+        part, weight = self.terms[0]
+        return (
+            self.noise is not None
+            and len(self.terms) == 1
+            and weight == 1.0
+            and self.dtype == part.tensor.dtype == "BF16"
+            and part.start % BLOCK_ELEMENTS == 0
+        )
+
+    def _noisy_bits(self, files: SourceFiles, span: tuple[int, int]) -> NDArray[np.uint16]:
+        part, noise = self.terms[0][0], self.noise
+        assert noise is not None, "asked only for noise"
+        begin = part.byte_start + span[0]
+        raw = files.read(part.tensor.path, begin, span[1] - span[0])
+        block = (part.start + span[0] // 2) // BLOCK_ELEMENTS
+        return add_noise(raw, (*noise.key, block), noise.relative * files.stds[part.tensor])
 
 
 class Values(ABC):
