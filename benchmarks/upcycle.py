@@ -24,7 +24,7 @@ EXPERT_BYTES = 3 * 896 * 4864 * 2  # of one expert in one layer
 REST_BYTES = 350_000_000
 MEMORY_RUNS = ((4, "5GB"), (8, "5GB"), (16, "5GB"), (8, "1GB"))
 PEER_GIB = 16
-MOEIFY = str(Path(sys.executable).with_name("moeify"))
+MOEIFY = [sys.executable, "-m", "moeify"]
 
 Runs = dict[str, list[Measure]]
 
@@ -42,7 +42,7 @@ class Bench:
     ) -> list[str]:
         """The command line of one upcycling."""
         return [
-            MOEIFY, "upcycle", str(self.source), str(output), "--experts", str(num_experts),
+            *MOEIFY, "upcycle", str(self.source), str(output), "--experts", str(num_experts),
             "--noise", str(noise), "--max-shard-size", shard, "--quiet",
         ]  # fmt: skip
 
@@ -96,9 +96,9 @@ class Bench:
 
     def light(self) -> list[tuple[str, ...]]:
         """Commands that should answer at once."""
-        dry = [MOEIFY, "upcycle", str(self.source), "--dry-run"]
+        dry = [*MOEIFY, "upcycle", str(self.source), "--dry-run"]
         rows = []
-        for name, command in (("moeify --help", [MOEIFY, "--help"]), ("--dry-run", dry)):
+        for name, command in (("moeify --help", [*MOEIFY, "--help"]), ("--dry-run", dry)):
             found = [self.timed(command, None) for _ in range(self.runs)]
             rows.append(
                 (name, spread([f.seconds for f in found]), f"{max(f.peak_mib for f in found):.0f}")
@@ -140,7 +140,7 @@ def table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> Non
 
 
 def comparison(found: Runs) -> list[tuple[str, ...]]:
-    """Seconds, paired ratios to both copies, and peak memory."""
+    """Seconds, paired ratios to both copies, CPU time and peak memory."""
     plain, durable = (
         [run.seconds for run in found[name]] for name in ("cp -r", "cp -r, flushed to disk")
     )
@@ -151,8 +151,9 @@ def comparison(found: Runs) -> list[tuple[str, ...]]:
             spread([own / other for own, other in zip(seconds, copy, strict=True)])
             for copy in (plain, durable)
         ]
+        cpu = spread([run.cpu_seconds for run in runs])
         peak = f"{max(r.peak_mib for r in runs):.0f}" if name.startswith("moeify") else ""
-        rows.append((name, spread(seconds), *ratios, peak))
+        rows.append((name, spread(seconds), *ratios, cpu, peak))
     return rows
 
 
@@ -189,6 +190,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--runs", type=int, default=3, help="rounds of the comparison with cp")
     parser.add_argument("--quick", action="store_true", help="4 layers instead of 24")
     parser.add_argument("--folder", help="where to write; a temporary folder if left out")
+    parser.add_argument("--cold", action="store_true", help="also with sources out of the cache")
     parser.add_argument("--no-memory", action="store_true", help="leave out the memory table")
     parser.add_argument("--no-transformers", action="store_true", help="leave out that peer")
     parser.add_argument("--mergekit", action="store_true", help="install mergekit-moe and time it")
@@ -208,20 +210,22 @@ def main() -> None:
         bench = Bench(Path(folder), layers, options.runs)
         write_checkpoint(bench.source, layers)
         measure(bench.upcycle(bench.reference, 0.0))
-        head = ("", "seconds", "x cp -r", "x cp -r, flushed", "peak MiB")
+        head = ("", "seconds", "x cp -r", "x cp -r, flushed", "CPU seconds", "peak MiB")
         size = sum(p.stat().st_size for p in bench.reference.iterdir()) / 1e9
         warm = bench.interleaved(cold=False)
         title = (
             f"{NUM_EXPERTS} experts, {layers} layers, {size:.2f} GB written, {options.runs} runs"
         )
         table(f"{title}, sources in the page cache", head, comparison(warm))
-        cold = bench.interleaved(cold=True)
-        table(f"{title}, sources read from disk", head, comparison(cold))
+        if options.cold:
+            table(
+                f"{title}, sources read from disk", head, comparison(bench.interleaved(cold=True))
+            )
         table("Light commands", ("", "seconds", "peak MiB"), bench.light())
         if not options.no_memory:
             head = ("experts", "shards", "peak MiB, no noise", "peak MiB, noise 0.01")
             table("Memory", head, bench.memory())
-        peers(bench, options, median([run.seconds for run in cold["cp -r"]]))
+        peers(bench, options, median([run.seconds for run in warm["cp -r"]]))
 
 
 if __name__ == "__main__":

@@ -16,44 +16,76 @@ if TYPE_CHECKING:
     from moeify.errors import MoeifyError
     from moeify.hub.config import PushConfig
     from moeify.hub.push import PushReport, push
+    from moeify.inspection.config import InspectConfig
+    from moeify.inspection.inspect import inspect
+    from moeify.inspection.report import InspectReport
+    from moeify.pruning.config import ExtractConfig, PruneConfig
+    from moeify.pruning.extract import ExtractReport, extract
+    from moeify.pruning.prune import PruneReport, prune
     from moeify.upcycling.attach import AttachReport, attach
     from moeify.upcycling.config import AttachConfig, UpcycleConfig, VerifyConfig
     from moeify.upcycling.upcycle import UpcycleReport, upcycle
     from moeify.upcycling.verify import VerifyReport, verify
+    from moeify.warmup.config import WarmupConfig
+    from moeify.warmup.warmup import WarmupReport, warmup
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "AttachConfig": "moeify.upcycling.config",
     "AttachReport": "moeify.upcycling.attach",
+    "ExtractConfig": "moeify.pruning.config",
+    "ExtractReport": "moeify.pruning.extract",
+    "InspectConfig": "moeify.inspection.config",
+    "InspectReport": "moeify.inspection.report",
     "MoeifyError": "moeify.errors",
+    "PruneConfig": "moeify.pruning.config",
+    "PruneReport": "moeify.pruning.prune",
     "PushConfig": "moeify.hub.config",
     "PushReport": "moeify.hub.push",
     "UpcycleConfig": "moeify.upcycling.config",
     "UpcycleReport": "moeify.upcycling.upcycle",
     "VerifyConfig": "moeify.upcycling.config",
     "VerifyReport": "moeify.upcycling.verify",
+    "WarmupConfig": "moeify.warmup.config",
+    "WarmupReport": "moeify.warmup.report",
     "attach": "moeify.upcycling.attach",
+    "extract": "moeify.pruning.extract",
+    "inspect": "moeify.inspection.inspect",
+    "prune": "moeify.pruning.prune",
     "push": "moeify.hub.push",
     "upcycle": "moeify.upcycling.upcycle",
     "verify": "moeify.upcycling.verify",
+    "warmup": "moeify.warmup.warmup",
 }
 
 __all__ = [
     "AttachConfig",
     "AttachReport",
+    "ExtractConfig",
+    "ExtractReport",
+    "InspectConfig",
+    "InspectReport",
     "MoeifyError",
+    "PruneConfig",
+    "PruneReport",
     "PushConfig",
     "PushReport",
     "UpcycleConfig",
     "UpcycleReport",
     "VerifyConfig",
     "VerifyReport",
+    "WarmupConfig",
+    "WarmupReport",
     "__version__",
     "attach",
+    "extract",
+    "inspect",
+    "prune",
     "push",
     "upcycle",
     "verify",
+    "warmup",
 ]
 
 

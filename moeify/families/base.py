@@ -24,6 +24,7 @@ __all__ = [
     "Shape",
     "listed_moe_layers",
     "num_labels",
+    "own_dense_config",
     "own_moe_config",
     "positive",
     "resolve_shape",
@@ -131,6 +132,7 @@ class Family:
     dense: DenseLayout
     moe: MoeLayout
     to_moe_config: Callable[[Config, MoeSettings], Config]
+    to_dense_config: Callable[[Config], Config]
     remote_code: bool = False
     notes: tuple[str, ...] = ()
 
@@ -155,6 +157,18 @@ class Family:
         """Name of the MoE class that takes the dense class's place."""
         suffix = self.architecture(config).removeprefix(self.class_prefixes[0])
         return self.class_prefixes[1] + suffix
+
+    def dense_architecture(self, config: Config) -> str:
+        """Name of the dense class that takes an MoE class's place; raises ``CheckpointError``."""
+        named = config.get("architectures") or [f"{self.class_prefixes[1]}Model"]
+        name = str(named[0])
+        suffix = name.removeprefix(self.class_prefixes[1])
+        if name == suffix or suffix not in self.dense.heads:
+            raise CheckpointError(
+                f"the class {name!r} has no dense {self.model_type} class beside it",
+                "mend architectures in config.json",
+            )
+        return self.class_prefixes[0] + suffix
 
 
 def rest_of(dense: DenseLayout, shared: tuple[str, ...] = ()) -> Rest:
@@ -190,3 +204,14 @@ def own_moe_config(config: Config, settings: MoeSettings) -> Config:
         "output_router_logits": False,
         "router_aux_loss_coef": 0.01,
     }
+
+
+def own_dense_config(config: Config) -> Config:
+    """The dense config inside that of moeify's own MoE classes."""
+    return {key: value for key, value in config.items() if key not in _OWN_KEYS}
+
+
+_OWN_KEYS = (
+    "num_experts", "num_experts_per_tok", "moe_layers", "norm_topk_prob", "output_router_logits",
+    "router_aux_loss_coef", "router_z_loss_coef", "experts_implementation",
+)  # fmt: skip

@@ -13,6 +13,7 @@ from moeify.families.base import (
     RouterRule,
     listed_moe_layers,
     num_labels,
+    own_dense_config,
     own_moe_config,
     positive,
     rest_of,
@@ -107,6 +108,7 @@ BERT = Family(
     model_type="bert",
     class_prefixes=("Bert", "BertMoe"),
     to_moe_config=own_moe_config,
+    to_dense_config=own_dense_config,
     remote_code=True,
     dense=_DENSE,
     moe=MoeLayout(

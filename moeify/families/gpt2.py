@@ -13,6 +13,7 @@ from moeify.families.base import (
     RouterRule,
     listed_moe_layers,
     num_labels,
+    own_dense_config,
     own_moe_config,
     positive,
     rest_of,
@@ -94,6 +95,7 @@ GPT2 = Family(
     model_type="gpt2",
     class_prefixes=("GPT2", "GPT2Moe"),
     to_moe_config=own_moe_config,
+    to_dense_config=own_dense_config,
     remote_code=True,
     dense=_DENSE,
     moe=MoeLayout(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from moeify.errors import CheckpointError
 from moeify.families.base import (
     Config,
     DenseLayout,
@@ -98,6 +99,30 @@ def gated_moe_config(config: Config, settings: MoeSettings) -> Config:
     }
 
 
+def gated_dense_config(config: Config, dense_layers: bool) -> Config:
+    """The dense config inside that of Qwen's MoE classes.
+
+    Raises ``CheckpointError`` where ``dense_layers`` have another width than the experts.
+    """
+    width = positive(config, "moe_intermediate_size")
+    if dense_layers and config.get("intermediate_size") != width:
+        raise CheckpointError(
+            f"the experts are {width} wide and the dense layers {config.get('intermediate_size')}:"
+            " no dense class has two widths",
+            "only mixtures whose experts are as wide as the dense layers become dense",
+        )
+    dense = {key: value for key, value in config.items() if key not in _MOE_KEYS}
+    return {**dense, "intermediate_size": width}
+
+
+_MOE_KEYS = (
+    "num_experts", "num_local_experts", "num_experts_per_tok", "moe_intermediate_size",
+    "norm_topk_prob", "decoder_sparse_step", "mlp_only_layers", "output_router_logits",
+    "router_aux_loss_coef", "shared_expert_intermediate_size", "qkv_bias",
+    "experts_implementation",
+)  # fmt: skip
+
+
 def layer_types(config: Config) -> list[str]:
     """Which layers use sliding-window attention, by the dense classes' rule."""
     config = {**DEFAULTS, **config}
@@ -117,6 +142,18 @@ def _to_moe_config(config: Config, settings: MoeSettings) -> Config:
         "qkv_bias": True,
         "shared_expert_intermediate_size": 0,
     }
+
+
+def _to_dense_config(config: Config) -> Config:
+    shared = config.get("shared_expert_intermediate_size", 5632)
+    if shared != 0 or config.get("qkv_bias") is False:
+        what = f"a shared expert of width {shared}" if shared != 0 else "no biases in its attention"
+        raise CheckpointError(
+            f"this Qwen2-MoE has {what}, which the dense Qwen2 class cannot express",
+            "only a mixture that was upcycled from a Qwen2 becomes one again",
+        )
+    layers = positive(config, "num_hidden_layers")
+    return gated_dense_config(config, len(stepped_moe_layers(config)) < layers)
 
 
 OUTER: Mapping[str, tuple[str, ...]] = {
@@ -195,6 +232,7 @@ QWEN2 = Family(
     model_type="qwen2",
     class_prefixes=("Qwen2", "Qwen2Moe"),
     to_moe_config=_to_moe_config,
+    to_dense_config=_to_dense_config,
     notes=(RENORMALISATION_NOTE,),
     dense=_DENSE,
     moe=MoeLayout(

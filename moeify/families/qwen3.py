@@ -20,6 +20,7 @@ from moeify.families.qwen2 import (
     TOP_K_SOFTMAX,
     decoder_dims,
     decoder_heads,
+    gated_dense_config,
     gated_moe_config,
     layer_types,
     stepped_moe_layers,
@@ -57,6 +58,16 @@ def _to_moe_config(config: Config, settings: MoeSettings) -> Config:
     }
 
 
+def _to_dense_config(config: Config) -> Config:
+    layers = positive(config, "num_hidden_layers")
+    dense = gated_dense_config(config, len(stepped_moe_layers(config)) < layers)
+    hidden, heads = positive(config, "hidden_size"), positive(config, "num_attention_heads")
+    dense["head_dim"] = config.get("head_dim") or hidden // heads
+    if config.get("use_sliding_window"):
+        dense["layer_types"] = ["sliding_attention"] * layers
+    return dense
+
+
 _DENSE = DenseLayout(
     prefixes=("model.", "transformer."),
     layer="layers.{layer}.",
@@ -82,6 +93,7 @@ QWEN3 = Family(
     model_type="qwen3",
     class_prefixes=("Qwen3", "Qwen3Moe"),
     to_moe_config=_to_moe_config,
+    to_dense_config=_to_dense_config,
     dense=_DENSE,
     moe=MoeLayout(
         model_type="qwen3_moe",

@@ -1,0 +1,54 @@
+"""Pruning compared with dropping as many experts at random."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from moeify.checkpoint.source import Source
+from moeify.checkpoint.writer import parse_size
+from moeify.provenance.record import Step
+from moeify.pruning.anatomy import Anatomy
+from moeify.pruning.config import PruneConfig
+from moeify.pruning.evaluation import held_out_loss, summary
+from moeify.pruning.plan import Kept, plan_prune
+from moeify.pruning.report import HeldOutLoss
+from moeify.pruning.selection import random_scores, select
+from moeify.pruning.writing import write_beside, write_plan
+from moeify.routing.data import Blocks
+
+__all__ = ["compare_losses"]
+
+
+def compare_losses(
+    anatomy: Anatomy, source: Source, pruned: Path, keep: int, config: PruneConfig, blocks: Blocks,
+    plainly: Kept | None = None,
+) -> HeldOutLoss:  # fmt: skip
+    """Held-out loss of the source, of ``pruned`` and of random prunings (arXiv 2606.10703).
+
+    The random ones are written like any other, one at a time, and deleted again. ``plainly`` are
+    the experts to keep without merging, where ``pruned`` was merged.
+    """
+
+    def loss_of(kept: Kept) -> float:
+        with tempfile.TemporaryDirectory(dir=pruned.parent, prefix=".moeify-random-") as folder:
+            plan = plan_prune(anatomy, kept, parse_size(config.max_shard_size))
+            write_plan(Path(folder), plan, source)
+            write_beside(Path(folder), plan, source, Step(command="prune", options={}, results={}))
+            return held_out_loss(Path(folder), blocks, config.batch_size)
+
+    before = held_out_loss(source.folder, blocks, config.batch_size)
+    after = held_out_loss(pruned, blocks, config.batch_size)
+    seeds = range(config.seed + 1, config.seed + 1 + config.random_seeds)
+    random = tuple(loss_of(select(anatomy, random_scores(anatomy, s), keep)) for s in seeds)
+    mean, std = summary(random)
+    return HeldOutLoss(
+        tokens=blocks.tokens,
+        before=before,
+        after=after,
+        random=random,
+        random_mean=mean,
+        random_std=std,
+        better_than_chance=after < min(random),
+        dropped=None if plainly is None else loss_of(plainly),
+    )

@@ -1,0 +1,63 @@
+"""One expert of a mixture as a dense checkpoint."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from moeify.checkpoint.reader import Checkpoint
+from moeify.checkpoint.source import resolve_source
+from moeify.checkpoint.staging import check_output, output_errors, staged
+from moeify.checkpoint.writer import Progress, parse_size
+from moeify.errors import ConfigError
+from moeify.provenance.record import Step
+from moeify.pruning.anatomy import dissect, open_moe
+from moeify.pruning.config import ExtractConfig
+from moeify.pruning.dense import plan_dense
+from moeify.pruning.report import ExtractReport
+from moeify.pruning.writing import check_room, write_beside, write_plan
+
+__all__ = ["ExtractReport", "extract"]
+
+
+def extract(
+    checkpoint: str | Path, output: str | Path | None = None, config: ExtractConfig | None = None,
+    *, progress: Progress | None = None, **options: Any,
+) -> ExtractReport:  # fmt: skip
+    """Write the dense checkpoint of the original family whose FFNs are one expert's.
+
+    Every tensor is copied as it is. Raises ``MoeifyError``; nothing is left behind then.
+    """
+    started = time.perf_counter()
+    config = replace(config or ExtractConfig(), **options)
+    source = resolve_source(checkpoint, config.revision)
+    name = source.name.rsplit("/", 1)[-1]
+    target = Path(output) if output is not None else Path(f"{name}-expert{config.expert}")
+    check_output(target, source.folder, force=config.force)
+    view = open_moe(Checkpoint.open(source.folder))
+    if config.expert >= view.num_experts:
+        raise ConfigError(
+            f"there is no expert {config.expert}: the experts are 0 to {view.num_experts - 1}",
+            f"pass --expert {view.num_experts - 1} or less",
+        )
+    experts = dict.fromkeys(view.moe_layers, config.expert)
+    plan = plan_dense(dissect(view), experts, parse_size(config.max_shard_size))
+    check_room(source, target, plan.nbytes)
+    named = {key: value for key, value in asdict(config).items() if key != "force"}
+    results = {"params_total": plan.params_after}
+    with staged(target, force=config.force) as stage, output_errors(target):
+        write_plan(stage, plan, source, progress)
+        step = Step(command="extract", options=named, results=results)
+        write_beside(stage, plan, source, step)
+    return ExtractReport(
+        source=source.name,
+        output=str(target),
+        model_type=str(plan.config["model_type"]),
+        expert=config.expert,
+        moe_layers=view.moe_layers,
+        params=plan.params_after,
+        bytes_written=plan.nbytes,
+        seconds=time.perf_counter() - started,
+    )

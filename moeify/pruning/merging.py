@@ -1,0 +1,223 @@
+"""Dropped experts averaged into the kept ones nearest to them, neurons aligned first."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moeify.checkpoint.arithmetic import FLOAT_DTYPES, Float32, decode
+from moeify.checkpoint.files import SourceFiles
+from moeify.checkpoint.header import StoredTensor, tensor_nbytes
+from moeify.checkpoint.jobs import Piece, Slice, Values
+from moeify.errors import CheckpointError
+from moeify.families.moe_layout import ExpertTensor
+from moeify.pruning.anatomy import Anatomy
+from moeify.pruning.plan import Kept
+
+__all__ = ["MergedExpert", "align", "check_merging", "merged_pieces", "nearest"]
+
+Order = NDArray[np.int64]
+
+MAX_ALIGNED = 8192
+"""Neurons up to which they are aligned: the table of similarities takes F x F x 4 bytes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergedExpert(Values):
+    """One tensor of an expert as a weighted sum of several experts' tensors of ``shape``.
+
+    Each of ``terms`` is a slice, its weight and the order in which its elements along ``axis`` are
+    taken, None for the order that they have.
+    """
+
+    terms: tuple[tuple[Slice, float, Order | None], ...]
+    shape: tuple[int, ...]
+    axis: int
+    dtype: str
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+    def sources(self) -> Iterator[StoredTensor]:
+        yield from (part.tensor for part, _, _ in self.terms)
+
+    def values(self, files: SourceFiles) -> Float32:
+        total = np.zeros(self.shape, np.float32)
+        for part, weight, order in self.terms:
+            values = _read(files, part).reshape(self.shape)
+            if order is not None:
+                values = np.take(values, order, axis=self.axis)
+            total += np.float32(weight) * values
+        return total.ravel()
+
+
+def check_merging(anatomy: Anatomy) -> None:
+    """Raise ``CheckpointError`` where experts or routers are quantised."""
+    layer = anatomy.view.moe_layers[0]
+    for spec in anatomy.view.layout.experts:
+        _part(anatomy, layer, spec, 0)
+    _check_float(anatomy.view.checkpoint[anatomy.view.router_name(layer)])
+
+
+def merged_pieces(
+    anatomy: Anatomy, kept: Kept, frequency: Mapping[int, Sequence[float]] | None = None,
+    untouched: Mapping[int, Collection[int]] | None = None,
+) -> dict[tuple[str, int], Piece]:  # fmt: skip
+    """The pieces of the kept experts that take others in, by tensor and expert.
+
+    Each dropped expert goes to the kept one whose router row is nearest, and an average weighs
+    experts by ``frequency``, evenly where it is None (M-SMoE, arXiv 2310.01334, section 3).
+    ``untouched`` experts take nothing in. Raises ``CheckpointError`` for quantised experts.
+    """
+    pieces: dict[tuple[str, int], Piece] = {}
+    with SourceFiles() as files:
+        for layer, experts in kept.items():
+            open_to = [e for e in experts if e not in (untouched or {}).get(layer, ())]
+            groups = nearest(_router_rows(anatomy, files, layer), experts, open_to)
+            for expert, others in groups.items():
+                counts = None if frequency is None else frequency[layer]
+                pieces |= _merge(anatomy, files, layer, [expert, *others], counts)
+    return pieces
+
+
+def nearest(
+    rows: Float32, kept: Sequence[int], open_to: Sequence[int]
+) -> dict[int, tuple[int, ...]]:
+    """For each of ``open_to`` the experts not in ``kept`` whose centred router rows are nearest."""
+    centred = rows - rows.mean(axis=0)
+    length = np.linalg.norm(centred, axis=1, keepdims=True)
+    unit = centred / np.where(length > 0, length, 1.0)
+    groups: dict[int, list[int]] = {}
+    for expert in range(len(rows)):
+        if expert not in kept and open_to:
+            similar = unit[list(open_to)] @ unit[expert]
+            groups.setdefault(open_to[int(np.argmax(similar))], []).append(expert)
+    return {expert: tuple(others) for expert, others in groups.items()}
+
+
+def align(reference: Float32, other: Float32) -> Order:
+    """The order of ``other``'s neurons [F, D] that matches ``reference``'s [F, D].
+
+    Greedy: the most similar pair first. Repeatedly taking every pair whose two sides prefer each
+    other finds the same pairs without sorting F x F similarities.
+    """
+    similar = reference @ other.T
+    similar += np.float32(1e-6) * np.eye(len(similar), dtype=np.float32)  # ties stay in place
+    order = np.full(len(similar), -1, np.int64)
+    rows = np.arange(len(similar))
+    while len(rows):
+        best = similar[rows].argmax(axis=1)
+        free = np.flatnonzero(np.bincount(best, minlength=len(order)))
+        back = similar[np.ix_(rows, free)].argmax(axis=0)
+        chosen = dict(zip(free.tolist(), back.tolist(), strict=True))
+        mutual = np.array([chosen[b] == i for i, b in enumerate(best.tolist())])
+        order[rows[mutual]] = best[mutual]
+        similar[:, best[mutual]] = -np.inf
+        rows = rows[~mutual]
+    return order
+
+
+def _merge(
+    anatomy: Anatomy, files: SourceFiles, layer: int, members: Sequence[int],
+    counts: Sequence[float] | None,
+) -> Iterator[tuple[tuple[str, int], Piece]]:  # fmt: skip
+    """Pieces of the first of ``members``, which takes in the others."""
+    shares = [1.0 if counts is None else float(counts[expert]) for expert in members]
+    total = sum(shares)
+    weights = [share / total if total else 1 / len(members) for share in shares]
+    orders = _orders(anatomy, files, layer, members)
+    for spec in anatomy.view.layout.experts:
+        shape, axis = _shape(anatomy, layer, spec), spec.neuron_axis
+        terms = []
+        for expert, weight, order in zip(members, weights, orders, strict=True):
+            part = _part(anatomy, layer, spec, expert)
+            expanded = None if axis is None or order is None else _expanded(spec, order)
+            terms.append((part, weight, expanded))
+        stored = terms[0][0].tensor
+        piece = MergedExpert(terms=tuple(terms), shape=shape, axis=axis or 0, dtype=stored.dtype)
+        yield (stored.name, members[0]), piece
+
+
+def _orders(
+    anatomy: Anatomy, files: SourceFiles, layer: int, members: Sequence[int]
+) -> list[Order | None]:
+    """How each member's neurons are ordered like the first one's; None for as they are."""
+    reference = _neurons(anatomy, files, layer, members[0])
+    if len(reference) > MAX_ALIGNED:
+        return [None] * len(members)
+    others = (_neurons(anatomy, files, layer, expert) for expert in members[1:])
+    return [None, *(align(reference, other) for other in others)]
+
+
+def _neurons(anatomy: Anatomy, files: SourceFiles, layer: int, expert: int) -> Float32:
+    """Everything that belongs to each neuron, side by side, [F, D]."""
+    parts = []
+    for spec in anatomy.view.layout.experts:
+        if spec.neuron_axis is None:
+            continue
+        values = _read(files, _part(anatomy, layer, spec, expert))
+        rows = np.moveaxis(values.reshape(_shape(anatomy, layer, spec)), spec.neuron_axis, 0)
+        rows = rows.reshape(len(rows), -1)
+        joined = len(spec.roles)
+        if spec.interleaved:
+            rows = rows.reshape(len(rows) // joined, -1)
+        elif joined > 1:
+            rows = np.concatenate(np.split(rows, joined), axis=1)
+        parts.append(rows)
+    neurons = np.concatenate(parts, axis=1)
+    if not np.isfinite(neurons).all():
+        raise CheckpointError(
+            f"expert {expert} of layer {layer} holds NaN or infinity",
+            "the checkpoint is damaged or its training diverged; leave --merge out",
+            path=anatomy.view.checkpoint.folder,
+        )
+    return neurons
+
+
+def _expanded(spec: ExpertTensor, order: Order) -> Order:
+    """``order`` of neurons as one of the elements along a tensor's axis of neurons."""
+    joined = len(spec.roles)
+    if joined == 1:
+        return order
+    if spec.interleaved:
+        both: Order = (joined * order[:, None] + np.arange(joined)).ravel()
+        return both
+    return np.concatenate([order + number * len(order) for number in range(joined)])
+
+
+def _part(anatomy: Anatomy, layer: int, spec: ExpertTensor, expert: int) -> Slice:
+    view = anatomy.view
+    stored = view.checkpoint[view.layer_prefix(layer) + spec.name.format(expert=expert)]
+    _check_float(stored)
+    size = stored.elements // view.num_experts if spec.fused else stored.elements
+    return Slice(stored, expert * size if spec.fused else 0, size)
+
+
+def _shape(anatomy: Anatomy, layer: int, spec: ExpertTensor) -> tuple[int, ...]:
+    stored = _part(anatomy, layer, spec, 0).tensor
+    return stored.shape[1:] if spec.fused else stored.shape
+
+
+def _read(files: SourceFiles, part: Slice) -> Float32:
+    dtype = part.tensor.dtype
+    nbytes = tensor_nbytes(dtype, (part.elements,))
+    return decode(files.read(part.tensor.path, part.byte_start, nbytes), dtype)
+
+
+def _router_rows(anatomy: Anatomy, files: SourceFiles, layer: int) -> Float32:
+    stored = anatomy.view.checkpoint[anatomy.view.router_name(layer)]
+    return _read(files, Slice(stored, 0, stored.elements)).reshape(stored.shape)
+
+
+def _check_float(stored: StoredTensor) -> None:
+    if stored.dtype not in FLOAT_DTYPES:
+        raise CheckpointError(
+            f"tensor {stored.name!r} has dtype {stored.dtype}: quantised experts cannot be merged",
+            "leave --merge out",
+            path=stored.path,
+        )

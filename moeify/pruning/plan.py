@@ -1,0 +1,220 @@
+"""The plan of a pruned checkpoint, made from headers and config alone."""
+
+from __future__ import annotations
+
+import copy
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from moeify.checkpoint.arithmetic import FLOAT_DTYPES
+from moeify.checkpoint.header import StoredTensor
+from moeify.checkpoint.jobs import Blend, Copy, Job, Piece, Slice, copy_of
+from moeify.checkpoint.writer import Shard, plan_shards
+from moeify.errors import CheckpointError, ConfigError
+from moeify.families.base import Config
+from moeify.families.moe_layout import MoeLayout
+from moeify.pruning.anatomy import Anatomy, Part
+
+__all__ = ["Kept", "PrunePlan", "check_counts", "plan_prune"]
+
+Kept = Mapping[int, tuple[int, ...]]
+"""The experts that stay in each MoE layer, ascending, by their numbers in the source."""
+
+_NEXT_TOKEN_KEYS = ("num_nextn_predict_layers", "mtp_num_hidden_layers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrunePlan:
+    """Everything that will be written: config and shards; parameters as stored, tied ones once."""
+
+    config: Config
+    shards: tuple[Shard, ...]
+    params_before: int
+    params_after: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all weight files."""
+        return sum(shard.nbytes for shard in self.shards)
+
+
+def check_counts(anatomy: Anatomy, keep: int, what: str = "keep") -> None:
+    """Raise ``ConfigError`` where ``keep`` experts a layer cannot work in this checkpoint."""
+    view = anatomy.view
+    total, top_k, groups = view.num_experts, view.top_k, anatomy.groups
+    if keep >= total:
+        raise ConfigError(
+            f"nothing to do: {what} {keep} of {total} experts", f"pass --keep {max(total // 2, 1)}"
+        )
+    if keep < top_k:
+        raise ConfigError(
+            f"each token visits {top_k} experts, which {what} {keep} would not leave",
+            f"pass --keep {top_k} or more, or --dense to make a dense model of one expert",
+        )
+    if groups is None:
+        return
+    count, chosen = groups
+    if keep % count or keep // count < 2 or chosen * (keep // count) < top_k:
+        raise ConfigError(
+            f"the router keeps {chosen} of {count} groups of experts, so {what} {keep} must be a"
+            f" multiple of {count} with at least 2 experts a group and {top_k} in {chosen} groups",
+            f"pass --keep {_smallest(count, chosen, top_k)} or a larger multiple of {count}",
+        )
+
+
+def _smallest(count: int, chosen: int, top_k: int) -> int:
+    return count * max(2, math.ceil(top_k / chosen))
+
+
+def plan_prune(
+    anatomy: Anatomy, kept: Kept, max_shard_bytes: int,
+    blends: Mapping[tuple[str, int], Piece] | None = None,
+    down_factors: Mapping[int, float] | None = None,
+) -> PrunePlan:  # fmt: skip
+    """Plan the checkpoint in which every MoE layer has only its ``kept`` experts.
+
+    Every byte is a copy, except for ``blends``, pieces by tensor and expert that replace an
+    expert's copy, and ``down_factors``, by which a layer's down projections are multiplied.
+    """
+    jobs: list[Job] = []
+    routers: list[Job] = []
+    for job, part in _jobs(anatomy, kept, blends or {}, down_factors or {}):
+        (routers if part is not None and part.kind == "router" else jobs).append(job)
+    counts = {len(experts) for experts in kept.values()}
+    assert len(counts) == 1, "the format holds one number of experts for all layers"
+    before = sum(t.elements for t in anatomy.stored())
+    return PrunePlan(
+        config=pruned_config(anatomy, kept),
+        shards=plan_shards(jobs, max_shard_bytes, last=routers),
+        params_before=before,
+        params_after=sum(math.prod(job.shape) for job in (*jobs, *routers)),
+    )
+
+
+def _jobs(
+    anatomy: Anatomy, kept: Kept, blends: Mapping[tuple[str, int], Piece],
+    down_factors: Mapping[int, float],
+) -> Iterator[tuple[Job, Part | None]]:  # fmt: skip
+    places = {layer: {e: new for new, e in enumerate(experts)} for layer, experts in kept.items()}
+    for stored in anatomy.stored():
+        part = anatomy.parts.get(stored.name)
+        if part is None:
+            yield (
+                Job(stored.name, stored.dtype, stored.shape, (copy_of(stored, stored.dtype),)),
+                None,
+            )
+        elif part.kind == "single":
+            if part.expert in places[part.layer]:
+                name = part.renumbered(places[part.layer][part.expert])
+                factor = _factor(anatomy, stored, part, down_factors)
+                piece = blends.get((stored.name, part.expert)) or _scaled(
+                    Slice(stored, 0, stored.elements), factor
+                )
+                yield Job(name, stored.dtype, stored.shape, (piece,)), part
+        else:
+            shape = list(stored.shape)
+            shape[part.axis] = len(kept[part.layer])
+            factor = _factor(anatomy, stored, part, down_factors)
+            pieces = _cut(stored, part.axis, kept[part.layer], blends, factor)
+            yield Job(stored.name, stored.dtype, tuple(shape), tuple(pieces)), part
+
+
+def _cut(
+    stored: StoredTensor, axis: int, kept: Sequence[int],
+    blends: Mapping[tuple[str, int], Piece], factor: float,
+) -> Iterator[Piece]:  # fmt: skip
+    """The kept experts of ``stored`` along ``axis``, neighbours in one piece."""
+    inner = math.prod(stored.shape[axis + 1 :])
+    for outer in range(math.prod(stored.shape[:axis])):
+        base = outer * stored.shape[axis] * inner
+        for first, last in _runs(kept, lambda e: (stored.name, e) in blends):
+            blend = blends.get((stored.name, first))
+            part = Slice(stored, base + first * inner, (last - first + 1) * inner)
+            yield blend if blend is not None else _scaled(part, factor)
+
+
+def _runs(kept: Sequence[int], alone: Any) -> Iterator[tuple[int, int]]:
+    """First and last of each run of consecutive numbers; ``alone`` ones are runs of their own."""
+    first = last = -2
+    for expert in kept:
+        if expert != last + 1 or alone(expert) or alone(last):
+            if last >= 0:
+                yield first, last
+            first = expert
+        last = expert
+    if last >= 0:
+        yield first, last
+
+
+def _scaled(part: Slice, factor: float) -> Piece:
+    return Copy(part) if factor == 1.0 else Blend(((part, factor),), part.tensor.dtype)
+
+
+def _factor(
+    anatomy: Anatomy, stored: StoredTensor, part: Part, down_factors: Mapping[int, float]
+) -> float:
+    factor = down_factors.get(part.layer, 1.0)
+    if factor == 1.0 or part.kind == "router":
+        return 1.0
+    prefix = anatomy.view.layer_prefix(part.layer)
+    for spec in anatomy.view.layout.experts:
+        if prefix + spec.name.format(expert=part.expert) == stored.name:
+            if spec.roles[0] not in ("down", "down_bias"):
+                return 1.0
+            if stored.dtype not in FLOAT_DTYPES:
+                raise CheckpointError(
+                    f"tensor {stored.name!r} has dtype {stored.dtype}: it cannot be scaled",
+                    "leave --rescale out",
+                    path=stored.path,
+                )
+            return factor
+    return 1.0
+
+
+def pruned_config(anatomy: Anatomy, kept: Kept) -> Config:
+    """config.json with the new number of experts under every key that holds the old one."""
+    view = anatomy.view
+    config = copy.deepcopy(view.checkpoint.config)
+    count = len(next(iter(kept.values())))
+    for place in (config, config.get("text_config")):
+        if isinstance(place, dict):
+            for key in view.layout.num_experts_keys:
+                if place.get(key) is not None:
+                    place[key] = count
+            if anatomy.extra:
+                place |= {key: 0 for key in _NEXT_TOKEN_KEYS if place.get(key)}
+    if isinstance(config.get("quantization_config"), dict):
+        config["quantization_config"] = _renumber(
+            config["quantization_config"], view.prefix, view.layout, kept
+        )
+    return config
+
+
+def _renumber(value: Any, prefix: str, layout: MoeLayout, kept: Kept) -> Any:
+    """Names of modules inside ``value`` with the experts' new numbers, dropped experts left out."""
+    before, after = (re.escape(text) for text in layout.layer.split("{layer}"))
+    root = re.escape(layout.experts[0].name.split("{expert}")[0])
+    pattern = re.compile(rf"({re.escape(prefix)}{before}(\d+){after}{root})(\d+)(\..*)?")
+
+    def name(text: str) -> str | None:
+        found = pattern.fullmatch(text)
+        if found is None or int(found[2]) not in kept:
+            return text
+        experts = kept[int(found[2])]
+        if int(found[3]) not in experts:
+            return None
+        return f"{found[1]}{experts.index(int(found[3]))}{found[4] or ''}"
+
+    def walk(item: Any) -> Any:
+        if isinstance(item, dict):
+            renamed = ((name(key), walk(inner)) for key, inner in item.items())
+            return {key: inner for key, inner in renamed if key is not None}
+        if isinstance(item, list):
+            walked = (name(inner) if isinstance(inner, str) else walk(inner) for inner in item)
+            return [inner for inner in walked if inner is not None]
+        return item
+
+    return walk(value)

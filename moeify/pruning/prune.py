@@ -1,0 +1,262 @@
+"""Experts taken out of a mixture."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from moeify.checkpoint.jobs import Piece
+from moeify.checkpoint.reader import Checkpoint
+from moeify.checkpoint.source import Source, resolve_source
+from moeify.checkpoint.staging import check_output, output_errors, staged
+from moeify.checkpoint.writer import Progress, parse_size
+from moeify.errors import ConfigError
+from moeify.provenance.record import Record, Step
+from moeify.pruning.aimer import aimer_scores
+from moeify.pruning.anatomy import Anatomy, dissect, open_moe
+from moeify.pruning.chance import compare_losses
+from moeify.pruning.config import PruneConfig
+from moeify.pruning.dense import plan_dense
+from moeify.pruning.evaluation import check_evaluation
+from moeify.pruning.merging import check_merging, merged_pieces
+from moeify.pruning.plan import PrunePlan, plan_prune
+from moeify.pruning.report import HeldOutLoss, PruneReport
+from moeify.pruning.scores import Scores
+from moeify.pruning.scoring import Text, read_text, stored_scores, text_scores
+from moeify.pruning.selection import (
+    HIGH_GOES_FIRST,
+    kept_by_hand,
+    number_to_keep,
+    random_scores,
+    select,
+)
+from moeify.pruning.writing import SCORES_FILE, check_room, write_beside, write_plan
+
+__all__ = ["PruneReport", "prune"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Choice:
+    """Which experts stay, and why."""
+
+    kept: dict[int, tuple[int, ...]]
+    scores: dict[int, tuple[float, ...]] = field(default_factory=dict)
+    protected: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    calibrated: Scores | None = None
+    merged: dict[tuple[str, int], Piece] | None = None
+
+
+def prune(
+    checkpoint: str | Path, output: str | Path | None = None, config: PruneConfig | None = None,
+    *, progress: Progress | None = None, **options: Any,
+) -> PruneReport:  # fmt: skip
+    """Take experts out of every MoE layer of ``checkpoint``.
+
+    Args:
+        checkpoint: a local folder or a Hub id.
+        output: the folder to write; by default one named after source and options.
+        config: the options; ``options`` override single fields, as in
+            ``prune("my-moe", keep=4, by="reap", dataset="book.txt")``.
+        progress: called with blocks done and blocks in all while text is read, then with bytes.
+
+    Byte ranges are copied, so dtype and quantisation do not matter and memory stays flat. Removing
+    a router's rows equals masking their logits with -inf. Raises ``MoeifyError``; nothing is left
+    behind then, except for the scores of an interrupted calibration, which the next run completes.
+    """
+    started = time.perf_counter()
+    config = PruneConfig(**options) if config is None else replace(config, **options)
+    source = resolve_source(checkpoint, config.revision)
+    anatomy = dissect(open_moe(Checkpoint.open(source.folder)))
+    keep = number_to_keep(anatomy, config)
+    target = Path(output) if output is not None else _default_output(source, config, keep)
+    check_output(target, source.folder, force=config.force)
+    _check(anatomy, source, target, config, keep)
+    stored = stored_scores(anatomy, config)
+    text = read_text(source, anatomy, config)
+    choice = _choose(source, anatomy, target, config, keep, text, stored, progress)
+    if config.merge:
+        scores = choice.calibrated
+        counts = None if scores is None else scores.by("frequency")
+        merged = merged_pieces(anatomy, choice.kept, counts, choice.protected)
+        choice = replace(choice, merged=merged)
+    plan = _plan(anatomy, choice, config)
+    report = _report(anatomy, source, target, config, choice, plan)
+    with staged(target, force=config.force) as stage, output_errors(target):
+        write_plan(stage, plan, source, progress)
+        _write_scores(stage, target, config, choice)
+        write_beside(stage, plan, source, _step(config, report, source))
+        if config.evaluate and text is not None and text.held_out is not None:
+            plainly = choice.kept if config.merge else None
+            losses = compare_losses(anatomy, source, stage, keep, config, text.held_out, plainly)
+            report = replace(report, held_out=losses, warnings=(*report.warnings, *_said(losses)))
+            write_beside(stage, plan, source, _step(config, report, source))
+    return replace(report, seconds=time.perf_counter() - started)
+
+
+def _check(anatomy: Anatomy, source: Source, target: Path, config: PruneConfig, keep: int) -> None:
+    """Everything that is known before the long work starts."""
+    sample = dict.fromkeys(anatomy.view.moe_layers, tuple(range(keep)))
+    nbytes = _plan(anatomy, _Choice(kept=sample), config).nbytes
+    check_room(source, target, nbytes * (2 if config.evaluate else 1))
+    rule = anatomy.view.layout.rule
+    grows = rule.scores == "softmax" and not rule.renormalises(anatomy.view.checkpoint.config)
+    if config.rescale and not grows:
+        raise ConfigError(
+            f"the weights of {anatomy.view.layout.model_type} do not grow when experts go: there is"
+            " nothing to rescale",
+            "leave --rescale out",
+        )
+    if config.merge:
+        check_merging(anatomy)
+    if config.evaluate:
+        check_evaluation(anatomy.view.checkpoint.config)
+
+
+def _default_output(source: Source, config: PruneConfig, keep: int) -> Path:
+    """``NAME-e4-reap`` in the working directory."""
+    name = source.name.rsplit("/", 1)[-1]
+    how = "by-hand" if config.experts is not None else config.by
+    return Path(f"{name}-dense" if config.dense else f"{name}-e{keep}-{how}")
+
+
+def _plan(anatomy: Anatomy, choice: _Choice, config: PruneConfig) -> PrunePlan:
+    limit = parse_size(config.max_shard_size)
+    if config.dense:
+        return plan_dense(anatomy, {n: e[0] for n, e in choice.kept.items()}, limit)
+    factors = {}
+    if config.rescale and choice.calibrated is not None:
+        layers = choice.calibrated.layers
+        factors = {n: layers[n].kept_probability(kept) for n, kept in choice.kept.items()}
+    blends = choice.merged if config.merge else None
+    return plan_prune(anatomy, choice.kept, limit, blends, down_factors=factors)
+
+
+def _choose(
+    source: Source, anatomy: Anatomy, target: Path, config: PruneConfig, keep: int,
+    text: Text | None, scores: Scores | None, progress: Progress | None,
+) -> _Choice:  # fmt: skip
+    if scores is None and text is not None and config.calibrates:
+        scores = text_scores(source, anatomy, config, text, _partial(target, config), progress)
+    if config.experts is not None:
+        kept = kept_by_hand(anatomy, config.experts, config.dense)
+        return _Choice(kept=kept, calibrated=scores)
+    if config.by == "random":
+        values = random_scores(anatomy, config.seed)
+    elif config.by == "aimer":
+        values = (scores.aimer if scores is not None else {}) or aimer_scores(anatomy, progress)
+    else:
+        assert scores is not None, "PruneConfig asks for text or scores"
+        values = scores.by(config.by)
+    guard = config.protect and scores is not None and config.by != "random"
+    protected = scores.super_experts() if guard and scores is not None else {}
+    high = config.by in HIGH_GOES_FIRST
+    kept = select(anatomy, values, keep, high_goes_first=high, protected=protected)
+    named = {layer: tuple(row) for layer, row in values.items()}
+    return _Choice(kept=kept, scores=named, protected=protected, calibrated=scores)
+
+
+def _partial(target: Path, config: PruneConfig) -> Path:
+    """Where an interrupted calibration leaves its sums."""
+    if config.scores is not None:
+        return config.scores
+    target = target.resolve()
+    return target.with_name(f".{target.name}.scores.json")
+
+
+def _write_scores(stage: Path, target: Path, config: PruneConfig, choice: _Choice) -> None:
+    """Put the scores into the output, and where the user wants them."""
+    if choice.calibrated is None:
+        return
+    choice.calibrated.write(stage / SCORES_FILE)
+    if config.scores is None:
+        _partial(target, config).unlink(missing_ok=True)
+    elif config.dataset is not None:
+        choice.calibrated.write(config.scores)
+
+
+def _said(losses: HeldOutLoss) -> list[str]:
+    if losses.better_than_chance:
+        return []
+    return [
+        f"the criterion does not beat chance on this text: loss {losses.after:.4f} after pruning,"
+        f" {losses.random_mean:.4f} +- {losses.random_std:.4f} after dropping experts at random"
+    ]
+
+
+def _report(
+    anatomy: Anatomy, source: Source, target: Path, config: PruneConfig, choice: _Choice,
+    plan: PrunePlan,
+) -> PruneReport:  # fmt: skip
+    view = anatomy.view
+    everyone = range(view.num_experts)
+    return PruneReport(
+        source=source.name,
+        output=str(target),
+        model_type=str(plan.config["model_type"]),
+        by="experts" if config.experts is not None else config.by,
+        num_experts_before=view.num_experts,
+        num_experts=len(next(iter(choice.kept.values()))),
+        top_k=1 if config.dense else view.top_k,
+        kept=choice.kept,
+        dropped={n: tuple(e for e in everyone if e not in k) for n, k in choice.kept.items()},
+        scores=choice.scores,
+        protected=choice.protected,
+        params_before=plan.params_before,
+        params_after=plan.params_after,
+        bytes_before=sum(path.stat().st_size for path in view.checkpoint.shards),
+        bytes_written=plan.nbytes,
+        gate_inflation=_inflation(choice) if not config.dense else {},
+        rescaled=config.rescale,
+        merged=config.merge,
+        tokens=0 if choice.calibrated is None else choice.calibrated.tokens,
+        warnings=tuple(_warnings(anatomy)),
+    )
+
+
+def _inflation(choice: _Choice) -> dict[int, float]:
+    """1 / mean part of the softmax that the kept experts had, in layers where it grows to 1."""
+    if choice.calibrated is None:
+        return {}
+    layers = choice.calibrated.layers
+    parts = {layer: layers[layer].kept_probability(kept) for layer, kept in choice.kept.items()}
+    return {layer: 1 / part for layer, part in parts.items() if 0 < part < 1}
+
+
+def _warnings(anatomy: Anatomy) -> list[str]:
+    if not anatomy.extra:
+        return []
+    names = ", ".join(sorted(anatomy.extra)[:2])
+    return [
+        f"left out {len(anatomy.extra)} tensors of layers for predicting further tokens, which"
+        f" hold experts of their own: {names}, ..."
+    ]
+
+
+def _step(config: PruneConfig, report: PruneReport, source: Source) -> Step:
+    options = {key: value for key, value in asdict(config).items() if key != "force"}
+    results = {
+        "num_experts_before": report.num_experts_before,
+        "num_experts": report.num_experts,
+        "params_total": report.params_after,
+        **({} if report.held_out is None else {"held_out": asdict(report.held_out)}),
+        "kept": {str(layer): list(experts) for layer, experts in report.kept.items()},
+        "original_experts": _original(report.kept, Record.read(source)),
+    }
+    return Step(command="prune", options=options, results=results)
+
+
+def _original(kept: dict[int, tuple[int, ...]], record: Record) -> dict[str, list[int]]:
+    """The kept experts' numbers before any pruning, through the prunings recorded so far."""
+    before: dict[str, Any] = {}
+    for step in record.steps:
+        found = step.results.get("original_experts")
+        before = found if isinstance(found, dict) else before
+    original = {}
+    for layer, experts in kept.items():
+        known = before.get(str(layer))
+        if not isinstance(known, list) or len(known) <= max(experts):
+            known = list(range(max(experts) + 1))
+        original[str(layer)] = [known[e] for e in experts]
+    return original

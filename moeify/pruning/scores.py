@@ -1,0 +1,188 @@
+"""Scores of every expert under every criterion, as a file that outlives the model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moeify.checkpoint.files import SourceFiles
+from moeify.checkpoint.reader import read_json
+from moeify.errors import RoutingError
+from moeify.pruning.anatomy import Anatomy
+from moeify.pruning.config import Criterion
+
+__all__ = ["LayerScores", "Scores", "checkpoint_fingerprint"]
+
+SCHEMA = "moeify.scores/1"
+SUMS = ("frequency", "gate", "ean", "weighted_norm", "max_norm", "probability")
+_SAMPLE_BYTES = 64
+_SUPER_QUANTILE = 0.995
+_SUPER_PART = 0.1
+_SUPER_DEPTH = 0.75
+
+
+@dataclass(kw_only=True)
+class LayerScores:
+    """Float64 sums [E] over the tokens of one layer.
+
+    X_j are the tokens routed to expert j, g_j the weights that multiply its outputs f_j:
+    ``frequency`` |X_j| (arXiv 2404.05089), ``gate`` sum g_j, ``ean`` sum ||f_j|| (2504.05586),
+    ``weighted_norm`` sum g_j ||f_j||, ``max_norm`` max ||f_j||, ``probability`` the sum over all
+    ``tokens`` of the router's softmax, zero where the family renormalises.
+    """
+
+    tokens: int
+    sums: dict[str, NDArray[np.float64]]
+
+    @classmethod
+    def empty(cls, num_experts: int) -> LayerScores:
+        """Sums over no token."""
+        return cls(tokens=0, sums={name: np.zeros(num_experts) for name in SUMS})
+
+    @property
+    def reap(self) -> NDArray[np.float64]:
+        """Mean over X_j of g_j ||f_j|| (arXiv 2510.13999); 0 for an expert without tokens."""
+        mean: NDArray[np.float64] = self.sums["weighted_norm"] / np.maximum(
+            self.sums["frequency"], 1
+        )
+        return mean
+
+    def score(self, by: Criterion) -> list[float]:
+        """One criterion's value for every expert."""
+        values: list[float] = (self.reap if by == "reap" else self.sums[by]).tolist()
+        return values
+
+    def kept_probability(self, kept: tuple[int, ...]) -> float:
+        """Mean part of the router's softmax that ``kept`` experts have, 1 where it is unknown."""
+        total = float(self.sums["probability"].sum())
+        return float(self.sums["probability"][list(kept)].sum()) / total if total else 1.0
+
+
+@dataclass(kw_only=True)
+class Scores:
+    """What calibration found, and what it belongs to; ``batches`` are those that are done."""
+
+    source: str
+    fingerprint: str
+    data: str
+    dataset: str
+    layers: dict[int, LayerScores]
+    batches: int = 0
+    complete: bool = False
+    aimer: dict[int, list[float]] = field(default_factory=dict)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens seen by each layer."""
+        return next(iter(self.layers.values())).tokens
+
+    def by(self, criterion: Criterion) -> dict[int, list[float]]:
+        """One criterion's value for every expert of every layer."""
+        return {layer: sums.score(criterion) for layer, sums in self.layers.items()}
+
+    def super_experts(self) -> dict[int, tuple[int, ...]]:
+        """Experts whose outputs are outliers and must stay (arXiv 2507.23279, section 3).
+
+        Those with max ||f|| above the 99.5th percentile of all experts and above a tenth of the
+        largest, in the first three quarters of the layers.
+        """
+        norms = {layer: sums.sums["max_norm"] for layer, sums in self.layers.items()}
+        everything = np.concatenate(list(norms.values()))
+        limit = max(
+            float(np.quantile(everything, _SUPER_QUANTILE)), float(everything.max()) * _SUPER_PART
+        )
+        early = list(norms)[: math.ceil(_SUPER_DEPTH * len(norms))]
+        found = {n: tuple(int(e) for e in np.flatnonzero(norms[n] > limit)) for n in early}
+        return {layer: experts for layer, experts in found.items() if experts}
+
+    def write(self, path: Path) -> None:
+        """Write the file at once, so that an interruption leaves the last complete one."""
+        document = {
+            "schema": SCHEMA,
+            "source": self.source,
+            "fingerprint": self.fingerprint,
+            "dataset": self.dataset,
+            "data": self.data,
+            "complete": self.complete,
+            "batches": self.batches,
+            "tokens": self.tokens,
+            "layers": {str(n): self._layer(n, sums) for n, sums in self.layers.items()},
+        }
+        partial = path.with_name(f".{path.name}.moeify-partial")
+        partial.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        os.replace(partial, path)
+
+    def _layer(self, layer: int, sums: LayerScores) -> dict[str, Any]:
+        values: dict[str, Any] = {"tokens": sums.tokens}
+        values |= {name: row.tolist() for name, row in sums.sums.items()}
+        values["reap"] = sums.reap.tolist()
+        values["ean_mean"] = (sums.sums["ean"] / np.maximum(sums.sums["frequency"], 1)).tolist()
+        if layer in self.aimer:
+            values["aimer"] = self.aimer[layer]
+        return values
+
+    @classmethod
+    def read(cls, path: Path, anatomy: Anatomy) -> Scores:
+        """The scores in ``path``; raises ``RoutingError`` where they belong to another model."""
+        document = read_json(path)
+        if document.get("schema") != SCHEMA:
+            raise RoutingError(
+                f"{path} is no file of scores", "name the scores.json that moeify prune wrote"
+            )
+        try:
+            scores = cls(
+                source=str(document["source"]),
+                fingerprint=str(document["fingerprint"]),
+                data=str(document["data"]),
+                dataset=str(document["dataset"]),
+                layers=_layers(document["layers"], anatomy.view.num_experts),
+                batches=int(document["batches"]),
+                complete=document["complete"] is True,
+                aimer={int(n): row["aimer"] for n, row in document["layers"].items()
+                       if "aimer" in row},
+            )  # fmt: skip
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise RoutingError(
+                f"{path} is damaged: {error}", "calibrate again with --dataset"
+            ) from error
+        if scores.fingerprint != checkpoint_fingerprint(anatomy):
+            raise RoutingError(
+                f"the scores in {path} were made on {scores.source}, whose weights are not those of"
+                f" {anatomy.view.checkpoint.folder.name}",
+                "calibrate on this checkpoint: pass --dataset, and --scores with a new file",
+            )
+        return scores
+
+
+def _layers(document: Mapping[str, Any], num_experts: int) -> dict[int, LayerScores]:
+    layers = {}
+    for layer, values in document.items():
+        sums = {name: np.array(values[name], np.float64) for name in SUMS}
+        if any(row.shape != (num_experts,) or not np.isfinite(row).all() for row in sums.values()):
+            raise ValueError(f"layer {layer} does not hold {num_experts} finite scores")
+        layers[int(layer)] = LayerScores(tokens=int(values["tokens"]), sums=sums)
+    return layers
+
+
+def checkpoint_fingerprint(anatomy: Anatomy) -> str:
+    """SHA-256 of every tensor's name, dtype, shape and 64 bytes from its middle, routers whole."""
+    digest = hashlib.sha256()
+    tensors = anatomy.view.checkpoint.tensors
+    with SourceFiles() as files:
+        for name in sorted(tensors):
+            stored, part = tensors[name], anatomy.parts.get(name)
+            whole = part is not None and part.kind == "router"
+            count = stored.nbytes if whole else min(_SAMPLE_BYTES, stored.nbytes)
+            start = stored.start + (stored.nbytes - count) // 2
+            digest.update(f"{name} {stored.dtype} {stored.shape}\n".encode())
+            digest.update(files.read(stored.path, start, count))
+    return digest.hexdigest()

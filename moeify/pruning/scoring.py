@@ -1,0 +1,116 @@
+"""Where scores come from: chance, the weights, a file, or a pass over text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from moeify.checkpoint.arithmetic import FLOAT_DTYPES
+from moeify.checkpoint.source import Source
+from moeify.checkpoint.writer import Progress
+from moeify.errors import DatasetError, RoutingError
+from moeify.pruning.aimer import aimer_scores, expert_slices
+from moeify.pruning.anatomy import Anatomy
+from moeify.pruning.calibration import calibrate, check_calibration
+from moeify.pruning.config import PruneConfig
+from moeify.pruning.scores import LayerScores, Scores, checkpoint_fingerprint
+from moeify.routing.config import DataConfig
+from moeify.routing.data import Blocks, block_length, read_blocks, tokenizer_for
+from moeify.routing.loading import load_model
+
+__all__ = ["Text", "read_text", "stored_scores", "text_scores"]
+
+HELD_OUT_FRACTION = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """Blocks to calibrate on, and blocks that calibration never sees."""
+
+    fit: Blocks
+    held_out: Blocks | None
+
+
+def read_text(source: Source, anatomy: Anatomy, config: PruneConfig) -> Text | None:
+    """The text of ``config`` in blocks of tokens; None where it names none.
+
+    A tenth is held out, also where nobody asks for the loss, so that scores fit a later --eval.
+    """
+    if config.dataset is None:
+        return None
+    check_calibration(anatomy)
+    data = DataConfig(
+        dataset=config.dataset, split=config.split, text_column=config.text_column,
+        seq_len=config.seq_len, seed=config.seed,
+    )  # fmt: skip
+    length = block_length(anatomy.view.checkpoint.config, config.seq_len)
+    blocks = read_blocks(data, tokenizer_for(source.folder), length, config.max_tokens)
+    try:
+        fit, held_out = blocks.split(HELD_OUT_FRACTION)
+    except DatasetError:
+        if config.evaluate:
+            raise
+        return Text(fit=blocks, held_out=None)
+    return Text(fit=fit, held_out=held_out)
+
+
+def stored_scores(anatomy: Anatomy, config: PruneConfig) -> Scores | None:
+    """Complete scores from the file that ``config`` names; None where they are still to be made.
+
+    Raises ``RoutingError`` for scores of another checkpoint and for incomplete ones that no
+    dataset can complete.
+    """
+    if config.scores is None or (config.dataset is not None and not config.scores.exists()):
+        return None
+    scores = Scores.read(config.scores, anatomy)
+    if not scores.complete:
+        if config.dataset is None:
+            raise RoutingError(
+                f"the calibration in {config.scores} was interrupted",
+                f"pass --dataset {scores.dataset} to go on with it",
+            )
+        return None
+    return scores
+
+
+def text_scores(
+    source: Source, anatomy: Anatomy, config: PruneConfig, text: Text, save_to: Path,
+    progress: Progress | None = None,
+) -> Scores:  # fmt: skip
+    """Scores from a pass over ``text``, continued where an interrupted one in ``save_to`` ended."""
+    view = anatomy.view
+    scores = _begun(save_to, anatomy, _data(text, config)) or Scores(
+        source=source.name,
+        fingerprint=checkpoint_fingerprint(anatomy),
+        data=_data(text, config),
+        dataset=Path(config.dataset or "").name,
+        layers={layer: LayerScores.empty(view.num_experts) for layer in view.moe_layers},
+    )
+    save_to.parent.mkdir(parents=True, exist_ok=True)
+    calibrate(
+        load_model(source.folder), anatomy, text.fit, scores,
+        batch_size=config.batch_size, save_to=save_to, progress=progress,
+    )  # fmt: skip
+    if all(
+        stored.dtype in FLOAT_DTYPES
+        for stored, _, _ in expert_slices(anatomy, view.moe_layers[0], 0)
+    ):
+        scores.aimer = aimer_scores(anatomy)
+    scores.complete = True
+    return scores
+
+
+def _data(text: Text, config: PruneConfig) -> str:
+    """What the text and its batches are; scores go on only where both are the same."""
+    return f"{text.fit.fingerprint}-{config.batch_size}"
+
+
+def _begun(path: Path, anatomy: Anatomy, data: str) -> Scores | None:
+    if not path.exists():
+        return None
+    try:
+        scores = Scores.read(path, anatomy)
+    except RoutingError:
+        return None  # left behind by a run on something else
+    usable = not scores.complete and scores.data == data
+    return scores if usable else None

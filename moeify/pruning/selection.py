@@ -1,0 +1,137 @@
+"""Which experts stay: by scores, by hand, by chance, with groups and protection respected."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+from moeify.errors import ConfigError
+from moeify.pruning.anatomy import Anatomy
+from moeify.pruning.config import PruneConfig, parse_experts
+from moeify.pruning.plan import check_counts
+
+__all__ = ["best", "kept_by_hand", "number_to_keep", "random_scores", "select"]
+
+HIGH_GOES_FIRST = ("aimer",)
+
+
+def number_to_keep(anatomy: Anatomy, options: PruneConfig) -> int:
+    """Experts that stay in each layer; raises ``ConfigError`` where that cannot work."""
+    total = anatomy.view.num_experts
+    if options.dense and options.experts is None:
+        return 1
+    if options.experts is not None:
+        return len(next(iter(kept_by_hand(anatomy, options.experts, options.dense).values())))
+    if options.keep is not None:
+        keep = options.keep
+        check_counts(anatomy, keep)
+    else:
+        assert options.ratio is not None, "PruneConfig asks for one of keep, ratio and experts"
+        keep = total - round(total * options.ratio)
+        check_counts(anatomy, keep, f"--ratio {options.ratio:g} would keep")
+    return keep
+
+
+def kept_by_hand(anatomy: Anatomy, text: str, dense: bool = False) -> dict[int, tuple[int, ...]]:
+    """Experts that stay when those that ``text`` names go; raises ``ConfigError``."""
+    view, named = anatomy.view, parse_experts(text)
+    everywhere = named.pop(None, ())
+    for layer in named:
+        if layer not in view.moe_layers:
+            listing = _ranges(view.moe_layers)
+            raise ConfigError(
+                f"layer {layer} is no mixture: the MoE layers are {listing}",
+                "name layers that hold experts",
+            )
+    kept = {}
+    for layer in view.moe_layers:
+        gone = {*everywhere, *named.get(layer, ())}
+        if gone and max(gone) >= view.num_experts:
+            raise ConfigError(
+                f"layer {layer} has experts 0 to {view.num_experts - 1}, not {max(gone)}",
+                "name experts that exist",
+            )
+        kept[layer] = tuple(e for e in range(view.num_experts) if e not in gone)
+    _check_even(kept)
+    if dense:
+        if len(next(iter(kept.values()))) != 1:
+            raise ConfigError("--dense wants one expert a layer to stay", "name all others")
+        return kept
+    check_counts(anatomy, len(next(iter(kept.values()))), "--experts would keep")
+    _check_groups(anatomy, kept)
+    return kept
+
+
+def _check_even(kept: Mapping[int, tuple[int, ...]]) -> None:
+    counts = {len(experts): layer for layer, experts in kept.items()}
+    if len(counts) > 1:
+        (many, one), (few, other) = max(counts.items()), min(counts.items())
+        raise ConfigError(
+            f"layer {one} would keep {many} experts and layer {other} {few}, but the format holds"
+            " one number for all layers",
+            "name as many experts in every MoE layer; all:1,5 names them everywhere",
+        )
+
+
+def _check_groups(anatomy: Anatomy, kept: Mapping[int, tuple[int, ...]]) -> None:
+    if anatomy.groups is None:
+        return
+    count = anatomy.groups[0]
+    size = anatomy.view.num_experts // count
+    for layer, experts in kept.items():
+        left = [sum(e // size == group for e in experts) for group in range(count)]
+        if len(set(left)) > 1:
+            raise ConfigError(
+                f"layer {layer} would keep {left} experts in its {count} groups, which must stay"
+                " equally large",
+                "drop as many experts from every group",
+            )
+
+
+def select(
+    anatomy: Anatomy, scores: Mapping[int, Sequence[float]], keep: int, *,
+    high_goes_first: bool = False, protected: Mapping[int, Collection[int]] | None = None,
+) -> dict[int, tuple[int, ...]]:  # fmt: skip
+    """The ``keep`` best experts of each layer, as many from each group where there are groups.
+
+    ``protected`` experts stay whatever their score, as far as there is room.
+    """
+    groups = anatomy.groups[0] if anatomy.groups is not None and keep > 1 else 1
+    size = anatomy.view.num_experts // groups
+    kept = {}
+    for layer in anatomy.view.moe_layers:
+        values = [-v for v in scores[layer]] if high_goes_first else list(scores[layer])
+        safe = set((protected or {}).get(layer, ()))
+        chosen: list[int] = []
+        for group in range(groups):
+            members = range(group * size, (group + 1) * size)
+            chosen += best(values, members, keep // groups, safe)
+        kept[layer] = tuple(sorted(chosen))
+    return kept
+
+
+def best(
+    values: Sequence[float], members: Sequence[int], keep: int, safe: Collection[int] = ()
+) -> list[int]:
+    """The ``keep`` largest of ``members``: ``safe`` ones first, then by value, then by number."""
+    return sorted(members, key=lambda e: (e not in safe, -values[e], e))[:keep]
+
+
+def random_scores(anatomy: Anatomy, seed: int) -> dict[int, list[float]]:
+    """A score for each expert of each layer that depends on ``seed`` and the layer alone."""
+    from moeify.checkpoint.arithmetic import generator
+
+    return {
+        layer: generator((seed, "prune", layer)).random(anatomy.view.num_experts).tolist()
+        for layer in anatomy.view.moe_layers
+    }
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Ascending numbers for people: 0-3, 5."""
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1].append(number)
+        else:
+            parts.append([number])
+    return ", ".join(f"{p[0]}-{p[-1]}" if len(p) > 1 else str(p[0]) for p in parts)

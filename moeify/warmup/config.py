@@ -1,0 +1,113 @@
+"""Options of warmup."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from moeify.errors import ConfigError
+from moeify.routing.config import DataConfig
+
+__all__ = ["BALANCES", "FITS", "LOSSES", "TRAINED", "WarmupConfig"]
+
+Fit = Literal["auto", "kmeans", "domains", "none"]
+FITS: tuple[Fit, ...] = get_args(Fit)
+Balance = Literal["switch", "cv2", "kl", "none"]
+BALANCES: tuple[Balance, ...] = get_args(Balance)
+Trained = Literal["routers", "moe", "all"]
+TRAINED: tuple[Trained, ...] = get_args(Trained)
+Loss = Literal["auto", "causal", "masked", "distill"]
+LOSSES: tuple[Loss, ...] = get_args(Loss)
+ComputeDtype = Literal["auto", "float32", "bfloat16"]
+DTYPES: tuple[ComputeDtype, ...] = get_args(ComputeDtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarmupConfig(DataConfig):
+    """How the routers of a mixture are fitted and trained, and on which text.
+
+    Raises ``ConfigError`` for values that cannot work, whatever the checkpoint.
+    """
+
+    fit: Fit = "auto"
+    """How routers are set before training; auto leaves routers alone that were trained before."""
+    steps: int = 200
+    """Training steps; 0 stops after the fit."""
+    train: Trained = "routers"
+    """What is trained: the routers, routers and experts (moe), or all weights."""
+    loss: Loss = "auto"
+    """What is trained on besides balance; auto takes what suits the model's head."""
+    balance: Balance = "switch"
+    """Which loss keeps the load even, for each layer by itself."""
+    balance_coef: float = 0.01
+    """Weight of the balance loss."""
+    z_coef: float = 0.001
+    """Weight of the z-loss, which keeps router logits small."""
+    learning_rate: float = 1e-3
+    """Largest learning rate, reached after the first tenth of the steps."""
+    batch_size: int = 8
+    """Blocks of a micro-batch on each device."""
+    accumulate: int = 1
+    """Micro-batches of a training step."""
+    fit_tokens: int = 24_576
+    """Tokens that routers are fitted to, at most; their inputs are held in memory."""
+    eval_tokens: int = 16_384
+    """Held-out tokens that losses and loads are measured on, at most."""
+    held_out: float = 0.1
+    """Fraction of the text that is held out."""
+    entropy: float = 0.92
+    """Normalised entropy that fitted routers start with: 1 undecided, 0 certain."""
+    dtype: ComputeDtype = "auto"
+    """Dtype to compute in; auto takes the checkpoint's own. Trained weights are float32."""
+    device: str | None = None
+    """Device to compute on, such as cpu or cuda; None takes an accelerator where there is one."""
+    dense: str | None = None
+    """Dense model to compare with, and to learn from where the mixture has no head."""
+    save_steps: int = 50
+    """Steps between checkpoints of the run, which hold what is trained and nothing else."""
+    resume: bool = False
+    """Continue a run that was interrupted."""
+    plot: Path | None = None
+    """File (.svg or .png) for the loads before and after and the loss curve."""
+    revision: str | None = None
+    """Branch, tag or commit, where the checkpoint is a Hub id."""
+    force: bool = False
+    """Replace an output that exists."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for option, allowed in (
+            ("fit", FITS), ("train", TRAINED), ("loss", LOSSES), ("balance", BALANCES),
+            ("dtype", DTYPES),
+        ):  # fmt: skip
+            if getattr(self, option) not in allowed:
+                raise ConfigError(
+                    f"{option} {getattr(self, option)!r} is unknown",
+                    f"one of: {', '.join(allowed)}",
+                )
+        for option in ("batch_size", "accumulate", "fit_tokens", "eval_tokens", "save_steps"):
+            self._check(option, getattr(self, option) >= 1, "at least 1")
+        self._check("steps", self.steps >= 0, "0 or more")
+        self._check("held_out", 0 < self.held_out < 1, "between 0 and 1")
+        self._check("entropy", 0 < self.entropy < 1, "between 0 and 1")
+        for option in ("balance_coef", "z_coef", "learning_rate"):
+            value = getattr(self, option)
+            self._check(option, math.isfinite(value) and value >= 0, "0 or more")
+        self._check("seed", 0 <= self.seed < 1 << 32, "between 0 and 2^32 - 1")
+        if self.fit == "domains" and self.domain_column is None:
+            raise ConfigError(
+                "fitting to domains needs to know them", "pass --domain-column with their column"
+            )
+        if self.plot is not None and self.plot.suffix not in (".svg", ".png"):
+            raise ConfigError(
+                f"a plot is an .svg or .png file, not {self.plot.name!r}", "pass --plot load.svg"
+            )
+
+    def _check(self, option: str, holds: bool, limit: str) -> None:
+        if not holds:
+            name = option.replace("_", "-")
+            raise ConfigError(
+                f"{name} must be {limit}, not {getattr(self, option):g}", f"leave --{name} out"
+            )

@@ -1,0 +1,137 @@
+"""Routers set from their inputs without a backward pass: clusters or domains, evenly loaded."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from moeify.warmup.clustering import balanced_kmeans, even_offsets
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["domain_router", "kmeans_router", "mean_entropy"]
+
+_SAMPLE = 4096
+_SAMPLE_PER_EXPERT = 64
+_RIDGE = 1e-2
+_LABEL_ROUNDS = 30
+_BISECTIONS = 30
+
+
+def kmeans_router(
+    inputs: Tensor, num_experts: int, top_k: int, *, entropy: float, seed: int
+) -> Tensor:
+    """Router rows [E, H] whose experts are clusters of the centred ``inputs`` [T, H], float32.
+
+    Clusters are found on a sample (4096 tokens, or 64 for each expert), so that the time does not
+    grow with the text; loads are made even over all ``inputs``. Cluster-aware upcycling:
+    arXiv 2604.13508.
+    """
+    import torch
+
+    mean = inputs.mean(0)
+    generator = torch.Generator().manual_seed(seed)
+    wanted = max(_SAMPLE, _SAMPLE_PER_EXPERT * num_experts)
+    sample = inputs[torch.randperm(len(inputs), generator=generator)[:wanted]] - mean
+    rows = balanced_kmeans(sample, num_experts, seed)
+    # The inputs' mean is nearly the same in every token: along it a row has a bias.
+    steady = mean / mean.square().sum().clamp_min(1e-12)
+    return _finished(inputs, rows, mean, steady, top_k, entropy, None)
+
+
+def domain_router(
+    inputs: Tensor, domains: Tensor, num_experts: int, top_k: int, *, entropy: float, seed: int
+) -> Tensor:
+    """Router rows [E, H] that send the tokens of each domain [T] to experts of its own.
+
+    Softmax regression of the centred ``inputs`` [T, H] on the domains, by steps with one fixed
+    bound on the curvature (Boehning 1992): the first is ridge regression (arXiv 2603.29765), none
+    needs a gradient through the model. Each domain has equal weight, whatever its size. Where
+    there are more experts than domains, a domain's experts are clusters of its tokens.
+    """
+    import torch
+
+    labels = _expert_labels(inputs, domains, num_experts, seed)
+    sizes = torch.bincount(labels, minlength=num_experts).clamp_min(1)
+    weights = 1.0 / (sizes[labels] * num_experts)
+    mean = weights @ inputs
+    centred = inputs - mean
+    gram = (centred * weights[:, None]).T @ centred
+    ridge = _RIDGE * gram.diagonal().mean().clamp_min(1e-12) * torch.eye(len(gram))
+    factor = torch.linalg.cholesky(gram + ridge)
+    # Least squares for a weight whose product with every input is 1, a bias in all but name.
+    raw = gram + torch.outer(mean, mean)
+    steady = torch.linalg.solve(raw + ridge, mean)
+    targets = torch.nn.functional.one_hot(labels, num_experts).to(inputs.dtype)
+    rows, bias = torch.zeros(num_experts, inputs.shape[1]), torch.zeros(num_experts)
+    for _ in range(_LABEL_ROUNDS):
+        residual = targets - (centred @ rows.T + bias).softmax(-1)
+        residual *= weights[:, None]
+        rows = rows + 2 * torch.cholesky_solve(centred.T @ residual, factor).T
+        bias = bias + 2 * residual.sum(0)
+    return _finished(inputs, rows, mean, steady, top_k, entropy, weights)
+
+
+def _expert_labels(inputs: Tensor, domains: Tensor, num_experts: int, seed: int) -> Tensor:
+    """Each token's expert [T]: experts go round the domains, and split a domain by clusters."""
+    import torch
+
+    count = int(domains.max()) + 1
+    labels = torch.zeros_like(domains)
+    for domain in range(count):
+        rows = (domains == domain).nonzero()[:, 0]
+        experts = torch.arange(domain, num_experts, count)
+        if len(experts) == 1:
+            labels[rows] = experts[0]
+            continue
+        own = inputs[rows] - inputs[rows].mean(0)
+        centres = balanced_kmeans(own[:_SAMPLE], len(experts), seed)
+        similarity = torch.nn.functional.normalize(own, dim=-1) @ centres.T
+        prices = even_offsets(similarity, top_k=1)
+        labels[rows] = experts[(similarity + prices).argmax(-1)]
+    return labels
+
+
+def _finished(
+    inputs: Tensor, rows: Tensor, mean: Tensor, steady: Tensor, top_k: int, entropy: float,
+    weights: Tensor | None,
+) -> Tensor:  # fmt: skip
+    """``rows`` on centred inputs as rows on the inputs themselves, even and of the entropy.
+
+    ``steady`` [H] is a weight whose product with an input is about 1: multiples of it stand for
+    the bias that routers do not have. What is measured is the router as it will be stored.
+    """
+    import torch
+
+    rows = rows - torch.outer(rows @ mean, steady)
+    logits, bias_input = inputs @ rows.T, inputs @ steady
+    offsets = even_offsets(logits, top_k=top_k, steady=bias_input, weights=weights)
+    rows = rows + torch.outer(offsets, steady)
+    logits = logits + bias_input[:, None] * offsets
+    return rows * _scale_for(logits[:: max(1, len(logits) // _SAMPLE)], entropy)
+
+
+def mean_entropy(logits: Tensor) -> float:
+    """Mean over tokens of H(softmax) / ln E for ``logits`` [T, E]."""
+    log_p = logits.log_softmax(-1)
+    return float(-(log_p.exp() * log_p).sum(-1).mean()) / math.log(logits.shape[1])
+
+
+def _scale_for(logits: Tensor, entropy: float) -> float:
+    """The factor on ``logits`` that gives them the mean entropy; it changes no choice."""
+    low, high = _bracket(lambda scale: mean_entropy(logits * scale) > entropy)
+    for _ in range(_BISECTIONS):
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if mean_entropy(logits * middle) > entropy else (low, middle)
+    return low
+
+
+def _bracket(too_flat: Callable[[float], bool]) -> tuple[float, float]:
+    low = high = 1.0
+    while too_flat(high) and high < 1e12:
+        high *= 8
+    while not too_flat(low) and low > 1e-12:
+        low /= 8
+    return low, high

@@ -1,0 +1,129 @@
+"""From dense to a mixture of copies and back: every tensor must come out bit for bit."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from moeify.checkpoint.reader import Checkpoint
+from moeify.errors import CheckpointError, ConfigError, UnsupportedModelError
+from moeify.families.registry import FAMILIES
+from moeify.pruning.extract import extract
+from moeify.pruning.prune import prune
+from moeify.upcycling.upcycle import upcycle
+from tests.pruning.tiny_mixtures import save
+
+_SMALL = {
+    "vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "intermediate_size": 24, "max_position_embeddings": 32,
+    "head_dim": 8, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+_KEYS = {
+    "bert": {k: v for k, v in _SMALL.items() if k not in ("num_key_value_heads", "head_dim")},
+    "gpt2": {"vocab_size": 40, "n_embd": 16, "n_layer": 3, "n_head": 2, "n_positions": 32,
+             "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1},
+    "qwen2": _SMALL,
+    "qwen3": _SMALL,
+}  # fmt: skip
+_CONFIGS = {"bert": "BertConfig", "gpt2": "GPT2Config", "qwen2": "Qwen2Config",
+            "qwen3": "Qwen3Config"}  # fmt: skip
+CLASSES = [
+    (family.model_type, family.class_prefixes[0] + head)
+    for family in FAMILIES.values()
+    for head in family.dense.heads
+]
+
+
+def save_dense(model_type: str, class_name: str, folder: Path) -> None:
+    torch.manual_seed(0)
+    config = getattr(transformers, _CONFIGS[model_type])(**_KEYS[model_type])
+    getattr(transformers, class_name)(config).to(torch.bfloat16).save_pretrained(folder)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return {k: v for file in folder.glob("*.safetensors") for k, v in load_file(file).items()}
+
+
+@pytest.mark.parametrize(("model_type", "class_name"), CLASSES)
+def test_upcycle_then_prune_to_one_gives_the_original_back(
+    model_type: str, class_name: str, tmp_path: Path
+) -> None:
+    save_dense(model_type, class_name, tmp_path / "dense")
+    upcycle(tmp_path / "dense", tmp_path / "moe", num_experts=3, layers="0,2", noise=0.0)
+    report = prune(tmp_path / "moe", tmp_path / "back", keep=1, by="random", dense=True)
+    before, after = weights(tmp_path / "dense"), weights(tmp_path / "back")
+    assert before.keys() == after.keys()
+    assert all(before[n].dtype == t.dtype and torch.equal(before[n], t) for n, t in after.items())
+    assert report.params_after == sum(tensor.numel() for tensor in before.values())
+    model = getattr(transformers, class_name)
+    loaded, info = model.from_pretrained(tmp_path / "back", output_loading_info=True)
+    assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    original = model.from_pretrained(tmp_path / "dense").config.to_dict()
+    differing = {
+        key
+        for key, value in loaded.config.to_dict().items()
+        if original.get(key, value) != value and key not in ("_name_or_path", "dtype")
+    }
+    assert not differing
+
+
+@pytest.mark.parametrize("model_type", ["bert", "gpt2", "qwen2", "qwen3"])
+def test_extract_takes_the_named_expert(model_type: str, tmp_path: Path) -> None:
+    head = {"bert": "BertForMaskedLM", "gpt2": "GPT2LMHeadModel"}
+    save_dense(model_type, head.get(model_type, f"{model_type.title()}ForCausalLM"), tmp_path / "d")
+    upcycle(tmp_path / "d", tmp_path / "moe", num_experts=3, noise=0.1)
+    report = extract(tmp_path / "moe", tmp_path / "two", expert=2)
+    assert report.model_type == model_type
+    moe, dense = weights(tmp_path / "moe"), weights(tmp_path / "two")
+    compared = 0
+    for name, tensor in moe.items():
+        number = re.search(r"\.experts\.(\d+)\.", name)
+        if number and number[1] == "2":
+            assert torch.equal(dense[name.replace(".experts.2.", ".")], tensor)
+            compared += 1
+        elif re.search(r"\.experts\.(up|down)_proj(_bias)?$", name):
+            same = [d for d in dense.values() if d.shape == tensor.shape[1:]]
+            assert any(torch.equal(d, tensor[2]) for d in same)
+            compared += 1
+    assert compared == 3 * (3 if model_type.startswith("qwen") else 4)
+    card = (tmp_path / "two" / "README.md").read_text()
+    assert "after moeify extract" in card
+    assert json.loads((tmp_path / "two" / "config.json").read_text())["model_type"] == model_type
+
+
+def test_the_dense_layer_can_be_named_by_hand(tmp_path: Path) -> None:
+    save_dense("gpt2", "GPT2LMHeadModel", tmp_path / "d")
+    upcycle(tmp_path / "d", tmp_path / "moe", num_experts=3, noise=0.1)
+    prune(tmp_path / "moe", tmp_path / "out", experts="0:0,1;1:1,2;2:0,2", dense=True)
+    moe, dense = weights(tmp_path / "moe"), weights(tmp_path / "out")
+    for layer, expert in enumerate((2, 0, 1)):
+        up = moe[f"transformer.h.{layer}.mlp.experts.up_proj"][expert]
+        assert torch.equal(dense[f"transformer.h.{layer}.mlp.c_fc.weight"], up)
+
+
+def test_what_cannot_become_dense_is_refused(tmp_path: Path) -> None:
+    save("mixtral", tmp_path / "mixtral")
+    with pytest.raises(UnsupportedModelError, match="mixtral"):
+        extract(tmp_path / "mixtral", tmp_path / "out")
+    save("qwen2_moe", tmp_path / "qwen")
+    with pytest.raises(CheckpointError, match="shared expert of width 8"):
+        prune(tmp_path / "qwen", tmp_path / "out", dense=True, by="random")
+    save("bert_moe", tmp_path / "bert")
+    with pytest.raises(ConfigError, match="no expert 8"):
+        extract(tmp_path / "bert", tmp_path / "out", expert=8)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_incomplete_dense_model_is_never_published(tmp_path: Path) -> None:
+    save("bert_moe", tmp_path / "moe")
+    tensors = weights(tmp_path / "moe")
+    del tensors["bert.encoder.layer.1.output.dense.bias"]
+    save_file(tensors, tmp_path / "moe" / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"output\.dense\.bias"):
+        extract(tmp_path / "moe", tmp_path / "out", expert=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["moe"]
+    assert isinstance(Checkpoint.open(tmp_path / "moe").config, dict)
