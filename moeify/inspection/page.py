@@ -26,7 +26,7 @@ h1 { font-size: 1.5rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: 0.2rem 0.8rem; border-bottom: 1px solid var(--line); text-align: right; }
-th:first-child, td:first-child, td.words { text-align: left; }
+th:first-child, td:first-child, .words { text-align: left; }
 th button { font: inherit; font-weight: 600; color: inherit; background: none; border: 0;
   padding: 0; cursor: pointer; }
 th[aria-sort=ascending] button::after { content: " \\2191"; }
@@ -70,7 +70,9 @@ def save_page(report: InspectReport, path: Path) -> None:
 def render_page(report: InspectReport) -> str:
     """The page as text. Everything that comes from files is escaped."""
     title = escape(f"{report.source}: {report.model_type}")
-    policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+    policy = (
+        "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+    )
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
@@ -181,10 +183,8 @@ def _table(
     sortable: bool = True, bars: tuple[int, ...] = (),
 ) -> str:  # fmt: skip
     widest = {place: max((float(row[place]) for row in rows), default=1) or 1 for place in bars}
-    head = "".join(
-        f'<th scope="col">{f"<button>{escape(text)}</button>" if sortable else escape(text)}</th>'
-        for text in heads
-    )
+    first = rows[0] if rows else heads
+    head = "".join(_head(text, value, sortable) for text, value in zip(heads, first, strict=True))
     body = "\n".join(
         "<tr>"
         + "".join(_cell(value, widest.get(place)) for place, value in enumerate(row))
@@ -196,6 +196,13 @@ def _table(
         f'<div class="scroll"><table id="{name}"{kind}><thead><tr>{head}</tr></thead>\n'
         f"<tbody>\n{body}\n</tbody></table></div>"
     )
+
+
+def _head(text: str, below: Cell, sortable: bool) -> str:
+    """A heading, aligned like what stands below it."""
+    kind = ' class="words"' if isinstance(below, str) else ""
+    inner = f"<button>{escape(text)}</button>" if sortable else escape(text)
+    return f'<th scope="col"{kind}>{inner}</th>'
 
 
 def _cell(value: Cell, widest: float | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
@@ -21,7 +22,7 @@ Figure = Any
 
 _MISSING = "#f0f0f0"
 _LABELLED = 16
-_LIGHT = {"ink": "#1a1a1a", "paper": "#ffffff"}
+_METADATA = re.compile(r"<metadata>.*?</metadata>", re.DOTALL)
 _STYLE = {
     "font.size": 9, "svg.fonttype": "none", "svg.hashsalt": "moeify", "axes.titlesize": 10,
     "axes.titlelocation": "left", "figure.dpi": 110,
@@ -38,7 +39,7 @@ def save_plot(report: InspectReport, path: Path) -> None:
         heights = [height for height, _ in panels]
         figure, axes = pyplot.subplots(
             len(panels), 1, figsize=(9, sum(heights) + 0.6), height_ratios=heights,
-            squeeze=False, layout="constrained", facecolor=_LIGHT["paper"],
+            squeeze=False, layout="constrained", facecolor="white",
         )  # fmt: skip
         figure.suptitle(_title(report), x=0.01, ha="left", fontsize=12)
         for place, (_, draw) in zip(axes[:, 0], panels, strict=True):
@@ -54,21 +55,28 @@ def save_plot(report: InspectReport, path: Path) -> None:
 def figures(report: InspectReport) -> list[str]:
     """Every figure of ``report`` as SVG text of its own, on a transparent ground."""
     pyplot = _pyplot()
-    drawn = []
+    drawn: list[str] = []
     with pyplot.rc_context(_STYLE):
         for height, draw in _panels(report):
             figure, axis = pyplot.subplots(figsize=(9, height + 0.3), layout="constrained")
             draw(axis)
-            drawn.append(to_svg(figure))
+            drawn.append(to_svg(figure, f"f{len(drawn)}-"))
             pyplot.close(figure)
     return drawn
 
 
-def to_svg(figure: Figure) -> str:
-    """A figure as the SVG element alone, the same bytes for the same figure."""
+def to_svg(figure: Figure, prefix: str) -> str:
+    """A figure as the SVG element alone, the same bytes for the same figure.
+
+    ``prefix`` leads the ids inside, so that several figures fit into one page.
+    """
     text = StringIO()
     figure.savefig(text, format="svg", transparent=True, metadata=_metadata(Path("x.svg")))
-    return text.getvalue()[text.getvalue().index("<svg") :]
+    svg = text.getvalue()
+    svg = _METADATA.sub("", svg[svg.index("<svg") :])
+    for before in ('id="', "url(#", 'href="#'):
+        svg = svg.replace(before, before + prefix)
+    return svg
 
 
 def _pyplot() -> Any:
@@ -184,13 +192,12 @@ def _pair_panels(report: InspectReport) -> list[Panel]:
         axis.set_facecolor(_MISSING)
         image = axis.imshow(matrix, cmap="viridis", interpolation="nearest", vmin=0)
         chance = (sums.top_k - 1) / max(sums.num_experts - 1, 1)
-        axis.set_anchor("W")
         axis.set_title(f"experts that meet, layer {layer} (by chance {chance:.0%})")
         axis.set_xlabel("also visits")
         axis.set_ylabel("tokens of expert")
         _ticks(axis.xaxis, list(range(len(matrix))))
         _ticks(axis.yaxis, list(range(len(matrix))))
-        axis.figure.colorbar(image, ax=axis, pad=0.01, fraction=0.03)
+        axis.figure.colorbar(image, ax=axis, pad=0.01, fraction=0.03, panchor="W")
 
     return [(4.0, draw)]
 

@@ -1,0 +1,58 @@
+"""The page in headless Chromium: opens, sorts, fetches nothing. Not in the default set.
+
+Run with ``pytest tests/inspection/browser_check.py`` where ``chromium`` is installed.
+"""
+
+import json
+import re
+import shutil
+import subprocess
+from html import unescape
+from pathlib import Path
+
+import pytest
+from report_folder import full_report
+
+from moeify.inspection.page import render_page
+
+_PROBE = """<script>
+const column = (n) => [...document.querySelectorAll(`#experts tbody tr`)]
+  .map((row) => Number(row.cells[n].dataset.value));
+const before = column(2);
+const button = document.querySelectorAll("#experts th button")[2];
+button.click(); const up = column(2);
+button.click(); const down = column(2);
+const heads = [...document.querySelectorAll("#experts th")].map((h) => h.getAttribute("aria-sort"));
+const broken = [...document.querySelectorAll("svg image")]
+  .filter((i) => i.getBoundingClientRect().width < 5).length;
+addEventListener("load", () => {
+  const fetched = performance.getEntriesByType("resource").map((entry) => entry.name);
+  const wide = document.documentElement.scrollWidth > innerWidth;
+  document.title = JSON.stringify({before, up, down, heads, fetched, broken, wide});
+});
+</script></body>"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_page_in_a_browser(tmp_path: Path, scheme: str) -> None:
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    assert browser, "install chromium to run this check"
+    page = tmp_path / "page.html"
+    page.write_text(render_page(full_report(tmp_path)).replace("</body>", _PROBE))
+    done = subprocess.run(
+        [browser, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1100,900",
+         f"--blink-settings=preferredColorScheme={0 if scheme == 'dark' else 1}",
+         "--virtual-time-budget=5000", f"--user-data-dir={tmp_path / 'profile'}",
+         f"--screenshot={tmp_path / 'page.png'}", "--dump-dom", page.as_uri()],
+        capture_output=True, text=True, check=True, timeout=300,
+    )  # fmt: skip
+    title = re.search(r"<title>(.*?)</title>", done.stdout, re.DOTALL)
+    assert title is not None
+    seen = json.loads(unescape(title[1]))
+    assert seen["up"] == sorted(seen["before"])
+    assert seen["down"] == sorted(seen["before"], reverse=True)
+    assert seen["heads"][2] == "descending"
+    assert [name for name in seen["fetched"] if not name.startswith("data:")] == []
+    assert (seen["broken"], seen["wide"]) == (0, False)
+    refused = [line for line in done.stderr.splitlines() if "Refused" in line]
+    assert refused == []
