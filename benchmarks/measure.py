@@ -15,9 +15,14 @@ __all__ = ["Measure", "measure", "median", "spread"]
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
-    """One process from start to exit. ``peak_mib`` is its largest resident set."""
+    """One process from start to exit, its children included.
+
+    ``cpu_seconds`` are user and system time together, which a busy machine disturbs least;
+    ``peak_mib`` is the largest resident set.
+    """
 
     seconds: float
+    cpu_seconds: float
     peak_mib: float
 
 
@@ -40,7 +45,11 @@ def measure(command: Sequence[str], env: Mapping[str, str] | None = None) -> Mea
             said.seek(0)
             words = said.read().decode(errors="replace").strip()[-2000:]
             raise RuntimeError(f"{' '.join(command)} exited {process.returncode}:\n{words}")
-    return Measure(seconds=seconds, peak_mib=usage.ru_maxrss / 1024)
+    return Measure(
+        seconds=seconds,
+        cpu_seconds=usage.ru_utime + usage.ru_stime,
+        peak_mib=usage.ru_maxrss / 1024,
+    )
 
 
 def median(values: Sequence[float]) -> float:

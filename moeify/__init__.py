@@ -14,6 +14,8 @@ from moeify.modeling.registration import register_lazily
 
 if TYPE_CHECKING:
     from moeify.errors import MoeifyError
+    from moeify.hub.config import PushConfig
+    from moeify.hub.push import PushReport, push
     from moeify.pruning.config import ExtractConfig, PruneConfig
     from moeify.pruning.extract import ExtractReport, extract
     from moeify.pruning.prune import PruneReport, prune
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from moeify.upcycling.config import AttachConfig, UpcycleConfig, VerifyConfig
     from moeify.upcycling.upcycle import UpcycleReport, upcycle
     from moeify.upcycling.verify import VerifyReport, verify
+    from moeify.warmup.config import WarmupConfig
+    from moeify.warmup.warmup import WarmupReport, warmup
 
 __version__ = "0.1.0"
 
@@ -32,15 +36,21 @@ _HOMES = {
     "MoeifyError": "moeify.errors",
     "PruneConfig": "moeify.pruning.config",
     "PruneReport": "moeify.pruning.prune",
+    "PushConfig": "moeify.hub.config",
+    "PushReport": "moeify.hub.push",
     "UpcycleConfig": "moeify.upcycling.config",
     "UpcycleReport": "moeify.upcycling.upcycle",
     "VerifyConfig": "moeify.upcycling.config",
     "VerifyReport": "moeify.upcycling.verify",
+    "WarmupConfig": "moeify.warmup.config",
+    "WarmupReport": "moeify.warmup.report",
     "attach": "moeify.upcycling.attach",
     "extract": "moeify.pruning.extract",
     "prune": "moeify.pruning.prune",
+    "push": "moeify.hub.push",
     "upcycle": "moeify.upcycling.upcycle",
     "verify": "moeify.upcycling.verify",
+    "warmup": "moeify.warmup.warmup",
 }
 
 __all__ = [
@@ -51,16 +61,22 @@ __all__ = [
     "MoeifyError",
     "PruneConfig",
     "PruneReport",
+    "PushConfig",
+    "PushReport",
     "UpcycleConfig",
     "UpcycleReport",
     "VerifyConfig",
     "VerifyReport",
+    "WarmupConfig",
+    "WarmupReport",
     "__version__",
     "attach",
     "extract",
     "prune",
+    "push",
     "upcycle",
     "verify",
+    "warmup",
 ]
 
 

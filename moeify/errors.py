@@ -8,6 +8,7 @@ MoeifyError(message, hint=None)
 +-- UnsupportedModelError  no family for this model_type; lists the known ones
 +-- DatasetError           missing column, empty split, unreadable file
 +-- RoutingError           statistics that do not fit the checkpoint
++-- TrainingError          the loss became NaN; the last good weights were kept
 +-- HubError               the Hub said no; carries huggingface_hub's own error as its cause
 +-- MissingExtraError      names the extra to install
 """
@@ -27,6 +28,7 @@ __all__ = [
     "OutputError",
     "RoutingError",
     "TensorNotFoundError",
+    "TrainingError",
     "UnsupportedModelError",
 ]
 
@@ -88,6 +90,10 @@ class DatasetError(MoeifyError):
 
 class RoutingError(MoeifyError):
     """Routing statistics that do not belong to the checkpoint they are used with."""
+
+
+class TrainingError(MoeifyError):
+    """Training diverged; the output holds the last good weights."""
 
 
 class HubError(MoeifyError):

@@ -64,7 +64,8 @@ def save_tiny(
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             spread = 0.1 if parameter.ndim == 1 else 0.3 * parameter.shape[-1] ** -0.5
-            offset = 1.0 if "norm" in name.lower() and name.endswith("weight") else 0.0
+            is_norm = "norm" in name.lower() or "ln_" in name
+            offset = 1.0 if is_norm and name.endswith("weight") else 0.0
             parameter.normal_(offset, spread)
     model.to(getattr(torch, dtype)).save_pretrained(folder)
     return folder

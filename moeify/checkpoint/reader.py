@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -10,17 +11,13 @@ from typing import Any
 from moeify.checkpoint.header import StoredTensor, read_header
 from moeify.errors import CheckpointError, TensorNotFoundError
 
-__all__ = ["Checkpoint", "read_json", "resolve_inside"]
+__all__ = ["Checkpoint", "conversion_hint", "read_config", "read_json", "resolve_inside"]
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 MAX_JSON_BYTES = 64_000_000
 _PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
-_CONVERT_HINT = (
-    "convert it once with transformers: AutoModel.from_pretrained(FOLDER)"
-    ".save_pretrained(NEW_FOLDER), and save the tokenizer beside it"
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +92,22 @@ def read_config(folder: Path) -> dict[str, Any]:
     return read_json(resolve_inside(folder, CONFIG_FILE))
 
 
+def conversion_hint(source: str, config: dict[str, Any]) -> str:
+    """The command that turns a checkpoint's pickled weights into safetensors.
+
+    It loads the very class that config.json names, because AutoModel would drop the head.
+    """
+    named = config.get("architectures") or ["AutoModel"]
+    name = str(named[0]) if isinstance(named, list) else "AutoModel"
+    target = f"./{source.rstrip('/').rsplit('/', 1)[-1]}-safetensors"
+    code = (
+        f"from transformers import {name if name.isidentifier() else 'AutoModel'} as M,"
+        f" AutoTokenizer as T; s, t = {json.dumps(source)}, {json.dumps(target)};"
+        " M.from_pretrained(s).save_pretrained(t); T.from_pretrained(s).save_pretrained(t)"
+    )
+    return f"convert it once: python -c {shlex.quote(code)}"
+
+
 def resolve_inside(folder: Path, name: str) -> Path:
     """The path of file ``name`` in ``folder``, refused when it leads out of it.
 
@@ -110,7 +123,11 @@ def resolve_inside(folder: Path, name: str) -> Path:
     if root.parent.name == "snapshots":
         allowed.append(root.parent.parent / "blobs")
     if not any(target.is_relative_to(place) for place in allowed):
-        raise CheckpointError(f"{name!r} is a link out of the checkpoint folder", path=path)
+        raise CheckpointError(
+            f"{name!r} is a link out of the checkpoint folder",
+            "put the file itself in its place, if it belongs to the checkpoint",
+            path=path,
+        )
     return path
 
 
@@ -131,7 +148,9 @@ def find_shards(folder: Path) -> list[Path]:
     for pattern in _PICKLES:
         if found := next(folder.glob(pattern), None):
             raise CheckpointError(
-                f"{folder} holds {found.name} and no safetensors file", _CONVERT_HINT, path=folder
+                f"{folder} holds {found.name} and no safetensors file",
+                conversion_hint(str(folder), read_config(folder)),
+                path=folder,
             )
     raise CheckpointError(
         f"{folder} holds neither {WEIGHTS_FILE} nor {INDEX_FILE}",

@@ -8,20 +8,21 @@ from pathlib import Path
 
 from moeify.errors import CheckpointError, ConfigError, HubError
 
-__all__ = ["Source", "resolve_source"]
+__all__ = ["Source", "is_hub_id", "resolve_source"]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
 _WANTED = [
-    "model*.safetensors",
+    "model.safetensors",
+    "model-*-of-*.safetensors",
     "*.json",
     "*.txt",
     "*.model",
     "*.jinja",
-    "*.py",
     "*.md",
     "LICENSE*",
+    "[0-9]*_*/*",  # the modules of a sentence encoder, their own weights included
 ]
-_UNWANTED = ["onnx/*", "openvino/*", "coreml/*", "*.index.json.bak"]
+_UNWANTED = ["onnx/*", "openvino/*", "coreml/*", "checkpoint-*/*", "runs/*", "original/*"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,11 +38,17 @@ class Source:
     revision: str | None = None
 
 
+def is_hub_id(text: str) -> bool:
+    """Whether ``text`` has the form of a Hub id: ``name`` or ``user/name``."""
+    return _HUB_ID.fullmatch(text) is not None and ".." not in text and "--" not in text
+
+
 def resolve_source(source: str | Path, revision: str | None = None) -> Source:
     """The folder behind ``source``, downloaded from the Hub if it is a Hub id.
 
-    Cache, offline mode and tokens work as huggingface_hub has them. Raises ``CheckpointError``
-    for a folder that does not exist and ``HubError`` when the Hub refuses.
+    Only what moeify reads or carries along is fetched: weights as safetensors, JSON and text, no
+    code and no exports. Cache, offline mode and tokens work as huggingface_hub has them. Raises
+    ``CheckpointError`` for a folder that does not exist and ``HubError`` when the Hub refuses.
     """
     path = Path(source).expanduser()
     if path.is_dir():
@@ -52,7 +59,7 @@ def resolve_source(source: str | Path, revision: str | None = None) -> Source:
             )
         return Source(folder=path, name=path.name or path.resolve().name)
     text = str(source)
-    if path.exists() or text.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(text):
+    if path.exists() or text.startswith((".", "/", "~")) or not is_hub_id(text):
         raise CheckpointError(
             f"{text} is not a checkpoint folder",
             "name a folder with config.json and *.safetensors, or a Hub id such as Qwen/Qwen3-0.6B",
@@ -64,44 +71,37 @@ def resolve_source(source: str | Path, revision: str | None = None) -> Source:
 
 
 def _download(repo_id: str, revision: str | None) -> Path:
-    from huggingface_hub import errors as hub
     from huggingface_hub import snapshot_download
 
-    try:
-        folder = snapshot_download(
-            repo_id, revision=revision, allow_patterns=_WANTED, ignore_patterns=_UNWANTED
+    from moeify.checkpoint.hub_errors import hub_errors
+
+    with hub_errors(repo_id, "downloading", revision):
+        folder = Path(
+            snapshot_download(
+                repo_id, revision=revision, allow_patterns=_WANTED, ignore_patterns=_UNWANTED
+            )
         )
-    except hub.GatedRepoError as error:
-        raise HubError(
-            f"{repo_id} is gated on the Hub and this account has no access",
-            f"ask for access on the model's page, then: hf auth login ({_where(error)})",
-        ) from error
-    except hub.RevisionNotFoundError as error:
-        raise HubError(
-            f"{repo_id} has no revision {revision!r} on the Hub", "leave --revision out"
-        ) from error
-    except hub.RepositoryNotFoundError as error:
-        raise HubError(
-            f"there is no folder {repo_id} here, and no such model on the Hub,"
-            " or it is private and this account has no access",
-            "check the spelling; for a private model: hf auth login",
-        ) from error
-    except hub.LocalEntryNotFoundError as error:
-        raise HubError(
-            f"{repo_id} is not in the local cache and the Hub cannot be reached",
-            "connect once, or name a local folder; HF_HUB_OFFLINE=1 forbids downloads",
-        ) from error
-    except (hub.HfHubHTTPError, OSError) as error:
-        raise HubError(
-            f"downloading {repo_id} failed: {_first_line(error)}", "run the command again"
-        ) from error
-    return Path(folder)
+    if not any(folder.glob("model*.safetensors")):
+        _explain_missing_weights(repo_id, folder)
+    return folder
 
 
-def _where(error: Exception) -> str:
-    response = getattr(error, "response", None)
-    return f"status {response.status_code}" if response is not None else "no response"
+def _explain_missing_weights(repo_id: str, folder: Path) -> None:
+    """Raise ``HubError`` for a repository without safetensors, saying what it has instead."""
+    from huggingface_hub import list_repo_files
 
+    from moeify.checkpoint.hub_errors import hub_errors
+    from moeify.checkpoint.reader import conversion_hint, read_config
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    with hub_errors(repo_id, "listing", folder.name):
+        names = list_repo_files(repo_id, revision=folder.name)
+    pickles = [name for name in names if re.fullmatch(r"pytorch_model[\w.-]*\.bin", name)]
+    if not pickles:
+        raise HubError(
+            f"{repo_id} holds no safetensors weights on the Hub",
+            "name a model with model.safetensors, or a local folder",
+        )
+    raise HubError(
+        f"{repo_id} holds {pickles[0]} and no safetensors file; nothing of it was downloaded",
+        conversion_hint(repo_id, read_config(folder)),
+    )

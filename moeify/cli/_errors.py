@@ -49,6 +49,8 @@ def _explain(failure: BaseException) -> bool:
         error("interrupted; nothing was left half-written")
     elif isinstance(failure, BrokenPipeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    elif isinstance(failure, OSError) and failure.filename is not None:
+        error(f"{failure.filename}: {failure.strerror}", "check the path and its permissions")
     elif isinstance(failure, MemoryError):
         error("out of memory", "close other programs, or use a smaller --batch or --length")
     elif isinstance(failure, Exception) and not isinstance(failure, typer.Exit):

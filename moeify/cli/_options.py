@@ -11,6 +11,7 @@ __all__ = [
     "ForceOption",
     "JsonOption",
     "OutputArgument",
+    "PushToOption",
     "QuietOption",
     "RevisionOption",
     "RouterOption",
@@ -26,6 +27,9 @@ QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors o
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace an output that exists.")]
 RevisionOption = Annotated[
     str | None, typer.Option(help="Branch, tag or commit of a Hub id.", metavar="REV")
+]
+PushToOption = Annotated[
+    str | None, typer.Option(help="Publish the result on the Hub as user/name.", metavar="ID")
 ]
 RouterOption = Annotated[
     str, typer.Option(help="How the routers start.", metavar="calibrated|normal|zeros")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-__all__ = ["Output", "count", "error", "plain", "size"]
+__all__ = ["Output", "bar", "count", "error", "plain", "size", "spark"]
 
 
 def plain(text: object) -> str:
@@ -46,6 +47,22 @@ def count(number: float) -> str:
     return f"{number:.1f}T"
 
 
+def bar(fraction: float, width: int = 12) -> str:
+    """``fraction`` of ``width`` characters filled, in eighths."""
+    eighths = round(min(max(fraction, 0.0), 1.0) * width * 8)
+    full, rest = divmod(eighths, 8)
+    partial: str = " \u258f\u258e\u258d\u258c\u258b\u258a\u2589"[rest]
+    return "\u2588" * full + partial.strip()
+
+
+def spark(values: Sequence[float]) -> str:
+    """A character for each value, as high as the value is of twice the even share, 1."""
+    steps = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
+    return "".join(
+        "\u00b7" if value < 0.1 else steps[min(int(value * 4), len(steps) - 1)] for value in values
+    )
+
+
 def error(message: str, hint: str | None = None) -> None:
     """Print a failure and how to mend it on stderr."""
     console = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -61,6 +78,9 @@ class Output:
         self.as_json, self.quiet = as_json, quiet
         self._out = Console(highlight=False)
         self._err = Console(stderr=True, soft_wrap=True, highlight=False)
+        if quiet or not self._err.is_terminal:
+            # huggingface_hub draws bars of its own wherever this is not set before its import.
+            os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
     def document(self, document: dict[str, Any]) -> None:
         """The one JSON document of ``--json``."""
@@ -79,10 +99,62 @@ class Output:
             table.add_row(plain(name), plain(value))
         self._out.print(table)
 
+    def grid(
+        self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]],
+        left: int = 1,
+    ) -> None:  # fmt: skip
+        """Rows under headings; the first ``left`` columns hold words, the others numbers.
+
+        Words give way where the terminal is narrow, numbers never break.
+        """
+        if self.as_json or self.quiet:
+            return
+        table = Table(box=None, pad_edge=False, header_style="dim")
+        for place, name in enumerate(columns):
+            words = place < left or not name  # a column without a name holds bars
+            table.add_column(
+                plain(name),
+                justify="left" if words else "right",
+                no_wrap=not words,
+                overflow="fold" if words else "ellipsis",
+                style="cyan" if place == 0 else None,
+            )
+        for row in rows:
+            table.add_row(*map(plain, row))
+        self._out.print(f"\n[bold]{plain(title)}[/]")
+        self._out.print(table)
+
+    def lines(self, title: str, lines: Sequence[str]) -> None:
+        """A heading and sentences under it."""
+        if self.as_json or self.quiet or not lines:
+            return
+        self._out.print(f"\n[bold]{plain(title)}[/]", soft_wrap=True)
+        for line in lines:
+            self._out.print(plain(f"- {line}"))
+
+    @contextmanager
+    def steps_bar(self, label: str) -> Iterator[Callable[[str, int, int], None] | None]:
+        """A progress bar over named steps, where stderr is a terminal."""
+        if self.quiet or not self._err.is_terminal:
+            yield None
+            return
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/"
+                   "{task.total}"), TimeRemainingColumn())  # fmt: skip
+        with Progress(*columns, console=self._err, transient=True) as bar:
+            task = bar.add_task(plain(label), total=None)
+            yield lambda what, done, total: bar.update(
+                task, description=plain(what), completed=done, total=total
+            )
+
     def warning(self, text: str) -> None:
         """Something the user should know, on stderr."""
         if not self.quiet:
             self._err.print(f"[yellow]warning:[/] {plain(text)}")
+
+    def notice(self, text: str) -> None:
+        """Something that was done besides the command's own work, on stderr."""
+        if not self.quiet:
+            self._err.print(plain(text))
 
     def hint(self, text: str) -> None:
         """What to do next, on stderr."""

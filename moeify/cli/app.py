@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import moeify
-from moeify.cli import attach, extract, prune, upcycle, verify
+from moeify.cli import attach, extract, inspect, prune, push, upcycle, verify, warmup
 from moeify.cli._errors import guarded
 
 __all__ = ["app", "main"]
@@ -37,7 +37,7 @@ def _root(
     """Turn dense transformers into mixtures of experts: exact, streaming, measured."""
 
 
-for module in (upcycle, extract, attach, verify, prune):
+for module in (upcycle, extract, attach, warmup, inspect, prune, verify, push):
     name = module.__name__.rsplit(".", 1)[-1]
     app.command(name, epilog=module.EPILOG)(guarded(module.command))
 

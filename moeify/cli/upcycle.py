@@ -10,6 +10,7 @@ from moeify.cli._options import (
     ForceOption,
     JsonOption,
     OutputArgument,
+    PushToOption,
     QuietOption,
     RevisionOption,
     RouterOption,
@@ -17,6 +18,7 @@ from moeify.cli._options import (
     epilog,
 )
 from moeify.cli._output import Output, count, size
+from moeify.cli._pushing import check_push_target, push_after
 from moeify.routing.config import RouterInit
 from moeify.upcycling.config import Dtype, UpcycleConfig
 
@@ -27,6 +29,7 @@ EPILOG = epilog(
     "moeify upcycle bert-base-uncased --experts 8",
     "moeify upcycle ./my-qwen3 out --experts 8 --top-k 2 --noise 0.01 --layers odd",
     "moeify upcycle Qwen/Qwen3-0.6B --experts 4 --dry-run --json",
+    "moeify upcycle bert-base-uncased --experts 8 --push-to me/bert-moe",
 )
 _DEFAULT = UpcycleConfig()
 
@@ -53,6 +56,7 @@ def command(
     revision: RevisionOption = None,
     force: ForceOption = False,
     dry_run: Annotated[bool, typer.Option(help="Print the plan's totals and stop.")] = False,
+    push_to: PushToOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -62,12 +66,15 @@ def command(
         router=cast(RouterInit, router), seed=seed, dtype=cast(Dtype, dtype),
         max_shard_size=max_shard_size, revision=revision, force=force,
     )  # fmt: skip
+    check_push_target(push_to)
     from moeify.upcycling.upcycle import upcycle
 
     out = Output(as_json=as_json, quiet=quiet)
     with out.bytes_bar("upcycling") as progress:
         report = upcycle(source, output, config, dry_run=dry_run, progress=progress)
     _show(out, report, source)
+    if not dry_run:
+        push_after(out, report.output, push_to)
 
 
 def _show(out: Output, report: UpcycleReport, source: str) -> None:

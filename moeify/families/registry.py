@@ -18,26 +18,32 @@ __all__ = ["FAMILIES", "MOE_LAYOUTS", "dense_family", "moe_family", "moe_layout"
 FAMILIES = {family.model_type: family for family in (BERT, GPT2, QWEN2, QWEN3)}
 _BY_MOE_TYPE = {family.moe.model_type: family for family in FAMILIES.values()}
 
-MOE_LAYOUTS: dict[str, tuple[MoeLayout, ...]] = {
-    **{model_type: (family.moe,) for model_type, family in _BY_MOE_TYPE.items()},
-    "qwen3_next": (QWEN3_NEXT,),
-    "qwen3_5_moe": (QWEN3_5_MOE, QWEN3_5_MOE_FUSED),
-    "qwen3_5_moe_text": (QWEN3_5_MOE, QWEN3_5_MOE_FUSED),
-    "mixtral": (softmax_moe.MIXTRAL,),
-    "phimoe": (softmax_moe.PHIMOE,),
-    "olmoe": (softmax_moe.OLMOE,),
-    "granitemoe": (softmax_moe.GRANITEMOE,),
-    "gpt_oss": (softmax_moe.GPT_OSS,),
-    "ernie4_5_moe": (softmax_moe.ERNIE4_5_MOE,),
-    "jamba": (softmax_moe.JAMBA,),
-    "llama4": (softmax_moe.LLAMA4,),
-    "llama4_text": (softmax_moe.LLAMA4,),
-    "deepseek_v3": (sigmoid_moe.DEEPSEEK_V3,),
-    "glm4_moe": (sigmoid_moe.GLM4_MOE,),
-    "minimax_m2": (sigmoid_moe.MINIMAX_M2,),
-    "lfm2_moe": (sigmoid_moe.LFM2_MOE,),
+MOE_LAYOUTS: dict[str, MoeLayout] = {
+    **{model_type: family.moe for model_type, family in _BY_MOE_TYPE.items()},
+    "qwen3_next": QWEN3_NEXT,
+    "qwen3_5_moe": QWEN3_5_MOE,
+    "qwen3_5_moe_text": QWEN3_5_MOE,
+    "mixtral": softmax_moe.MIXTRAL,
+    "phimoe": softmax_moe.PHIMOE,
+    "olmoe": softmax_moe.OLMOE,
+    "granitemoe": softmax_moe.GRANITEMOE,
+    "gpt_oss": softmax_moe.GPT_OSS,
+    "ernie4_5_moe": softmax_moe.ERNIE4_5_MOE,
+    "jamba": softmax_moe.JAMBA,
+    "llama4": softmax_moe.LLAMA4,
+    "llama4_text": softmax_moe.LLAMA4,
+    "deepseek_v3": sigmoid_moe.DEEPSEEK_V3,
+    "glm4_moe": sigmoid_moe.GLM4_MOE,
+    "minimax_m2": sigmoid_moe.MINIMAX_M2,
+    "lfm2_moe": sigmoid_moe.LFM2_MOE,
 }
-"""MoE model types that can be read, each with the ways its experts are stored, usual one first."""
+"""MoE model types that can be read, as transformers writes them."""
+
+_OTHER_LAYOUTS: dict[str, tuple[MoeLayout, ...]] = {
+    "qwen3_5_moe": (QWEN3_5_MOE_FUSED,),
+    "qwen3_5_moe_text": (QWEN3_5_MOE_FUSED,),
+}
+"""Other ways in which checkpoints of a type are found stored."""
 
 
 def dense_family(config: Config) -> Family:
@@ -81,11 +87,11 @@ def moe_layout(config: Config, names: Collection[str] = ()) -> MoeLayout:
         if model_type in FAMILIES:
             hint = "it is a dense checkpoint: run moeify upcycle first"
         raise UnsupportedModelError(model_type, MOE_LAYOUTS, hint)
-    candidates = MOE_LAYOUTS[model_type]
-    for layout in candidates:
+    usual = MOE_LAYOUTS[model_type]
+    for layout in (usual, *_OTHER_LAYOUTS.get(model_type, ())):
         if any(_first_expert(layout, config, prefix) in names for prefix in layout.prefixes):
             return layout
-    return candidates[0]
+    return usual
 
 
 def _first_expert(layout: MoeLayout, config: Config, prefix: str) -> str:

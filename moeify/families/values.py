@@ -38,7 +38,10 @@ def positive(config: Config, key: str, default: int | None = None) -> int:
     if value is None:
         value = default
     if type(value) is not int or not 0 < value < 1 << 31:
-        raise CheckpointError(f"config.json: {key} must be a positive integer, not {value!r}")
+        raise CheckpointError(
+            f"config.json: {key} must be a positive integer, not {value!r}",
+            "mend config.json, or use the one that belongs to these weights",
+        )
     return value
 
 

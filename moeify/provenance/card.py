@@ -2,41 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from moeify.checkpoint.reader import read_config
+from moeify.checkpoint.source import Source
+from moeify.errors import UnsupportedModelError
 from moeify.families.base import Config, Family
+from moeify.families.registry import moe_family
+from moeify.provenance.card_sections import PLACEHOLDER, card_sections, pipeline_task
 from moeify.provenance.record import Record
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData
 
-__all__ = ["write_card"]
+__all__ = ["CARD_FILE", "PLACEHOLDER", "card_text", "write_card"]
 
-_PIPELINES = {
-    "ForMaskedLM": "fill-mask",
-    "ForPreTraining": "fill-mask",
-    "ForCausalLM": "text-generation",
-    "LMHeadModel": "text-generation",
-    "DoubleHeadsModel": "text-generation",
-    "ForSequenceClassification": "text-classification",
-    "ForTokenClassification": "token-classification",
-    "ForQuestionAnswering": "question-answering",
-    "ForMultipleChoice": "multiple-choice",
-    "Model": "feature-extraction",
-}
-_AUTO_CLASSES = {
-    "ForMaskedLM": "AutoModelForMaskedLM",
-    "ForPreTraining": "AutoModelForPreTraining",
-    "ForCausalLM": "AutoModelForCausalLM",
-    "LMHeadModel": "AutoModelForCausalLM",
-    "ForSequenceClassification": "AutoModelForSequenceClassification",
-    "ForTokenClassification": "AutoModelForTokenClassification",
-    "ForQuestionAnswering": "AutoModelForQuestionAnswering",
-    "ForMultipleChoice": "AutoModelForMultipleChoice",
-    "ForNextSentencePrediction": "AutoModelForNextSentencePrediction",
-}
+CARD_FILE = "README.md"
 _INHERITED = ("license", "license_name", "license_link", "language", "datasets")
 
 
@@ -47,17 +29,35 @@ def write_card(
 
     Licence, languages and data sets are taken over from the card in ``base_folder``.
     """
+    text = _render(folder, family, config, record, base_folder)
+    (folder / CARD_FILE).write_text(text, encoding="utf-8")
+
+
+def card_text(folder: Path) -> str:
+    """The card of the checkpoint in ``folder``, which may have none of its own yet."""
+    config = read_config(folder)
+    record = Record.read(Source(folder=folder, name=folder.resolve().name))
+    try:
+        family = moe_family(config)
+    except UnsupportedModelError:
+        return "---\nlibrary_name: transformers\n---\n"
+    return _render(folder, family, config, record, folder)
+
+
+def _render(
+    folder: Path, family: Family, config: Config, record: Record, base_folder: Path | None
+) -> str:
     suffix = str(config["architectures"][0]).removeprefix(family.class_prefixes[1])
-    metadata = _metadata(family, record, suffix, _base_metadata(base_folder))
-    body = "\n\n".join(_sections(family, config, record, suffix))
-    text = f"---\n{metadata.to_yaml()}\n---\n\n{body}\n"
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    encoder = (folder / "modules.json").is_file()
+    metadata = _metadata(family, record, suffix, encoder, _base_metadata(base_folder))
+    body = "\n\n".join(card_sections(family, config, record, suffix, encoder))
+    return f"---\n{metadata.to_yaml()}\n---\n\n{body}\n"
 
 
 def _base_metadata(folder: Path | None) -> dict[str, Any]:
     from huggingface_hub import ModelCard
 
-    path = None if folder is None else folder / "README.md"
+    path = None if folder is None else folder / CARD_FILE
     if path is None or not path.is_file():
         return {}
     try:
@@ -68,81 +68,19 @@ def _base_metadata(folder: Path | None) -> dict[str, Any]:
     return {key: found[key] for key in _INHERITED if found.get(key) is not None}
 
 
-def _metadata(family: Family, record: Record, suffix: str, base: dict[str, Any]) -> ModelCardData:
+def _metadata(
+    family: Family, record: Record, suffix: str, encoder: bool, base: dict[str, Any]
+) -> ModelCardData:
     from huggingface_hub import ModelCardData
 
+    # A folder's name as base_model would link to whatever model bears that name on the Hub.
+    origin: dict[str, Any] = {"base_model": record.source, "base_model_relation": "finetune"}
+    task = "sentence-similarity" if encoder else pipeline_task(suffix)
+    tags = ["moe", "mixture-of-experts", "moeify", family.model_type]
     return ModelCardData(
         **base,
-        base_model=record.source,
-        base_model_relation="finetune",
+        **(origin if record.revision is not None else {}),
         library_name="transformers",
-        pipeline_tag=_PIPELINES.get(suffix, "feature-extraction"),
-        tags=["moe", "mixture-of-experts", "moeify", family.model_type],
+        pipeline_tag=task,
+        tags=[*tags, "sentence-transformers"] if encoder else tags,
     )
-
-
-def _sections(family: Family, config: Config, record: Record, suffix: str) -> Iterable[str]:
-    experts, top_k = family.moe.num_experts(config), family.moe.top_k(config)
-    layers = family.moe.moe_layers(config)
-    yield f"# {_inline(record.source)} as a mixture of {experts} experts"
-    yield (
-        f"The feed-forward layers of `{_inline(record.source)}` turned into {experts} experts"
-        f" each, of which a token visits {top_k}, in {len(layers)} of"
-        f" {family.dense.num_layers(config)} layers. Made with"
-        " [moeify](https://github.com/moeify/moeify)."
-    )
-    yield "## Load it\n\n" + _snippet(family, suffix)
-    yield "## How it was made\n\n" + _steps(record)
-    limits = [
-        "An upcycled model computes what its base computes until it is trained: experts that"
-        " start as copies give the router nothing to choose between.",
-        *family.notes,
-    ]
-    if family.remote_code:
-        limits.append(
-            "Engines that bring their own model code (vLLM, SGLang, llama.cpp, mlx-lm) do not"
-            f" know `{family.moe.model_type}`; transformers loads it with the code in this"
-            " repository."
-        )
-    yield "## Limits\n\n" + "\n".join(f"- {limit}" for limit in limits)
-    yield (
-        "## Methods\n\nSparse upcycling: Komatsuzaki et al., *Sparse Upcycling: Training"
-        " Mixture-of-Experts from Dense Checkpoints*, arXiv:2212.05055."
-    )
-
-
-def _snippet(family: Family, suffix: str) -> str:
-    auto = _AUTO_CLASSES.get(suffix, "AutoModel")
-    trust = ", trust_remote_code=True" if family.remote_code else ""
-    return (
-        "```python\n"
-        f"from transformers import AutoTokenizer, {auto}\n\n"
-        'tokenizer = AutoTokenizer.from_pretrained("FOLDER_OR_REPO")\n'
-        f'model = {auto}.from_pretrained("FOLDER_OR_REPO"{trust})\n'
-        "```"
-    )
-
-
-def _steps(record: Record) -> str:
-    lines = []
-    for step in record.steps:
-        lines.append(f"### {_inline(step.command)}\n")
-        lines.append("| | |\n|---|---|")
-        for key, value in {**step.options, **step.results}.items():
-            if isinstance(value, str | int | float | bool):
-                lines.append(f"| {_inline(key)} | {_inline(_short(value))} |")
-        versions = ", ".join(f"{name} {number}" for name, number in step.versions.items())
-        lines.append(f"\nVersions: {_inline(versions)}.\n")
-    return "\n".join(lines).rstrip()
-
-
-def _short(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _inline(text: object) -> str:
-    """Text from a file that cannot break out of a Markdown table cell or become HTML."""
-    printable = "".join(c if c.isprintable() else " " for c in str(text))
-    for character, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "&#124;")):
-        printable = printable.replace(character, entity)
-    return printable.replace("`", "'")

@@ -11,6 +11,7 @@ import numpy as np
 
 from moeify.errors import RoutingError
 from moeify.families.base import MoeLayout
+from moeify.routing.choosing import best_first, chooser, selection_bias
 from moeify.routing.data import Blocks
 
 if TYPE_CHECKING:
@@ -34,7 +35,10 @@ class RoutedTokens:
     ``inputs`` [T, H] are what router and experts read, in the model's dtype; ``logits`` [T, E]
     the router's, float32; ``experts`` [T, K] the chosen experts, best first; ``weights`` [T, K]
     what multiplies their outputs, float32. ``domains`` [T] is each token's domain, None where
-    the data names none.
+    the data names none; ``token_ids`` [T] its place in the vocabulary. Where a family does not
+    choose by a softmax of the logits alone, ``scores`` [T, E] are its scores, scaled to sum to 1,
+    and ``selection`` [T, E] what it takes the best of (with the bias for choosing; -inf for
+    experts of groups that a token does not keep).
     """
 
     layer: int
@@ -43,6 +47,9 @@ class RoutedTokens:
     experts: Tensor
     weights: Tensor
     domains: Tensor | None
+    token_ids: Tensor | None = None
+    scores: Tensor | None = None
+    selection: Tensor | None = None
 
 
 Observer = Callable[[RoutedTokens], None]
@@ -59,16 +66,29 @@ def routers(model: nn.Module, layout: MoeLayout) -> dict[int, nn.Module]:
 
     Raises ``RoutingError`` where ``layout`` does not fit the model.
     """
-    base = base_model(model)
     relative = layout.router_module or layout.router.removesuffix(".weight")
+    text = _text_model(model, layout.layer.split(".")[0])
     found = {}
     for layer in layout.moe_layers(model.config.to_dict()):  # type: ignore[operator, union-attr]
         name = layout.layer.format(layer=layer) + relative
         try:
-            found[layer] = base.get_submodule(name)
+            found[layer] = text.get_submodule(name)
         except AttributeError:
             raise RoutingError(f"{type(model).__name__} has no router {name!r}") from None
     return found
+
+
+def _text_model(model: nn.Module, root: str) -> nn.Module:
+    """The part of a model that holds the layers (``root``), where it sees as well as reads."""
+    base = base_model(model)
+    for name in ("", "model", "language_model", "language_model.model"):
+        try:
+            part = base.get_submodule(name)
+        except AttributeError:
+            continue
+        if hasattr(part, root):
+            return part
+    return base
 
 
 def collect(
@@ -108,7 +128,9 @@ def observed(
         import torch
 
         current["real"] = mask.flatten().bool().cpu()
-        current["domains"] = None
+        current["domains"] = current["token_ids"] = None
+        if part is not None:
+            current["token_ids"] = torch.from_numpy(part.input_ids).flatten()[current["real"]]
         if part is not None and part.domains is not None:
             per_token = torch.from_numpy(part.domains).repeat_interleave(mask.shape[-1])
             current["domains"] = per_token[current["real"]]
@@ -119,35 +141,50 @@ def observed(
             raise RoutingError(
                 f"the router of layer {layer} saw {len(logits)} tokens, the batch has {len(real)}"
             )
+        logits = logits.float().cpu()[real]
         observe(
             RoutedTokens(
                 layer=layer,
                 inputs=inputs.reshape(len(real), -1)[real.to(inputs.device)],
-                logits=logits.float().cpu()[real],
+                logits=logits,
                 experts=experts.cpu()[real],
                 weights=weights.float().cpu()[real],
                 domains=current["domains"],
+                token_ids=current["token_ids"],
+                **choosing[layer](logits),
             )
         )
 
     handles = []
+    found = routers(model, layout)
+    choosing = {
+        layer: chooser(layout.rule, model.config.to_dict(), selection_bias(model, router, layout))  # type: ignore[operator, union-attr]
+        for layer, router in found.items()
+    }
+    top_k = layout.top_k(model.config.to_dict())  # type: ignore[operator, union-attr]
     try:
-        for layer, router in routers(model, layout).items():
-            handles += _hook(model, layer, router, seen)
+        for layer, router in found.items():
+            handles += _hook(model, layer, router, seen, top_k)
         yield expect
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _hook(model: nn.Module, layer: int, router: nn.Module, seen: Callable[..., None]) -> list[Any]:
+def _hook(
+    model: nn.Module, layer: int, router: nn.Module, seen: Callable[..., None], top_k: int
+) -> list[Any]:
     """Report one layer. moeify's own routers choose in a module beside them, others by themselves.
 
     Both return logits, weights and experts, in that order.
     """
     beside = _sibling(model, router, "routing")
     if beside is None:
-        return [router.register_forward_hook(lambda _, args, out: seen(layer, args[0], *out))]
+        return [
+            router.register_forward_hook(
+                lambda _, args, out: seen(layer, args[0], *best_first(out, top_k))
+            )
+        ]
     inputs: list[Tensor] = []
     return [
         router.register_forward_hook(lambda _, args, out: inputs.append(args[0])),

@@ -13,6 +13,8 @@ from moeify.modeling import REMOTE_CODE
 
 __all__ = ["load_model", "load_tokenizer", "model_class"]
 
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model")
+
 
 def load_model(folder: Path, dtype: str = "auto") -> Any:
     """The model in ``folder``, in evaluation mode, as the class that config.json names.
@@ -30,6 +32,11 @@ def load_model(folder: Path, dtype: str = "auto") -> Any:
 
 def load_tokenizer(folder: Path) -> Any:
     """The tokenizer in ``folder``; raises ``CheckpointError`` when there is none."""
+    if not any((folder / file).is_file() for file in _TOKENIZER_FILES):
+        # transformers would make an empty one up from the model type
+        raise CheckpointError(
+            f"{folder} has no tokenizer", "copy the tokenizer's files of its base model into it"
+        )
     with _quiet_loading(folder):
         from transformers import AutoTokenizer
 

@@ -39,7 +39,7 @@ class LayerRouting:
         self.gate_mass = np.zeros(num_experts)
         """Sum of the weights that multiply each expert's output [E]."""
         self.probability_sum = np.zeros(num_experts)
-        """Sum over tokens of the router's softmax [E]."""
+        """Sum over tokens of the router's softmax, or of what its family has instead [E]."""
         self.pairs = np.zeros((num_experts, num_experts))
         """Tokens that visit both experts [E, E]; the diagonal is n_i."""
         self.per_domain = np.zeros((num_experts, num_domains))
@@ -57,8 +57,8 @@ class LayerRouting:
 
         count, experts = len(tokens.logits), tokens.experts
         logits = tokens.logits.double()
-        log_p = logits.log_softmax(-1)
-        probabilities = log_p.exp()
+        probabilities = logits.softmax(-1) if tokens.scores is None else tokens.scores.double()
+        selection = logits if tokens.selection is None else tokens.selection.double()
         chosen = torch.zeros(count, self.num_experts).scatter_(1, experts, 1.0)
         weights = torch.zeros_like(logits).scatter_(1, experts, tokens.weights.double())
         first = torch.zeros_like(chosen).scatter_(1, experts[:, :1], 1.0)
@@ -71,7 +71,7 @@ class LayerRouting:
         self.pairs += (chosen.T @ chosen).double().numpy()
         self.entropy_sum -= float(torch.special.xlogy(probabilities, probabilities).sum())
         self.z_sum += float(logits.logsumexp(-1).square().sum())
-        self.margin_sum += float(_margins(logits, chosen).sum())
+        self.margin_sum += float(_margins(selection, chosen).sum())
         if tokens.domains is not None and self.num_domains:
             domains = torch.nn.functional.one_hot(tokens.domains, self.num_domains).float()
             self.per_domain += (chosen.T @ domains).double().numpy()
@@ -115,7 +115,10 @@ class LayerRouting:
 
     @property
     def margin(self) -> float:
-        """Mean gap between the last chosen and the first unchosen logit; 0 when K = E."""
+        """Mean gap between the last chosen and the first unchosen logit; 0 when K = E.
+
+        Families that choose by something else than the logits have their gap in that.
+        """
         return self.margin_sum / max(self.tokens, 1)
 
     @property
@@ -222,12 +225,11 @@ class RoutingStatistics:
         return float(np.mean([layer.entropy for layer in self.layers.values()]))
 
 
-def _margins(logits: Tensor, chosen: Tensor) -> Tensor:
-    if logits.shape[1] == int(chosen[0].sum()) if len(chosen) else True:
-        return logits.new_zeros(len(logits))
-    last_chosen = logits.masked_fill(chosen == 0, math.inf).amin(1)
-    first_unchosen = logits.masked_fill(chosen == 1, -math.inf).amax(1)
-    return last_chosen - first_unchosen
+def _margins(selection: Tensor, chosen: Tensor) -> Tensor:
+    last_chosen = selection.masked_fill(chosen == 0, math.inf).amin(1)
+    first_unchosen = selection.masked_fill(chosen == 1, -math.inf).amax(1)
+    # Without an expert that could have been chosen instead there is no gap.
+    return (last_chosen - first_unchosen).masked_fill(first_unchosen == -math.inf, 0.0)
 
 
 def _entropy(shares: Float64) -> float:

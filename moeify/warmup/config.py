@@ -53,7 +53,7 @@ class WarmupConfig(DataConfig):
     """Micro-batches of a training step."""
     fit_tokens: int = 24_576
     """Tokens that routers are fitted to, at most; their inputs are held in memory."""
-    eval_tokens: int = 8_192
+    eval_tokens: int = 16_384
     """Held-out tokens that losses and loads are measured on, at most."""
     held_out: float = 0.1
     """Fraction of the text that is held out."""

@@ -16,7 +16,7 @@ __all__ = ["domain_router", "kmeans_router", "mean_entropy"]
 _SAMPLE = 4096
 _SAMPLE_PER_EXPERT = 64
 _RIDGE = 1e-2
-_LABEL_ROUNDS = 10
+_LABEL_ROUNDS = 30
 _BISECTIONS = 30
 
 

@@ -55,7 +55,7 @@ def test_encoded_headers_are_read_by_safetensors(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     path.write_bytes(header + bytes(16 + 6))
     with safe_open(path, "pt") as file:
-        assert {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()} == {
+        assert {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()} == {  # noqa: SIM118, it is no dict
             name: shape for name, _, shape in specs
         }
     assert {t.name: (t.dtype, t.shape) for t in read_header(path)[0].values()} == {

@@ -74,7 +74,7 @@ def test_what_is_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="holds neither"):
         Checkpoint.open(tmp_path)
     (tmp_path / "pytorch_model.bin").write_bytes(b"not read")
-    with pytest.raises(CheckpointError, match="holds pytorch_model.bin") as caught:
+    with pytest.raises(CheckpointError, match=r"holds pytorch_model\.bin") as caught:
         Checkpoint.open(tmp_path)
     assert "save_pretrained" in (caught.value.hint or "")
 

@@ -30,7 +30,7 @@ def blocks(count: int = 5, seq_len: int = 16, padded: int = 5, domains: bool = T
 def test_records_equal_the_models_own_routing(model_type):
     model, data = mixture(model_type), blocks()
     seen: dict[int, list[RoutedTokens]] = {}
-    layout = MOE_LAYOUTS[model_type][0]
+    layout = MOE_LAYOUTS[model_type]
     collect(model, layout, data, lambda r: seen.setdefault(r.layer, []).append(r), batch_size=2)
     assert not any(module._forward_hooks for module in model.modules()), "hooks are taken off"
     with torch.no_grad():
@@ -61,7 +61,7 @@ def test_padding_never_counts(model_type):
     figures = []
     for part in (data, other):
         statistics = RoutingStatistics(2)
-        collect(model, MOE_LAYOUTS[model_type][0], part, statistics)
+        collect(model, MOE_LAYOUTS[model_type], part, statistics)
         figures.append(statistics)
     assert figures[0].tokens == data.tokens == 5 * 16 - 9
     for layer, sums in figures[0].layers.items():
@@ -78,7 +78,7 @@ def test_statistics_do_not_depend_on_the_batch_size():
     results = []
     for batch_size in (1, 5):
         statistics = RoutingStatistics()
-        collect(model, MOE_LAYOUTS["gpt2_moe"][0], data, statistics, batch_size=batch_size)
+        collect(model, MOE_LAYOUTS["gpt2_moe"], data, statistics, batch_size=batch_size)
         results.append(statistics)
     for layer, sums in results[0].layers.items():
         np.testing.assert_array_equal(
@@ -114,5 +114,5 @@ def test_blocks_fill_the_models_positions():
     model = mixture("bert_moe")
     statistics = RoutingStatistics()
     data = blocks(count=2, seq_len=POSITIONS, padded=1)
-    collect(model, MOE_LAYOUTS["bert_moe"][0], data, statistics)
+    collect(model, MOE_LAYOUTS["bert_moe"], data, statistics)
     assert statistics.tokens == 2 * POSITIONS - 1

@@ -1,0 +1,55 @@
+"""Publishing from the command line: ``moeify push``, and ``--push-to`` of the other commands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from moeify.cli._output import Output, size
+from moeify.hub.config import PushConfig, check_repo_id
+
+if TYPE_CHECKING:
+    from moeify.hub.plan import PushPlan
+    from moeify.hub.push import PushReport
+
+__all__ = ["check_push_target", "publish", "push_after"]
+
+_SHOWN_FILES = 12
+
+
+def check_push_target(repo_id: str | None) -> None:
+    """Refuse an impossible ``--push-to`` before the long work starts."""
+    if repo_id is not None:
+        check_repo_id(repo_id)
+
+
+def push_after(out: Output, folder: str, repo_id: str | None) -> None:
+    """What ``--push-to`` does once ``folder`` is written; nothing where it was not given.
+
+    The command's own document stays the only one on stdout.
+    """
+    if repo_id is None:
+        return
+    report = publish(out, folder, repo_id, PushConfig())
+    out.notice(f"pushed to {report.url}")
+
+
+def publish(out: Output, folder: str | Path, repo_id: str, config: PushConfig) -> PushReport:
+    """Push ``folder``, saying first what will be uploaded."""
+    from moeify.hub.push import push
+
+    return push(folder, repo_id, config, on_plan=lambda plan: _show_plan(out, plan))
+
+
+def _show_plan(out: Output, plan: PushPlan) -> None:
+    rows = [(f"+ {file.name}", size(file.nbytes)) for file in plan.new]
+    rows += [(f"~ {file.name}", size(file.nbytes)) for file in plan.changed]
+    if len(rows) > _SHOWN_FILES:
+        rest = sum(file.nbytes for file in plan.uploads[_SHOWN_FILES:])
+        rows = [*rows[:_SHOWN_FILES], (f"... {len(rows) - _SHOWN_FILES} more", size(rest))]
+    rows += [(f"- {name}", "removed: not part of this checkpoint") for name in plan.removed]
+    total = f"{size(plan.upload_bytes)} of {size(plan.total_bytes)} to upload"
+    state = "a new repository" if plan.creates_repo else plan.branch
+    out.table(f"{plan.repo_id} ({state}): {total}", rows)
+    if plan.left_out:
+        out.warning(f"not published: {', '.join(plan.left_out[:5])}")

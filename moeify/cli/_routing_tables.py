@@ -1,0 +1,143 @@
+"""The tables of ``moeify inspect --dataset``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from moeify.cli._output import Output, spark
+
+if TYPE_CHECKING:
+    from moeify.inspection.report import InspectReport, LayerReport
+
+__all__ = ["show_routing"]
+
+_SPARK_EXPERTS = 32
+_DOMAIN_EXPERTS = 12
+
+
+def show_routing(
+    out: Output, report: InspectReport, shown: Sequence[LayerReport] | None, *, detailed: bool
+) -> None:
+    """Load and decision of each layer, domains, co-activation, vocabulary, comparison.
+
+    Domains and vocabulary of one layer only, unless layers are asked for: ``detailed``.
+    """
+    routing = report.routing or {}
+    title = f"routing of {routing['tokens']:,} tokens ({routing['documents']:,} texts)"
+    rows = [_row(str(layer.layer), [layer]) for layer in shown or ()]
+    if shown is None or len(rows) > 1:
+        rows.append(_row("all", report.layers))
+    headings = ["layer", "load", "MaxVio", "CV", "dead", "entropy", "margin", "busiest"]
+    if routing.get("against"):
+        headings.append("same")
+        rows = [(*row, same) for row, same in zip(rows, _same(report, shown), strict=True)]
+    out.grid(title, headings, rows, left=2)
+    _explain(out, report)
+    layers = list(shown or ()) if detailed else [_telling(report)]
+    if routing.get("domains"):
+        _show_domains(out, report, layers)
+    _show_coactivation(out, report, shown or layers)
+    for layer in layers:
+        if "vocabulary" in layer.routing:
+            _show_vocabulary(out, layer)
+
+
+def _telling(report: InspectReport) -> LayerReport:
+    """The layer that has most to do with the domains, or the one in the middle."""
+    if (report.routing or {}).get("domains"):
+        return max(report.layers, key=lambda layer: float(layer.routing["domains"]["nmi"]))
+    return report.layers[len(report.layers) // 2]
+
+
+def _row(name: str, layers: Sequence[LayerReport]) -> tuple[str, ...]:
+    values = [layer.routing for layer in layers]
+    load = spark(values[0]["utilization"][:_SPARK_EXPERTS]) if len(values) == 1 else "mean"
+
+    def mean(key: str) -> float:
+        return float(sum(value[key] for value in values) / max(len(values), 1))
+
+    busiest = max(max(value["load"]) for value in values)
+    return (
+        name,
+        load,
+        f"{mean('max_violation'):.2f}",
+        f"{mean('load_cv'):.2f}",
+        str(sum(len(value["dead"]) for value in values) or "-"),
+        f"{mean('entropy'):.2f}",
+        f"{mean('margin'):.2f}",
+        f"{busiest:.1%}",
+    )
+
+
+def _same(report: InspectReport, shown: Sequence[LayerReport] | None) -> list[str]:
+    found = [f"{layer.routing['against']['saturation']:.1%}" for layer in shown or ()]
+    whole = (report.routing or {})["against"]["saturation"]
+    return [*found, f"{whole:.1%}"] if shown is None or len(found) > 1 else found
+
+
+def _explain(out: Output, report: InspectReport) -> None:
+    experts, top_k = report.num_experts or 1, report.top_k or 1
+    lines = [
+        f"even: load {1 / experts:.1%} each, MaxVio 0; collapsed: MaxVio {experts / top_k - 1:g}",
+        "dead: under a tenth of the even load; entropy: 1 undecided, 0 certain",
+    ]
+    against = (report.routing or {}).get("against")
+    if against:
+        lines.append(
+            f"same: of a token's experts, those it also visits in {against['source']}; by chance"
+            f" {against['baseline']:.1%}"
+        )
+    out.lines("how to read this", lines)
+
+
+def _show_domains(out: Output, report: InspectReport, layers: Sequence[LayerReport]) -> None:
+    domains: dict[str, Any] = (report.routing or {})["domains"]
+    names, baseline = domains["names"], domains["baseline"]
+    for layer in layers:
+        figures = layer.routing["domains"]
+        order = sorted(range(len(figures["own_domain"])),
+                       key=lambda e: -(figures["enrichment"][e] or float("inf")))  # fmt: skip
+        rows = [
+            (
+                str(expert),
+                *(f"{share:.0%}" for share in figures["specialization"][expert]),
+                names[figures["own_domain"][expert]],
+                "only" if figures["enrichment"][expert] is None
+                else f"{figures['enrichment'][expert]:.1f}x",
+            )
+            for expert in order[:_DOMAIN_EXPERTS]
+        ]  # fmt: skip
+        title = (
+            f"domains, layer {layer.layer}: part of a domain's tokens that visit an expert"
+            f" (evenly {baseline:.0%}), NMI {figures['nmi']:.3f}"
+        )
+        out.grid(title, ("expert", *names, "most", "enriched"), rows)
+
+
+def _show_coactivation(out: Output, report: InspectReport, layers: Sequence[LayerReport]) -> None:
+    found: dict[str, Any] = (report.routing or {})["coactivation"]
+    if (report.top_k or 1) < 2:
+        return
+    rows = []
+    for layer in layers:
+        pairs = found[str(layer.layer)]
+        listing = ", ".join(
+            f"{pair['expert']}+{pair['with']} {pair['fraction']:.0%}" for pair in pairs["top"][:5]
+        )
+        rows.append((str(layer.layer), listing, f"{pairs['baseline']:.0%}"))
+    title = "experts that meet: of the first one's tokens, those that also visit the second"
+    out.grid(title, ("layer", "pairs", "by chance"), rows, left=2)
+
+
+def _show_vocabulary(out: Output, layer: LayerReport) -> None:
+    rows = [
+        (str(expert), "  ".join(f"{_quoted(t['token'])} {t['fraction']:.0%}" for t in tokens))
+        for expert, tokens in enumerate(layer.routing["vocabulary"])
+    ]
+    title = f"tokens, layer {layer.layer}: those seen most, and how often they visit the expert"
+    out.grid(title, ("expert", "tokens"), rows, left=2)
+
+
+def _quoted(token: str) -> str:
+    return repr(token) if token != token.strip() or not token.isprintable() else token

@@ -1,0 +1,63 @@
+"""``moeify push``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from moeify.cli._options import JsonOption, QuietOption, epilog
+from moeify.cli._output import Output, size
+from moeify.cli._pushing import publish
+from moeify.hub.config import PushConfig
+
+if TYPE_CHECKING:
+    from moeify.hub.push import PushReport
+
+EPILOG = epilog(
+    "moeify push ./bert-base-uncased-moe-e8-k2 me/bert-moe",
+    "moeify push ./my-moe me/my-moe --private --revision warm",
+    "moeify push ./my-moe team/moe --create-pr --json",
+)
+_DEFAULT = PushConfig()
+
+
+def command(
+    checkpoint: Annotated[str, typer.Argument(help="Checkpoint folder to publish.")],
+    repo_id: Annotated[str, typer.Argument(help="Where on the Hub: user/name.")],
+    private: Annotated[
+        bool, typer.Option("--private", help="Create the repository as a private one.")
+    ] = _DEFAULT.private,
+    create_pr: Annotated[
+        bool, typer.Option("--create-pr", help="Open a pull request instead of committing.")
+    ] = _DEFAULT.create_pr,
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, created where missing.", metavar="BRANCH")
+    ] = _DEFAULT.revision,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Overwrite even a different model.")
+    ] = _DEFAULT.yes,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Publish a checkpoint on the Hugging Face Hub, sending only what is new."""
+    config = PushConfig(private=private, create_pr=create_pr, revision=revision, yes=yes)
+    out = Output(as_json=as_json, quiet=quiet)
+    report = publish(out, checkpoint, repo_id, config)
+    _show(out, report)
+
+
+def _show(out: Output, report: PushReport) -> None:
+    out.document(report.to_dict())
+    rows = [
+        ("url", report.url),
+        ("commit", report.commit),
+        ("uploaded", f"{report.files_uploaded} of {report.files} files,"
+                     f" {size(report.bytes_uploaded)} of {size(report.bytes_total)}"),
+        ("removed", f"{report.files_removed} stale files"),
+        ("time", f"{report.seconds:.1f} s"),
+    ]  # fmt: skip
+    if not report.files_removed:
+        rows.pop(3)
+    verb = "pushed to" if report.files_uploaded or report.files_removed else "already up to date at"
+    out.table(f"{report.checkpoint} {verb} {report.repo_id}", rows)

@@ -1,0 +1,47 @@
+"""Tensors that stand beside, or in place of, a quantised weight."""
+
+from __future__ import annotations
+
+from moeify.families.values import Config
+
+__all__ = ["packed_values", "split_quantized"]
+
+_PACKED = {"_blocks": "", ".qweight": ".weight", ".weight_packed": ".weight"}
+_SIDE = {
+    "_scales": "",
+    ".weight_scale_inv": ".weight",
+    ".weight_scale": ".weight",
+    ".weight_scale_2": ".weight",
+    ".weight_zero_point": ".weight",
+    ".weight_shape": ".weight",
+    ".weight_g_idx": ".weight",
+    ".input_scale": ".weight",
+    ".qzeros": ".weight",
+    ".scales": ".weight",
+    ".g_idx": ".weight",
+}
+_MXFP4_VALUES = 2  # four bits each, two to a byte
+
+
+def split_quantized(name: str) -> tuple[str, bool] | None:
+    """The weight that a quantised tensor stands for, and whether it holds its values.
+
+    True for packed values (GPT-OSS's ``_blocks``, GPTQ's and AWQ's ``qweight``, ``weight_packed``
+    of compressed-tensors), False for what stands beside them or beside FP8 weights (scales, zero
+    points, ...); None for other names.
+    """
+    for endings, packed in ((_PACKED, True), (_SIDE, False)):
+        for ending, plain in endings.items():
+            if name.endswith(ending):
+                return name.removesuffix(ending) + plain, packed
+    return None
+
+
+def packed_values(name: str, dtype: str, config: Config) -> int:
+    """How many weights one stored element of a packed tensor holds."""
+    if name.endswith("_blocks"):
+        return _MXFP4_VALUES
+    stored = {"I32": 32, "U32": 32, "I8": 8, "U8": 8}.get(dtype, 32)
+    settings = config.get("quantization_config")
+    bits = settings.get("bits", 4) if isinstance(settings, dict) else 4
+    return stored // bits if isinstance(bits, int) and 0 < bits <= stored else 1

@@ -1,0 +1,88 @@
+"""Which files of a checkpoint folder are published, and with what content."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from moeify.checkpoint.reader import Checkpoint, resolve_inside
+from moeify.provenance.card import CARD_FILE, PLACEHOLDER, card_text
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitOperationAdd
+
+__all__ = ["LocalFile", "local_files"]
+
+_FOLDERS = ("checkpoint-*", "runs", "wandb", "__pycache__")
+_NEVER = ("*.pt", "*.pth", "*.bin", "*.pkl", "*.pickle", "*.ckpt", "*.log", "*.tmp", "*.lock",
+          "events.out.tfevents.*", "trainer_state.json")  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalFile:
+    """A file to publish: its name in the repository and the client's own description of it.
+
+    The description hashes the file once, when asked, and the upload uses the same hash.
+    """
+
+    name: str
+    nbytes: int
+    operation: CommitOperationAdd = field(repr=False)
+
+
+def local_files(checkpoint: Checkpoint, repo_id: str) -> tuple[list[LocalFile], list[str]]:
+    """What of ``checkpoint`` is published as ``repo_id``, and the names that are left out.
+
+    Hidden files, pickles, logs and training states are left out, and so are weights that the
+    index does not name. Raises ``CheckpointError`` for a link that leads out of the folder.
+    """
+    from huggingface_hub import CommitOperationAdd
+
+    taken: list[LocalFile] = []
+    left: list[str] = []
+    weights = {path.name for path in checkpoint.shards}
+    for name in _names(checkpoint.folder):
+        if _is_left_out(name, weights):
+            left.append(name)
+            continue
+        path = resolve_inside(checkpoint.folder, name)
+        if name != CARD_FILE:
+            operation = CommitOperationAdd(path_in_repo=name, path_or_fileobj=path)
+            taken.append(LocalFile(name=name, nbytes=path.stat().st_size, operation=operation))
+    card = _card(checkpoint, repo_id)
+    operation = CommitOperationAdd(path_in_repo=CARD_FILE, path_or_fileobj=card)
+    taken.append(LocalFile(name=CARD_FILE, nbytes=len(card), operation=operation))
+    return taken, left
+
+
+def _names(folder: Path) -> list[str]:
+    names = []
+    for place, folders, files in os.walk(folder):
+        folders[:] = [n for n in folders if not n.startswith(".") and not _matches(n, _FOLDERS)]
+        relative = Path(place).relative_to(folder)
+        names += [PurePosixPath(relative, n).as_posix() for n in files if not n.startswith(".")]
+    return sorted(names)
+
+
+def _is_left_out(name: str, weights: set[str]) -> bool:
+    top = "/" not in name
+    stale = top and name.endswith(".safetensors") and name not in weights
+    # Below the top a pickle may belong to a module of a sentence encoder, which needs it.
+    return stale or _matches(name.rsplit("/", 1)[-1], _NEVER if top else ("*.lock", "*.tmp"))
+
+
+def _card(checkpoint: Checkpoint, repo_id: str) -> bytes:
+    """The folder's own card, or a new one, with the repository's id in its snippets."""
+    path = resolve_inside(checkpoint.folder, CARD_FILE)
+    if path.is_file():
+        text = path.read_text(encoding="utf-8", errors="replace")
+    else:
+        text = card_text(checkpoint.folder)
+    return text.replace(PLACEHOLDER, repo_id).encode()
+
+
+def _matches(name: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatch(name, pattern) for pattern in patterns)

@@ -1,0 +1,1 @@
+"""What is in a checkpoint, dense or mixture, and where its tokens go."""

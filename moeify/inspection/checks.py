@@ -1,0 +1,205 @@
+"""What is wrong with a mixture, found from its headers and its config."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from moeify.errors import MoeifyError
+from moeify.families.base import Config, ExpertTensor
+from moeify.families.values import resolve_shape, text_config
+from moeify.inspection.anatomy import Anatomy
+from moeify.inspection.problems import Problem, grouped, numbers, some
+
+__all__ = ["check_mixture", "expert_count"]
+
+_EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+_PATTERNS_SHOWN = 12
+_MIXERS = {"self_attn", "linear_attn", "mamba", "conv"}
+
+
+def expert_count(anatomy: Anatomy) -> tuple[int, Problem | None]:
+    """Experts of a layer by config.json, or by all files together where it does not say."""
+    try:
+        return anatomy.layout.num_experts(anatomy.config), None
+    except MoeifyError as error:
+        found = max((anatomy.found_experts(layer) for layer in anatomy.experts), default=0)
+        return found, Problem(kind="config", message=error.message)
+
+
+def check_mixture(anatomy: Anatomy, num_experts: int, top_k: int | None) -> Iterator[Problem]:
+    """Every problem of a mixture that its headers and config.json show."""
+    yield from _config_problems(anatomy.config, num_experts, top_k)
+    yield from _layer_problems(anatomy, num_experts)
+    yield from _missing_rest(anatomy)
+    yield from unknown_tensors(anatomy.unknown, anatomy.layout.model_type)
+
+
+def _config_problems(config: Config, num_experts: int, top_k: int | None) -> Iterator[Problem]:
+    section = text_config(config)
+    said = {key: section[key] for key in _EXPERT_KEYS if section.get(key) is not None}
+    if len(set(map(str, said.values()))) > 1:
+        listing = ", ".join(f"{key} = {value!r}" for key, value in said.items())
+        yield Problem(
+            kind="config",
+            message=f"config.json contradicts itself: {listing}; {num_experts} is used here",
+        )
+    if top_k is not None and top_k > num_experts:
+        yield Problem(
+            kind="config",
+            message=f"config.json sends a token to {top_k} experts of {num_experts}",
+        )
+
+
+def _layer_problems(anatomy: Anatomy, num_experts: int) -> Iterator[Problem]:
+    """Problems of routers and experts, equal ones of several layers as one."""
+    found: dict[tuple[str, str], list[int]] = {}
+    for layer in anatomy.moe_layers:
+        for check in (_count_problem, _missing_experts, _shape_problems):
+            for key in check(anatomy, layer, num_experts):
+                found.setdefault(key, []).append(layer)
+    for (kind, text), layers in found.items():
+        yield Problem(kind=kind, message=f"{numbers(layers, 'layer')}: {text}")
+
+
+Finding = tuple[str, str]
+
+
+def _count_problem(anatomy: Anatomy, layer: int, num_experts: int) -> Iterator[Finding]:
+    found = anatomy.found_experts(layer)
+    if layer >= anatomy.num_layers:
+        yield "config", f"config.json has only {anatomy.num_layers} layers"
+    elif not found:
+        yield "missing_experts", "no experts in the files"
+    elif found != num_experts:
+        yield "expert_count", f"{found} experts in the files, config.json says {num_experts}"
+    if layer < anatomy.num_layers and layer not in anatomy.routers:
+        yield "missing_router", f"no router ({anatomy.layout.router})"
+
+
+def _missing_experts(anatomy: Anatomy, layer: int, num_experts: int) -> Iterator[Finding]:
+    roles = anatomy.experts.get(layer, {})
+    if not roles:
+        return
+    for spec in anatomy.layout.experts:
+        present = [piece.expert for piece in roles.get(spec.name, [])]
+        if spec.fused:
+            if not present:
+                yield "missing_experts", f"{spec.name} is missing"
+            continue
+        held = {expert for expert in present if expert is not None}
+        count = max(num_experts, max(held, default=-1) + 1)
+        if missing := set(range(min(count, num_experts))) - held:
+            yield (
+                "missing_experts",
+                f"{spec.name.format(expert='*')} is missing for {numbers(missing, 'expert')}",
+            )
+        if beyond := {expert for expert in held if expert >= num_experts}:
+            yield (
+                "expert_count",
+                f"{spec.name.format(expert='*')} exists for {numbers(beyond, 'expert')}, beyond"
+                f" the {num_experts} of config.json",
+            )
+
+
+def _shape_problems(anatomy: Anatomy, layer: int, num_experts: int) -> Iterator[Finding]:
+    dims = anatomy.layout.dims(anatomy.config)
+    router = anatomy.routers.get(layer)
+    if router is not None and router.shape != (num_experts, dims["H"]):
+        yield (
+            "shape",
+            f"the router has shape {list(router.shape)}, config.json says"
+            f" {[num_experts, dims['H']]}",
+        )
+    for spec in anatomy.layout.experts:
+        yield from _expert_shapes(
+            anatomy, layer, spec, num_experts, resolve_shape(spec.shape, dims)
+        )
+
+
+def _expert_shapes(
+    anatomy: Anatomy, layer: int, spec: ExpertTensor, num_experts: int, one: tuple[int, ...]
+) -> Iterator[Finding]:
+    wrong: dict[tuple[int, ...], set[int]] = {}
+    for piece in anatomy.experts.get(layer, {}).get(spec.name, []):
+        shape = piece.stored.shape
+        if piece.packed:
+            continue
+        if spec.fused and shape[1:] != one:
+            yield "shape", f"{spec.name} has shape {list(shape)}, not {[num_experts, *one]}"
+        elif not spec.fused and shape != one and piece.expert is not None:
+            wrong.setdefault(shape, set()).add(piece.expert)
+    for shape, experts in sorted(wrong.items()):
+        yield (
+            "shape",
+            f"{spec.name.format(expert='*')} of {numbers(experts, 'expert')} has shape"
+            f" {list(shape)}, config.json says {list(one)}",
+        )
+
+
+def _missing_rest(anatomy: Anatomy) -> Iterator[Problem]:
+    """Tensors that layers of the same make have and some of them lack."""
+    rest, layout = anatomy.layout.rest, anatomy.layout
+    shared, dense = frozenset(rest.shared), frozenset(rest.ffn)
+    lacking: dict[int, set[str]] = {}
+    layers = range(anatomy.num_layers)
+    mixtures = frozenset(anatomy.moe_layers)
+    for names, alike in (
+        (frozenset(rest.per_layer), _by_mixer(anatomy, layers)),
+        (shared - dense, [[layer for layer in layers if layer in mixtures]]),
+        (dense, [[layer for layer in layers if layer not in mixtures]]),
+    ):
+        for group in alike:
+            held = {layer: anatomy.layers.get(layer, set()) & names for layer in group}
+            expected = set[str]().union(*held.values()) | ({layout.norm} & names)
+            for layer, present in held.items():
+                if missing := expected - present:
+                    lacking.setdefault(layer, set()).update(missing)
+    same: dict[tuple[str, ...], list[int]] = {}
+    for layer, missing in sorted(lacking.items()):
+        same.setdefault(tuple(sorted(missing)), []).append(layer)
+    for absent, where in same.items():
+        yield Problem(
+            kind="missing_tensor", message=f"{numbers(where, 'layer')}: {some(absent)} missing"
+        )
+    yield from _missing_outer(anatomy)
+
+
+def _by_mixer(anatomy: Anatomy, layers: range) -> list[list[int]]:
+    """Layers of one model may mix tokens in different ways; only like ones are compared."""
+    groups: dict[frozenset[str], list[int]] = {}
+    for layer in layers:
+        roots = {name.split(".")[0] for name in anatomy.layers.get(layer, set())}
+        groups.setdefault(frozenset(roots & _MIXERS), []).append(layer)
+    return list(groups.values())
+
+
+def _missing_outer(anatomy: Anatomy) -> Iterator[Problem]:
+    rest = anatomy.layout.rest
+    wanted = {name for name in rest.outer if not name.startswith("pooler.")}
+    if missing := wanted - anatomy.outer:
+        yield Problem(kind="missing_tensor", message=f"{some(missing)} missing")
+    named = anatomy.config.get("architectures") or [""]
+    causal = str(named[0]).endswith(("ForCausalLM", "ForConditionalGeneration"))
+    if causal and not rest.ties(anatomy.config) and not anatomy.heads:
+        yield Problem(
+            kind="missing_tensor",
+            message="lm_head.weight is missing, and tie_word_embeddings is not set",
+        )
+
+
+def unknown_tensors(names: list[str], model_type: str) -> Iterator[Problem]:
+    """Tensors that no class of this model type loads, by pattern."""
+    patterns = grouped(names)
+    for pattern, count in list(patterns.items())[:_PATTERNS_SHOWN]:
+        listing = f"{count} tensors" if count > 1 else "tensor"
+        yield Problem(
+            kind="unknown_tensor",
+            message=f"{listing} {pattern}: no {model_type} class loads "
+            + ("them" if count > 1 else "it"),
+        )
+    if len(patterns) > _PATTERNS_SHOWN:
+        yield Problem(
+            kind="unknown_tensor",
+            message=f"{len(patterns) - _PATTERNS_SHOWN} more kinds of tensors that no"
+            f" {model_type} class loads",
+        )

@@ -1,0 +1,101 @@
+"""Options of inspect."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from moeify.errors import ConfigError
+from moeify.routing.config import DataConfig
+
+__all__ = ["InspectConfig"]
+
+IMAGE_ENDINGS = (".svg", ".png", ".pdf")
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectConfig:
+    """How deep to look, on what text, and which pictures to draw.
+
+    Raises ``ConfigError`` for values that cannot work, whatever the checkpoint.
+    """
+
+    weights: bool = False
+    """Read routers and experts: norms, similarities, duplicates, NaN."""
+    dense: str | None = None
+    """Dense checkpoint, a folder or a Hub id, to measure the experts' distance from."""
+    dataset: str | None = None
+    """Text to route: a file or a dataset on the Hub."""
+    split: str = "train"
+    """Split of a dataset on the Hub."""
+    text_column: str = "text"
+    """Column that holds the text."""
+    domain_column: str | None = None
+    """Column that names each text's domain."""
+    streaming: bool = False
+    """Read a dataset while it downloads instead of downloading all of it first."""
+    max_tokens: int = 50_000
+    """Tokens to route at most."""
+    seq_len: int | None = None
+    """Tokens of a sequence; None takes 512, or the model's limit where that is less."""
+    batch: int = 8
+    """Sequences routed at once."""
+    vocabulary: bool = False
+    """Also count which tokens each expert sees most."""
+    against: str | None = None
+    """Second checkpoint whose routing of the same text is compared."""
+    revision: str | None = None
+    """Branch, tag or commit, where the checkpoint is a Hub id."""
+
+    def __post_init__(self) -> None:
+        for option in ("max_tokens", "batch"):
+            if not 1 <= getattr(self, option) <= 1 << 40:
+                name = option.replace("_", "-")
+                raise ConfigError(
+                    f"{name} must be a positive number, not {getattr(self, option)}",
+                    f"leave --{name} out",
+                )
+        if self.dense is not None and not self.weights:
+            raise ConfigError(
+                "--dense measures the weights' distance from a dense checkpoint", "add --weights"
+            )
+        for option in ("domain_column", "against"):
+            if getattr(self, option) is not None and self.dataset is None:
+                name = option.replace("_", "-")
+                raise ConfigError(f"--{name} needs text to route", "add --dataset FILE")
+        if self.vocabulary and self.dataset is None:
+            raise ConfigError("--vocabulary needs text to route", "add --dataset FILE")
+        if self.dataset is not None:
+            _ = self.data  # refuses what can be known to be wrong before any file is opened
+
+    @property
+    def data(self) -> DataConfig:
+        """Which text is read, as the routing layer wants to know it."""
+        return DataConfig(
+            dataset=self.dataset or "",
+            split=self.split,
+            text_column=self.text_column,
+            domain_column=self.domain_column,
+            streaming=self.streaming,
+            seq_len=self.seq_len,
+        )
+
+
+def check_image(path: Path) -> None:
+    """Raise ``ConfigError`` unless ``path`` ends like a picture that can be drawn."""
+    if path.suffix.lower() not in IMAGE_ENDINGS:
+        raise ConfigError(
+            f"--plot {path.name} has no ending that says which picture to draw",
+            f"one of: {', '.join(IMAGE_ENDINGS)}",
+        )
+
+
+def check_drawable(path: Path, config: InspectConfig) -> None:
+    """Raise ``ConfigError`` unless there will be figures, and a folder to write them into."""
+    if config.dataset is None and not config.weights:
+        raise ConfigError(
+            f"{path} would be empty: headers alone give nothing to draw",
+            "add --dataset FILE or --weights",
+        )
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise ConfigError(f"{path} cannot be written", "name a file in a folder that exists")

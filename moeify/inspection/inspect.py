@@ -1,0 +1,165 @@
+"""Looking into a checkpoint: headers always, weights and routing where asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from moeify.checkpoint.source import Source, is_hub_id, resolve_source
+from moeify.errors import CheckpointError, MoeifyError
+from moeify.families.base import MoeLayout
+from moeify.families.registry import FAMILIES, MOE_LAYOUTS, moe_layout
+from moeify.families.values import text_config
+from moeify.inspection.anatomy import Anatomy, PartSize, dissect
+from moeify.inspection.checks import check_mixture, expert_count
+from moeify.inspection.config import InspectConfig
+from moeify.inspection.dense import dissect_dense
+from moeify.inspection.opening import Opened, open_folder
+from moeify.inspection.problems import Problem
+from moeify.inspection.report import InspectReport, LayerReport, RouterFacts
+
+__all__ = ["inspect"]
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, steps done and steps in all."""
+
+
+def inspect(
+    checkpoint: str | Path, config: InspectConfig | None = None, *,
+    progress: Progress | None = None, **options: Any,
+) -> InspectReport:  # fmt: skip
+    """Look into ``checkpoint``, a folder or a Hub id, without changing anything.
+
+    Problems are collected in the report. Raises ``MoeifyError`` when nothing can be read, or when
+    weights or routing are asked of a checkpoint that is not whole.
+    """
+    config = replace(config or InspectConfig(), **options)
+    deep = config.weights or config.dataset is not None
+    source: Source | None = None
+    if not Path(checkpoint).expanduser().exists() and is_hub_id(str(checkpoint)) and not deep:
+        from moeify.inspection.remote import open_remote
+
+        opened = open_remote(str(checkpoint), config.revision)
+    else:
+        source = resolve_source(checkpoint, config.revision)
+        opened = open_folder(source)
+    report = InspectReport.of(opened)
+    anatomy = _sort(opened, report)
+    if deep:
+        if anatomy is None or source is None:
+            raise CheckpointError(
+                f"{report.source} is no mixture of experts: it has no routers to look at",
+                "leave --weights and --dataset out",
+            )
+        _look_deeper(source, opened, anatomy, report, config, progress)
+    return report
+
+
+def _look_deeper(
+    source: Source, opened: Opened, anatomy: Anatomy, report: InspectReport,
+    config: InspectConfig, progress: Progress | None,
+) -> None:  # fmt: skip
+    if config.weights:
+        from moeify.inspection.weights import examine_weights
+
+        examine_weights(opened, anatomy, report, config, progress)
+    if config.dataset is not None:
+        from moeify.inspection.routing import examine_routing
+
+        examine_routing(source, anatomy.layout, report, config, progress)
+
+
+def _sort(opened: Opened, report: InspectReport) -> Anatomy | None:
+    """Fill in what the model type tells; returns the anatomy of a mixture."""
+    try:
+        if report.model_type in MOE_LAYOUTS:
+            return _sort_mixture(opened, report)
+        if report.model_type in FAMILIES:
+            _sort_dense(opened, report)
+        else:
+            _sort_unknown(opened, report)
+    except (MoeifyError, TypeError, ValueError, AttributeError) as error:
+        # Values of the wrong type in config.json; each family reads them in its own way.
+        message = error.message if isinstance(error, MoeifyError) else f"config.json: {error}"
+        report.problems.append(Problem(kind="config", message=message))
+    return None
+
+
+def _sort_mixture(opened: Opened, report: InspectReport) -> Anatomy:
+    config = opened.config
+    layout = moe_layout(config, opened.tensors)
+    report.kind = "moe"
+    anatomy = dissect(opened.tensors, config, layout)
+    count, problem = expert_count(anatomy)
+    if problem is not None:
+        report.problems.append(problem)
+    top_k = _top_k(layout, opened, report)
+    report.num_layers, report.moe_layers = anatomy.num_layers, anatomy.moe_layers
+    report.num_experts, report.top_k = count, top_k
+    report.num_shared_experts = _shared_experts(anatomy)
+    report.ffn_size = layout.dims(config)["F"]
+    report.router = RouterFacts.of(layout, config)
+    report.tied_embeddings = layout.rest.ties(config)
+    report.params_total = anatomy.parameters
+    report.params_active = None if top_k is None else anatomy.active_parameters(top_k)
+    report.parts = _parts(anatomy.parts)
+    report.layers = [
+        LayerReport(
+            layer=layer,
+            num_experts=anatomy.found_experts(layer),
+            expert_parameters=anatomy.expert_parameters.get(layer, 0),
+        )
+        for layer in anatomy.moe_layers
+        if layer < anatomy.num_layers
+    ]
+    report.problems += check_mixture(anatomy, count, top_k)
+    if not report.moe_layers:
+        report.notes.append("config.json makes no layer a mixture")
+    return anatomy
+
+
+def _top_k(layout: MoeLayout, opened: Opened, report: InspectReport) -> int | None:
+    try:
+        return layout.top_k(opened.config)
+    except MoeifyError as error:
+        report.problems.append(Problem(kind="config", message=error.message))
+        return None
+
+
+def _shared_experts(anatomy: Anatomy) -> int:
+    """Number of experts that every token visits; several may be stored as one wide FFN."""
+    shared = anatomy.parts.get("shared_experts")
+    if shared is None or not shared.parameters:
+        return 0
+    section = text_config(anatomy.config)
+    stated = [section.get(key) for key in anatomy.layout.shared_keys]
+    return next((value for value in stated if type(value) is int), 1)
+
+
+def _sort_dense(opened: Opened, report: InspectReport) -> None:
+    family = FAMILIES[str(report.model_type)]
+    report.kind = "dense"
+    anatomy = dissect_dense(opened.tensors, opened.config, family)
+    report.num_layers = anatomy.num_layers
+    report.params_total = report.params_active = anatomy.parameters
+    report.parts = _parts(anatomy.parts)
+    report.upcycled = anatomy.outlook
+    report.problems += anatomy.problems
+
+
+def _sort_unknown(opened: Opened, report: InspectReport) -> None:
+    report.params_total = sum(stored.elements for stored in opened.tensors.values())
+    if report.model_type is None:
+        report.problems.append(Problem(kind="config", message="config.json has no model_type"))
+    else:
+        report.notes.append(
+            f"moeify has no layout for model_type {report.model_type!r}: tensors are counted, not"
+            " sorted"
+        )
+
+
+def _parts(parts: dict[str, PartSize]) -> dict[str, dict[str, int]]:
+    ordered = sorted(parts.items(), key=lambda item: (-item[1].nbytes, item[0]))
+    return {name: {"parameters": size.parameters, "bytes": size.nbytes} for name, size in ordered}

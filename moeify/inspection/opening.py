@@ -1,0 +1,194 @@
+"""Opening a checkpoint for inspection: whatever can be read is, and what cannot is a finding."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from moeify.checkpoint.header import StoredTensor, parse_header, read_header
+from moeify.checkpoint.reader import (
+    INDEX_FILE,
+    find_shards,
+    read_config,
+    read_weight_map,
+    resolve_inside,
+)
+from moeify.checkpoint.source import Source
+from moeify.errors import CheckpointError
+from moeify.inspection.problems import Problem, some
+from moeify.provenance.record import RECORD_FILE, Record
+
+__all__ = ["Opened", "Shard", "compare_index", "open_folder"]
+
+_LENGTH_BYTES = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """One weights file. ``nbytes`` is its size, ``tensors`` how many it holds."""
+
+    name: str
+    nbytes: int
+    tensors: int
+
+
+@dataclass(kw_only=True)
+class Opened:
+    """Headers and config of a checkpoint, as far as they can be read, and what is wrong so far."""
+
+    name: str
+    revision: str | None
+    config: dict[str, Any]
+    tensors: dict[str, StoredTensor] = field(default_factory=dict)
+    shards: list[Shard] = field(default_factory=list)
+    record: Record | None = None
+    problems: list[Problem] = field(default_factory=list)
+
+    def report(self, kind: str, message: str) -> None:
+        """Note a problem."""
+        self.problems.append(Problem(kind=kind, message=message))
+
+    def add(self, name: str, nbytes: int, tensors: dict[str, StoredTensor]) -> None:
+        """Take over the tensors of one weights file."""
+        twice = tensors.keys() & self.tensors.keys()
+        if twice:
+            other = self.tensors[min(twice)].path.name
+            self.report(
+                "duplicate_tensor",
+                f"{len(twice)} tensors stand in {other} and again in {name}: {some(twice)}",
+            )
+        self.tensors |= {key: value for key, value in tensors.items() if key not in twice}
+        self.shards.append(Shard(name=name, nbytes=nbytes, tensors=len(tensors)))
+
+
+def open_folder(source: Source) -> Opened:
+    """Everything that the headers in a local folder say.
+
+    Raises ``CheckpointError`` only when neither config.json nor any weights file can be read.
+    """
+    opened = Opened(name=source.name, revision=source.revision, config={})
+    unreadable = _read_config(opened, source.folder)
+    paths, weight_map = _weight_files(opened, source.folder, unreadable)
+    for path in paths:
+        _add_file(opened, path)
+    if unreadable is not None and not opened.tensors:
+        raise unreadable
+    if weight_map is not None:
+        compare_index(opened, weight_map)
+    opened.record = _read_record(opened, source)
+    return opened
+
+
+def _read_config(opened: Opened, folder: Path) -> CheckpointError | None:
+    try:
+        opened.config = read_config(folder)
+    except CheckpointError as error:
+        opened.report("config", error.message)
+        return error
+    return None
+
+
+def _weight_files(
+    opened: Opened, folder: Path, unreadable: CheckpointError | None
+) -> tuple[list[Path], dict[str, str] | None]:
+    """The weights files that are there, and the index where it can be read."""
+    present = sorted(folder.glob("model*.safetensors"))
+    if not (folder / INDEX_FILE).exists():
+        if len(present) > 1:
+            opened.report(
+                "index", f"{len(present)} weights files and no {INDEX_FILE}: no class loads them"
+            )
+            return present, None
+        try:
+            return find_shards(folder), None
+        except CheckpointError as error:
+            raise unreadable or error from None
+    try:
+        weight_map = read_weight_map(folder)
+    except CheckpointError as error:
+        opened.report("index", error.message)
+        return present, None
+    paths = [path for name in dict.fromkeys(weight_map.values())
+             if (path := _listed_file(opened, folder, name)) is not None]  # fmt: skip
+    stray = {path.name for path in present} - {path.name for path in paths}
+    if stray:
+        opened.report("index", f"{INDEX_FILE} does not name {some(stray)}: nothing loads it")
+    return paths, weight_map
+
+
+def _listed_file(opened: Opened, folder: Path, name: str) -> Path | None:
+    try:
+        path = resolve_inside(folder, name)
+    except CheckpointError as error:
+        opened.report("index", error.message)
+        return None
+    if not path.exists():
+        opened.report("missing_shard", f"{INDEX_FILE} names {name!r}, which is not there")
+        return None
+    return path
+
+
+def _add_file(opened: Opened, path: Path) -> None:
+    try:
+        tensors, _ = read_header(path)
+    except CheckpointError as error:
+        opened.report("damaged_shard", error.message)
+        tensors = _salvage(path)
+    nbytes = path.stat().st_size if path.is_file() else 0
+    opened.add(path.name, nbytes, tensors)
+
+
+def _salvage(path: Path) -> dict[str, StoredTensor]:
+    """What the header of a damaged file lists, where the header itself is whole."""
+    try:
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
+            if length > path.stat().st_size:
+                return {}
+            raw = file.read(length)
+        document = json.loads(raw)
+        ends = [
+            entry["data_offsets"][1] for key, entry in document.items() if key != "__metadata__"
+        ]
+        return parse_header(raw, _LENGTH_BYTES + length + max(ends, default=0), path)[0]
+    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, CheckpointError):
+        return {}
+
+
+def compare_index(opened: Opened, weight_map: dict[str, str]) -> None:
+    """Note where the index and the files disagree."""
+    there = {shard.name for shard in opened.shards}
+    places = {file: PurePosixPath(file).name for file in set(weight_map.values())}
+    # Tensors of one file share one Path object: its identity is a cheaper key than its hash.
+    paths = {id(stored.path): stored.path for stored in opened.tensors.values()}
+    names_of = {key: path.name for key, path in paths.items()}
+    astray: dict[str, list[str]] = {}
+    for name, file in weight_map.items():
+        stored = opened.tensors.get(name)
+        place = places[file]
+        if (stored is None or names_of[id(stored.path)] != place) and place in there:
+            astray.setdefault(place, []).append(name)
+    for place, names in sorted(astray.items()):
+        opened.report(
+            "index",
+            f"{INDEX_FILE} places {len(names)} tensors in {place} that it lacks: {some(names)}",
+        )
+    unlisted = opened.tensors.keys() - weight_map.keys()
+    if unlisted:
+        opened.report(
+            "index",
+            f"{INDEX_FILE} does not list {len(unlisted)} tensors that the files hold:"
+            f" {some(unlisted)}",
+        )
+
+
+def _read_record(opened: Opened, source: Source) -> Record | None:
+    if not (source.folder / RECORD_FILE).exists():
+        return None
+    try:
+        return Record.read(source)
+    except CheckpointError as error:
+        opened.report("provenance", error.message)
+        return None

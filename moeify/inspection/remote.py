@@ -1,0 +1,173 @@
+"""Headers of a checkpoint on the Hub, read by HTTP range requests without its weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from moeify.checkpoint.header import MAX_HEADER_BYTES, StoredTensor, parse_header
+from moeify.checkpoint.hub_errors import hub_errors
+from moeify.checkpoint.reader import CONFIG_FILE, INDEX_FILE, MAX_JSON_BYTES, WEIGHTS_FILE
+from moeify.checkpoint.source import resolve_source
+from moeify.errors import CheckpointError
+from moeify.inspection.opening import Opened, compare_index, open_folder
+
+__all__ = ["open_remote"]
+
+_LENGTH_BYTES = 8
+_ENTRY_BYTES = 90  # of one tensor in a header, beside its name
+_FIRST_BYTES = 1 << 19  # of a file without an index, whose number of tensors is not known
+_TIMEOUT_SECONDS = 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Part:
+    """The beginning of a remote file, its whole size and the commit it belongs to."""
+
+    raw: bytes
+    size: int
+    commit: str | None
+
+
+def open_remote(repo_id: str, revision: str | None) -> Opened:
+    """Config and headers of a repository: one request for each file, two for config and index.
+
+    The cache serves where the Hub must not be asked (``HF_HUB_OFFLINE=1``). Raises ``HubError``
+    when the Hub refuses and ``CheckpointError`` when the repository is no safetensors checkpoint.
+    """
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return open_folder(resolve_source(repo_id, revision))
+    with hub_errors(repo_id, "reading", revision):
+        return _open(repo_id, revision)
+
+
+def _open(repo_id: str, revision: str | None) -> Opened:
+    config = _json(repo_id, revision, CONFIG_FILE)
+    if config is None:
+        raise CheckpointError(f"{repo_id} is not a checkpoint: it has no {CONFIG_FILE}")
+    document, commit = config
+    # Later requests ask for the same commit, whatever is pushed meanwhile.
+    pinned = commit or revision
+    opened = Opened(name=repo_id, revision=pinned, config=document)
+    index = _json(repo_id, pinned, INDEX_FILE)
+    if index is None:
+        if not _add(opened, repo_id, WEIGHTS_FILE, _FIRST_BYTES):
+            raise CheckpointError(
+                f"{repo_id} holds neither {WEIGHTS_FILE} nor {INDEX_FILE}",
+                "convert it once with transformers: AutoModel.from_pretrained(ID)"
+                ".save_pretrained(FOLDER)",
+            )
+        return opened
+    weight_map = index[0].get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(f, str) for f in weight_map.values()):
+        raise CheckpointError(f"{INDEX_FILE} of {repo_id} has no weight_map")
+    for file, expected in _expected_headers(weight_map):
+        if not _add(opened, repo_id, file, expected):
+            opened.report("missing_shard", f"{INDEX_FILE} names {file!r}, which is not there")
+    compare_index(opened, weight_map)
+    return opened
+
+
+def _expected_headers(weight_map: dict[str, str]) -> Iterator[tuple[str, int]]:
+    """Every file of the index and about how many bytes its header takes."""
+    sizes: dict[str, int] = {}
+    for name, file in weight_map.items():
+        sizes[file] = sizes.get(file, 1 << 10) + len(name) + _ENTRY_BYTES
+    yield from sizes.items()
+
+
+def _add(opened: Opened, repo_id: str, file: str, expected: int) -> bool:
+    """Take over one file's tensors; False where the repository has no such file."""
+    part = _fetch(repo_id, opened.revision, file, expected)
+    if part is None:
+        return False
+    length = int.from_bytes(part.raw[:_LENGTH_BYTES], "little")
+    end = _LENGTH_BYTES + length
+    if length > MAX_HEADER_BYTES or end > part.size:
+        opened.report("damaged_shard", f"{file} is truncated or no safetensors file")
+        opened.add(file, part.size, {})
+        return True
+    if end > len(part.raw):
+        part = _fetch(repo_id, opened.revision, file, end) or part
+    opened.add(file, part.size, _parse(opened, part, end, file))
+    return True
+
+
+def _parse(opened: Opened, part: _Part, end: int, file: str) -> dict[str, StoredTensor]:
+    raw = part.raw[_LENGTH_BYTES:end]
+    try:
+        return parse_header(raw, part.size, Path(file))[0]
+    except CheckpointError as error:
+        opened.report("damaged_shard", error.message)
+    try:
+        document = json.loads(raw)
+        spans = [entry["data_offsets"][1] for key, entry in document.items() if key[:2] != "__"]
+        return parse_header(raw, end + max(spans, default=0), Path(file))[0]
+    except (ValueError, KeyError, TypeError, AttributeError, CheckpointError):
+        return {}
+
+
+def _json(
+    repo_id: str, revision: str | None, file: str
+) -> tuple[dict[str, Any], str | None] | None:
+    part = _fetch(repo_id, revision, file, MAX_JSON_BYTES, whole=True)
+    if part is None:
+        return None
+    try:
+        document = json.loads(part.raw)
+    except ValueError as error:
+        raise CheckpointError(f"{file} of {repo_id} is not valid JSON") from error
+    if not isinstance(document, dict):
+        raise CheckpointError(f"{file} of {repo_id} is not a JSON object")
+    return document, part.commit
+
+
+def _fetch(
+    repo_id: str, revision: str | None, file: str, nbytes: int, *, whole: bool = False
+) -> _Part | None:
+    """The first ``nbytes`` of a file, or all of it; None where there is no such file."""
+    from huggingface_hub import errors as hub
+    from huggingface_hub import get_session, hf_hub_url
+    from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]
+
+    headers = _headers()
+    if not whole:
+        headers["Range"] = f"bytes=0-{nbytes - 1}"
+    url = hf_hub_url(repo_id, file, revision=revision)
+    with get_session().stream(
+        "GET", url, headers=headers, timeout=_TIMEOUT_SECONDS, follow_redirects=True
+    ) as response:
+        try:
+            hf_raise_for_status(response)
+        except hub.EntryNotFoundError:
+            return None
+        raw = bytearray()
+        for chunk in response.iter_bytes():
+            raw += chunk
+            if len(raw) >= nbytes:  # a server that ignores ranges must not send the weights
+                break
+        commit = next((r.headers["x-repo-commit"] for r in (*response.history, response)
+                       if "x-repo-commit" in r.headers), None)  # fmt: skip
+        return _Part(raw=bytes(raw[:nbytes]), size=_whole_size(response, len(raw)), commit=commit)
+
+
+def _headers() -> dict[str, str]:
+    """Written here because the client's own builder may send a request of its own."""
+    from huggingface_hub import constants, get_token
+
+    headers = {"Accept-Encoding": "identity", "User-Agent": "moeify"}
+    token = None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
+    return headers if token is None else {**headers, "Authorization": f"Bearer {token}"}
+
+
+def _whole_size(response: Any, received: int) -> int:
+    span = response.headers.get("content-range", "").rpartition("/")[2]
+    if span.isdecimal():
+        return int(span)
+    length = response.headers.get("content-length", "")
+    return int(length) if length.isdecimal() else received

@@ -1,0 +1,282 @@
+"""Routers and experts of a mixture, read layer by layer: alike, damaged, far from their source?"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moeify.checkpoint.arithmetic import FLOAT_DTYPES, Float32, decode
+from moeify.checkpoint.files import SourceFiles
+from moeify.checkpoint.header import StoredTensor
+from moeify.checkpoint.reader import Checkpoint
+from moeify.checkpoint.source import resolve_source
+from moeify.errors import CheckpointError, ConfigError
+from moeify.families.dense_view import DenseView, view_dense
+from moeify.families.registry import FAMILIES, dense_family
+from moeify.inspection.anatomy import Anatomy
+from moeify.inspection.config import InspectConfig
+from moeify.inspection.opening import Opened
+from moeify.inspection.problems import Problem, numbers
+from moeify.inspection.report import InspectReport
+
+__all__ = ["ExpertFigures", "compare_experts", "examine_weights", "router_figures"]
+
+_BLOCK_BYTES = 32 << 20  # of all experts' values together, as float32
+
+Float64 = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Piece:
+    """Where the bytes of one expert's part of a projection lie."""
+
+    stored: StoredTensor
+    start: int
+    nbytes: int
+
+
+def examine_weights(
+    opened: Opened, anatomy: Anatomy, report: InspectReport, config: InspectConfig,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> None:  # fmt: skip
+    """Add the figures of routers and experts to every layer of ``report``.
+
+    At most 32 MiB of values are held at a time, whatever the size of layer and shard. A layer that
+    cannot be read is a problem of the report.
+    """
+    dense = None if config.dense is None else _dense_source(config.dense, anatomy)
+    with SourceFiles() as files:
+        for done, layer in enumerate(report.layers):
+            if progress is not None:
+                progress("reading weights", done, len(report.layers))
+            try:
+                layer.weights = _layer(files, anatomy, layer.layer, dense)
+            except CheckpointError as error:
+                message = f"layer {layer.layer}: {error.message}"
+                report.problems.append(Problem(kind="unreadable_weights", message=message))
+                layer.weights = {"duplicates": [], "nonfinite": 0}
+    _findings(report)
+
+
+def _findings(report: InspectReport) -> None:
+    damaged = [layer.layer for layer in report.layers if layer.weights["nonfinite"]]
+    if damaged:
+        count = sum(layer.weights["nonfinite"] for layer in report.layers)
+        report.problems.append(
+            Problem(
+                kind="nonfinite",
+                message=f"{numbers(damaged, 'layer')}: {count} values are NaN or infinite",
+            )
+        )
+    if copies := [layer.layer for layer in report.layers if layer.weights["duplicates"]]:
+        report.notes.append(
+            f"{numbers(copies, 'layer')}: experts that are exact copies of each other give their"
+            " router nothing to learn from"
+        )
+    if any(layer.weights.get("not_measured") for layer in report.layers):
+        report.notes.append("quantised experts are compared bit for bit only")
+
+
+def _dense_source(dense: str, anatomy: Anatomy) -> DenseView:
+    """The dense checkpoint; raises ``MoeifyError`` where experts cannot stem from it."""
+    model_type = anatomy.layout.model_type
+    checkpoint = Checkpoint.open(resolve_source(dense).folder)
+    family = dense_family(checkpoint.config)
+    if family.moe.model_type != model_type:
+        known = [f.model_type for f in FAMILIES.values() if f.moe.model_type == model_type]
+        raise ConfigError(
+            f"--dense {dense} is a {family.model_type} checkpoint, and {model_type} experts do not"
+            " stem from one",
+            f"name a {known[0]} checkpoint" if known else "leave --dense out",
+        )
+    view = view_dense(checkpoint, family)
+    if view.num_layers != anatomy.num_layers:
+        raise ConfigError(
+            f"--dense {dense} has {view.num_layers} layers, the mixture {anatomy.num_layers}",
+            "name the checkpoint that the mixture was made from",
+        )
+    return view
+
+
+def _layer(
+    files: SourceFiles, anatomy: Anatomy, layer: int, dense: DenseView | None
+) -> dict[str, Any]:
+    router = anatomy.routers.get(layer)
+    found: dict[str, Any] = {"nonfinite": 0}
+    if router is not None and router.dtype in FLOAT_DTYPES:
+        rows = decode(files.read(router.path, router.start, router.nbytes), router.dtype)
+        found |= router_figures(rows.reshape(router.shape))
+    experts = ExpertFigures(anatomy.found_experts(layer))
+    for name, slices in anatomy.experts.get(layer, {}).items():
+        pieces = _pieces(slices)
+        if len(pieces) != experts.num_experts:
+            continue  # an incomplete projection: the headers have said so
+        roles = next(spec.roles for spec in anatomy.layout.experts if spec.name == name)
+        source = None if dense is None else dense.ffn(layer)[roles[0]]
+        compare_experts(files, pieces, experts, source)
+    found["nonfinite"] += experts.nonfinite
+    return found | experts.to_dict(measured_dense=dense is not None)
+
+
+def _pieces(slices: list[Any]) -> list[_Piece]:
+    """One piece for each expert, in the order of their numbers."""
+    first = slices[0]
+    if first.expert is None:
+        stored = first.stored
+        size = stored.nbytes // max(stored.shape[0], 1)
+        return [_Piece(stored=stored, start=stored.start + expert * size, nbytes=size)
+                for expert in range(stored.shape[0])]  # fmt: skip
+    ordered = sorted(slices, key=lambda piece: piece.expert)
+    return [_Piece(stored=p.stored, start=p.stored.start, nbytes=p.stored.nbytes) for p in ordered]
+
+
+def router_figures(rows: Float32) -> dict[str, Any]:
+    """Norms of a router's rows [E, H] and the cosines between them.
+
+    A row of zeros has no direction: cosines are then None.
+    """
+    wide = rows.astype(np.float64)
+    bad = int(np.count_nonzero(~np.isfinite(wide)))
+    norms = np.linalg.norm(wide, axis=1)
+    if bad or not np.all(norms > 0) or len(rows) < 2:
+        known = None if bad else _spread(norms)
+        return {"router_norm": known, "router_cosine": None, "nonfinite": bad}
+    cosine = (wide / norms[:, None]) @ (wide / norms[:, None]).T
+    off = ~np.eye(len(rows), dtype=bool)
+    return {
+        "router_norm": _spread(norms),
+        "router_cosine": _spread(cosine[off], values=False),
+        "nonfinite": 0,
+    }
+
+
+class ExpertFigures:
+    """Sums over all projections of one layer's E experts.
+
+    ``squared_distances`` [E, E] are those between experts, ``squared_norms`` [E] their own.
+    """
+
+    def __init__(self, num_experts: int) -> None:
+        self.num_experts = num_experts
+        self.squared_distances: Float64 = np.zeros((num_experts, num_experts))
+        self.squared_norms: Float64 = np.zeros(num_experts)
+        self.squared_from_dense: Float64 = np.zeros(num_experts)
+        self.squared_dense = 0.0
+        self.nonfinite = 0
+        self.not_measured = False
+        self.hashes = [hashlib.blake2b(digest_size=16) for _ in range(num_experts)]
+
+    def add(self, block: Float32) -> None:
+        """Add the same stretch of every expert [E, n]."""
+        finite = np.isfinite(block)
+        if not finite.all():
+            self.nonfinite += int(np.count_nonzero(~finite))
+            return
+        # Experts that start as copies differ by little: without their mean nothing cancels.
+        centred = block - block.mean(axis=0, dtype=np.float64).astype(np.float32)
+        gram = (centred @ centred.T).astype(np.float64)
+        own = np.diag(gram)
+        self.squared_distances += np.maximum(own[:, None] + own[None, :] - 2 * gram, 0)
+        self.squared_norms += np.einsum("en,en->e", block, block, dtype=np.float64)
+
+    def add_dense(self, block: Float32, source: Float32) -> None:
+        """Add the distance of every expert [E, n] from the dense weights [n]."""
+        difference = block - source
+        self.squared_from_dense += np.einsum("en,en->e", difference, difference, dtype=np.float64)
+        self.squared_dense += float(np.square(source, dtype=np.float64).sum())
+
+    @property
+    def duplicates(self) -> list[list[int]]:
+        """Experts that are equal to the last bit, grouped."""
+        groups: dict[bytes, list[int]] = {}
+        for expert, digest in enumerate(self.hashes):
+            groups.setdefault(digest.digest(), []).append(expert)
+        return [group for group in groups.values() if len(group) > 1]
+
+    def distances(self) -> Float64:
+        """Distances between experts [E, E], relative to the root mean square of their norms."""
+        scale = np.sqrt(max(float(self.squared_norms.mean()), 1e-300))
+        distances: Float64 = np.sqrt(self.squared_distances) / scale
+        np.fill_diagonal(distances, 0.0)
+        return distances
+
+    def to_dict(self, *, measured_dense: bool) -> dict[str, Any]:
+        """For the JSON document."""
+        found: dict[str, Any] = {"duplicates": self.duplicates, "expert_distance": None}
+        if self.not_measured:
+            return found | {"not_measured": True}
+        if self.num_experts > 1 and not self.nonfinite:
+            distances = self.distances()
+            off = ~np.eye(self.num_experts, dtype=bool)
+            nearest = np.where(off, distances, np.inf).min(axis=1)
+            spread = _spread(distances[off], values=False)
+            found["expert_distance"] = {**spread, "nearest": _rounded(nearest)}
+        if measured_dense:
+            scale = np.sqrt(max(self.squared_dense, 1e-300))
+            away = np.sqrt(self.squared_from_dense) / scale
+            found["dense_distance"] = None if self.nonfinite else _spread(away)
+        return found
+
+
+def compare_experts(
+    files: SourceFiles, pieces: list[_Piece], figures: ExpertFigures,
+    dense: StoredTensor | None = None,
+) -> None:  # fmt: skip
+    """Add one projection of all experts to ``figures``, a stretch of every expert at a time."""
+    dtype = pieces[0].stored.dtype
+    readable = dtype in FLOAT_DTYPES and all(
+        piece.stored.dtype == dtype and piece.nbytes == pieces[0].nbytes for piece in pieces
+    )
+    if not readable:
+        figures.not_measured = True
+    if dense is not None and dense.nbytes != pieces[0].nbytes:
+        raise CheckpointError(
+            f"{dense.name!r} of the dense checkpoint is not of the experts' shape or dtype"
+        )
+    for offset, length in _stretches(pieces):
+        raws = [_read(files, piece, offset, length) for piece in pieces]
+        for digest, raw in zip(figures.hashes, raws, strict=True):
+            digest.update(raw)
+        if not readable:
+            continue
+        block = np.stack([decode(raw, dtype) for raw in raws])
+        figures.add(block)
+        if dense is not None:
+            raw = files.read(dense.path, dense.start + offset, len(raws[0]))
+            figures.add_dense(block, decode(raw, dense.dtype))
+
+
+def _read(files: SourceFiles, piece: _Piece, offset: int, length: int) -> bytes:
+    left = max(piece.nbytes - offset, 0)
+    return files.read(piece.stored.path, piece.start + offset, min(length, left)) if left else b""
+
+
+def _stretches(pieces: list[_Piece]) -> Iterator[tuple[int, int]]:
+    """Byte offset and length of the parts in which all experts are read."""
+    nbytes = max(piece.nbytes for piece in pieces)
+    length = max(_BLOCK_BYTES // (4 * len(pieces)) & ~15, 16)
+    for offset in range(0, nbytes, length):
+        yield offset, min(length, nbytes - offset)
+
+
+def _spread(figures: Float64, *, values: bool = True) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "mean": _round(float(figures.mean())),
+        "min": _round(float(figures.min())),
+        "max": _round(float(figures.max())),
+    }
+    return {**found, "values": _rounded(figures)} if values else found
+
+
+def _rounded(values: Float64) -> list[float]:
+    return [_round(float(value)) for value in values]
+
+
+def _round(value: float) -> float:
+    """Six significant digits: what is left does not depend on the number of threads."""
+    return float(f"{value:.6g}")

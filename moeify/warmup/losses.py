@@ -1,0 +1,89 @@
+"""Losses that keep routers balanced and their logits small, from sums over the global batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from moeify.warmup.config import Balance
+
+__all__ = ["RouterSums", "balance_loss", "router_sums", "z_loss"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RouterSums:
+    """Sums over tokens for L layers.
+
+    ``counts`` [L, E] are assignments over all K choices, ``probabilities`` [L, E] the router's
+    softmax, ``gates`` [L, E] the weights of the chosen, ``z`` [L] logsumexp^2; ``tokens`` is a
+    scalar. All but counts and tokens carry gradients.
+    """
+
+    counts: Tensor
+    probabilities: Tensor
+    gates: Tensor
+    z: Tensor
+    tokens: Tensor
+
+    def packed(self) -> Tensor:
+        """All sums as one vector, for one reduction over processes."""
+        parts = (self.counts, self.probabilities, self.gates, self.z, self.tokens)
+        return torch.cat([part.flatten() for part in parts])
+
+    @classmethod
+    def unpacked(cls, vector: Tensor, layers: int, num_experts: int) -> RouterSums:
+        """What ``packed`` made."""
+        size = layers * num_experts
+        counts, probabilities, gates, z, tokens = torch.split(vector, [size, size, size, layers, 1])
+        shape = (layers, num_experts)
+        return cls(
+            counts=counts.view(shape), probabilities=probabilities.view(shape),
+            gates=gates.view(shape), z=z, tokens=tokens[0],
+        )  # fmt: skip
+
+
+def router_sums(router_logits: Sequence[Tensor], top_k: int, mask: Tensor) -> RouterSums:
+    """Sums over the tokens that ``mask`` [N] keeps, of the logits [N, E] of each layer."""
+    counts, probabilities, gates, z = [], [], [], []
+    real = mask.flatten().bool()
+    for logits in router_logits:
+        kept = logits.float()[real]
+        best, experts = kept.topk(top_k, dim=-1)
+        empty = torch.zeros_like(kept)
+        counts.append(empty.scatter(-1, experts, 1.0).sum(0))
+        gates.append(empty.scatter(-1, experts, best.softmax(-1)).sum(0))
+        probabilities.append(kept.softmax(-1).sum(0))
+        z.append(kept.logsumexp(-1).square().sum())
+    return RouterSums(
+        counts=torch.stack(counts).detach(), probabilities=torch.stack(probabilities),
+        gates=torch.stack(gates), z=torch.stack(z), tokens=real.sum().float(),
+    )  # fmt: skip
+
+
+def balance_loss(kind: Balance, sums: RouterSums) -> Tensor:
+    """How unevenly each layer by itself is loaded, averaged over the layers; a scalar.
+
+    ``switch``: E sum_i f_i P_i (arXiv 2101.03961 equations 4-6), f over all K choices: K when
+    even, E when collapsed. ``cv2``: squared coefficient of variation of the summed gates (arXiv
+    1701.06538 equations 6-7). ``kl``: divergence of the mean gates from the uniform load.
+    """
+    if kind == "none":
+        return sums.z.new_zeros(())
+    num_experts = sums.counts.shape[1]
+    tokens = sums.tokens.clamp(min=1)
+    if kind == "switch":
+        f, p = sums.counts / tokens, sums.probabilities / tokens
+        return (num_experts * (f * p).sum(-1)).mean()
+    if kind == "cv2":
+        return (sums.gates.var(-1, correction=0) / sums.gates.mean(-1).square()).mean()
+    shares = sums.gates / sums.gates.sum(-1, keepdim=True)
+    divergence: Tensor = torch.special.xlogy(shares, shares * num_experts).sum(-1).mean()
+    return divergence
+
+
+def z_loss(sums: RouterSums) -> Tensor:
+    """Mean over tokens of logsumexp(logits)^2, averaged over layers (arXiv 2202.08906 eq. 5)."""
+    return (sums.z / sums.tokens.clamp(min=1)).mean()

@@ -1,0 +1,123 @@
+"""Writing warmed-up weights: what changed is written anew, every other file stays the same file."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from moeify.checkpoint.arithmetic import Float32
+from moeify.checkpoint.carry import carry_files
+from moeify.checkpoint.files import SourceFiles
+from moeify.checkpoint.header import StoredTensor
+from moeify.checkpoint.jobs import Job, Values, copy_of
+from moeify.checkpoint.reader import Checkpoint
+from moeify.checkpoint.rewrite import Rewrite, plan_rewrite, write_rewrite
+from moeify.checkpoint.source import Source
+from moeify.families.moe_view import MoeView
+from moeify.families.registry import FAMILIES
+from moeify.provenance.companions import write_companions
+from moeify.provenance.record import Record, Step
+from moeify.routing.collection import routers
+from moeify.warmup.config import WarmupConfig
+
+__all__ = ["plan_output", "write_output"]
+
+_UNRECORDED = ("force", "resume", "plot", "device")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Held(Values):
+    """Elements that are in memory already."""
+
+    array: Float32
+    dtype: str
+
+    @property
+    def elements(self) -> int:
+        return self.array.size
+
+    def values(self, files: SourceFiles) -> Float32:
+        return self.array
+
+
+def plan_output(view: MoeView, model: Any) -> Rewrite:
+    """Plan the checkpoint with the routers of ``model`` in place of its own."""
+    return plan_rewrite(view.checkpoint, list(_router_jobs(view, model)))
+
+
+def _router_jobs(view: MoeView, model: Any) -> Iterator[Job]:
+    for layer, router in routers(model, view.layout).items():
+        stored = view.checkpoint[view.router_name(layer)]
+        weight: Any = router.weight
+        array = np.ascontiguousarray(weight.detach().float().cpu().numpy())
+        yield Job(
+            stored.name, stored.dtype, stored.shape, (_Held(array=array, dtype=stored.dtype),)
+        )
+
+
+def write_output(
+    stage: Path, source: Source, view: MoeView, model: Any, config: WarmupConfig,
+    results: dict[str, Any],
+) -> Rewrite:  # fmt: skip
+    """Write weights, companions and record into ``stage``; returns what was written."""
+    if config.train == "routers":
+        plan = plan_output(view, model)
+        write_rewrite(stage, plan)
+    else:
+        plan = _write_changed(stage, view.checkpoint, model)
+    carry_files(source.folder, stage)
+    options = {k: v for k, v in asdict(config).items() if k not in _UNRECORDED and v is not None}
+    for key in ("dataset", "dense"):
+        if key in options:
+            options[key] = Path(options[key]).name if Path(options[key]).exists() else options[key]
+    step = Step(command="warmup", options=options, results=results)
+    record = Record.read(source).with_step(step)
+    family = next((f for f in FAMILIES.values() if f.moe == view.layout), None)
+    if family is not None:
+        write_companions(stage, family, view.checkpoint.config, record, source.folder)
+    else:
+        text = json.dumps(view.checkpoint.config, indent=2, ensure_ascii=False)
+        (stage / "config.json").write_text(text + "\n", encoding="utf-8")
+        record.write(stage)
+        if (source.folder / "README.md").is_file():
+            shutil.copyfile(source.folder / "README.md", stage / "README.md")
+    return plan
+
+
+def _write_changed(stage: Path, checkpoint: Checkpoint, model: Any) -> Rewrite:
+    """Write the tensors of ``model`` that differ from the checkpoint's, under their own names.
+
+    transformers itself undoes what it fused while loading, into a folder beside the shards.
+    """
+    import torch
+
+    stored = {str(t.dtype) for t in checkpoint.tensors.values() if t.dtype in ("BF16", "F16")}
+    if stored:
+        model = model.to(torch.bfloat16 if "BF16" in stored else torch.float16)
+    with TemporaryDirectory(dir=stage) as scratch:
+        model.save_pretrained(scratch)
+        trained = Checkpoint.open(Path(scratch))
+        with SourceFiles() as files:
+            jobs = [
+                Job(old.name, old.dtype, old.shape, (copy_of(new, old.dtype),))
+                for name, old in checkpoint.tensors.items()
+                if (new := trained.tensors.get(name)) is not None and _differ(files, old, new)
+            ]
+        plan = plan_rewrite(checkpoint, jobs)
+        write_rewrite(stage, plan)
+    return plan
+
+
+def _differ(files: SourceFiles, old: StoredTensor, new: StoredTensor) -> bool:
+    if old.dtype != new.dtype:
+        return True
+    return files.read(old.path, old.start, old.nbytes) != files.read(
+        new.path, new.start, new.nbytes
+    )

@@ -1,0 +1,89 @@
+"""Where a training run keeps its checkpoints, and whether it can be continued."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+from moeify.checkpoint.files import SourceFiles
+from moeify.checkpoint.reader import read_json
+from moeify.errors import ConfigError, OutputError
+from moeify.families.moe_view import MoeView
+from moeify.routing.data import Blocks
+from moeify.warmup.config import WarmupConfig
+
+__all__ = ["is_main_process", "open_run", "run_folder", "world_size"]
+
+_RUN_FILE = "run.json"
+_MAY_CHANGE = ("resume", "force", "plot", "device", "save_steps", "dense", "dataset")
+
+
+def is_main_process() -> bool:
+    """Whether this process writes and reports: the first of those that torchrun started."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def world_size() -> int:
+    """Processes that torchrun or accelerate started, 1 without them."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def run_folder(output: Path) -> Path:
+    """The folder beside ``output`` that holds checkpoints of the run until it is done."""
+    return output.resolve().with_name(f"{output.resolve().name}.warmup")
+
+
+def open_run(folder: Path, config: WarmupConfig, view: MoeView, blocks: Blocks) -> None:
+    """Make ``folder`` ready: empty for a new run, as it was left for one that is resumed.
+
+    Raises ``OutputError`` where an interrupted run would be lost, and ``ConfigError`` where
+    there is nothing to resume or the run had other options, data or routers.
+    """
+    state = _fingerprint(config, view, blocks)
+    if config.resume:
+        if not (folder / _RUN_FILE).is_file():
+            raise ConfigError(
+                f"there is no interrupted run to resume in {folder}", "leave --resume out"
+            )
+        found = read_json(folder / _RUN_FILE)
+        for key, value in state.items():
+            if found.get(key) != value:
+                raise ConfigError(
+                    f"the run in {folder} was started with other {key}",
+                    "give the same options again, or start anew with --force",
+                )
+        return
+    if not is_main_process():
+        return
+    if (folder / _RUN_FILE).is_file() and not config.force:
+        raise OutputError(
+            f"{folder} holds an interrupted run",
+            "continue it with --resume, or start anew with --force",
+        )
+    if folder.exists():
+        if not (folder / _RUN_FILE).is_file() and any(folder.iterdir()):
+            raise OutputError(
+                f"{folder} is in the way: checkpoints of the run would go there",
+                "move it, or choose another output",
+            )
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    (folder / _RUN_FILE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+
+
+def _fingerprint(config: WarmupConfig, view: MoeView, blocks: Blocks) -> dict[str, str]:
+    options = {k: v for k, v in asdict(config).items() if k not in _MAY_CHANGE}
+    digest = hashlib.sha256()
+    with SourceFiles() as files:
+        for layer in view.moe_layers:
+            stored = view.checkpoint[view.router_name(layer)]
+            digest.update(files.read(stored.path, stored.start, stored.nbytes))
+    return {
+        "options": json.dumps(options, sort_keys=True, default=str),
+        "data": blocks.fingerprint,
+        "routers": digest.hexdigest(),
+    }

@@ -1,0 +1,239 @@
+"""Training routers with transformers' Trainer."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import Trainer, TrainingArguments
+from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback
+
+from moeify.families.base import MoeLayout
+from moeify.routing.collection import routers
+from moeify.warmup.config import Trained, WarmupConfig
+from moeify.warmup.losses import RouterSums, balance_loss, router_sums, z_loss
+from moeify.warmup.objective import Examples, Objective
+
+__all__ = ["NonFiniteLossError", "RouterTrainer", "last_checkpoint", "prepare", "trainable"]
+
+TRAINED_FILE = "trained.safetensors"
+_STATE_FILE = "trainer_state.json"  # transformers writes it last
+
+
+class NonFiniteLossError(ArithmeticError):
+    """The loss became NaN or infinite at ``step``; the model holds the last good weights."""
+
+    def __init__(self, step: int, loss: float) -> None:
+        super().__init__(f"loss {loss} at step {step}")
+        self.step, self.loss = step, loss
+
+
+def prepare(model: nn.Module, layout: MoeLayout, what: Trained) -> None:
+    """Mark what is trained, as float32 masters, and freeze the rest.
+
+    Routers compute in float32, whatever the model does. Where only they are trained, dropout is
+    off: they learn the network as it will be used.
+    """
+    wanted = _wanted(model, layout, what)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in wanted)
+        if name in wanted:
+            parameter.data = parameter.data.float()
+    for router in routers(model, layout).values():
+        _compute_in_float32(router)
+    if what == "routers":
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+
+
+def _wanted(model: nn.Module, layout: MoeLayout, what: Trained) -> set[str]:
+    names = dict(model.named_parameters())
+    if what == "all":
+        return set(names)
+    modules: list[Any] = list(routers(model, layout).values())
+    if what == "moe":
+        modules += [
+            parent.experts
+            for parent in model.modules()
+            if any(child in modules for child in parent.children())
+        ]
+    chosen = {id(parameter) for module in modules for parameter in module.parameters()}
+    return {name for name, parameter in names.items() if id(parameter) in chosen}
+
+
+def _compute_in_float32(router: Any) -> None:
+    """Let a router that computes in its input's dtype compute in float32.
+
+    moeify's own routers do so anyway; the others get float32 weights here, which a half precision
+    input would not multiply.
+    """
+    if isinstance(router, nn.Linear) or hasattr(router, "_moeify_forward"):
+        return
+    original = router.forward
+
+    def forward(hidden_states: Tensor) -> tuple[Tensor, ...]:
+        with torch.autocast(hidden_states.device.type, enabled=False):
+            logits, weights, experts = original(hidden_states.float())
+        return logits, weights.to(hidden_states.dtype), experts
+
+    router._moeify_forward = original
+    router.forward = forward
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that are trained, by name."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def last_checkpoint(run_folder: Path) -> Path | None:
+    """The newest complete checkpoint of a run; an unfinished one, left by a kill, is removed."""
+    found = sorted(run_folder.glob("checkpoint-*"), key=lambda p: int(p.name.rsplit("-", 1)[1]))
+    for path in reversed(found):
+        if (path / _STATE_FILE).is_file() and (path / TRAINED_FILE).is_file():
+            return path
+        shutil.rmtree(path)
+    return None
+
+
+class _Progress(TrainerCallback):  # type: ignore[misc]
+    def __init__(self, report: Callable[[int, int], None] | None) -> None:
+        self.report = report
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.report is not None:
+            self.report(state.global_step, state.max_steps)
+
+
+class RouterTrainer(Trainer):  # type: ignore[misc]
+    """A Trainer whose loss is the task's plus balance and z-loss over the global batch.
+
+    ``task`` False leaves the task out, where experts are identical and routing cannot change it.
+    """
+
+    def __init__(
+        self, model: nn.Module, objective: Objective, examples: Examples, config: WarmupConfig,
+        run_folder: Path, *, top_k: int, task: bool = True,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:  # fmt: skip
+        self.objective, self.config, self.top_k, self.task = objective, config, top_k, task
+        self.losses: list[dict[str, float]] = []
+        self._logits: list[Tensor] = []
+        self._earlier: tuple[int, Tensor | None] = (-1, None)
+        self._good: dict[str, Tensor] = {}
+        super().__init__(
+            model=model,
+            args=_arguments(config, run_folder, model),
+            train_dataset=examples,
+            callbacks=[_Progress(progress)],
+        )
+        self.remove_callback(PrinterCallback)
+        self.remove_callback(ProgressCallback)
+        self.loss_is_scaled_for_ga = False
+        self.model_accepts_loss_kwargs = False
+        for router in routers(model, objective.layout).values():
+            router.register_forward_hook(self._record)
+
+    def _record(self, _: nn.Module, args: Any, out: Any) -> None:
+        logits = out[0] if isinstance(out, tuple) else out
+        if logits.requires_grad:
+            self._logits.append(logits)
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, **_: Any
+    ) -> Tensor:
+        """Task loss per label plus router losses, counted over all processes."""
+        self._logits.clear()
+        total, labels = self.objective.sums(model, self.model, inputs)
+        routed = router_sums(self._logits, self.top_k, inputs["attention_mask"])
+        sums = self._global(routed)
+        everywhere = _reduced(torch.stack([total.detach().float(), labels.float()]))
+        task = (everywhere[0] + total - total.detach()) / everywhere[1].clamp(min=1)
+        balance, z = balance_loss(self.config.balance, sums), z_loss(sums)
+        loss = self.config.balance_coef * balance + self.config.z_coef * z
+        if self.task:
+            loss = loss + task
+        self._note(loss, task, balance, z)
+        # Gradients are averaged over processes, while this loss is already a sum over them.
+        scale = dist.get_world_size() if _distributed() else 1
+        return loss.detach() + scale * (loss - loss.detach())
+
+    def _global(self, local: RouterSums) -> RouterSums:
+        """Sums over all processes and, without gradients, earlier micro-batches of this step."""
+        packed = local.packed()
+        everywhere = _reduced(packed.detach())
+        step, earlier = self._earlier
+        if step != self.state.global_step:
+            earlier = None
+        before = everywhere if earlier is None else everywhere + earlier
+        self._earlier = (self.state.global_step, before)
+        return RouterSums.unpacked(before + packed - packed.detach(), *local.counts.shape)
+
+    def _note(self, loss: Tensor, task: Tensor, balance: Tensor, z: Tensor) -> None:
+        values = {"loss": loss, "task": task, "balance": balance, "z": z}
+        noted = {name: float(value.detach()) for name, value in values.items()}
+        step = self.state.global_step + 1
+        if not all(math.isfinite(value) for value in noted.values()):
+            for name, parameter in trainable(self.model).items():
+                if name in self._good:
+                    parameter.data.copy_(self._good[name])
+            raise NonFiniteLossError(step, noted["loss"])
+        self.losses.append({"step": step, **noted})
+        if self.config.train == "routers":  # a second copy of all experts would be too much
+            self._good = {n: p.detach().clone() for n, p in trainable(self.model).items()}
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = {n: p.detach().cpu().contiguous() for n, p in trainable(self.model).items()}
+        save_file(weights, folder / TRAINED_FILE)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        weights = load_file(Path(resume_from_checkpoint, TRAINED_FILE))
+        with torch.no_grad():
+            for name, parameter in trainable(self.model).items():
+                parameter.copy_(weights[name])
+
+
+def _arguments(config: WarmupConfig, run_folder: Path, model: nn.Module) -> Any:
+    return TrainingArguments(
+        output_dir=str(run_folder),
+        max_steps=config.steps,
+        per_device_train_batch_size=config.batch_size,
+        gradient_accumulation_steps=config.accumulate,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=max(1, config.steps // 10),
+        weight_decay=0.0,
+        bf16=next(model.parameters()).dtype == torch.bfloat16 and config.train != "routers",
+        use_cpu=config.device == "cpu",
+        seed=config.seed,
+        save_steps=config.save_steps,
+        save_total_limit=2,
+        logging_strategy="no",
+        report_to=[],
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        disable_tqdm=True,
+        average_tokens_across_devices=False,
+        ddp_find_unused_parameters=False,
+    )
+
+
+def _distributed() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def _reduced(values: Tensor) -> Tensor:
+    """The sum of ``values`` over all processes."""
+    values = values.clone()
+    if _distributed():
+        dist.all_reduce(values)
+    return values

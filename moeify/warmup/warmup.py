@@ -1,0 +1,359 @@
+"""Getting the routers of a mixture ready on a dataset: fit, train, measure, write."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moeify.checkpoint.reader import Checkpoint
+from moeify.checkpoint.source import Source, resolve_source
+from moeify.checkpoint.staging import check_free_space, check_output, output_errors, staged
+from moeify.errors import CheckpointError, DatasetError, TrainingError, UnsupportedModelError
+from moeify.families.moe_view import MoeView, view_moe
+from moeify.families.registry import moe_layout
+from moeify.provenance.record import Record
+from moeify.routing.collection import InputReservoir, collect, routers
+from moeify.routing.data import Blocks, block_length, read_blocks, tokenizer_for
+from moeify.routing.loading import load_model
+from moeify.routing.statistics import RoutingStatistics
+from moeify.warmup.config import Fit, Loss, WarmupConfig
+from moeify.warmup.fit import domain_router, kmeans_router
+from moeify.warmup.headroom import Headroom, measure_headroom
+from moeify.warmup.objective import Examples, Objective, choose_loss, evaluate
+from moeify.warmup.output import write_output
+from moeify.warmup.plot import check_plotting, plot_warmup
+from moeify.warmup.report import WarmupReport, layer_changes
+from moeify.warmup.run import is_main_process, open_run, run_folder, world_size
+
+__all__ = ["WarmupReport", "warmup"]
+
+SUPPORTED = ("bert_moe", "gpt2_moe", "mixtral", "olmoe", "qwen2_moe", "qwen3_moe")
+Progress = Callable[[str, int, int], None]
+"""Told what is being done, how much of it is done and how much there is."""
+
+
+@dataclass(kw_only=True)
+class _Session:
+    """What the stages of one warm-up hand on to each other."""
+
+    config: WarmupConfig
+    source: Source
+    view: MoeView
+    loss: Loss
+    fit: Fit
+    train_blocks: Blocks
+    held_out: Blocks
+    tokenizer: Any
+    progress: Progress | None
+    model: Any = None
+    objective: Objective | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    curve: list[dict[str, float]] = field(default_factory=list)
+    failed: str | None = None
+
+    def statistics(self) -> RoutingStatistics:
+        statistics = RoutingStatistics(len(self.held_out.domain_names))
+        collect(
+            self.model, self.view.layout, self.held_out, statistics,
+            batch_size=self.config.batch_size,
+        )  # fmt: skip
+        return statistics
+
+    def evaluation(self, model: Any = None) -> float:
+        assert self.objective is not None
+        examples = self.examples(self.held_out)
+        return evaluate(model or self.model, self.objective, examples, self.config.batch_size)
+
+    def examples(self, blocks: Blocks) -> Examples:
+        return Examples(blocks, self.loss, self.tokenizer, self.config.seed)
+
+
+def warmup(
+    checkpoint: str | Path, output: str | Path | None = None, config: WarmupConfig | None = None,
+    *, progress: Progress | None = None, **options: Any,
+) -> WarmupReport:  # fmt: skip
+    """Fit and train the routers of ``checkpoint`` on text, and write it with them to ``output``.
+
+    Only the routers' file is written anew. In a run of several processes every one returns the
+    report, and the first one writes. Raises ``MoeifyError``; nothing is left behind then but the
+    checkpoints of a run that can be resumed, and after ``TrainingError`` an output with the last
+    good weights.
+    """
+    started = time.perf_counter()
+    config = replace(config, **options) if config is not None else WarmupConfig(**options)
+    source = resolve_source(checkpoint, config.revision)
+    target = Path(output) if output is not None else Path(f"{_base_name(source)}-warm")
+    if is_main_process():
+        check_output(target, source.folder, force=config.force)
+    if config.plot is not None:
+        check_plotting()
+    session = _prepared(source, config, progress)
+    if config.steps:
+        open_run(run_folder(target), config, session.view, session.train_blocks)
+    _load(session)
+    report = _measured(session, target)
+    if is_main_process():
+        check_free_space(target, report.bytes_written)
+        with staged(target, force=config.force) as stage, output_errors(target):
+            plan = write_output(
+                stage, source, session.view, session.model, config, report.results()
+            )
+        report = replace(report, bytes_written=plan.bytes_written, files_linked=len(plan.linked))
+        if config.plot is not None:
+            plot_warmup(report, config.plot)
+        if config.steps and report.failed is None:
+            shutil.rmtree(run_folder(target), ignore_errors=True)
+    report = replace(report, seconds=time.perf_counter() - started)
+    if report.failed is not None:
+        raise TrainingError(
+            f"{report.failed}; {target} holds the last good weights",
+            f"pass a smaller --learning-rate than {config.learning_rate:g}",
+        )
+    return report
+
+
+def _base_name(source: Source) -> str:
+    return source.name.rsplit("/", 1)[-1]
+
+
+def _prepared(source: Source, config: WarmupConfig, progress: Progress | None) -> _Session:
+    """Everything that can be known and checked before the model is loaded."""
+    opened = Checkpoint.open(source.folder)
+    layout = moe_layout(opened.config, opened.tensors)
+    if layout.model_type not in SUPPORTED:
+        raise UnsupportedModelError(
+            layout.model_type, SUPPORTED, "its routers choose by a rule that warm-up does not know"
+        )
+    view = view_moe(opened, layout)
+    for layer in view.moe_layers:
+        if view.router(layer) is None:
+            raise CheckpointError(
+                f"layer {layer} has no router", f"run moeify attach {source.name} first"
+            )
+    named = opened.config.get("architectures") or [""]
+    loss = choose_loss(str(named[0]), config.loss, config.steps)
+    seq_len = block_length(opened.config, config.seq_len)
+    tokenizer = tokenizer_for(source.folder)
+    fit = _fit_method(config, Record.read(source))
+    blocks = read_blocks(config, tokenizer, seq_len, _tokens_needed(config, seq_len))
+    _check_domains(blocks, config, view.num_experts)
+    train, held_out = blocks.split(config.held_out)
+    return _Session(
+        config=config, source=source, view=view, loss=loss, fit=fit, tokenizer=tokenizer,
+        train_blocks=train, held_out=_some(held_out, config.eval_tokens, config.seed),
+        progress=progress,
+    )  # fmt: skip
+
+
+def _fit_method(config: WarmupConfig, record: Record) -> Fit:
+    if config.fit != "auto":
+        return config.fit
+    setting = [s.command for s in record.steps if s.command in ("upcycle", "attach", "warmup")]
+    if not setting or setting[-1] == "warmup":
+        return "none"
+    return "kmeans" if config.domain_column is None else "domains"
+
+
+def _tokens_needed(config: WarmupConfig, seq_len: int) -> int:
+    per_step = config.batch_size * config.accumulate * seq_len * world_size()
+    used = max(config.fit_tokens, config.steps * per_step)
+    return int(max(used / (1 - config.held_out), config.eval_tokens / config.held_out))
+
+
+def _check_domains(blocks: Blocks, config: WarmupConfig, num_experts: int) -> None:
+    if config.domain_column is None:
+        return
+    count = len(blocks.domain_names)
+    if count < 2:
+        raise DatasetError(
+            f"column {config.domain_column!r} has one value, {blocks.domain_names[0]!r}",
+            "name a column with two or more domains, or leave --domain-column out",
+        )
+    if count > num_experts:
+        raise DatasetError(
+            f"column {config.domain_column!r} names {count} domains for {num_experts} experts",
+            "merge domains, or leave --domain-column out",
+        )
+
+
+def _some(blocks: Blocks, tokens: int, seed: int) -> Blocks:
+    """Blocks drawn without replacement, up to ``tokens``, as many of each domain as it has."""
+    count = max(1, min(len(blocks), round(tokens / blocks.seq_len)))
+    order = np.random.default_rng(seed).permutation(len(blocks))
+    if blocks.domains is not None:
+        order = order[np.argsort(blocks.domains[order], kind="stable")]
+    places = np.linspace(0, len(blocks) - 1, count).round().astype(int)
+    return blocks.take(np.sort(order[places]))
+
+
+def _load(session: _Session) -> None:
+    import torch
+
+    config, folder = session.config, session.source.folder
+    device = torch.device(config.device) if config.device else _accelerator()
+    session.model = load_model(folder, config.dtype).to(device)
+    teacher = None
+    if config.dense is not None:
+        teacher = load_model(resolve_source(config.dense).folder, config.dtype).to(device)
+    session.objective = Objective(loss=session.loss, layout=session.view.layout, teacher=teacher)
+    if config.steps:
+        from moeify.warmup.train import prepare
+
+        prepare(session.model, session.view.layout, config.train)
+
+
+def _accelerator() -> Any:
+    import os
+
+    import torch
+
+    if not torch.accelerator.is_available():
+        return torch.device("cpu")
+    kind = torch.accelerator.current_accelerator()
+    return torch.device(str(kind), int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def _measured(session: _Session, target: Path) -> WarmupReport:
+    """Run the stages and measure before, between and after them."""
+    config, view = session.config, session.view
+    before, loss_before = session.statistics(), session.evaluation()
+    reservoir = _collect_inputs(session)
+    _fit(session, reservoir)
+    loss_fitted = session.evaluation() if session.fit != "none" else loss_before
+    assert session.objective is not None
+    headroom = measure_headroom(
+        session.model, session.objective, session.examples(session.held_out), config.batch_size,
+        reservoir, learned=loss_fitted, seed=config.seed,
+    )  # fmt: skip
+    reservoir_bytes = reservoir.nbytes
+    del reservoir
+    _train(session, target, task=not headroom.experts_identical)
+    trained = bool(session.curve)
+    after = session.statistics()
+    loss_after = session.evaluation() if trained else loss_fitted
+    dense = session.evaluation(session.objective.teacher) if _has_dense_loss(session) else None
+    random = headroom.loss_random if headroom.loss_random is not None else loss_before
+    _note(session, headroom, loss_before, loss_after, random)
+    steps = int(session.curve[-1]["step"]) if trained else 0
+    per_step = config.batch_size * config.accumulate * world_size() * session.held_out.seq_len
+    return WarmupReport(
+        source=session.source.name, output=str(target), model_type=view.layout.model_type,
+        num_experts=view.num_experts, top_k=view.top_k, fit=session.fit, train=config.train,
+        loss=session.loss, steps=steps, tokens=steps * per_step,
+        fit_tokens=0 if session.fit == "none" else min(config.fit_tokens,
+                                                       session.train_blocks.tokens),
+        eval_tokens=session.held_out.tokens, reservoir_bytes=reservoir_bytes, headroom=headroom,
+        eval_loss_before=loss_before, eval_loss_fitted=loss_fitted, eval_loss_after=loss_after,
+        eval_loss_random=random, eval_loss_dense=dense,
+        max_violation_before=before.max_violation, max_violation_after=after.max_violation,
+        entropy_before=before.entropy, entropy_after=after.entropy,
+        dead_before=sum(len(layer.dead) for layer in before.layers.values()),
+        dead_after=sum(len(layer.dead) for layer in after.layers.values()),
+        layers=layer_changes(before, after, session.held_out.domain_names), curve=session.curve,
+        bytes_written=0, files_linked=0, collect_seconds=session.seconds["collect"],
+        fit_seconds=session.seconds["fit"], train_seconds=session.seconds["train"], seconds=0.0,
+        notes=session.notes, failed=session.failed,
+    )  # fmt: skip
+
+
+def _has_dense_loss(session: _Session) -> bool:
+    assert session.objective is not None
+    return session.objective.teacher is not None and session.loss != "distill"
+
+
+def _collect_inputs(session: _Session) -> InputReservoir:
+    config, started = session.config, time.perf_counter()
+    wanted = config.fit_tokens if session.fit != "none" else 2 * config.batch_size
+    blocks = _some(session.train_blocks, wanted, config.seed)
+    reservoir = InputReservoir(min(config.fit_tokens, blocks.tokens), config.seed)
+    report = session.progress
+
+    def told(done: int, total: int) -> None:
+        if report is not None:
+            report("collecting inputs", done, total)
+
+    collect(
+        session.model, session.view.layout, blocks, reservoir, batch_size=config.batch_size,
+        progress=told,
+    )  # fmt: skip
+    session.seconds["collect"] = time.perf_counter() - started
+    return reservoir
+
+
+def _fit(session: _Session, reservoir: InputReservoir) -> None:
+    import torch
+
+    config, started = session.config, time.perf_counter()
+    for layer, router in routers(session.model, session.view.layout).items():
+        inputs, count = reservoir.inputs(layer), (session.view.num_experts, session.view.top_k)
+        seed, entropy = config.seed + layer, config.entropy
+        if session.fit == "kmeans":
+            rows = kmeans_router(inputs, *count, entropy=entropy, seed=seed)
+        elif session.fit == "domains":
+            domains = reservoir.domains(layer)
+            rows = domain_router(inputs, domains, *count, entropy=entropy, seed=seed)
+        else:
+            continue
+        with torch.no_grad():
+            router.weight.copy_(rows)  # type: ignore[operator]
+    session.seconds["fit"] = time.perf_counter() - started
+
+
+def _train(session: _Session, target: Path, *, task: bool) -> None:
+    config, started = session.config, time.perf_counter()
+    session.seconds["train"] = 0.0
+    if not config.steps:
+        return
+    from moeify.warmup.train import NonFiniteLossError, RouterTrainer, last_checkpoint
+
+    assert session.objective is not None
+    report, folder = session.progress, run_folder(target)
+    trainer = RouterTrainer(
+        session.model, session.objective, session.examples(session.train_blocks), config, folder,
+        top_k=session.view.top_k, task=task,
+        progress=None if report is None else lambda done, total: report("training", done, total),
+    )  # fmt: skip
+    checkpoint = last_checkpoint(folder) if config.resume else None
+    try:
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    except NonFiniteLossError as failure:
+        session.failed = f"the loss became {failure.loss} at step {failure.step}"
+    session.curve = trainer.losses
+    _round_to_stored(session)
+    session.seconds["train"] = time.perf_counter() - started
+
+
+def _round_to_stored(session: _Session) -> None:
+    """What is measured afterwards are the routers as they will be read from disk."""
+    import torch
+
+    names = {"BF16": torch.bfloat16, "F16": torch.float16}
+    for layer, router in routers(session.model, session.view.layout).items():
+        dtype = session.view.checkpoint[session.view.router_name(layer)].dtype
+        if dtype in names:
+            weight: Any = router.weight
+            weight.data = weight.data.to(names[dtype]).to(weight.dtype)
+
+
+def _note(
+    session: _Session, headroom: Headroom, before: float, after: float, random: float
+) -> None:
+    if headroom.experts_identical:
+        session.notes.append(
+            "the experts are identical: routing cannot change the loss, only balance can improve"
+        )
+        return
+    session.notes.append(
+        f"experts' outputs differ by {headroom.expert_difference:.2g} of their mean"
+    )
+    if after > before:
+        session.notes.append(f"held-out loss got worse: {before:.4f} before, {after:.4f} after")
+    if after > random:
+        session.notes.append(f"held-out loss is above that of random routing, {random:.4f}")

@@ -1,0 +1,164 @@
+"""Tiny configs of every MoE model type that inspect reads, saved as transformers saves them."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from moeify.modeling.configuration_bert_moe import BertMoeConfig
+from moeify.modeling.configuration_gpt2_moe import GPT2MoeConfig
+from moeify.modeling.modeling_bert_moe import BertMoeForMaskedLM
+from moeify.modeling.modeling_gpt2_moe import GPT2MoeLMHeadModel
+
+EXPERTS, LAYERS = 4, 4
+_DECODER: dict[str, Any] = {
+    "vocab_size": 64,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 8,
+    "max_position_embeddings": 64,
+    "num_experts_per_tok": 2,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+_LOCAL = {"num_local_experts": EXPERTS}
+_LINEAR = {
+    "moe_intermediate_size": 8,
+    "shared_expert_intermediate_size": 12,
+    "num_experts": EXPERTS,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 2,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "layer_types": ["linear_attention"] * 3 + ["full_attention"],
+}
+_GROUPS = {
+    "moe_intermediate_size": 8,
+    "n_routed_experts": EXPERTS,
+    "n_group": 2,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,
+    "n_shared_experts": 1,
+}
+_LATENT = {
+    "num_key_value_heads": 2,
+    "q_lora_rank": 8,
+    "kv_lora_rank": 8,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 8,
+}
+_LLAMA4 = {**_LOCAL, "num_experts_per_tok": 1, "intermediate_size_mlp": 32,
+           "interleave_moe_layer_step": 2}  # fmt: skip
+NATIVE: dict[str, dict[str, Any]] = {
+    "qwen2_moe": {
+        "moe_intermediate_size": 8,
+        "shared_expert_intermediate_size": 12,
+        "num_experts": EXPERTS,
+        "mlp_only_layers": [1],
+    },
+    "qwen3_moe": {"moe_intermediate_size": 8, "num_experts": EXPERTS, "mlp_only_layers": [1]},
+    "qwen3_next": {**_LINEAR, "mlp_only_layers": [1]},
+    "qwen3_5_moe_text": _LINEAR,
+    "mixtral": _LOCAL,
+    "phimoe": {**_LOCAL, "attention_bias": True, "lm_head_bias": True},
+    "olmoe": {"num_experts": EXPERTS, "attention_bias": True},
+    "granitemoe": _LOCAL,
+    "gpt_oss": _LOCAL,
+    "minimax_m2": _LOCAL,
+    "deepseek_v3": {**_GROUPS, **_LATENT},
+    "glm4_moe": {**_GROUPS, "use_qk_norm": True, "attention_bias": True},
+    "ernie4_5_moe": {
+        "moe_intermediate_size": 8,
+        "moe_num_experts": EXPERTS,
+        "moe_k": 2,
+        "moe_layer_start_index": 1,
+        "moe_layer_end_index": 3,
+        "moe_num_shared_experts": 1,
+        "use_bias": True,
+    },
+    "jamba": {
+        "num_experts": EXPERTS,
+        "attn_layer_period": 4,
+        "attn_layer_offset": 2,
+        "mamba_d_state": 4,
+        "mamba_dt_rank": 4,
+        "use_mamba_kernels": False,
+    },
+    "lfm2_moe": {
+        "moe_intermediate_size": 8,
+        "num_experts": EXPERTS,
+        "num_dense_layers": 1,
+        "layer_types": ["conv", "full_attention"] * 2,
+        "conv_bias": True,
+    },
+    "llama4_text": _LLAMA4,
+}
+_VISION = {
+    "qwen3_5_moe": {
+        "depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "patch_size": 4,
+        "out_hidden_size": 16, "num_position_embeddings": 16,
+    },
+    "llama4": {
+        "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "intermediate_size": 64, "vision_output_dim": 16, "image_size": 8, "patch_size": 4,
+        "projector_input_dim": 16, "projector_output_dim": 16,
+    },
+}  # fmt: skip
+_SEEING = {"qwen3_5_moe": "Qwen3_5MoeForConditionalGeneration",
+           "llama4": "Llama4ForConditionalGeneration"}  # fmt: skip
+OWN = ("bert_moe", "gpt2_moe")
+MODEL_TYPES = (*OWN, *NATIVE, *_VISION)
+
+
+def tiny(model_type: str, *, tied: bool, **options: Any) -> PreTrainedModel:
+    """A random model of a few thousand parameters."""
+    torch.manual_seed(0)
+    own = {"num_experts": EXPERTS, "num_experts_per_tok": 2, "vocab_size": 64,
+           "tie_word_embeddings": tied}  # fmt: skip
+    if model_type == "bert_moe":
+        config = BertMoeConfig(
+            hidden_size=16, intermediate_size=24, num_attention_heads=2, moe_layers=[0, 2],
+            num_hidden_layers=LAYERS, max_position_embeddings=64, **(own | options),
+        )  # fmt: skip
+        return BertMoeForMaskedLM(config).eval()
+    if model_type == "gpt2_moe":
+        config = GPT2MoeConfig(
+            n_embd=16, n_layer=LAYERS, n_head=2, n_positions=64, moe_layers=[1, 3],
+            **(own | options),
+        )  # fmt: skip
+        return GPT2MoeLMHeadModel(config).eval()
+    if model_type in _VISION:
+        text = {**_DECODER, **(_LINEAR if model_type == "qwen3_5_moe" else _LLAMA4), **options}
+        config = AutoConfig.for_model(
+            model_type, text_config={**text, "tie_word_embeddings": tied},
+            vision_config=_VISION[model_type], tie_word_embeddings=tied,
+        )  # fmt: skip
+        return getattr(transformers, _SEEING[model_type])(config).eval()
+    settings = {**_DECODER, **NATIVE[model_type], "tie_word_embeddings": tied, **options}
+    config = AutoConfig.for_model(model_type, **settings)
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
+def save(model: PreTrainedModel, folder: Path) -> Path:
+    """As ``save_pretrained`` writes it."""
+    model.save_pretrained(folder)
+    return folder
+
+
+def active_parameters(model: PreTrainedModel) -> int:
+    """What one token uses, counted on the loaded model's own tensors."""
+    config = getattr(model.config, "text_config", None) or model.config
+    top_k = config.num_experts_per_tok
+    total = 0
+    for name, parameter in model.named_parameters():
+        count = parameter.numel()
+        in_experts = ".experts." in name and ".shared" not in name
+        total += count * top_k // EXPERTS if in_experts else count
+    return total

@@ -1,0 +1,74 @@
+"""Running moeify and other programs against the stand-in, as a user's shell would."""
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .stand_in import TOKEN, HubStandIn
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@dataclass
+class Client:
+    """Programs in processes of their own, which know the stand-in as the Hub.
+
+    ``printed`` collects everything that they wrote.
+    """
+
+    hub: HubStandIn
+    home: Path
+    token: str | None = TOKEN
+    offline: bool = False
+    printed: list[str] = field(default_factory=list)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))}
+        extra = {
+            "HF_ENDPOINT": self.hub.url,
+            "HF_HOME": str(self.home / "hf"),
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HOME": str(self.home),
+            "COLUMNS": "120",
+            "NO_COLOR": "1",
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(REPOSITORY),
+        }
+        if self.token is not None:
+            extra["HF_TOKEN"] = self.token
+        if self.offline:
+            extra["HF_HUB_OFFLINE"] = "1"
+        return kept | extra
+
+    def run(self, *command: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+        self.home.mkdir(exist_ok=True)
+        done = subprocess.run(
+            [sys.executable, *map(str, command)],
+            env=self.environment,
+            cwd=cwd or self.home,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+        self.printed += [done.stdout, done.stderr]
+        return done
+
+    def moeify(self, *arguments: object, cwd: Path | None = None) -> str:
+        """What a command prints on stdout; it must succeed."""
+        done = self.run("-m", "moeify", *arguments, cwd=cwd)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def refused(self, *arguments: object) -> str:
+        """What a command that must fail with a clear message prints on stderr."""
+        done = self.run("-m", "moeify", *arguments)
+        assert done.returncode == 1, done.stderr
+        assert "Traceback" not in done.stderr
+        assert "bug in moeify" not in done.stderr, done.stderr
+        assert "hint:" in done.stderr
+        return done.stderr

@@ -1,0 +1,175 @@
+"""What reaches the Hub, how often, and how much of it."""
+
+import json
+import shutil
+
+import pytest
+
+import moeify
+
+from .models import contents, mixture
+from .stand_in import OUTSIDER, TOKEN
+
+ROUTERS = "model-00002-of-00002.safetensors"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return mixture(tmp_path_factory.mktemp("push") / "moe")
+
+
+def test_everything_arrives_in_one_commit(hub, client, folder):
+    printed = client.moeify("push", folder, "user/moe")
+    repository = hub.repositories["user/moe"]
+    assert len(hub.requests("POST", "/commit/")) == 1
+    stored = repository.files()
+    expected = contents(folder)
+    card = expected.pop("README.md").replace(b"FOLDER_OR_REPO", b"user/moe")
+    assert stored.pop("README.md") == card
+    del stored[".gitattributes"]
+    assert stored == expected
+    assert not repository.private
+    assert f"{hub.url}/user/moe" in printed
+    assert ROUTERS in printed
+    assert "a new repository" in printed
+
+
+def test_second_push_after_new_routers_sends_less_than_a_hundredth(hub, client, folder, tmp_path):
+    client.moeify("push", folder, "user/moe")
+    first, mark = hub.bytes_in(), len(hub.exchanges)
+    moeify.attach(folder, tmp_path / "warm", router="normal")
+    report = json.loads(client.moeify("push", tmp_path / "warm", "user/moe", "--json"))
+    assert report["files_uploaded"] == 3
+    assert hub.bytes_in(mark) < first / 100
+    assert len([e for e in hub.exchanges[mark:] if e.method == "PUT"]) == 1
+    files = hub.repositories["user/moe"].files()
+    assert files[ROUTERS] == (tmp_path / "warm" / ROUTERS).read_bytes()
+    assert b"moeify attach" in files["README.md"]
+
+
+def test_pushing_the_same_again_changes_nothing(hub, client, folder):
+    client.moeify("push", folder, "user/moe")
+    commits = len(hub.repositories["user/moe"].commits)
+    report = json.loads(client.moeify("push", folder, "user/moe", "--json"))
+    assert report["schema"] == "moeify.push/1"
+    assert report["files_uploaded"] == report["bytes_uploaded"] == 0
+    assert report["commit"] == hub.repositories["user/moe"].references["main"]
+    assert len(hub.repositories["user/moe"].commits) == commits
+
+
+def test_a_different_model_is_refused_unless_yes(hub, client, folder, tmp_path):
+    client.moeify("push", folder, "user/moe")
+    before = hub.repositories["user/moe"].files()
+    other = mixture(tmp_path / "moe", num_experts=8, max_shard_size="1MB")
+    said = client.refused("push", other, "user/moe")
+    assert "num_experts 4 instead of 8" in said
+    assert "--yes" in said
+    assert hub.repositories["user/moe"].files() == before
+    client.moeify("push", other, "user/moe", "--yes")
+    files = hub.repositories["user/moe"].files()
+    stored = {name for name in files if name.endswith(".safetensors")}
+    # The shards of the model before are gone: transformers must not find two sets of them.
+    assert stored == {path.name for path in other.glob("*.safetensors")}
+
+
+def test_a_model_of_unknown_origin_is_refused(hub, client, folder):
+    hub.add("user/mine", {"config.json": b"{}", "model.safetensors": b"x" * 64})
+    assert "was not made by moeify" in client.refused("push", folder, "user/mine")
+    hub.add("user/empty", {"README.md": b"# soon\n", "LICENSE": b"MIT"})
+    client.moeify("push", folder, "user/empty", "-q")
+    assert hub.repositories["user/empty"].files()["LICENSE"] == b"MIT"
+
+
+def test_private_repositories(hub, client, folder):
+    client.moeify("push", folder, "user/secret", "--private")
+    assert hub.repositories["user/secret"].private
+    hub.add("user/public", {"README.md": b"hello"})
+    assert "is public" in client.refused("push", folder, "user/public", "--private")
+    assert list(hub.repositories["user/public"].files()) == ["README.md"]
+
+
+def test_pull_request_leaves_the_branch_alone(hub, client, folder):
+    hub.add("other/moe", {"config.json": b"{}", "model.safetensors": b"x" * 64})
+    report = json.loads(client.moeify("push", folder, "other/moe", "--create-pr", "--json"))
+    repository = hub.repositories["other/moe"]
+    assert report["url"] == report["pull_request"] == f"{hub.url}/other/moe/discussions/1"
+    assert repository.files()["model.safetensors"] == b"x" * 64
+    assert ROUTERS in repository.files("refs/pr/1")
+
+
+def test_branch_is_made_where_it_is_missing(hub, client, folder):
+    client.moeify("push", folder, "user/moe", "--revision", "warm")
+    repository = hub.repositories["user/moe"]
+    assert ROUTERS not in repository.files()
+    assert ROUTERS in repository.files("warm")
+    mark = len(hub.exchanges)
+    client.moeify("push", folder, "user/moe", "--revision", "warm")
+    assert not [e for e in hub.exchanges[mark:] if e.method in ("POST", "PUT") and e.bytes_in > 9]
+
+
+def test_push_to_of_upcycle(hub, client, folder, tmp_path):
+    source = folder.with_name("moe-dense")
+    arguments = ("upcycle", source, tmp_path / "out", "--experts", 2, "--push-to", "user/direct")
+    document = json.loads(client.moeify(*arguments, "--json"))
+    assert document["schema"] == "moeify.upcycle/1"
+    assert ROUTERS in hub.repositories["user/direct"].files()
+    assert f"{hub.url}/user/direct" in client.printed[-1]
+    mark = len(hub.exchanges)
+    arguments = ("upcycle", source, tmp_path / "never", "--push-to", "no-user")
+    assert "'no-user' is no repository" in client.refused(*arguments)
+    assert not (tmp_path / "never").exists()
+    assert len(hub.exchanges) == mark
+
+
+def test_what_does_not_belong_in_public_stays_home(hub, client, folder, tmp_path):
+    messy = tmp_path / "messy"
+    shutil.copytree(folder, messy)
+    for name in (".env", "optimizer.pt", "training_args.bin", "model-old.safetensors"):
+        (messy / name).write_bytes(b"secret")
+    (messy / "checkpoint-10").mkdir()
+    (messy / "checkpoint-10" / "rng_state.pth").write_bytes(b"secret")
+    client.moeify("push", messy, "user/messy")
+    assert not any(data == b"secret" for data in hub.repositories["user/messy"].files().values())
+    assert "optimizer.pt" in client.printed[-1]
+
+
+def test_a_link_out_of_the_folder_is_refused(hub, client, folder, tmp_path):
+    linked = tmp_path / "linked"
+    shutil.copytree(folder, linked)
+    (tmp_path / "private.txt").write_text("mine")
+    (linked / "notes.txt").symlink_to(tmp_path / "private.txt")
+    assert "link out of the checkpoint folder" in client.refused("push", linked, "user/linked")
+    assert "user/linked" not in hub.repositories
+
+
+def test_without_a_right_to_write(hub, client, folder):
+    said = client.refused("push", folder, "other/moe")
+    assert "403" in said
+    assert "other/moe" in said
+    client.token = "hf_expired"
+    assert "does not accept this token" in client.refused("push", folder, "user/moe")
+    client.token = None
+    assert "hf auth login" in client.refused("push", folder, "user/moe")
+    client.token, client.offline = TOKEN, True
+    assert "HF_HUB_OFFLINE" in client.refused("push", folder, "user/moe")
+    assert not hub.repositories
+
+
+def test_no_token_is_ever_printed_or_stored(hub, client, folder, tmp_path):
+    client.moeify("push", folder, "user/moe")
+    for token in (OUTSIDER, "hf_expired"):
+        client.token = token
+        client.refused("push", folder, "user/new")
+    used = {TOKEN, OUTSIDER, "hf_expired"}
+    assert used <= {exchange.token for exchange in hub.exchanges}
+    files = [data for repo in hub.repositories.values() for data in repo.files().values()]
+    written = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+    for token in used:
+        assert not any(token in text for text in client.printed)
+        assert not any(token.encode() in data for data in [*files, *written])
+
+
+@pytest.mark.parametrize("repo_id", ["moe", "user/", "me/a..b", "../x/y", "me/moe.git", "a/b/c"])
+def test_impossible_names_are_refused_before_any_request(repo_id, tmp_path):
+    with pytest.raises(moeify.MoeifyError, match=r"no repository|ends in"):
+        moeify.push(tmp_path, repo_id)

@@ -1,0 +1,100 @@
+"""Fresh routers: written alone, everything else linked, also where routers are missing."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import moeify
+from moeify.errors import CheckpointError, ConfigError, UnsupportedModelError
+from tests.families.test_contract import load_strictly
+from tests.tiny import LM_HEADS, save_tiny, state
+
+
+def make(tmp_path: Path, family: str, **options: object) -> Path:
+    dense = save_tiny(tmp_path / "dense", family)
+    moeify.upcycle(dense, tmp_path / "moe", num_experts=4, noise=0.0, **options)
+    return tmp_path / "moe"
+
+
+@pytest.mark.parametrize("family", LM_HEADS)
+def test_only_routers_are_written(tmp_path: Path, family: str) -> None:
+    moe = make(tmp_path, family, router="zeros")
+    report = moeify.attach(moe, tmp_path / "fresh", top_k=3, router="calibrated")
+    before, after = state(moe), state(tmp_path / "fresh")
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert set(before) == set(after)
+    assert changed == {n for n in before if n.endswith(("router.weight", "mlp.gate.weight"))}
+    assert len(changed) == 4
+    first = "model-00001-of-00002.safetensors"
+    assert os.path.samefile(moe / first, tmp_path / "fresh" / first)
+    assert report.files_linked == 1
+    assert report.bytes_written < 5_000
+    assert all(
+        outlook is not None and outlook.entropy > 0.999 for outlook in report.before.values()
+    )
+    assert all(0.9 < outlook.entropy < 0.97 for outlook in report.after.values())
+    load_strictly(tmp_path / "fresh")
+    config = json.loads((tmp_path / "fresh" / "config.json").read_text())
+    assert config["num_experts_per_tok"] == 3
+    assert moeify.verify(tmp_path / "dense", tmp_path / "fresh").relative_diff <= 1e-6
+    steps = json.loads((tmp_path / "fresh" / "moeify.json").read_text())["steps"]
+    assert [step["command"] for step in steps] == ["upcycle", "attach"]
+
+
+@pytest.mark.parametrize("family", ["bert", "qwen3"])
+@pytest.mark.parametrize("missing", [True, False])
+def test_files_that_mix_routers_with_others(tmp_path: Path, family: str, missing: bool) -> None:
+    moe = make(tmp_path, family)
+    tensors = state(moe)
+    routers = [n for n in tensors if n.endswith(("router.weight", "mlp.gate.weight"))]
+    for path in moe.glob("model*"):
+        path.unlink()
+    dropped = routers[:2] if missing else []
+    kept = {name: tensor for name, tensor in tensors.items() if name not in dropped}
+    save_file(kept, moe / "model.safetensors", metadata={"format": "pt"})
+    report = moeify.attach(moe, tmp_path / "fresh")
+    assert report.files_linked == 0
+    assert [outlook is None for outlook in report.before.values()].count(True) == len(dropped)
+    files = [set(load_file(path)) for path in sorted((tmp_path / "fresh").glob("*.safetensors"))]
+    assert files[-1] == set(routers)
+    assert files[0] == set(tensors) - set(routers)
+    load_strictly(tmp_path / "fresh")
+    assert moeify.verify(tmp_path / "dense", tmp_path / "fresh").relative_diff <= 1e-6
+
+
+def test_a_native_checkpoint_that_moeify_did_not_make(tmp_path: Path) -> None:
+    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    config = Qwen3MoeConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=48, moe_intermediate_size=16,
+        num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, num_experts=8,
+        num_experts_per_tok=2, head_dim=16, norm_topk_prob=True,
+    )  # fmt: skip
+    Qwen3MoeForCausalLM(config).save_pretrained(tmp_path / "native")
+    moeify.attach(tmp_path / "native", tmp_path / "fresh", top_k=4)
+    model = load_strictly(tmp_path / "fresh")
+    assert model.config.num_experts_per_tok == 4
+
+
+def test_bad_input(tmp_path: Path) -> None:
+    moe = make(tmp_path, "bert")
+    with pytest.raises(ConfigError, match="top-k must lie between 1 and the number of experts, 4"):
+        moeify.attach(moe, tmp_path / "out", top_k=5)
+    with pytest.raises(UnsupportedModelError, match="bert") as caught:
+        moeify.attach(tmp_path / "dense", tmp_path / "out")
+    assert "upcycle" in (caught.value.hint or "")
+    tensors = state(moe)
+    name = next(n for n in tensors if n.endswith("router.weight"))
+    last = sorted(moe.glob("*.safetensors"))[-1]
+    routers = load_file(last)
+    routers[name] = torch.zeros(5, 32)
+    save_file(routers, last)
+    with pytest.raises(CheckpointError, match="router"):
+        moeify.attach(moe, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,156 @@
+"""Training as such: what holds memory, what survives a kill, what several processes compute."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from mixtures import FAST, corpus, demo_mixture
+from safetensors.torch import load_file
+
+from moeify.families.registry import moe_layout
+from moeify.routing.config import DataConfig
+from moeify.routing.data import read_blocks, tokenizer_for
+from moeify.routing.loading import load_model
+from moeify.warmup.config import WarmupConfig
+from moeify.warmup.objective import Examples, Objective
+from moeify.warmup.train import RouterTrainer, prepare, trainable
+
+REPOSITORY = Path(__file__).parents[2]
+OPTIONS = [
+    "--fit", "kmeans", "--device", "cpu", "--seq-len", "32", "--fit-tokens", "1024",
+    "--eval-tokens", "512", "--json", "--learning-rate", "0.01",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return corpus(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory):
+    return demo_mixture(tmp_path_factory.mktemp("mixture") / "moe", noise=0.3)
+
+
+def command(*arguments: object, launcher: tuple[str, ...] = ()) -> subprocess.Popen:
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", *launcher, "moeify", "warmup", *map(str, arguments), *OPTIONS],
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def finished(process: subprocess.Popen) -> dict:
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    return json.loads(out)
+
+
+def routers(folder: Path) -> dict[str, torch.Tensor]:
+    tensors = {}
+    for path in folder.glob("*.safetensors"):
+        tensors |= {n: t for n, t in load_file(path).items() if n.endswith("router.weight")}
+    return tensors
+
+
+def trainer(mixture, data, folder, **options):
+    config = WarmupConfig(dataset=str(data), **{**FAST, "steps": 3, **options})
+    model, tokenizer = load_model(mixture), tokenizer_for(mixture)
+    layout = moe_layout(model.config.to_dict())
+    prepare(model, layout, config.train)
+    blocks = read_blocks(DataConfig(dataset=str(data)), tokenizer, 32, 8000)
+    objective = Objective(loss="causal", layout=layout)
+    examples = Examples(blocks, "causal", tokenizer, 0)
+    return RouterTrainer(model, objective, examples, config, folder, top_k=2)
+
+
+def test_frozen_tensors_have_no_gradient_no_state_and_no_copy(mixture, data, tmp_path):
+    run = trainer(mixture, data, tmp_path / "run", save_steps=2)
+    run.train()
+    names = set(trainable(run.model))
+    assert names == {f"transformer.h.{n}.mlp.router.weight" for n in (0, 2)}
+    for name, parameter in run.model.named_parameters():
+        assert (parameter.grad is None) or name in names
+    in_state = {id(p) for p in run.optimizer.state}
+    assert in_state == {id(p) for p in trainable(run.model).values()}
+    routers = sum(p.nbytes for p in trainable(run.model).values())
+    saved = sum(p.stat().st_size for p in (tmp_path / "run/checkpoint-2").iterdir())
+    assert saved < 5 * routers + 40_000
+    assert {p.name for p in (tmp_path / "run").iterdir()} == {"checkpoint-2", "checkpoint-3"}
+
+
+def test_what_moe_and_all_train(mixture, data, tmp_path):
+    moe = set(trainable(trainer(mixture, data, tmp_path, train="moe").model))
+    assert {name.split(".mlp.")[1].split(".")[0] for name in moe} == {"router", "experts"}
+    everything = trainer(mixture, data, tmp_path, train="all").model
+    assert set(trainable(everything)) == {name for name, _ in everything.named_parameters()}
+
+
+def test_half_precision_models_have_float32_routers(mixture):
+    model = load_model(mixture, "bfloat16")
+    prepare(model, moe_layout(model.config.to_dict()), "routers")
+    dtypes = {name: p.dtype for name, p in model.named_parameters()}
+    for name, dtype in dtypes.items():
+        wanted = torch.float32 if name.endswith("router.weight") else torch.bfloat16
+        assert dtype == wanted, name
+
+
+def test_accumulated_micro_batches_do_what_one_batch_does(mixture, data, tmp_path):
+    weights = []
+    for batch_size, accumulate in ((8, 1), (4, 2)):
+        run = trainer(
+            mixture, data, tmp_path / str(accumulate), batch_size=batch_size,
+            accumulate=accumulate, balance_coef=0.0, learning_rate=0.01,
+        )  # fmt: skip
+        run.train()
+        weights.append([p.detach().clone() for p in trainable(run.model).values()])
+    for one, two in zip(*weights, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-4)
+
+
+def test_two_processes_compute_what_one_does(mixture, data, tmp_path):
+    one = command(
+        mixture, tmp_path / "one", "--dataset", data, "--steps", 4, "--batch-size", 4
+    )  # fmt: skip
+    expected = finished(one)
+    two = command(
+        mixture, tmp_path / "two", "--dataset", data, "--steps", 4, "--batch-size", 2,
+        launcher=("torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29671", "-m"),
+    )  # fmt: skip
+    found = finished(two)
+    for step, same in zip(expected["curve"], found["curve"], strict=True):
+        for key in ("loss", "task", "balance", "z"):
+            assert same[key] == pytest.approx(step[key], abs=1e-4)
+    assert found["tokens"] == expected["tokens"]
+    for name, router in routers(tmp_path / "one").items():
+        torch.testing.assert_close(router, routers(tmp_path / "two")[name], rtol=0, atol=1e-6)
+
+
+def test_a_killed_run_resumes_to_the_same_routers(mixture, data, tmp_path):
+    arguments = ("--dataset", data, "--steps", 30, "--save-steps", 3, "--batch-size", 2)
+    whole = finished(command(mixture, tmp_path / "whole", *arguments))
+    killed = command(mixture, tmp_path / "killed", *arguments)
+    run = tmp_path / "killed.warmup"
+    deadline = time.monotonic() + 200
+    while not (run / "checkpoint-6" / "trainer_state.json").exists():
+        assert killed.poll() is None, killed.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.communicate()
+    assert not (tmp_path / "killed").exists()
+    refused = command(mixture, tmp_path / "killed", *arguments)
+    assert "--resume" in refused.communicate()[1]
+    assert refused.returncode == 1
+    resumed = finished(command(mixture, tmp_path / "killed", *arguments, "--resume"))
+    assert len(resumed["curve"]) < len(whole["curve"]) == 30
+    assert resumed["eval_loss_after"] == pytest.approx(whole["eval_loss_after"], abs=1e-6)
+    for name, router in routers(tmp_path / "whole").items():
+        torch.testing.assert_close(router, routers(tmp_path / "killed")[name], rtol=0, atol=1e-6)
+    assert not run.exists()
