@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from moeify.errors import MoeifyError
     from moeify.hub.config import PushConfig
     from moeify.hub.push import PushReport, push
+    from moeify.inspection.config import InspectConfig
+    from moeify.inspection.inspect import inspect
+    from moeify.inspection.report import InspectReport
     from moeify.pruning.config import ExtractConfig, PruneConfig
     from moeify.pruning.extract import ExtractReport, extract
     from moeify.pruning.prune import PruneReport, prune
@@ -33,6 +36,8 @@ _HOMES = {
     "AttachReport": "moeify.upcycling.attach",
     "ExtractConfig": "moeify.pruning.config",
     "ExtractReport": "moeify.pruning.extract",
+    "InspectConfig": "moeify.inspection.config",
+    "InspectReport": "moeify.inspection.report",
     "MoeifyError": "moeify.errors",
     "PruneConfig": "moeify.pruning.config",
     "PruneReport": "moeify.pruning.prune",
@@ -46,6 +51,7 @@ _HOMES = {
     "WarmupReport": "moeify.warmup.report",
     "attach": "moeify.upcycling.attach",
     "extract": "moeify.pruning.extract",
+    "inspect": "moeify.inspection.inspect",
     "prune": "moeify.pruning.prune",
     "push": "moeify.hub.push",
     "upcycle": "moeify.upcycling.upcycle",
@@ -58,6 +64,8 @@ __all__ = [
     "AttachReport",
     "ExtractConfig",
     "ExtractReport",
+    "InspectConfig",
+    "InspectReport",
     "MoeifyError",
     "PruneConfig",
     "PruneReport",
@@ -72,6 +80,7 @@ __all__ = [
     "__version__",
     "attach",
     "extract",
+    "inspect",
     "prune",
     "push",
     "upcycle",

@@ -37,7 +37,7 @@ def _root(
     """Turn dense transformers into mixtures of experts: exact, streaming, measured."""
 
 
-for module in (upcycle, extract, attach, warmup, inspect, prune, verify, push):
+for module in (upcycle, attach, warmup, inspect, prune, extract, verify, push):
     name = module.__name__.rsplit(".", 1)[-1]
     app.command(name, epilog=module.EPILOG)(guarded(module.command))
 

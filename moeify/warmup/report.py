@@ -116,7 +116,9 @@ def layer_changes(
                 own_expert_fraction={}
                 if domains is None
                 else dict(zip(domain_names, domains.own_expert_fraction.tolist(), strict=True)),
-                enrichment=[] if domains is None else [min(float(x), 1e6) for x in domains.enrichment],
+                enrichment=[]
+                if domains is None
+                else [min(float(x), 1e6) for x in domains.enrichment],
             )
         )
     return changes
