@@ -94,7 +94,7 @@ def command(
     from moeify.pruning.prune import prune
 
     out = Output(as_json=as_json, quiet=quiet)
-    with out.bytes_bar("pruning") as progress:
+    with out.steps_bar("pruning") as progress:
         report = prune(checkpoint, output, config, progress=progress)
     _show(out, report)
 
