@@ -74,7 +74,7 @@ def test_steps_of_other_commands_are_shown(tmp_path):
     record = Record.read(Source(folder=folder, name="moe"))
     warm = Step(
         command="warmup",
-        options={"dataset": "book.txt", "steps": 100, "balance": 0.01},
+        options={"dataset": "book.txt", "steps": 100, "balance": "switch", "fit": "kmeans"},
         results={"eval_loss_before": 3.25, "eval_loss_after": 3.125, "max_violation_after": 0.5},
     )
     prune = Step(
@@ -86,7 +86,7 @@ def test_steps_of_other_commands_are_shown(tmp_path):
     page = card_text(folder)
     for row in ("| eval loss before | 3.25 |", "| kept 0 | 1, 3 |", "| kept 1 | 40 values |"):
         assert row in page
-    for paper in ("2101.03961", "2510.13999", "2408.15664"):
+    for paper in ("2101.03961", "2604.13508", "2510.13999", "2408.15664"):
         assert paper in page
     assert "Pruning was not followed by training" in page
 
