@@ -119,7 +119,7 @@ class Blend:
     """A weighted sum of slices of equal length, computed in float32, plus optional noise.
 
     One slice with weight 1 is a cast. ``dtype`` is that of the output; the noise is relative to
-    the first slice's tensor.
+    the first slice's tensor times its weight.
     """
 
     terms: tuple[tuple[Slice, float], ...]
@@ -149,8 +149,9 @@ class Blend:
         if self.noise is None:
             write_all(target, encode(values, self.dtype).data.cast("B"), offset + span[0])
             return None
-        std = files.stds[self.terms[0][0].tensor]
-        noisy = values + _noise_for(self.noise, self.terms[0][0].start + start, count, std)
+        first, weight = self.terms[0]
+        std = files.stds[first.tensor] * abs(weight)
+        noisy = values + _noise_for(self.noise, first.start + start, count, std)
         written = encode(noisy, self.dtype)
         write_all(target, written.data.cast("B"), offset + span[0])
         return _survived(values, written, self.dtype, std) if start == 0 else None
@@ -247,14 +248,16 @@ def _survived(values: Float32, written: NDArray[np.generic], dtype: str, std: fl
 
 def copy_of(
     tensor: StoredTensor, dtype: str, noise: Noise | None = None, start: int = 0,
-    elements: int | None = None,
+    elements: int | None = None, weight: float = 1.0,
 ) -> Piece:  # fmt: skip
     """The cheapest piece that yields ``elements`` of ``tensor`` from ``start`` on as ``dtype``.
+
+    They are multiplied by ``weight``.
 
     Raises ``CheckpointError`` when the tensor cannot be cast or take noise.
     """
     part = Slice(tensor, start, tensor.elements if elements is None else elements)
-    if noise is None and dtype == tensor.dtype:
+    if noise is None and dtype == tensor.dtype and weight == 1.0:
         return Copy(part)
     if tensor.dtype not in FLOAT_DTYPES:
         raise CheckpointError(
@@ -263,7 +266,7 @@ def copy_of(
             "upcycle the unquantised checkpoint, or pass --noise 0 --dtype auto",
             path=tensor.path,
         )
-    return Blend(((part, 1.0),), dtype, noise)
+    return Blend(((part, weight),), dtype, noise)
 
 
 @dataclass(frozen=True, slots=True)
