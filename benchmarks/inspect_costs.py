@@ -35,7 +35,9 @@ def headers() -> None:
         command = [sys.executable, "-m", "moeify", "inspect", folder]
         best = min(_timed(command) for _ in range(3))
         measured = [sys.executable, "-c", _RUN, folder, "headers"]
-        peak = subprocess.run(measured, capture_output=True, text=True, check=True).stdout.split()[1]
+        peak = subprocess.run(measured, capture_output=True, text=True, check=True).stdout.split()[
+            1
+        ]
     print(f"headers, 18,867 tensors in 16 shards: {best:.2f} s CPU, {float(peak):.0f} MiB peak")
 
 
@@ -82,10 +84,13 @@ def weights(layers: int, shards: int) -> None:
         (folder / "model.safetensors.index.json").write_text(json.dumps(index))
         command = [sys.executable, "-c", _RUN, name, "weights"]
         seconds, peak = map(
-            float, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+            float,
+            subprocess.run(command, capture_output=True, text=True, check=True).stdout.split(),
         )
         total = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    print(f"--weights, {total / 1e9:.1f} GB in {shards} shards: {seconds:.0f} s, {peak:.0f} MiB peak")
+    print(
+        f"--weights, {total / 1e9:.1f} GB in {shards} shards: {seconds:.0f} s, {peak:.0f} MiB peak"
+    )
 
 
 def routing() -> None:

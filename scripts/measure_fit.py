@@ -1,6 +1,7 @@
 """Loads and entropies of fitted routers on held-out text, beside three simpler ways to set them.
 
-    python scripts/measure_fit.py [--seeds 10] [--models minilm,gpt2,smollm2] [--layers 4] [--draws 10]
+    python scripts/measure_fit.py [--seeds 10] [--models minilm,gpt2,smollm2]
+        [--layers 4] [--draws 10]
 
 Real checkpoints and real text in four domains, 6,000 tokens of each to fit and 3,000 held out, from
 other passages; E = 8, K = 2. Every seed draws clusters and random rows anew, and passages
