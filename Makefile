@@ -29,7 +29,7 @@ demo: $(READY)
 	@bash scripts/demo.sh $(BIN)
 
 test: $(READY_TESTS)
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 check: $(READY_TESTS)
 	$(BIN)/ruff format --check .

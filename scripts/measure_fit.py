@@ -1,9 +1,11 @@
 """Loads and entropies of fitted routers on held-out text, beside three simpler ways to set them.
 
-    python scripts/measure_fit.py [--seeds 10] [--models minilm,gpt2,smollm2] [--layers 4]
+    python scripts/measure_fit.py [--seeds 10] [--models minilm,gpt2,smollm2]
+        [--layers 4] [--draws 10]
 
 Real checkpoints and real text in four domains, 6,000 tokens of each to fit and 3,000 held out, from
-other passages; E = 8, K = 2. Every seed draws passages, clusters and random rows anew. Held-out
+other passages; E = 8, K = 2. Every seed draws clusters and random rows anew, and passages
+as well up to --draws times. Held-out
 figures are of the routers' rows on the inputs that the layers had under random routing: copies
 compute the dense function whatever the router, so that later layers see the same inputs. The table
 is Markdown, on stdout.
@@ -37,6 +39,7 @@ WAYS = ("N(0, 0.02)", "orthogonal", "k-means", "moeify")
 
 
 def text(tokenizer, seed: int) -> tuple[Blocks, Blocks]:
+    """Blocks to fit and blocks held out, equally many tokens of each domain."""
     rows = corpora.domains(DOMAINS, max_documents=254, seed=seed)
     tokens = ((tokenizer(row["text"])["input_ids"], row["domain"]) for row in rows)
     blocks = pack(tokens, SEQ_LEN, 0)
@@ -50,6 +53,7 @@ def text(tokenizer, seed: int) -> tuple[Blocks, Blocks]:
 
 
 def rows_of(way: str, inputs: Tensor, seed: int) -> Tensor:
+    """Router rows [E, H] set in one of the ways."""
     generator = torch.Generator().manual_seed(seed)
     mean = inputs.mean(0)
     if way == "moeify":
@@ -84,6 +88,7 @@ def plain_kmeans(rows: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def figures(rows: Tensor, inputs: Tensor) -> tuple[float, float, float]:
+    """MaxVio, mean normalised entropy, and the lowest load relative to the fair share."""
     logits = inputs @ rows.T
     counts = torch.bincount(logits.topk(K, dim=-1).indices.flatten(), minlength=E).float()
     load = counts / counts.mean()
@@ -91,10 +96,12 @@ def figures(rows: Tensor, inputs: Tensor) -> tuple[float, float, float]:
 
 
 def own_fraction(rows: Tensor, inputs: Tensor, domains: Tensor) -> float:
+    """Fraction of tokens whose first expert is their domain's."""
     return float(((inputs @ rows.T).argmax(-1) == domains).float().mean())
 
 
-def measure(name: str, dense: Path, seeds: int) -> None:
+def measure(name: str, dense: Path, seeds: int, draws: int) -> None:
+    """Print the table's lines for one model."""
     results: dict[str, list] = {way: [] for way in WAYS}
     seconds, forward, own = [], [], []
     with tempfile.TemporaryDirectory() as scratch:
@@ -102,8 +109,9 @@ def measure(name: str, dense: Path, seeds: int) -> None:
         model, tokenizer = load_model(Path(scratch, "moe")), tokenizer_for(dense)
     layout = moe_layout(model.config.to_dict())
     for seed in range(seeds):
-        reservoirs = []
-        for blocks in text(tokenizer, seed):
+        if seed < draws:
+            reservoirs = []
+        for blocks in text(tokenizer, seed) if seed < draws else ():
             started = time.perf_counter()
             reservoirs.append(InputReservoir(30_000))
             collect(model, layout, blocks, reservoirs[-1])
@@ -144,6 +152,7 @@ def main() -> None:
     """Measure the models that are asked for."""
     parser = argparse.ArgumentParser(description="Measure fitted routers on held-out text.")
     parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--draws", type=int, default=10, help="how often text is drawn anew")
     parser.add_argument("--models", default="gpt2,minilm,smollm2")
     parser.add_argument("--layers", type=int, default=4, help="layers of SmolLM2 that are used")
     options = parser.parse_args()
@@ -155,7 +164,7 @@ def main() -> None:
         "smollm2": lambda: checkpoints.smollm2(options.layers),
     }
     for name in options.models.split(","):
-        measure(name, sources[name](), options.seeds)
+        measure(name, sources[name](), options.seeds, options.draws)
 
 
 if __name__ == "__main__":

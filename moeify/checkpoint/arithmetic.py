@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Sequence
 from statistics import NormalDist
 from typing import Any
@@ -10,10 +11,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["FLOAT_DTYPES", "Float32", "decode", "encode", "generator", "is_finite", "normal"]
+__all__ = [
+    "FLOAT_DTYPES",
+    "Float32",
+    "add_noise",
+    "decode",
+    "encode",
+    "generator",
+    "is_finite",
+    "normal",
+]
 
 Float32 = NDArray[np.float32]
 FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
+_CHUNK_ELEMENTS = 1 << 15
 _NUMPY: dict[str, np.dtype[Any]] = {
     "F64": np.dtype("<f8"),
     "F32": np.dtype("<f4"),
@@ -40,9 +51,16 @@ def encode(values: Float32, dtype: str) -> NDArray[np.generic]:
         with np.errstate(over="ignore"):
             return values.astype(_NUMPY[dtype])
     bits = values.view(np.uint32)
-    rounded = ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype(np.uint16)
+    rounded = bits >> np.uint32(16)
+    rounded &= np.uint32(1)
+    rounded += np.uint32(0x7FFF)
+    rounded += bits
+    rounded >>= np.uint32(16)
+    result = rounded.astype(np.uint16)
     # The carry of the rounding would turn some NaNs into infinities: keep them quiet NaNs.
-    return np.where(np.isnan(values), np.uint16(0x7FC0), rounded)
+    if (missing := np.isnan(values)).any():
+        result[missing] = 0x7FC0
+    return result
 
 
 def is_finite(raw: bytes, dtype: str) -> bool:
@@ -84,3 +102,45 @@ def normal(key: Sequence[int | str], count: int) -> Float32:
     indices = words.astype("<u8", copy=False).view("<u2")[:count]
     np.take(_quantiles(), indices, out=draws, mode="clip")
     return draws
+
+
+class _Scratch(threading.local):
+    """One thread's buffers: fresh arrays would be mapped, faulted in and unmapped each time."""
+
+    def __init__(self) -> None:
+        self.values = np.empty(_CHUNK_ELEMENTS, np.float32)
+        self.draws = np.empty(_CHUNK_ELEMENTS, np.float32)
+        self.index = np.empty(_CHUNK_ELEMENTS, np.intp)
+        self.rounding = np.empty(_CHUNK_ELEMENTS, np.uint32)
+
+
+_scratch = _Scratch()
+
+
+def add_noise(source: bytes, key: Sequence[int | str], scale: float) -> NDArray[np.uint16]:
+    """Finite BF16 ``source`` plus ``scale`` x ``normal(key)``, rounded to BF16 bits.
+
+    The same bits as ``decode``, ``normal`` and ``encode`` give, in chunks that stay in the cache.
+    """
+    bits = np.frombuffer(source, "<u2")
+    result = np.empty(len(bits), np.uint16)
+    draw, table = generator(key).integers, _quantiles()
+    for start in range(0, len(bits), _CHUNK_ELEMENTS):
+        chunk = bits[start : start + _CHUNK_ELEMENTS]
+        count = len(chunk)
+        values, draws = _scratch.values[:count], _scratch.draws[:count]
+        index, rounding = _scratch.index[:count], _scratch.rounding[:count]
+        words = draw(0, 1 << 64, dtype=np.uint64, size=-(-count // 4))
+        index[:] = words.astype("<u8", copy=False).view("<u2")[:count]
+        np.take(table, index, out=draws, mode="clip")
+        draws *= np.float32(scale)
+        whole = values.view(np.uint32)
+        np.left_shift(chunk, np.uint32(16), out=whole, dtype=np.uint32, casting="unsafe")
+        values += draws
+        np.right_shift(whole, np.uint32(16), out=rounding)
+        rounding &= np.uint32(1)
+        rounding += np.uint32(0x7FFF)
+        rounding += whole
+        rounding >>= np.uint32(16)
+        result[start : start + count] = rounding
+    return result

@@ -11,7 +11,14 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from moeify.checkpoint.arithmetic import FLOAT_DTYPES, Float32, decode, encode, normal
+from moeify.checkpoint.arithmetic import (
+    FLOAT_DTYPES,
+    Float32,
+    add_noise,
+    decode,
+    encode,
+    normal,
+)
 from moeify.checkpoint.files import Slice, SourceFiles, copy_range, write_all
 from moeify.checkpoint.header import DTYPE_BITS, StoredTensor, tensor_nbytes
 from moeify.errors import CheckpointError
@@ -112,7 +119,7 @@ class Blend:
     """A weighted sum of slices of equal length, computed in float32, plus optional noise.
 
     One slice with weight 1 is a cast. ``dtype`` is that of the output; the noise is relative to
-    the first slice's tensor.
+    the first slice's tensor times its weight.
     """
 
     terms: tuple[tuple[Slice, float], ...]
@@ -133,17 +140,40 @@ class Blend:
     def write(
         self, files: SourceFiles, span: tuple[int, int], target: int, offset: int
     ) -> Tally | None:
+        if span[0] > 0 and self._is_plain_noise():
+            write_all(target, self._noisy_bits(files, span).data.cast("B"), offset + span[0])
+            return None
         width = DTYPE_BITS[self.dtype] // 8
         start, count = span[0] // width, (span[1] - span[0]) // width
         values = _weighted_sum(files, self.terms, start, count)
         if self.noise is None:
             write_all(target, encode(values, self.dtype).data.cast("B"), offset + span[0])
             return None
-        std = files.stds[self.terms[0][0].tensor]
-        noisy = values + _noise_for(self.noise, self.terms[0][0].start + start, count, std)
+        first, weight = self.terms[0]
+        std = files.stds[first.tensor] * abs(weight)
+        noisy = values + _noise_for(self.noise, first.start + start, count, std)
         written = encode(noisy, self.dtype)
         write_all(target, written.data.cast("B"), offset + span[0])
         return _survived(values, written, self.dtype, std) if start == 0 else None
+
+    def _is_plain_noise(self) -> bool:
+        """Whether ``add_noise`` can do it: one BF16 slice that starts on a block of noise."""
+        part, weight = self.terms[0]
+        return (
+            self.noise is not None
+            and len(self.terms) == 1
+            and weight == 1.0
+            and self.dtype == part.tensor.dtype == "BF16"
+            and part.start % BLOCK_ELEMENTS == 0
+        )
+
+    def _noisy_bits(self, files: SourceFiles, span: tuple[int, int]) -> NDArray[np.uint16]:
+        part, noise = self.terms[0][0], self.noise
+        assert noise is not None, "asked only for noise"
+        begin = part.byte_start + span[0]
+        raw = files.read(part.tensor.path, begin, span[1] - span[0])
+        block = (part.start + span[0] // 2) // BLOCK_ELEMENTS
+        return add_noise(raw, (*noise.key, block), noise.relative * files.stds[part.tensor])
 
 
 class Values(ABC):
@@ -218,14 +248,16 @@ def _survived(values: Float32, written: NDArray[np.generic], dtype: str, std: fl
 
 def copy_of(
     tensor: StoredTensor, dtype: str, noise: Noise | None = None, start: int = 0,
-    elements: int | None = None,
+    elements: int | None = None, weight: float = 1.0,
 ) -> Piece:  # fmt: skip
     """The cheapest piece that yields ``elements`` of ``tensor`` from ``start`` on as ``dtype``.
+
+    They are multiplied by ``weight``.
 
     Raises ``CheckpointError`` when the tensor cannot be cast or take noise.
     """
     part = Slice(tensor, start, tensor.elements if elements is None else elements)
-    if noise is None and dtype == tensor.dtype:
+    if noise is None and dtype == tensor.dtype and weight == 1.0:
         return Copy(part)
     if tensor.dtype not in FLOAT_DTYPES:
         raise CheckpointError(
@@ -234,7 +266,7 @@ def copy_of(
             "upcycle the unquantised checkpoint, or pass --noise 0 --dtype auto",
             path=tensor.path,
         )
-    return Blend(((part, 1.0),), dtype, noise)
+    return Blend(((part, weight),), dtype, noise)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,12 +11,14 @@ from moeify.cli._options import (
     ForceOption,
     JsonOption,
     OutputArgument,
+    PushToOption,
     QuietOption,
     RevisionOption,
     SeedOption,
     epilog,
 )
 from moeify.cli._output import Output, count, size
+from moeify.cli._pushing import check_push_target, push_after
 from moeify.pruning.config import CRITERIA, Criterion, PruneConfig
 
 if TYPE_CHECKING:
@@ -79,6 +81,7 @@ def command(
         str, typer.Option(help="Largest weights file.")
     ] = _DEFAULT.max_shard_size,
     revision: RevisionOption = None,
+    push_to: PushToOption = None,
     force: ForceOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -91,12 +94,14 @@ def command(
         evaluate=evaluate, dense=dense, seed=seed, max_shard_size=max_shard_size,
         revision=revision, force=force,
     )  # fmt: skip
+    check_push_target(push_to)
     from moeify.pruning.prune import prune
 
     out = Output(as_json=as_json, quiet=quiet)
-    with out.bytes_bar("pruning") as progress:
+    with out.steps_bar("pruning") as progress:
         report = prune(checkpoint, output, config, progress=progress)
     _show(out, report)
+    push_after(out, report.output, push_to)
 
 
 def _show(out: Output, report: PruneReport) -> None:

@@ -20,7 +20,7 @@ from moeify.cli._options import (
 from moeify.cli._output import Output, count, size
 from moeify.cli._pushing import check_push_target, push_after
 from moeify.routing.config import RouterInit
-from moeify.upcycling.config import Dtype, UpcycleConfig
+from moeify.upcycling.config import Compat, Dtype, UpcycleConfig
 
 if TYPE_CHECKING:
     from moeify.upcycling.upcycle import UpcycleReport
@@ -50,6 +50,9 @@ def command(
     dtype: Annotated[
         str, typer.Option(metavar="auto|float32|bfloat16|float16", help="Dtype of the output.")
     ] = _DEFAULT.dtype,
+    compat: Annotated[
+        str, typer.Option(metavar="transformers|gguf", help="gguf: right in llama.cpp too.")
+    ] = _DEFAULT.compat,
     max_shard_size: Annotated[
         str, typer.Option(help="Largest weights file.")
     ] = _DEFAULT.max_shard_size,
@@ -64,7 +67,7 @@ def command(
     config = UpcycleConfig(
         num_experts=experts, top_k=top_k, layers=layers, noise=noise,
         router=cast(RouterInit, router), seed=seed, dtype=cast(Dtype, dtype),
-        max_shard_size=max_shard_size, revision=revision, force=force,
+        compat=cast(Compat, compat), max_shard_size=max_shard_size, revision=revision, force=force,
     )  # fmt: skip
     check_push_target(push_to)
     from moeify.upcycling.upcycle import upcycle

@@ -12,12 +12,14 @@ from moeify.cli._options import (
     ForceOption,
     JsonOption,
     OutputArgument,
+    PushToOption,
     QuietOption,
     RevisionOption,
     SeedOption,
     epilog,
 )
 from moeify.cli._output import Output, size
+from moeify.cli._pushing import check_push_target, push_after
 from moeify.warmup.config import Balance, ComputeDtype, Fit, Loss, Trained, WarmupConfig
 
 if TYPE_CHECKING:
@@ -103,6 +105,7 @@ def command(
     ] = None,
     seed: SeedOption = _DEFAULT.seed,
     revision: RevisionOption = None,
+    push_to: PushToOption = None,
     force: ForceOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -118,6 +121,7 @@ def command(
         device=device, dense=dense, save_steps=save_steps, resume=resume, plot=plot,
         revision=revision, force=force,
     )  # fmt: skip
+    check_push_target(push_to)
     from moeify.warmup.warmup import warmup
 
     first = int(os.environ.get("RANK", "0")) == 0  # of several processes only one reports
@@ -125,6 +129,7 @@ def command(
     with out.status("warming up routers"):
         report = warmup(checkpoint, output, config)
     _show(out, report)
+    push_after(out, report.output, push_to if first else None)
 
 
 def _show(out: Output, report: WarmupReport) -> None:

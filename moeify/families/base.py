@@ -105,12 +105,17 @@ class DenseLayout:
 
 @dataclass(frozen=True, kw_only=True)
 class MoeSettings:
-    """What upcycling decides and a family writes into the MoE config."""
+    """What upcycling decides and a family writes into the MoE config.
+
+    ``renormalise`` has the weights of the chosen experts sum to 1. Without it they sum to K/E as
+    long as the router is near zero, and the experts are scaled by E/K to make up for it.
+    """
 
     num_experts: int
     top_k: int
     moe_layers: tuple[int, ...]
     num_layers: int
+    renormalise: bool = True
 
     @property
     def dense_layers(self) -> list[int]:
@@ -124,7 +129,8 @@ class Family:
 
     ``class_prefixes`` are the dense and the MoE class names without their head. ``remote_code``
     says that the MoE classes are moeify's own and travel inside the checkpoint. ``notes`` are
-    sentences for the model card.
+    sentences for the model card. ``gguf_renormalises`` says whether llama.cpp and mlx-lm
+    renormalise this class's expert weights; None where they do not know the class.
     """
 
     model_type: str
@@ -134,6 +140,7 @@ class Family:
     to_moe_config: Callable[[Config, MoeSettings], Config]
     to_dense_config: Callable[[Config], Config]
     remote_code: bool = False
+    gguf_renormalises: bool | None = None
     notes: tuple[str, ...] = ()
 
     def architecture(self, config: Config) -> str:

@@ -91,7 +91,7 @@ def gated_moe_config(config: Config, settings: MoeSettings) -> Config:
         "num_experts": settings.num_experts,
         "num_experts_per_tok": settings.top_k,
         "moe_intermediate_size": config["intermediate_size"],
-        "norm_topk_prob": True,
+        "norm_topk_prob": settings.renormalise,
         "decoder_sparse_step": 1,
         "mlp_only_layers": settings.dense_layers,
         "output_router_logits": False,
@@ -136,12 +136,17 @@ def layer_types(config: Config) -> list[str]:
 
 
 def _to_moe_config(config: Config, settings: MoeSettings) -> Config:
-    return {
+    result = {
         **gated_moe_config(config, settings),
         "layer_types": layer_types(config),
         "qkv_bias": True,
         "shared_expert_intermediate_size": 0,
     }
+    if not settings.renormalise:
+        # llama.cpp and mlx-lm demand a shared expert and an lm_head of its own.
+        result["shared_expert_intermediate_size"] = SILENT_EXPERT_WIDTH
+        result["tie_word_embeddings"] = False
+    return result
 
 
 def _to_dense_config(config: Config) -> Config:
@@ -155,6 +160,9 @@ def _to_dense_config(config: Config) -> Config:
     layers = positive(config, "num_hidden_layers")
     return gated_dense_config(config, len(stepped_moe_layers(config)) < layers)
 
+
+SILENT_EXPERT_WIDTH = 256
+"""Width of a shared expert of zeros: the smallest that llama.cpp's quantisations divide."""
 
 OUTER: Mapping[str, tuple[str, ...]] = {
     "embed_tokens.weight": ("V", "H"),
@@ -209,9 +217,9 @@ def decoder_heads(qa_moe_prefix: str) -> dict[str, Head]:
 
 
 RENORMALISATION_NOTE = (
-    "llama.cpp and mlx-lm ignore norm_topk_prob for Qwen2-MoE and do not renormalise the weights"
-    " of the chosen experts: this checkpoint computes something else there. transformers, vLLM and"
-    " SGLang honour it."
+    "llama.cpp and mlx-lm do not load this form of Qwen2-MoE, and would not renormalise the weights"
+    " of the chosen experts: for them, upcycle with --compat gguf. transformers, vLLM and SGLang"
+    " honour norm_topk_prob."
 )
 
 _DENSE = DenseLayout(
@@ -233,6 +241,7 @@ QWEN2 = Family(
     class_prefixes=("Qwen2", "Qwen2Moe"),
     to_moe_config=_to_moe_config,
     to_dense_config=_to_dense_config,
+    gguf_renormalises=False,
     notes=(RENORMALISATION_NOTE,),
     dense=_DENSE,
     moe=MoeLayout(

@@ -94,6 +94,7 @@ QWEN3 = Family(
     class_prefixes=("Qwen3", "Qwen3Moe"),
     to_moe_config=_to_moe_config,
     to_dense_config=_to_dense_config,
+    gguf_renormalises=True,
     dense=_DENSE,
     moe=MoeLayout(
         model_type="qwen3_moe",

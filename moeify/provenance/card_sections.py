@@ -86,6 +86,8 @@ def _sizes(family: Family, config: Config, record: Record) -> list[tuple[str, st
     ]
     latest: dict[str, Any] = {}
     for step in record.steps:
+        if "params_total" in step.results:  # what was counted of the model before is void
+            latest = {key: latest[key] for key in ("params_dense",) if key in latest}
         latest |= {key: step.results[key] for key in _COUNTS if key in step.results}
     labels = ("parameters of the dense model", "parameters in all", "parameters used by a token")
     for key, label in zip(_COUNTS, labels, strict=True):

@@ -33,6 +33,12 @@ _BALANCE = Citation(
     title="Switch Transformers: Scaling to Trillion Parameter Models",
     arxiv="2101.03961",
 )
+_CV2 = Citation(
+    used_for="the balance loss",
+    authors="Shazeer et al.",
+    title="Outrageously Large Neural Networks: The Sparsely-Gated Mixture-of-Experts Layer",
+    arxiv="1701.06538",
+)
 _Z_LOSS = Citation(
     used_for="the router z-loss",
     authors="Zoph et al.",
@@ -40,7 +46,7 @@ _Z_LOSS = Citation(
     arxiv="2202.08906",
 )
 _LOSS_FREE = Citation(
-    used_for="balancing by offsets, and the measure MaxVio",
+    used_for="the measure MaxVio",
     authors="Wang et al.",
     title="Auxiliary-Loss-Free Load Balancing Strategy for Mixture-of-Experts",
     arxiv="2408.15664",
@@ -51,18 +57,14 @@ _CENTROIDS = Citation(
     title="Cluster-aware Upcycling",
     arxiv="2604.13508",
 )
+_DOMAINS = Citation(
+    used_for="routers regressed on domain labels", authors="", title="", arxiv="2603.29765"
+)
 _COUNTS = ("the score that chose the experts", "2404.05089")
 _SCORES = {"frequency": _COUNTS[1], "gate": _COUNTS[1], "ean": "2504.05586",
            "reap": "2510.13999", "aimer": "2603.18492"}  # fmt: skip
-_BY_OPTION = {
-    "balance": _BALANCE,
-    "balance_coef": _BALANCE,
-    "balance_loss": _BALANCE,
-    "z_loss": _Z_LOSS,
-    "z_coef": _Z_LOSS,
-    "z_loss_coef": _Z_LOSS,
-}
-_BY_CHOICE = {"kmeans": _CENTROIDS, "clusters": _CENTROIDS, "loss-free": _LOSS_FREE}
+_BALANCE_LOSSES = {"switch": _BALANCE, "cv2": _CV2}
+_FITS = {"kmeans": _CENTROIDS, "domains": _DOMAINS}
 
 
 def citations(steps: Iterable[Step]) -> list[Citation]:
@@ -74,11 +76,7 @@ def citations(steps: Iterable[Step]) -> list[Citation]:
         elif step.command == "prune":
             found += _pruning(step.options.get("by"))
         elif step.command == "warmup":
-            found += [_BY_OPTION[key] for key, used in step.options.items()
-                      if key in _BY_OPTION and used]  # fmt: skip
-            found += [_BY_CHOICE[value] for value in map(str, step.options.values())
-                      if value in _BY_CHOICE]  # fmt: skip
-            found.append(_LOSS_FREE)
+            found += _warmup(step.options, step.results)
     return list(dict.fromkeys(found))
 
 
@@ -86,3 +84,12 @@ def _pruning(by: Any) -> list[Citation]:
     if by not in _SCORES:
         return []
     return [Citation(used_for=f"{_COUNTS[0]}, {by}", authors="", title="", arxiv=_SCORES[by])]
+
+
+def _warmup(options: dict[str, Any], results: dict[str, Any]) -> list[Citation]:
+    fit, balance = results.get("fit", options.get("fit")), options.get("balance")
+    found = [_FITS[fit]] if fit in _FITS else []
+    if options.get("steps"):
+        found += [_BALANCE_LOSSES[balance]] if balance in _BALANCE_LOSSES else []
+        found += [_Z_LOSS] if options.get("z_coef") else []
+    return [*found, _LOSS_FREE]

@@ -31,12 +31,26 @@ def engines(family: Family, config: Config) -> tuple[Engine, ...]:
             Engine(name="transformers", verdict="yes, with the code in this repository"),
             Engine(name="vLLM, SGLang, llama.cpp, mlx-lm", verdict=f"no: they do not know {kind}"),
         )
-    native = Engine(name="transformers, vLLM, SGLang", verdict="yes, with their own classes")
+    return (
+        Engine(name="transformers, vLLM, SGLang", verdict="yes, with their own classes"),
+        Engine(name="llama.cpp", verdict=_llama_cpp(family, config)),
+        Engine(name="mlx-lm", verdict=_mlx(family, config)),
+    )
+
+
+def _llama_cpp(family: Family, config: Config) -> str:
     if ignores_renormalisation(family, config):
-        verdict = (
-            "loads, and computes something else: they ignore norm_topk_prob for Qwen2-MoE and do"
-            " not renormalise the weights of the chosen experts"
-        )
-    else:
-        verdict = "yes"
-    return (native, Engine(name="llama.cpp, mlx-lm", verdict=verdict))
+        return _ELSEWHERE
+    if len(family.moe.moe_layers(config)) < family.dense.num_layers(config):
+        return "no: its converter takes such a model only if every layer is a mixture"
+    return "yes"
+
+
+def _mlx(family: Family, config: Config) -> str:
+    return _ELSEWHERE if ignores_renormalisation(family, config) else "yes"
+
+
+_ELSEWHERE = (
+    "no: it wants an untied lm_head and a shared expert, and ignores norm_topk_prob for Qwen2-MoE;"
+    " moeify upcycle --compat gguf writes a form that is right there"
+)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,15 @@ from moeify.pruning.writing import SCORES_FILE, check_room, write_beside, write_
 __all__ = ["PruneReport", "prune"]
 
 
+Steps = Callable[[str, int, int], None]
+
+
+def _step_of(steps: Steps | None, what: str, unit: int = 1) -> Progress | None:
+    if steps is None:
+        return None
+    return lambda done, total: steps(what, done // unit, total // unit)
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Choice:
     """Which experts stay, and why."""
@@ -50,7 +60,7 @@ class _Choice:
 
 def prune(
     checkpoint: str | Path, output: str | Path | None = None, config: PruneConfig | None = None,
-    *, progress: Progress | None = None, **options: Any,
+    *, progress: Steps | None = None, **options: Any,
 ) -> PruneReport:  # fmt: skip
     """Take experts out of every MoE layer of ``checkpoint``.
 
@@ -59,7 +69,8 @@ def prune(
         output: the folder to write; by default one named after source and options.
         config: the options; ``options`` override single fields, as in
             ``prune("my-moe", keep=4, by="reap", dataset="book.txt")``.
-        progress: called with blocks done and blocks in all while text is read, then with bytes.
+        progress: called with the name of what is done, how much of it is done, and how much
+            there is: blocks of text, experts, megabytes.
 
     Byte ranges are copied, so dtype and quantisation do not matter and memory stays flat. Removing
     a router's rows equals masking their logits with -inf. Raises ``MoeifyError``; nothing is left
@@ -84,7 +95,7 @@ def prune(
     plan = _plan(anatomy, choice, config)
     report = _report(anatomy, source, target, config, choice, plan)
     with staged(target, force=config.force) as stage, output_errors(target):
-        write_plan(stage, plan, source, progress)
+        write_plan(stage, plan, source, _step_of(progress, "writing MB", 10**6))
         _write_scores(stage, target, config, choice)
         write_beside(stage, plan, source, _step(config, report, source))
         if config.evaluate and text is not None and text.held_out is not None:
@@ -135,17 +146,20 @@ def _plan(anatomy: Anatomy, choice: _Choice, config: PruneConfig) -> PrunePlan:
 
 def _choose(
     source: Source, anatomy: Anatomy, target: Path, config: PruneConfig, keep: int,
-    text: Text | None, scores: Scores | None, progress: Progress | None,
+    text: Text | None, scores: Scores | None, progress: Steps | None,
 ) -> _Choice:  # fmt: skip
     if scores is None and text is not None and config.calibrates:
-        scores = text_scores(source, anatomy, config, text, _partial(target, config), progress)
+        reading = _step_of(progress, "calibrating on blocks")
+        scores = text_scores(source, anatomy, config, text, _partial(target, config), reading)
     if config.experts is not None:
         kept = kept_by_hand(anatomy, config.experts, config.dense)
         return _Choice(kept=kept, calibrated=scores)
     if config.by == "random":
         values = random_scores(anatomy, config.seed)
     elif config.by == "aimer":
-        values = (scores.aimer if scores is not None else {}) or aimer_scores(anatomy, progress)
+        values = (scores.aimer if scores is not None else {}) or aimer_scores(
+            anatomy, _step_of(progress, "reading experts")
+        )
     else:
         assert scores is not None, "PruneConfig asks for text or scores"
         values = scores.by(config.by)

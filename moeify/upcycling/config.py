@@ -11,10 +11,21 @@ from typing import Literal, get_args
 from moeify.errors import ConfigError
 from moeify.routing.config import ROUTER_INITS, RouterInit
 
-__all__ = ["DTYPES", "AttachConfig", "Dtype", "UpcycleConfig", "VerifyConfig", "select_layers"]
+__all__ = [
+    "COMPATS",
+    "DTYPES",
+    "AttachConfig",
+    "Compat",
+    "Dtype",
+    "UpcycleConfig",
+    "VerifyConfig",
+    "select_layers",
+]
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 DTYPES: tuple[Dtype, ...] = get_args(Dtype)
+Compat = Literal["transformers", "gguf"]
+COMPATS: tuple[Compat, ...] = get_args(Compat)
 MAX_EXPERTS = 4096
 MAX_NOISE = 1.0
 _LAYER_ITEM = re.compile(r"(\d+)(?:-(\d+))?")
@@ -41,6 +52,8 @@ class UpcycleConfig:
     """Seed of noise and routers."""
     dtype: Dtype = "auto"
     """Dtype of the output; auto keeps each tensor's own."""
+    compat: Compat = "transformers"
+    """gguf writes a form that llama.cpp and mlx-lm compute rightly too."""
     max_shard_size: str = "5GB"
     """Largest size of a weights file."""
     revision: str | None = None
@@ -62,6 +75,7 @@ class UpcycleConfig:
             )
         check_choice("router", self.router, ROUTER_INITS)
         check_choice("dtype", self.dtype, DTYPES)
+        check_choice("compat", self.compat, COMPATS)
         check_seed(self.seed)
 
 

@@ -12,7 +12,7 @@ from moeify.checkpoint.header import StoredTensor
 from moeify.checkpoint.jobs import Job, Noise, Piece, copy_of
 from moeify.checkpoint.reader import Checkpoint
 from moeify.checkpoint.writer import Shard, parse_size, plan_shards
-from moeify.errors import CheckpointError
+from moeify.errors import CheckpointError, ConfigError
 from moeify.families.base import (
     Config,
     ExpertTensor,
@@ -29,6 +29,7 @@ from moeify.upcycling.config import UpcycleConfig, select_layers
 __all__ = ["ParameterCounts", "UpcyclePlan", "plan_upcycle"]
 
 _DTYPE_NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+FLAT_ROUTER_STD = 1e-6
 _CONFIG_NAMES = {stored: name for name, stored in _DTYPE_NAMES.items()}
 
 
@@ -78,6 +79,7 @@ def plan_upcycle(checkpoint: Checkpoint, options: UpcycleConfig) -> UpcyclePlan:
         top_k=options.top_k,
         moe_layers=layers,
         num_layers=view.num_layers,
+        renormalise=_renormalises(family, options),
     )
     planner = _Planner(view, settings, options)
     shards = plan_shards(
@@ -90,11 +92,30 @@ def plan_upcycle(checkpoint: Checkpoint, options: UpcycleConfig) -> UpcyclePlan:
         shards=shards,
         ffn=tuple(tensor for layer in layers for tensor in view.ffn(layer).values()),
         parameters=planner.parameters(),
-        warnings=tuple(_warnings(view)),
+        warnings=tuple(_warnings(view, settings)),
     )
 
 
-def _warnings(view: DenseView) -> Iterator[str]:
+def _renormalises(family: Family, options: UpcycleConfig) -> bool:
+    """Whether the mixture may rely on renormalised weights where it will run."""
+    if options.compat != "gguf":
+        return True
+    if family.gguf_renormalises is None:
+        raise ConfigError(
+            f"llama.cpp and mlx-lm do not know {family.moe.model_type}, so --compat gguf cannot"
+            " help",
+            "leave --compat out and run it in transformers",
+        )
+    return family.gguf_renormalises
+
+
+def _warnings(view: DenseView, settings: MoeSettings) -> Iterator[str]:
+    if not settings.renormalise:
+        yield (
+            "--compat gguf: routers start near zero, whatever --router says, and the experts'"
+            f" output is scaled by {settings.num_experts}/{settings.top_k}; training moves the"
+            " routers, after which the weights no longer sum to 1"
+        )
     if view.unknown:
         names = ", ".join(sorted(view.unknown)[:3]) + (", ..." if len(view.unknown) > 3 else "")
         class_name = view.family.architecture(view.checkpoint.config)
@@ -139,6 +160,19 @@ class _Planner:
                 yield from self._layer(replaced[name] or 0)
         for name, tensor in (*self.view.heads.items(), *self.view.unknown.items()):
             yield self._copy(name, tensor)
+        for name, tensor in self._untied():
+            yield self._copy(name, tensor)
+
+    def _untied(self) -> list[tuple[str, StoredTensor]]:
+        """Head tensors that the dense files share with others, and this form may not."""
+        if self.settings.renormalise:
+            return []
+        head = self.view.head
+        return [
+            (name, self.view.base[origin.removeprefix(head.prefix)])
+            for name, origin in head.tied.items()
+            if name not in self.view.heads
+        ]
 
     def _replaced(self) -> dict[str, int | None]:
         """FFN tensors that experts replace; each layer's first one carries the layer number."""
@@ -191,7 +225,10 @@ class _Planner:
         noise = None
         if self.options.noise and not role.endswith("_bias"):
             noise = Noise(self.options.noise, (self.options.seed, "noise", tensor.name, expert))
-        return copy_of(tensor, dtype, noise)
+        # Unrenormalised weights of a flat router sum to K/E, which the last product undoes.
+        scaled = role == "down" and not self.settings.renormalise
+        weight = self.settings.num_experts / self.settings.top_k if scaled else 1.0
+        return copy_of(tensor, dtype, noise, weight=weight)
 
     def _extra(self, prefix: str, extra: ExtraTensor, dtype: str) -> Job:
         shape = resolve_shape(extra.shape, self.dims)
@@ -210,6 +247,9 @@ class _Planner:
             source = dense.layer.format(layer=layer)
             name = self.view.head.prefix_out + moe.layer.format(layer=layer) + moe.router
             norm = self.view.base[source + dense.norm]
+            if not self.settings.renormalise:
+                yield self._flat_router(name, self._out_dtype(norm))
+                continue
             piece = RouterRows(
                 init=self.options.router,
                 num_experts=self.settings.num_experts,
@@ -221,6 +261,13 @@ class _Planner:
                 up=self._up_projection(layer),
             )
             yield Job(name, piece.dtype, (piece.num_experts, piece.hidden_size), (piece,))
+
+    def _flat_router(self, name: str, dtype: str) -> Job:
+        """A router so small that all experts weigh the same, and no two tie exactly."""
+        shape = (self.settings.num_experts, self.dims["H"])
+        key = (self.options.seed, "router", name)
+        piece = NormalRows(count=math.prod(shape), std=FLAT_ROUTER_STD, dtype=dtype, key=key)
+        return Job(name, dtype, shape, (piece,))
 
     def _up_projection(self, layer: int) -> UpProjection:
         spec = next(part for part in self.family.dense.ffn if part.role == "up")
@@ -239,6 +286,7 @@ class _Planner:
             math.prod(resolve_shape(extra.shape, self.dims)) for extra in self.family.moe.extras
         )
         shared = self.view.parameters - layers * ffn + layers * added
+        shared += sum(tensor.elements for _, tensor in self._untied())
         return ParameterCounts(
             dense=self.view.parameters,
             total=shared + layers * experts * ffn,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -18,8 +18,9 @@ class RouterSums:
     """Sums over tokens for L layers.
 
     ``counts`` [L, E] are assignments over all K choices, ``probabilities`` [L, E] the router's
-    softmax, ``gates`` [L, E] the weights of the chosen, ``z`` [L] logsumexp^2; ``tokens`` is a
-    scalar. All but counts and tokens carry gradients.
+    softmax, ``gates`` [L, E] the weights of the chosen, ``z`` [L] logsumexp^2, all but the counts
+    with gradients; ``tokens`` is a scalar. ``counted`` are the tokens that ``counts`` cover, more
+    than ``tokens`` where earlier micro-batches of a step are counted along (arXiv 2501.11873).
     """
 
     counts: Tensor
@@ -27,6 +28,13 @@ class RouterSums:
     gates: Tensor
     z: Tensor
     tokens: Tensor
+    counted: Tensor
+
+    def with_earlier(self, earlier: tuple[Tensor, Tensor] | None) -> RouterSums:
+        """The sums with counts and counted tokens of earlier micro-batches added."""
+        if earlier is None:
+            return self
+        return replace(self, counts=self.counts + earlier[0], counted=self.counted + earlier[1])
 
     def packed(self) -> Tensor:
         """All sums as one vector, for one reduction over processes."""
@@ -41,7 +49,7 @@ class RouterSums:
         shape = (layers, num_experts)
         return cls(
             counts=counts.view(shape), probabilities=probabilities.view(shape),
-            gates=gates.view(shape), z=z, tokens=tokens[0],
+            gates=gates.view(shape), z=z, tokens=tokens[0], counted=tokens[0].detach(),
         )  # fmt: skip
 
 
@@ -57,9 +65,10 @@ def router_sums(router_logits: Sequence[Tensor], top_k: int, mask: Tensor) -> Ro
         gates.append(empty.scatter(-1, experts, best.softmax(-1)).sum(0))
         probabilities.append(kept.softmax(-1).sum(0))
         z.append(kept.logsumexp(-1).square().sum())
+    tokens = real.sum().float()
     return RouterSums(
         counts=torch.stack(counts).detach(), probabilities=torch.stack(probabilities),
-        gates=torch.stack(gates), z=torch.stack(z), tokens=real.sum().float(),
+        gates=torch.stack(gates), z=torch.stack(z), tokens=tokens, counted=tokens,
     )  # fmt: skip
 
 
@@ -75,7 +84,7 @@ def balance_loss(kind: Balance, sums: RouterSums) -> Tensor:
     num_experts = sums.counts.shape[1]
     tokens = sums.tokens.clamp(min=1)
     if kind == "switch":
-        f, p = sums.counts / tokens, sums.probabilities / tokens
+        f, p = sums.counts / sums.counted.clamp(min=1), sums.probabilities / tokens
         return (num_experts * (f * p).sum(-1)).mean()
     if kind == "cv2":
         return (sums.gates.var(-1, correction=0) / sums.gates.mean(-1).square()).mean()

@@ -126,7 +126,7 @@ class RouterTrainer(Trainer):  # type: ignore[misc]
         self.objective, self.config, self.top_k, self.task = objective, config, top_k, task
         self.losses: list[dict[str, float]] = []
         self._logits: list[Tensor] = []
-        self._earlier: tuple[int, Tensor | None] = (-1, None)
+        self._earlier: tuple[int, tuple[Tensor, Tensor] | None] = (-1, None)
         self._good: dict[str, Tensor] = {}
         super().__init__(
             model=model,
@@ -166,15 +166,14 @@ class RouterTrainer(Trainer):  # type: ignore[misc]
         return loss.detach() + scale * (loss - loss.detach())
 
     def _global(self, local: RouterSums) -> RouterSums:
-        """Sums over all processes and, without gradients, earlier micro-batches of this step."""
+        """Sums over all processes; the load counts earlier micro-batches of this step too."""
         packed = local.packed()
         everywhere = _reduced(packed.detach())
+        sums = RouterSums.unpacked(everywhere + packed - packed.detach(), *local.counts.shape)
         step, earlier = self._earlier
-        if step != self.state.global_step:
-            earlier = None
-        before = everywhere if earlier is None else everywhere + earlier
-        self._earlier = (self.state.global_step, before)
-        return RouterSums.unpacked(before + packed - packed.detach(), *local.counts.shape)
+        sums = sums.with_earlier(earlier if step == self.state.global_step else None)
+        self._earlier = (self.state.global_step, (sums.counts.detach(), sums.counted))
+        return sums
 
     def _note(self, loss: Tensor, task: Tensor, balance: Tensor, z: Tensor) -> None:
         values = {"loss": loss, "task": task, "balance": balance, "z": z}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from moeify.checkpoint.arithmetic import decode, encode, is_finite, normal
+from moeify.checkpoint.arithmetic import add_noise, decode, encode, is_finite, normal
 
 TORCH = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -75,3 +75,12 @@ def test_the_first_draws_never_change() -> None:
 
 
 EXPECTED = [0.3673461, 0.6755294, 0.755326, -0.5184597]
+
+
+@pytest.mark.parametrize("count", [1, 5, 1 << 15, (1 << 15) + 3, 100_001])
+def test_the_fast_path_gives_the_same_bits(count: int) -> None:
+    weights = torch.randn(count, generator=torch.Generator().manual_seed(1)).bfloat16()
+    key, scale = (3, "noise", "w", 0, 0), 0.037
+    fast = add_noise(raw(weights), key, scale)
+    slow = decode(raw(weights), "BF16") + normal(key, count) * np.float32(scale)
+    np.testing.assert_array_equal(fast, encode(slow, "BF16"))

@@ -121,6 +121,15 @@ def test_push_to_of_upcycle(hub, client, folder, tmp_path):
     assert len(hub.exchanges) == mark
 
 
+def test_push_to_of_prune(hub, client, folder, tmp_path):
+    arguments = ("prune", folder, tmp_path / "pruned", "--keep", 2, "--by", "random")
+    document = json.loads(client.moeify(*arguments, "--push-to", "user/pruned", "--json"))
+    assert document["schema"] == "moeify.prune/1"
+    files = hub.repositories["user/pruned"].files()
+    assert json.loads(files["config.json"])["num_experts"] == 2
+    assert b"moeify prune" in files["README.md"]
+
+
 def test_what_does_not_belong_in_public_stays_home(hub, client, folder, tmp_path):
     messy = tmp_path / "messy"
     shutil.copytree(folder, messy)

@@ -1,10 +1,9 @@
 """PEFT adapters on attention, router and experts."""
 
+import peft
 import pytest
 import torch
 from tiny_models import dense_model, inputs, upcycle, vary_experts
-
-peft = pytest.importorskip("peft")
 
 TARGETS = {"BertForMaskedLM": ["query", "value", "router"], "GPT2LMHeadModel": ["c_attn", "router"]}
 
