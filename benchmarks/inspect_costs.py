@@ -34,11 +34,16 @@ def headers() -> None:
         write_sparse(Path(folder))
         command = [sys.executable, "-m", "moeify", "inspect", folder]
         best = min(_timed(command) for _ in range(3))
-        measured = [sys.executable, "-c", _RUN, folder, "headers"]
-        peak = subprocess.run(measured, capture_output=True, text=True, check=True).stdout.split()[
-            1
-        ]
-    print(f"headers, 18,867 tensors in 16 shards: {best:.2f} s CPU, {float(peak):.0f} MiB peak")
+        _, peak = _measured(folder, "headers")
+    print(f"headers, 18,867 tensors in 16 shards: {best:.2f} s CPU, {peak:.0f} MiB peak")
+
+
+def _measured(folder: str, depth: str) -> tuple[float, float]:
+    """Seconds without the interpreter's start, and peak MiB with it."""
+    command = [sys.executable, "-c", _RUN, folder, depth]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    seconds, peak = map(float, done.stdout.split())
+    return seconds, peak
 
 
 def _timed(command: list[str]) -> float:
@@ -82,15 +87,10 @@ def weights(layers: int, shards: int) -> None:
             weight_map |= {entry[0]: file for entry in part}
         index = {"weight_map": weight_map}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-        command = [sys.executable, "-c", _RUN, name, "weights"]
-        seconds, peak = map(
-            float,
-            subprocess.run(command, capture_output=True, text=True, check=True).stdout.split(),
-        )
+        seconds, peak = _measured(name, "weights")
         total = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    print(
-        f"--weights, {total / 1e9:.1f} GB in {shards} shards: {seconds:.0f} s, {peak:.0f} MiB peak"
-    )
+    size_text = f"{total / 1e9:.1f} GB in {shards} shards"
+    print(f"--weights, {size_text}: {seconds:.0f} s, {peak:.0f} MiB peak")
 
 
 def routing() -> None:

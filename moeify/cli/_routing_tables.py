@@ -14,6 +14,7 @@ __all__ = ["show_routing"]
 
 _SPARK_EXPERTS = 32
 _DOMAIN_EXPERTS = 12
+_WORST = 4
 
 
 def show_routing(
@@ -25,22 +26,33 @@ def show_routing(
     """
     routing = report.routing or {}
     title = f"routing of {routing['tokens']:,} tokens ({routing['documents']:,} texts)"
-    rows = [_row(str(layer.layer), [layer]) for layer in shown or ()]
+    if shown is None:
+        title += f", the {_WORST} least even of {len(report.layers)} layers"
+    listed = _worst(report) if shown is None else shown
+    rows = [_row(str(layer.layer), [layer]) for layer in listed]
     if shown is None or len(rows) > 1:
         rows.append(_row("all", report.layers))
     headings = ["layer", "load", "MaxVio", "CV", "dead", "entropy", "margin", "busiest"]
     if routing.get("against"):
         headings.append("same")
-        rows = [(*row, same) for row, same in zip(rows, _same(report, shown), strict=True)]
+        rows = [
+            (*row, same) for row, same in zip(rows, _same(report, listed, len(rows)), strict=True)
+        ]
     out.grid(title, headings, rows, left=2)
     _explain(out, report)
     layers = list(shown or ()) if detailed else [_telling(report)]
     if routing.get("domains"):
         _show_domains(out, report, layers)
-    _show_coactivation(out, report, shown or layers)
+    _show_coactivation(out, report, layers if shown is None else shown)
     for layer in layers:
         if "vocabulary" in layer.routing:
             _show_vocabulary(out, layer)
+
+
+def _worst(report: InspectReport) -> list[LayerReport]:
+    """The least even layers of a long model, in their order."""
+    ranked = sorted(report.layers, key=lambda layer: -float(layer.routing["max_violation"]))
+    return sorted(ranked[:_WORST], key=lambda layer: layer.layer)
 
 
 def _telling(report: InspectReport) -> LayerReport:
@@ -70,10 +82,10 @@ def _row(name: str, layers: Sequence[LayerReport]) -> tuple[str, ...]:
     )
 
 
-def _same(report: InspectReport, shown: Sequence[LayerReport] | None) -> list[str]:
-    found = [f"{layer.routing['against']['saturation']:.1%}" for layer in shown or ()]
+def _same(report: InspectReport, listed: Sequence[LayerReport], count: int) -> list[str]:
+    found = [layer.routing["against"]["saturation"] for layer in listed]
     whole = (report.routing or {})["against"]["saturation"]
-    return [*found, f"{whole:.1%}"] if shown is None or len(found) > 1 else found
+    return [f"{fraction:.1%}" for fraction in [*found, whole][:count]]
 
 
 def _explain(out: Output, report: InspectReport) -> None:

@@ -73,15 +73,31 @@ EXPERT = "model.layers.2.mlp.experts.1.up_proj.weight"
 @pytest.mark.parametrize(
     ("change", "kind", "said"),
     [
-        (lambda t: t.pop(EXPERT), "missing_experts", "layer 2: mlp.experts.*.up_proj.weight is missing for expert 1"),
-        (lambda t: [t.pop(n) for n in list(t) if "layers.2.mlp.experts.3." in n], "expert_count", "layer 2: 3 experts in the files, config.json says 4"),
-        (lambda t: t.update({EXPERT.replace(".1.", ".4.", 1): torch.zeros(8, 16)}), "expert_count", "5 experts in the files, config.json says 4"),
+        (lambda t: t.pop(EXPERT),
+         "missing_experts",
+         "layer 2: mlp.experts.*.up_proj.weight is missing for expert 1"),
+        (lambda t: [t.pop(n) for n in list(t) if "layers.2.mlp.experts.3." in n],
+         "expert_count",
+         "layer 2: 3 experts in the files, config.json says 4"),
+        (lambda t: t.update({EXPERT.replace(".1.", ".4.", 1): torch.zeros(8, 16)}),
+         "expert_count",
+         "5 experts in the files, config.json says 4"),
         (lambda t: t.pop("model.layers.3.mlp.gate.weight"), "missing_router", "layer 3: no router"),
-        (lambda t: t.update({"model.layers.3.mlp.gate.weight": torch.zeros(5, 16)}), "shape", "router has shape [5, 16]"),
-        (lambda t: t.update({EXPERT: torch.zeros(16, 8)}), "shape", "has shape [16, 8], config.json says [8, 16]"),
-        (lambda t: t.update({"model.layers.0.mlp.strange.weight": torch.zeros(1)}), "unknown_tensor", "model.layers.*.mlp.strange.weight"),
-        (lambda t: t.update({"model.layers.9.input_layernorm.weight": torch.zeros(16)}), "unknown_tensor", "model.layers.*.input_layernorm.weight"),
-        (lambda t: t.pop("model.layers.1.self_attn.q_proj.weight"), "missing_tensor", "self_attn.q_proj.weight"),
+        (lambda t: t.update({"model.layers.3.mlp.gate.weight": torch.zeros(5, 16)}),
+         "shape",
+         "router has shape [5, 16]"),
+        (lambda t: t.update({EXPERT: torch.zeros(16, 8)}),
+         "shape",
+         "has shape [16, 8], config.json says [8, 16]"),
+        (lambda t: t.update({"model.layers.0.mlp.strange.weight": torch.zeros(1)}),
+         "unknown_tensor",
+         "model.layers.*.mlp.strange.weight"),
+        (lambda t: t.update({"model.layers.9.input_layernorm.weight": torch.zeros(16)}),
+         "unknown_tensor",
+         "model.layers.*.input_layernorm.weight"),
+        (lambda t: t.pop("model.layers.1.self_attn.q_proj.weight"),
+         "missing_tensor",
+         "self_attn.q_proj.weight"),
         (lambda t: t.pop("model.norm.weight"), "missing_tensor", "norm.weight"),
         (lambda t: t.pop("lm_head.weight"), "missing_tensor", "lm_head.weight"),
     ],
@@ -140,7 +156,8 @@ def _truncate(path: Path) -> None:
         (lambda f: (f / "model-00002-of-00002.safetensors").write_bytes(b"x"), "damaged_shard"),
         (lambda f: (f / "model.safetensors.index.json").unlink(), "index"),
         (lambda f: (f / "model.safetensors.index.json").write_text("{"), "index"),
-        (lambda f: shutil.copy(f / "model-00001-of-00002.safetensors", f / "model-x.safetensors"), "index"),
+        (lambda f: shutil.copy(f / "model-00001-of-00002.safetensors", f / "model-x.safetensors"),
+         "index"),
         (lambda f: (f / "config.json").unlink(), "config"),
         (lambda f: (f / "config.json").write_text("[]"), "config"),
         (lambda f: (f / "moeify.json").write_text("["), "provenance"),
@@ -267,9 +284,10 @@ def test_tables_fit(whole: Path, columns: int) -> None:
 
 _MEASURED = (
     "import sys; from moeify.inspection.inspect import inspect;"
-    " report = inspect(sys.argv[1]); assert not {'torch', 'numpy', 'transformers'} & set(sys.modules);"
+    " report = inspect(sys.argv[1]); assert not {'torch', 'numpy', 'transformers'} &"
+    " set(sys.modules);"
     " print(report.params_total, report.params_active, len(report.problems),"
-    " next(int(line.split()[1]) // 1024 for line in open('/proc/self/status') if 'VmHWM' in line))"
+    " next(int(line.split()[1]) // 1024 for line in open('/proc/self/status') if 'HWM' in line))"
 )
 
 

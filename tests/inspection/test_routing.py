@@ -1,9 +1,6 @@
 """Depth 3: routing on text against NumPy on recorded logits, for every way of routing."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 from published_models import EXPERTS, MODEL_TYPES, OWN, save, tiny
+from typer.testing import CliRunner
 
+from moeify.cli.app import app
 from moeify.errors import ConfigError, DatasetError, RoutingError
 from moeify.families.registry import moe_layout
 from moeify.inspection.inspect import inspect
@@ -36,11 +35,11 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def _routable(model_type: str, folder: Path) -> Path:
+def _routable(model_type: str, folder: Path, **options: Any) -> Path:
     """A model with varied routers and biases, and a tokenizer of single bytes."""
     folder.mkdir()
     size = write_byte_tokenizer(folder, "PreTrainedTokenizerFast", ["<|end|>"])
-    model = tiny(model_type, tied=False, vocab_size=size)
+    model = tiny(model_type, tied=False, vocab_size=size, **options)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
@@ -227,7 +226,6 @@ def test_vocabulary_counts_are_the_routers(tmp_path: Path, text: Path) -> None:
 
 
 def test_against_itself_is_saturated_and_against_another_is_not(tmp_path: Path, text: Path) -> None:
-    folder = _routable("gpt2_moe", tmp_path / "a")
     upcycle(demo_gpt2(), tmp_path / "x", num_experts=4, seed=0)
     upcycle(demo_gpt2(), tmp_path / "y", num_experts=4, seed=1)
     same = inspect(tmp_path / "x", dataset=str(text), against=str(tmp_path / "x"))
@@ -238,7 +236,6 @@ def test_against_itself_is_saturated_and_against_another_is_not(tmp_path: Path, 
     with pytest.raises(RoutingError, match="cannot be compared"):
         upcycle(demo_gpt2(), tmp_path / "z", num_experts=8)
         inspect(tmp_path / "x", dataset=str(text), against=str(tmp_path / "z"))
-    assert folder.is_dir()
 
 
 def test_collapse_is_flagged_and_balance_is_not(tmp_path: Path, text: Path) -> None:
@@ -283,15 +280,36 @@ def test_bad_options(
         inspect(tmp_path / "moe", **options)
 
 
-@pytest.mark.parametrize("columns", [80, 100, 120])
-def test_tables_fit(tmp_path: Path, text: Path, columns: int) -> None:
+def _shown(monkeypatch: pytest.MonkeyPatch, folder: Path, *options: str, columns: int = 100) -> Any:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    return CliRunner().invoke(app, ["inspect", str(folder), *options])
+
+
+def test_tables_fit(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     upcycle(demo_gpt2(), tmp_path / "moe", num_experts=4)
-    done = subprocess.run(
-        [sys.executable, "-m", "moeify", "inspect", str(tmp_path / "moe"), "--weights",
-         "--dataset", str(text), "--domain-column", "domain", "--vocabulary",
-         "--fail-on", "maxvio>100"],
-        env=os.environ | {"COLUMNS": str(columns)}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert max(map(len, done.stdout.splitlines())) <= columns
-    assert "MaxVio" in done.stdout
+    options = ("--weights", "--dataset", str(text), "--domain-column", "domain", "--vocabulary",
+               "--fail-on", "maxvio>100")  # fmt: skip
+    for columns in (80, 120):
+        done = _shown(monkeypatch, tmp_path / "moe", *options, columns=columns)
+        assert done.exit_code == 0, done.output
+        assert max(map(len, done.stdout.splitlines())) <= columns
+        assert "MaxVio" in done.stdout
+
+
+def test_long_model_is_summarised(
+    tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = _routable("qwen3_moe", tmp_path / "model", num_hidden_layers=20, mlp_only_layers=[])
+
+    def rows(*options: str) -> list[str]:
+        common = ("--weights", "--dataset", str(text), "--seq-len", "48")
+        done = _shown(monkeypatch, folder, *common, *options)
+        assert done.exit_code == 0, done.output
+        assert ("--all shows all 20 layers" in done.stderr) == (not options)
+        routing = done.stdout[done.stdout.index("routing of") :]
+        table = routing[: routing.index("how to read")].splitlines()[2:]
+        return [line.split()[0] for line in table if line]
+
+    assert len(rows()) == 4 + 1
+    assert rows("--all") == [*map(str, range(20)), "all"]
+    assert rows("--layers", "3,5-6") == ["3", "5", "6", "all"]

@@ -130,8 +130,7 @@ def test_memory_does_not_grow_with_layer_or_shard(tmp_path: Path) -> None:
         "import sys; from moeify.inspection.inspect import inspect;"
         " report = inspect(sys.argv[1], weights=True); assert 'torch' not in sys.modules;"
         " assert report.layers[1].weights['duplicates'] == [list(range(8))];"
-        " status = open('/proc/self/status').read();"
-        " print(int(status.split('VmHWM:')[1].split()[0]))"
+        " print(next(int(line.split()[1]) for line in open('/proc/self/status') if 'HWM' in line))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False
