@@ -43,7 +43,7 @@ def test_json_is_one_document_with_the_promised_keys(work: Path) -> None:
 
 
 def test_dense_and_extract(work: Path) -> None:
-    command = ["prune", "moe", "--keep", 1, "--dense", "dense", "--by", "random"]
+    command = ["prune", "moe", "--keep", 1, "--dense", "dense"]
     assert moeify(*command, cwd=work).returncode == 0
     done = moeify("extract", "moe", "expert", "--expert", 3, "--json", cwd=work)
     assert json.loads(done.stdout)["model_type"] == "bert"
@@ -55,9 +55,13 @@ def test_dense_and_extract(work: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message", "hint"),
     [
-        (["prune", "moe", "--keep", "4"], "reap needs text", "--by aimer"),
+        (["prune", "moe", "--keep", "4", "--by", "reap"], "reap needs text", "--by aimer"),
         (["prune", "moe", "--keep", "8", "--by", "aimer"], "nothing to do", "--keep 4"),
-        (["prune", "./nothing", "--keep", "4", "--by", "aimer"], "is not a checkpoint folder", "name a"),
+        (
+            ["prune", "./nothing", "--keep", "4", "--by", "aimer"],
+            "is not a checkpoint folder",
+            "name a",
+        ),
         (["extract", "moe", "--expert", "9"], "there is no expert 9", "--expert 7"),
     ],
 )
