@@ -13,7 +13,7 @@ from moeify.families.qwen2 import QWEN2
 from moeify.families.qwen3 import QWEN3
 from moeify.families.qwen_moe import QWEN3_5_MOE, QWEN3_5_MOE_FUSED, QWEN3_NEXT
 
-__all__ = ["FAMILIES", "MOE_LAYOUTS", "dense_family", "moe_family", "moe_layout"]
+__all__ = ["FAMILIES", "MOE_LAYOUTS", "dense_family", "mixture_family", "moe_family", "moe_layout"]
 
 FAMILIES = {family.model_type: family for family in (BERT, GPT2, QWEN2, QWEN3)}
 _BY_MOE_TYPE = {family.moe.model_type: family for family in FAMILIES.values()}
@@ -73,6 +73,11 @@ def moe_family(config: Config) -> Family:
     if model_type in FAMILIES:
         hint = "it is a dense checkpoint: run moeify upcycle first"
     raise UnsupportedModelError(model_type, _BY_MOE_TYPE, hint)
+
+
+def mixture_family(config: Config) -> Family | None:
+    """The family whose mixture ``config`` describes; None for any other checkpoint."""
+    return _BY_MOE_TYPE.get(str(config.get("model_type")))
 
 
 def moe_layout(config: Config, names: Collection[str] = ()) -> MoeLayout:

@@ -9,9 +9,8 @@ from moeify.checkpoint.reader import Checkpoint
 from moeify.checkpoint.source import Source
 from moeify.checkpoint.staging import check_free_space
 from moeify.checkpoint.writer import Progress, write_shards
-from moeify.families.base import Config, Family
 from moeify.families.dense_view import view_dense
-from moeify.families.registry import FAMILIES
+from moeify.families.registry import FAMILIES, mixture_family
 from moeify.provenance.companions import write_companions
 from moeify.provenance.record import Record, Step
 from moeify.pruning.plan import PrunePlan
@@ -41,12 +40,6 @@ def write_beside(stage: Path, plan: PrunePlan, source: Source, step: Step) -> No
     """Write config, record and card into ``stage``; a dense output is held against its class."""
     record = Record.read(source).with_step(step)
     model_type = str(plan.config.get("model_type"))
-    write_companions(stage, _family(plan.config), plan.config, record, source.folder)
+    write_companions(stage, mixture_family(plan.config), plan.config, record, source.folder)
     if model_type in FAMILIES:
         view_dense(Checkpoint.open(stage), FAMILIES[model_type])
-
-
-def _family(config: Config) -> Family | None:
-    """The family whose mixture ``config`` describes; None for any other checkpoint."""
-    by_type = {family.moe.model_type: family for family in FAMILIES.values()}
-    return by_type.get(str(config.get("model_type")))

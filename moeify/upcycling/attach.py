@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,9 @@ from moeify.checkpoint.rewrite import plan_rewrite, write_rewrite
 from moeify.checkpoint.source import Source, resolve_source
 from moeify.checkpoint.staging import check_free_space, check_output, output_errors, staged
 from moeify.checkpoint.writer import Progress
-from moeify.families.base import Family
 from moeify.families.moe_view import MoeView, view_moe
-from moeify.families.registry import moe_family
+from moeify.families.registry import mixture_family, moe_layout
+from moeify.families.values import text_config
 from moeify.provenance.companions import write_companions
 from moeify.provenance.record import Record, Step
 from moeify.routing.initialization import RouterRows, UpProjection, expected_entropy, logit_std
@@ -79,8 +80,7 @@ def attach(
     )
     check_output(target, source.folder, force=config.force)
     opened = Checkpoint.open(source.folder)
-    family = moe_family(opened.config)
-    view = view_moe(opened, family.moe)
+    view = view_moe(opened, moe_layout(opened.config, opened.tensors))
     check_top_k(config.top_k or view.top_k, view.num_experts)
     pieces = {layer: _rows(view, layer, config) for layer in view.moe_layers}
     plan = plan_rewrite(opened, _jobs(view, pieces))
@@ -89,7 +89,7 @@ def attach(
     report = AttachReport(
         source=source.name,
         output=str(target),
-        model_type=family.moe.model_type,
+        model_type=view.layout.model_type,
         num_experts=view.num_experts,
         top_k_before=view.top_k,
         top_k=config.top_k or view.top_k,
@@ -102,7 +102,7 @@ def attach(
     with staged(target, force=config.force) as stage, output_errors(target):
         write_rewrite(stage, plan, progress)
         carry_files(source.folder, stage)
-        _write_companions(stage, source, view, family, config, report)
+        _write_companions(stage, source, view, config, report)
     return replace(report, seconds=time.perf_counter() - started)
 
 
@@ -166,14 +166,15 @@ def _outlook(rows: Any, gain: Any) -> RouterOutlook:
 
 
 def _write_companions(
-    stage: Path, source: Source, view: MoeView, family: Family, config: AttachConfig,
-    report: AttachReport,
-) -> None:  # fmt: skip
+    stage: Path, source: Source, view: MoeView, config: AttachConfig, report: AttachReport
+) -> None:
     options = asdict(config)
     options.pop("force")
     entropies = [outlook.entropy for outlook in report.after.values()]
     results = {"expected_entropy": sum(entropies) / len(entropies), "top_k": report.top_k}
     record = Record.read(source).with_step(Step(command="attach", options=options, results=results))
-    model_config = dict(view.checkpoint.config)
-    model_config[view.layout.top_k_keys[0]] = report.top_k
-    write_companions(stage, family, model_config, record, source.folder)
+    model_config = deepcopy(view.checkpoint.config)
+    sizes = text_config(model_config)
+    key = next((key for key in view.layout.top_k_keys if key in sizes), view.layout.top_k_keys[0])
+    sizes[key] = report.top_k
+    write_companions(stage, mixture_family(model_config), model_config, record, source.folder)

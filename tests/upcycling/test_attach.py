@@ -82,6 +82,30 @@ def test_a_native_checkpoint_that_moeify_did_not_make(tmp_path: Path) -> None:
     assert model.config.num_experts_per_tok == 4
 
 
+@pytest.mark.parametrize("name", ["Mixtral", "Olmoe", "GraniteMoe", "GptOss", "Glm4Moe"])
+def test_mixtures_of_other_families(tmp_path: Path, name: str) -> None:
+    import transformers
+
+    config = getattr(transformers, f"{name}Config")(
+        vocab_size=64, hidden_size=32, intermediate_size=48, moe_intermediate_size=16,
+        num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, num_local_experts=8,
+        num_experts=8, n_routed_experts=8, num_experts_per_tok=2, head_dim=16,
+        first_k_dense_replace=0, pad_token_id=0,
+    )  # fmt: skip
+    getattr(transformers, f"{name}ForCausalLM")(config).save_pretrained(tmp_path / "native")
+    report = moeify.attach(tmp_path / "native", tmp_path / "fresh", top_k=3, router="zeros")
+    model = load_strictly(tmp_path / "fresh")
+    assert report.top_k_before == 2
+    assert model.config.num_experts_per_tok == 3
+    routers = [t for n, t in state(tmp_path / "fresh").items() if n.endswith(ROUTER_NAMES)]
+    assert len(routers) == 2
+    assert not any(router.any() for router in routers)
+
+
+ROUTER_NAMES = ("mlp.gate.weight", "block_sparse_moe.gate.weight", "router.weight",
+                "router.layer.weight")  # fmt: skip
+
+
 def test_bad_input(tmp_path: Path) -> None:
     moe = make(tmp_path, "bert")
     with pytest.raises(ConfigError, match="top-k must lie between 1 and the number of experts, 4"):
