@@ -17,6 +17,7 @@ demo() {
   ln -s "$2" "$out/$1"
   cd "$out"
   run upcycle "$1" "$1-moe" --experts 8 --top-k 2 --noise 0
+  run inspect "$1-moe"
   run verify "$1" "$1-moe"
   run upcycle "$1" "$1-noisy" --experts 8 --top-k 2 --noise 0.01
   run verify "$1" "$1-noisy"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -19,6 +20,9 @@ sys.path.insert(0, str(REPOSITORY))
 from tests.hub.stand_in import TOKEN, HubStandIn, running_hub  # noqa: E402
 from tests.real.checkpoints import minilm  # noqa: E402
 
+WARMUP = (
+    "moeify warmup moe warm --dataset text.jsonl --steps 0 --fit-tokens 8192 --eval-tokens 4096"
+)
 USE = """\
 import sys
 sys.modules["moeify"] = None  # as where it is not installed
@@ -38,18 +42,12 @@ def main() -> None:
         hub.add("org/minilm", {path: p.read_bytes() for path, p in files.items()})
         mark = _step(hub, folder, "moeify upcycle org/minilm moe --experts 4", 0)
         mark = _step(hub, folder, "moeify push moe user/minilm-moe", mark)
-        mark = _step(hub, folder, _warmup(), mark)
+        shutil.copy(REPOSITORY / "moeify" / "demo" / "text.jsonl", folder)
+        mark = _step(hub, folder, WARMUP, mark)
         mark = _step(hub, folder, "moeify push warm user/minilm-moe", mark)
         (folder / "use.py").write_text(USE)
         print(f"$ cat use.py\n{USE}")
         _step(hub, folder, "python use.py", mark, home="elsewhere", token=False)
-
-
-def _warmup() -> str:
-    if (REPOSITORY / "moeify" / "cli" / "warmup.py").exists():
-        text = "README.md"
-        return f"moeify warmup moe warm --dataset {REPOSITORY / text}"
-    return "moeify attach moe warm --router normal"
 
 
 def _step(
@@ -73,8 +71,8 @@ def _step(
     said = done.stdout + done.stderr
     assert done.returncode == 0, said
     assert TOKEN not in said
-    said = said.replace(hub.url, "http://127.0.0.1:8080").replace(str(REPOSITORY) + "/", "")
-    print(f"$ {command.replace(str(REPOSITORY) + '/', '')}")
+    said = said.replace(hub.url, "http://127.0.0.1:8080")
+    print(f"$ {command}")
     print(re.sub(r" +$", "", said, flags=re.MULTILINE).rstrip())
     exchanges = hub.exchanges[mark:]
     sent = sum(exchange.bytes_in for exchange in exchanges)

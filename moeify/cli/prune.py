@@ -28,7 +28,7 @@ EPILOG = epilog(
     "moeify prune ./my-moe ./half --ratio 0.5 --by reap --dataset book.txt",
     "moeify prune ./my-moe ./quarter --keep 2 --scores ./half/scores.json",
     "moeify prune Qwen/Qwen3-30B-A3B ./64 --keep 64 --by aimer",
-    "moeify prune ./my-moe ./dense --keep 1 --dense --by aimer",
+    "moeify prune ./my-moe ./dense --keep 1 --dense",
 )
 _DEFAULT = PruneConfig(keep=1, by="random")
 
@@ -44,8 +44,12 @@ def command(
         str | None, typer.Option(help="Experts to drop by hand: 0:1,5;1:2,3 or all:1,5.")
     ] = None,
     by: Annotated[
-        str, typer.Option(help="Score that decides.", metavar="|".join(CRITERIA))
-    ] = "reap",
+        str | None,
+        typer.Option(
+            help="Score that decides; reap if there is text or scores, else aimer.",
+            metavar="|".join(CRITERIA),
+        ),
+    ] = None,
     dataset: Annotated[
         str | None, typer.Option(help="Text to calibrate on: a file or a Hub id.")
     ] = None,
@@ -88,7 +92,7 @@ def command(
 ) -> None:  # fmt: skip
     """Take experts out of a mixture, by byte ranges, and measure it against chance."""
     config = PruneConfig(
-        keep=keep, ratio=ratio, experts=experts, by=cast(Criterion, by), dataset=dataset,
+        keep=keep, ratio=ratio, experts=experts, by=cast(Criterion | None, by), dataset=dataset,
         split=split, text_column=text_column, max_tokens=max_tokens, seq_len=seq_len,
         batch_size=batch, scores=scores, protect=protect, merge=merge, rescale=rescale,
         evaluate=evaluate, dense=dense, seed=seed, max_shard_size=max_shard_size,

@@ -10,6 +10,7 @@ from typing import Any
 from moeify.checkpoint.source import Source, is_hub_id, resolve_source
 from moeify.errors import CheckpointError, MoeifyError
 from moeify.families.base import MoeLayout
+from moeify.families.qwen2 import RENORMALISATION_NOTE
 from moeify.families.registry import FAMILIES, MOE_LAYOUTS, moe_layout
 from moeify.families.values import text_config
 from moeify.inspection.anatomy import Anatomy, PartSize, check_layers, dissect
@@ -118,6 +119,8 @@ def _sort_mixture(opened: Opened, report: InspectReport) -> Anatomy:
     report.problems += check_mixture(anatomy, count, top_k)
     if not report.moe_layers:
         report.notes.append("config.json makes no layer a mixture")
+    if layout.model_type == "qwen2_moe" and config.get("norm_topk_prob") is True:
+        report.notes.append(RENORMALISATION_NOTE)
     return anatomy
 
 

@@ -39,8 +39,8 @@ class PruneConfig:
     """Part of each layer's experts to drop, between 0 and 1, in place of ``keep``."""
     experts: str | None = None
     """Experts to drop by hand, layer by layer, as in 0:1,5;3:2,4 or all:1,5."""
-    by: Criterion = "reap"
-    """Score that decides which experts stay."""
+    by: Criterion | None = None
+    """Score that decides which experts stay; None takes reap with text or scores, else aimer."""
     dataset: str | None = None
     """Text for calibration: a .txt, .jsonl, .json, .csv or .parquet file, or a Hub id."""
     split: str = "train"
@@ -77,7 +77,7 @@ class PruneConfig:
     """Replace an output that exists."""
 
     def __post_init__(self) -> None:
-        if self.by not in CRITERIA:
+        if self.by is not None and self.by not in CRITERIA:
             raise ConfigError(f"by {self.by!r} is unknown", f"one of: {', '.join(CRITERIA)}")
         self._check_amount()
         for option in ("max_tokens", "batch_size", "random_seeds", "seq_len"):
@@ -140,9 +140,16 @@ class PruneConfig:
             )
 
     @property
+    def criterion(self) -> Criterion:
+        """The score that decides."""
+        if self.by is not None:
+            return self.by
+        return "aimer" if self.dataset is None and self.scores is None else "reap"
+
+    @property
     def needs_scores(self) -> bool:
         """Whether the criterion comes from a pass over text."""
-        return self.experts is None and self.by in CALIBRATED
+        return self.experts is None and self.criterion in CALIBRATED
 
     @property
     def calibrates(self) -> bool:

@@ -128,7 +128,7 @@ def _check(anatomy: Anatomy, source: Source, target: Path, config: PruneConfig, 
 def _default_output(source: Source, config: PruneConfig, keep: int) -> Path:
     """``NAME-e4-reap`` in the working directory."""
     name = source.name.rsplit("/", 1)[-1]
-    how = "by-hand" if config.experts is not None else config.by
+    how = "by-hand" if config.experts is not None else config.criterion
     return Path(f"{name}-dense" if config.dense else f"{name}-e{keep}-{how}")
 
 
@@ -154,18 +154,18 @@ def _choose(
     if config.experts is not None:
         kept = kept_by_hand(anatomy, config.experts, config.dense)
         return _Choice(kept=kept, calibrated=scores)
-    if config.by == "random":
+    if config.criterion == "random":
         values = random_scores(anatomy, config.seed)
-    elif config.by == "aimer":
+    elif config.criterion == "aimer":
         values = (scores.aimer if scores is not None else {}) or aimer_scores(
             anatomy, _step_of(progress, "reading experts")
         )
     else:
         assert scores is not None, "PruneConfig asks for text or scores"
-        values = scores.by(config.by)
-    guard = config.protect and scores is not None and config.by != "random"
+        values = scores.by(config.criterion)
+    guard = config.protect and scores is not None and config.criterion != "random"
     protected = scores.super_experts() if guard and scores is not None else {}
-    high = config.by in HIGH_GOES_FIRST
+    high = config.criterion in HIGH_GOES_FIRST
     kept = select(anatomy, values, keep, high_goes_first=high, protected=protected)
     named = {layer: tuple(row) for layer, row in values.items()}
     return _Choice(kept=kept, scores=named, protected=protected, calibrated=scores)
@@ -209,7 +209,7 @@ def _report(
         source=source.name,
         output=str(target),
         model_type=str(plan.config["model_type"]),
-        by="experts" if config.experts is not None else config.by,
+        by="experts" if config.experts is not None else config.criterion,
         num_experts_before=view.num_experts,
         num_experts=len(next(iter(choice.kept.values()))),
         top_k=1 if config.dense else view.top_k,
@@ -250,6 +250,7 @@ def _warnings(anatomy: Anatomy) -> list[str]:
 
 def _step(config: PruneConfig, report: PruneReport, source: Source) -> Step:
     options = {key: value for key, value in asdict(config).items() if key != "force"}
+    options["by"] = report.by
     results = {
         "num_experts_before": report.num_experts_before,
         "num_experts": report.num_experts,

@@ -46,6 +46,13 @@ def test_options(options: dict, message: str) -> None:
     assert caught.value.hint
 
 
+def test_the_criterion_follows_from_what_there_is() -> None:
+    assert PruneConfig(keep=2).criterion == "aimer"
+    assert PruneConfig(keep=2, dataset="x.txt").criterion == "reap"
+    assert PruneConfig(keep=2, scores=Path("s.json")).criterion == "reap"
+    assert PruneConfig(keep=2, dataset="x.txt", by="random").criterion == "random"
+
+
 def test_experts_by_hand() -> None:
     assert parse_experts("0:5,1; 3:2") == {0: (1, 5), 3: (2,)}
     assert parse_experts("all:7") == {None: (7,)}

@@ -73,6 +73,8 @@ def test_the_card_says_what_runs_it(dense, tmp_path):
     moeify.upcycle(dense, tmp_path / "plain", num_experts=4)
     moeify.upcycle(dense, tmp_path / "gguf", num_experts=4, compat="gguf")
     assert "--compat gguf" in (tmp_path / "plain" / "README.md").read_text()
+    assert any("--compat gguf" in note for note in moeify.inspect(tmp_path / "plain").notes)
+    assert not moeify.inspect(tmp_path / "gguf").notes
     card = (tmp_path / "gguf" / "README.md").read_text()
     assert "| llama.cpp | yes |" in card
     assert "| mlx-lm | yes |" in card
