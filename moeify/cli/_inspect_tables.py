@@ -53,8 +53,8 @@ def _deep(report: InspectReport) -> bool:
     return any(layer.weights or layer.routing for layer in report.layers)
 
 
-def _at(revision: str | None) -> str:
-    return f" at {revision[:12]}" if revision else ""
+def _at(revision: object) -> str:
+    return f" at {str(revision)[:12]}" if revision else ""
 
 
 def _facts(report: InspectReport) -> list[tuple[str, str]]:
