@@ -10,7 +10,7 @@ READY_TESTS := $(VENV)/.ready-tests
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test check bench docs format clean
+.PHONY: demo test check browser bench docs format clean
 
 # torch comes first and pinned, so that no other package pulls a larger build of it.
 $(READY): pyproject.toml constraints.txt
@@ -36,6 +36,10 @@ check: $(READY_TESTS)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python scripts/cli_reference.py --check
+
+# The page of `moeify inspect --html` in headless Chromium, which the system provides.
+browser: $(READY_TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/inspection/browser_check.py
 
 bench: $(READY_TESTS)
 	$(BIN)/python -m benchmarks.upcycle
