@@ -14,7 +14,13 @@ import numpy as np
 from moeify.checkpoint.reader import Checkpoint
 from moeify.checkpoint.source import Source, resolve_source
 from moeify.checkpoint.staging import check_free_space, check_output, output_errors, staged
-from moeify.errors import CheckpointError, DatasetError, TrainingError, UnsupportedModelError
+from moeify.errors import (
+    CheckpointError,
+    ConfigError,
+    DatasetError,
+    TrainingError,
+    UnsupportedModelError,
+)
 from moeify.families.moe_view import MoeView, view_moe
 from moeify.families.registry import moe_layout
 from moeify.provenance.record import Record
@@ -194,10 +200,8 @@ def _some(blocks: Blocks, tokens: int, seed: int) -> Blocks:
 
 
 def _load(session: _Session) -> None:
-    import torch
-
     config, folder = session.config, session.source.folder
-    device = torch.device(config.device) if config.device else _accelerator()
+    device = _device(config.device)
     session.model = load_model(folder, config.dtype).to(device)
     teacher = None
     if config.dense is not None:
@@ -209,15 +213,20 @@ def _load(session: _Session) -> None:
         prepare(session.model, session.view.layout, config.train)
 
 
-def _accelerator() -> Any:
+def _device(name: str | None) -> Any:
+    """The device that is asked for, or this process's accelerator; raises ``ConfigError``."""
     import os
 
     import torch
 
-    if not torch.accelerator.is_available():
+    present = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    kind = (name or (present.type if present is not None else "cpu")).split(":")[0]
+    if kind != "cpu" and (present is None or present.type != kind):
+        here = "cpu" if present is None else f"cpu and {present.type}"
+        raise ConfigError(f"device {name!r} is not here", f"pass --device with one of: {here}")
+    if kind == "cpu":
         return torch.device("cpu")
-    kind = torch.accelerator.current_accelerator()
-    return torch.device(str(kind), int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device(kind, int(os.environ.get("LOCAL_RANK", "0")))
 
 
 def _measured(session: _Session, target: Path) -> WarmupReport:
@@ -325,6 +334,14 @@ def _train(session: _Session, target: Path, *, task: bool) -> None:
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     except NonFiniteLossError as failure:
         session.failed = f"the loss became {failure.loss} at step {failure.step}"
+        if config.train != "routers":
+            saved = last_checkpoint(folder)
+            if saved is None:
+                raise TrainingError(
+                    f"{session.failed}, before the first checkpoint; nothing was written",
+                    f"pass a smaller --learning-rate than {config.learning_rate:g}",
+                ) from failure
+            trainer._load_from_checkpoint(str(saved))
     session.curve = trainer.losses
     _round_to_stored(session)
     session.seconds["train"] = time.perf_counter() - started

@@ -13,13 +13,16 @@ import torch
 from mixtures import FAST, corpus, demo_mixture
 from safetensors.torch import load_file
 
+from moeify.errors import ConfigError, OutputError
 from moeify.families.registry import moe_layout
 from moeify.routing.config import DataConfig
 from moeify.routing.data import read_blocks, tokenizer_for
 from moeify.routing.loading import load_model
 from moeify.warmup.config import WarmupConfig
 from moeify.warmup.objective import Examples, Objective
+from moeify.warmup.report import WarmupReport
 from moeify.warmup.train import RouterTrainer, prepare, trainable
+from moeify.warmup.warmup import warmup
 
 REPOSITORY = Path(__file__).parents[2]
 OPTIONS = [
@@ -46,10 +49,10 @@ def command(*arguments: object, launcher: tuple[str, ...] = ()) -> subprocess.Po
     )  # fmt: skip
 
 
-def finished(process: subprocess.Popen) -> dict:
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
-    return json.loads(out)
+def here(mixture: Path, output: Path, data: Path, **options: object) -> WarmupReport:
+    """The same as ``command``, in this process."""
+    sizes = {"fit_tokens": 1024, "eval_tokens": 512, "learning_rate": 0.01, "fit": "kmeans"}
+    return warmup(mixture, output, dataset=str(data), **{**FAST, **sizes, **options})
 
 
 def routers(folder: Path) -> dict[str, torch.Tensor]:
@@ -115,26 +118,26 @@ def test_accumulated_micro_batches_do_what_one_batch_does(mixture, data, tmp_pat
 
 
 def test_two_processes_compute_what_one_does(mixture, data, tmp_path):
-    one = command(
-        mixture, tmp_path / "one", "--dataset", data, "--steps", 4, "--batch-size", 4
-    )  # fmt: skip
-    expected = finished(one)
+    expected = here(mixture, tmp_path / "one", data, steps=4, batch_size=4)
     two = command(
         mixture, tmp_path / "two", "--dataset", data, "--steps", 4, "--batch-size", 2,
         launcher=("torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29671", "-m"),
     )  # fmt: skip
-    found = finished(two)
-    for step, same in zip(expected["curve"], found["curve"], strict=True):
+    out, err = two.communicate(timeout=300)
+    assert two.returncode == 0, err
+    found = json.loads(out)
+    for step, same in zip(expected.curve, found["curve"], strict=True):
         for key in ("loss", "task", "balance", "z"):
             assert same[key] == pytest.approx(step[key], abs=1e-4)
-    assert found["tokens"] == expected["tokens"]
+    assert found["tokens"] == expected.tokens
     for name, router in routers(tmp_path / "one").items():
         torch.testing.assert_close(router, routers(tmp_path / "two")[name], rtol=0, atol=1e-6)
 
 
 def test_a_killed_run_resumes_to_the_same_routers(mixture, data, tmp_path):
+    options = {"steps": 30, "save_steps": 3, "batch_size": 2}
+    whole = here(mixture, tmp_path / "whole", data, **options)
     arguments = ("--dataset", data, "--steps", 30, "--save-steps", 3, "--batch-size", 2)
-    whole = finished(command(mixture, tmp_path / "whole", *arguments))
     killed = command(mixture, tmp_path / "killed", *arguments)
     run = tmp_path / "killed.warmup"
     deadline = time.monotonic() + 200
@@ -145,12 +148,14 @@ def test_a_killed_run_resumes_to_the_same_routers(mixture, data, tmp_path):
     os.kill(killed.pid, signal.SIGKILL)
     killed.communicate()
     assert not (tmp_path / "killed").exists()
-    refused = command(mixture, tmp_path / "killed", *arguments)
-    assert "--resume" in refused.communicate()[1]
-    assert refused.returncode == 1
-    resumed = finished(command(mixture, tmp_path / "killed", *arguments, "--resume"))
-    assert len(resumed["curve"]) < len(whole["curve"]) == 30
-    assert resumed["eval_loss_after"] == pytest.approx(whole["eval_loss_after"], abs=1e-6)
+    with pytest.raises(OutputError, match="interrupted run") as caught:
+        here(mixture, tmp_path / "killed", data, **options)
+    assert "--resume" in caught.value.hint
+    with pytest.raises(ConfigError, match="other options"):
+        here(mixture, tmp_path / "killed", data, **{**options, "batch_size": 4}, resume=True)
+    resumed = here(mixture, tmp_path / "killed", data, **options, resume=True)
+    assert len(resumed.curve) < len(whole.curve) == 30
+    assert resumed.eval_loss_after == pytest.approx(whole.eval_loss_after, abs=1e-6)
     for name, router in routers(tmp_path / "whole").items():
         torch.testing.assert_close(router, routers(tmp_path / "killed")[name], rtol=0, atol=1e-6)
     assert not run.exists()

@@ -169,6 +169,7 @@ def test_nan_stops_with_the_last_good_routers(mixture, data, tmp_path):
         ({"seq_len": 500}, ConfigError, "128 positions"),
         ({"loss": "masked"}, ConfigError, "no head for the masked loss"),
         ({"resume": True, "steps": 2}, ConfigError, "no interrupted run"),
+        ({"device": "tpu"}, ConfigError, "device 'tpu'"),
     ],
 )
 def test_bad_input_leaves_nothing_behind(mixture, data, tmp_path, options, error, message):
