@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +19,7 @@ from moeify.checkpoint.reader import Checkpoint
 from moeify.checkpoint.rewrite import Rewrite, plan_rewrite, write_rewrite
 from moeify.checkpoint.source import Source
 from moeify.families.moe_view import MoeView
-from moeify.families.registry import FAMILIES
+from moeify.families.registry import mixture_family
 from moeify.provenance.companions import write_companions
 from moeify.provenance.record import Record, Step
 from moeify.routing.collection import routers
@@ -79,15 +77,8 @@ def write_output(
             options[key] = Path(options[key]).name if Path(options[key]).exists() else options[key]
     step = Step(command="warmup", options=options, results=results)
     record = Record.read(source).with_step(step)
-    family = next((f for f in FAMILIES.values() if f.moe == view.layout), None)
-    if family is not None:
-        write_companions(stage, family, view.checkpoint.config, record, source.folder)
-    else:
-        text = json.dumps(view.checkpoint.config, indent=2, ensure_ascii=False)
-        (stage / "config.json").write_text(text + "\n", encoding="utf-8")
-        record.write(stage)
-        if (source.folder / "README.md").is_file():
-            shutil.copyfile(source.folder / "README.md", stage / "README.md")
+    written = view.checkpoint.config
+    write_companions(stage, mixture_family(written), written, record, source.folder)
     return plan
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from published_models import EXPERTS, MODEL_TYPES, OWN, active_parameters, save, tiny
 from safetensors.torch import load_file
 
 from moeify.families.moe_layout import ExpertTensor
@@ -14,6 +13,7 @@ from moeify.families.registry import MOE_LAYOUTS, moe_layout
 from moeify.families.values import resolve_shape
 from moeify.inspection.anatomy import layout_prefix
 from moeify.inspection.inspect import inspect
+from tests.families.published_models import EXPERTS, MODEL_TYPES, OWN, active_parameters, save, tiny
 
 
 @pytest.mark.parametrize("tied", [False, True])

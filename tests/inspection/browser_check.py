@@ -11,9 +11,9 @@ from html import unescape
 from pathlib import Path
 
 import pytest
-from report_folder import full_report
 
 from moeify.inspection.page import render_page
+from tests.inspection.report_folder import full_report
 
 _PROBE = """<script>
 const column = (n) => [...document.querySelectorAll(`#experts tbody tr`)]

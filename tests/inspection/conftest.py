@@ -1,12 +1,8 @@
 """Tiny models run fastest on one thread, above all where other work shares the machine."""
 
-import sys
-from pathlib import Path
-
 import torch
 import transformers
 
 torch.set_num_threads(1)
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
-sys.path += [str(Path(__file__).parents[1] / name) for name in ("families", "routing")]

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from published_models import save, tiny
 from safetensors.torch import load_file, save_file
-from sparse_checkpoint import ACTIVE, TOTAL, write_sparse
 
 from moeify.errors import CheckpointError
 from moeify.inspection.inspect import inspect
 from moeify.upcycling.upcycle import upcycle
+from tests.families.published_models import save, tiny
+from tests.inspection.sparse_checkpoint import ACTIVE, TOTAL, write_sparse
 from tests.real.checkpoints import demo_gpt2
 
 Tensors = dict[str, torch.Tensor]

@@ -7,13 +7,13 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from report_folder import full_report
 
 from moeify.errors import ConfigError, MissingExtraError, OutputError
 from moeify.inspection.config import InspectConfig, check_drawable, check_image
 from moeify.inspection.page import render_page, save_page
 from moeify.inspection.plots import figures, save_plot
 from moeify.inspection.report import InspectReport
+from tests.inspection.report_folder import full_report
 
 _TITLES = ("load, relative", "gate mass", "balance and decision", "experts that meet",
            "part of a domain", "distance to the nearest")  # fmt: skip

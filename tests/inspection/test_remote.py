@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from hub_server import COMMIT, Traffic, hub_server
-from sparse_checkpoint import ACTIVE, TOTAL, write_sparse
+
+from tests.inspection.hub_server import COMMIT, Traffic, hub_server
+from tests.inspection.sparse_checkpoint import ACTIVE, TOTAL, write_sparse
 
 REPO = "someone/big-moe"
 

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from published_models import EXPERTS, MODEL_TYPES, OWN, save, tiny
 from typer.testing import CliRunner
 
 from moeify.cli.app import app
@@ -19,6 +18,7 @@ from moeify.routing.collection import RoutedTokens, collect
 from moeify.routing.data import block_length, read_blocks, tokenizer_for
 from moeify.routing.loading import load_model
 from moeify.upcycling.upcycle import upcycle
+from tests.families.published_models import EXPERTS, MODEL_TYPES, OWN, save, tiny
 from tests.real.checkpoints import demo_gpt2
 from tests.real.tiny_parts import write_byte_tokenizer
 

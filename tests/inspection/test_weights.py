@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from published_models import MODEL_TYPES, save, tiny
 from safetensors.torch import load_file, save_file
 
 from moeify.errors import ConfigError
 from moeify.inspection import weights
 from moeify.inspection.inspect import inspect
 from moeify.upcycling.upcycle import upcycle
+from tests.families.published_models import MODEL_TYPES, save, tiny
 from tests.real.checkpoints import demo_gpt2, minilm
 
 

@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 import torch
-from tiny_models import dense_model, inputs, upcycle, vary_experts
 
 from moeify.modeling import REMOTE_CODE
+from tests.modeling.tiny_models import dense_model, inputs, upcycle, vary_experts
 
 REPOSITORY = Path(__file__).parents[2]
 HEADS = {"bert_moe": "BertForPreTraining", "gpt2_moe": "GPT2LMHeadModel"}

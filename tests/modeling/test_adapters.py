@@ -3,7 +3,8 @@
 import peft
 import pytest
 import torch
-from tiny_models import dense_model, inputs, upcycle, vary_experts
+
+from tests.modeling.tiny_models import dense_model, inputs, upcycle, vary_experts
 
 TARGETS = {"BertForMaskedLM": ["query", "value", "router"], "GPT2LMHeadModel": ["c_attn", "router"]}
 

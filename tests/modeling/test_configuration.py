@@ -3,12 +3,12 @@
 import json
 
 import pytest
-from tiny_models import dense_config
 
 from moeify.modeling import REMOTE_CODE
 from moeify.modeling.configuration_bert_moe import BertMoeConfig
 from moeify.modeling.configuration_gpt2_moe import GPT2MoeConfig
 from moeify.modeling.modeling_bert_moe import BertMoeModel
+from tests.modeling.tiny_models import dense_config
 
 BOTH = pytest.mark.parametrize("config_class", [BertMoeConfig, GPT2MoeConfig])
 

@@ -4,7 +4,8 @@ import re
 
 import pytest
 import torch
-from tiny_models import (
+
+from tests.modeling.tiny_models import (
     HEADS,
     dense_model,
     inputs,

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from tiny_models import LM_HEADS, dense_model, inputs, upcycle
+
+from tests.modeling.tiny_models import LM_HEADS, dense_model, inputs, upcycle
 
 MODES = {
     "greedy": {},

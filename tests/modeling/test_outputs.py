@@ -7,9 +7,17 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import HEADS, dense_model, inputs, moe_class, set_top_k, upcycle, vary_experts
 
 from moeify.modeling.moe_layers import balance_loss, z_loss
+from tests.modeling.tiny_models import (
+    HEADS,
+    dense_model,
+    inputs,
+    moe_class,
+    set_top_k,
+    upcycle,
+    vary_experts,
+)
 
 WITHOUT_LOSS = {"BertModel", "GPT2Model"}
 

@@ -3,13 +3,13 @@
 import pickle
 
 import pytest
-from checkpoints import HEADS, REPOSITORY, run_elsewhere, write_checkpoint
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING
 
 from moeify.modeling import REMOTE_CODE, registration
 from moeify.modeling.configuration_bert_moe import BertMoeConfig
+from tests.modeling.checkpoints import HEADS, REPOSITORY, run_elsewhere, write_checkpoint
 
 REGISTER = f"""
 import sys

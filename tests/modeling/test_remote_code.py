@@ -4,10 +4,10 @@ import ast
 import json
 
 import pytest
-from checkpoints import HEADS, run_elsewhere, write_checkpoint
 from transformers.dynamic_module_utils import get_imports, get_relative_import_files
 
 from moeify.modeling import REMOTE_CODE
+from tests.modeling.checkpoints import HEADS, run_elsewhere, write_checkpoint
 
 LOAD = """
 import sys

@@ -3,12 +3,20 @@
 import numpy as np
 import pytest
 import torch
-from tiny_mixtures import EXPERTS, HIDDEN, MODEL_TYPES, POSITIONS, TOP_K, VOCABULARY, mixture
 
 from moeify.families.registry import MOE_LAYOUTS
 from moeify.routing.collection import InputReservoir, RoutedTokens, collect, routers
 from moeify.routing.data import Blocks
 from moeify.routing.statistics import RoutingStatistics
+from tests.routing.tiny_mixtures import (
+    EXPERTS,
+    HIDDEN,
+    MODEL_TYPES,
+    POSITIONS,
+    TOP_K,
+    VOCABULARY,
+    mixture,
+)
 
 
 def blocks(count: int = 5, seq_len: int = 16, padded: int = 5, domains: bool = True) -> Blocks:

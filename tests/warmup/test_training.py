@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from mixtures import FAST, corpus, demo_mixture
 from safetensors.torch import load_file
 
 from moeify.errors import ConfigError, OutputError
@@ -23,6 +22,7 @@ from moeify.warmup.objective import Examples, Objective
 from moeify.warmup.report import WarmupReport
 from moeify.warmup.train import RouterTrainer, prepare, trainable
 from moeify.warmup.warmup import warmup
+from tests.warmup.mixtures import FAST, corpus, demo_mixture
 
 REPOSITORY = Path(__file__).parents[2]
 OPTIONS = [
