@@ -24,7 +24,7 @@ __all__ = [
 
 Float32 = NDArray[np.float32]
 FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
-_CHUNK_ELEMENTS = 1 << 15
+_CHUNK_ELEMENTS = 1 << 17  # smaller ones make threads wait for the interpreter lock
 _NUMPY: dict[str, np.dtype[Any]] = {
     "F64": np.dtype("<f8"),
     "F32": np.dtype("<f4"),
