@@ -242,7 +242,8 @@ def _survived(values: Float32, written: NDArray[np.generic], dtype: str, std: fl
     stored = decode(written.tobytes(), dtype)
     overflows = int(np.count_nonzero(~np.isfinite(stored)))
     difference = np.where(np.isfinite(stored), stored - values, 0).astype(np.float64)
-    squares = float(np.dot(difference, difference)) / std**2 if std else 0.0
+    # No BLAS here: its threads spin while they wait, and would take the cores from ours.
+    squares = float(np.square(difference).sum()) / std**2 if std else 0.0
     return Tally(elements=len(values), squares=squares, overflows=overflows)
 
 
