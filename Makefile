@@ -1,4 +1,4 @@
-# make demo | test | check | bench: each does its own set-up.
+# make demo | test | engines | check | bench: each does its own set-up.
 
 PYTHON ?= python3
 VENV := .venv
@@ -6,11 +6,13 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 READY := $(VENV)/.ready
 READY_TESTS := $(VENV)/.ready-tests
+ENGINES := .venv-engines
+READY_ENGINES := $(ENGINES)/.ready
 
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test check browser bench docs format clean
+.PHONY: demo test engines check browser bench docs format clean
 
 # torch comes first and pinned, so that no other package pulls a larger build of it.
 $(READY): pyproject.toml constraints.txt
@@ -30,6 +32,15 @@ demo: $(READY)
 
 test: $(READY_TESTS)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
+
+# A virtual environment of its own: the engines must not meet the versions that moeify runs with.
+$(READY_ENGINES): tests/engines/requirements.txt constraints.txt
+	$(PYTHON) -m venv $(ENGINES)
+	$(ENGINES)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -r $<
+	touch $@
+
+engines: $(READY_TESTS) $(READY_ENGINES)
+	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -q -m engines tests/engines
 
 check: $(READY_TESTS)
 	$(BIN)/ruff format --check .
@@ -54,4 +65,4 @@ format: $(READY_TESTS)
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) .cache demo-output .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(ENGINES) .cache demo-output .mypy_cache .pytest_cache .ruff_cache

@@ -41,6 +41,7 @@ class Fault:
     method: str
     pattern: str
     status: int | None = None
+    code: str | None = None
     after_bytes: int = 0
     times: int = 1
 
@@ -108,7 +109,7 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             self.body = self._read(fault)
             if fault is not None:
-                self._error(fault.status or 500, "told to fail")
+                self._error(fault.status or 500, "told to fail", fault.code)
             elif self.token is not None and self.user is None:
                 self._error(401, "Invalid credentials in Authorization header")
             else:

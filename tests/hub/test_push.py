@@ -8,6 +8,7 @@ import pytest
 import moeify
 
 from .models import contents, mixture
+from .repositories import Repository
 from .stand_in import OUTSIDER, TOKEN
 
 ROUTERS = "model-00002-of-00002.safetensors"
@@ -86,6 +87,15 @@ def test_private_repositories(hub, client, folder):
     hub.add("user/public", {"README.md": b"hello"})
     assert "is public" in client.refused("push", folder, "user/public", "--private")
     assert list(hub.repositories["user/public"].files()) == ["README.md"]
+
+
+def test_a_repository_that_somebody_makes_meanwhile_is_used(hub, client, folder):
+    """Between looking and creating, another process creates it: the Hub answers 409."""
+    hub.fail("GET", "/api/models/user/moe/revision/", status=404, code="RepoNotFound")
+    hub.repositories["user/moe"] = Repository()
+    client.moeify("push", folder, "user/moe")
+    assert [e.status for e in hub.requests("POST", "/api/repos/create")] == [409]
+    assert ROUTERS in hub.repositories["user/moe"].files()
 
 
 def test_pull_request_leaves_the_branch_alone(hub, client, folder):

@@ -1,0 +1,39 @@
+"""One dense model and its mixtures of each family, once for all engines."""
+
+from pathlib import Path
+
+import pytest
+
+from .models import dense, greedy, mixture
+
+
+@pytest.fixture(scope="session", params=["qwen2", "qwen3"])
+def family(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def source(family: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return dense(tmp_path_factory.mktemp(family) / "dense", family)
+
+
+@pytest.fixture(scope="session")
+def copies(family: str, source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Experts that are exact copies: the mixture computes what the dense model does."""
+    return mixture(source, tmp_path_factory.mktemp(family) / "copies", family, noise=0.0)
+
+
+@pytest.fixture(scope="session")
+def noisy(family: str, source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Experts that differ, so that it matters which are chosen and how they are weighted."""
+    return mixture(source, tmp_path_factory.mktemp(family) / "noisy", family, noise=0.05)
+
+
+@pytest.fixture(scope="session")
+def dense_tokens(source: Path) -> list[list[int]]:
+    return greedy(source)
+
+
+@pytest.fixture(scope="session")
+def noisy_tokens(noisy: Path) -> list[list[int]]:
+    return greedy(noisy)

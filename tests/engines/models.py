@@ -1,0 +1,58 @@
+"""Real trained weights as the mixtures that other engines run, and what transformers computes."""
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+import moeify
+from tests.real.checkpoints import smollm2
+
+PROMPTS = ([504, 3575, 282, 4521, 314], [1, 9690, 198, 2683, 359, 253], [19556, 905, 506])
+NUM_TOKENS = 16
+
+
+def dense(folder: Path, family: str) -> Path:
+    """Four layers of SmolLM2 as a Qwen2, or recast as a Qwen3 with norms on queries and keys."""
+    source = smollm2(num_layers=4)
+    if family == "qwen2":
+        return source
+    shutil.copytree(source, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {
+        "model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "attention_bias": False,
+        "head_dim": config["hidden_size"] // config["num_attention_heads"],
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    weights = load_file(folder / "model.safetensors")
+    weights = {name: value for name, value in weights.items() if not name.endswith("proj.bias")}
+    for layer in range(config["num_hidden_layers"]):
+        for name in "qk":
+            norm = torch.full((config["head_dim"],), 2.0)
+            weights[f"model.layers.{layer}.self_attn.{name}_norm.weight"] = norm
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def mixture(source: Path, folder: Path, family: str, noise: float) -> Path:
+    """Four experts in the form that llama.cpp and mlx-lm compute rightly."""
+    compat = "gguf" if family == "qwen2" else "transformers"
+    moeify.upcycle(source, folder, num_experts=4, noise=noise, compat=compat)
+    return folder
+
+
+@torch.no_grad()
+def greedy(folder: Path) -> list[list[int]]:
+    """The tokens that transformers chooses after each prompt, in float32."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    found = []
+    for prompt in PROMPTS:
+        tokens: list[int] = []
+        for _ in range(NUM_TOKENS):
+            logits = model(input_ids=torch.tensor([prompt + tokens]), use_cache=False).logits
+            tokens.append(int(logits[0, -1].argmax()))
+        found.append(tokens)
+    return found

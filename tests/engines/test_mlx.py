@@ -1,0 +1,15 @@
+"""mlx-lm, on the CPU, chooses the tokens that transformers chooses."""
+
+import pytest
+
+from .processes import tokens
+
+pytestmark = pytest.mark.engines
+
+
+def test_exact_copies_give_the_dense_tokens(copies, dense_tokens):
+    assert tokens("mlx", copies) == dense_tokens
+
+
+def test_experts_that_differ_give_the_mixture_tokens(noisy, noisy_tokens):
+    assert tokens("mlx", noisy) == noisy_tokens
