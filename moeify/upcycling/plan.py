@@ -92,7 +92,7 @@ def plan_upcycle(checkpoint: Checkpoint, options: UpcycleConfig) -> UpcyclePlan:
         shards=shards,
         ffn=tuple(tensor for layer in layers for tensor in view.ffn(layer).values()),
         parameters=planner.parameters(),
-        warnings=tuple(_warnings(view, settings)),
+        warnings=tuple(_warnings(view, settings, options.noise)),
     )
 
 
@@ -109,13 +109,18 @@ def _renormalises(family: Family, options: UpcycleConfig) -> bool:
     return family.gguf_renormalises
 
 
-def _warnings(view: DenseView, settings: MoeSettings) -> Iterator[str]:
+def _warnings(view: DenseView, settings: MoeSettings, noise: float) -> Iterator[str]:
     if not settings.renormalise:
         yield (
             "--compat gguf: routers start near zero, whatever --router says, and the experts'"
             f" output is scaled by {settings.num_experts}/{settings.top_k}; training moves the"
             " routers, after which the weights no longer sum to 1"
         )
+        if noise:
+            yield (
+                f"--compat gguf with --noise {noise:g}: until the routers are trained, rounding"
+                " decides between experts that differ, and each engine rounds its own way"
+            )
     if view.unknown:
         names = ", ".join(sorted(view.unknown)[:3]) + (", ..." if len(view.unknown) > 3 else "")
         class_name = view.family.architecture(view.checkpoint.config)

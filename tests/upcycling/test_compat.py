@@ -78,3 +78,9 @@ def test_the_card_says_what_runs_it(dense, tmp_path):
     card = (tmp_path / "gguf" / "README.md").read_text()
     assert "| llama.cpp | yes |" in card
     assert "| mlx-lm | yes |" in card
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.01])
+def test_noise_on_a_flat_router_is_warned_of(dense, noise):
+    report = moeify.upcycle(dense, num_experts=4, noise=noise, compat="gguf", dry_run=True)
+    assert any("each engine rounds" in warning for warning in report.warnings) == bool(noise)
