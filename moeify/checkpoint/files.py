@@ -1,19 +1,21 @@
-"""Source files read by position, scanned and copied from, by several threads at once."""
+"""Source files read by position and scanned, by several threads at once."""
 
 from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from moeify.checkpoint.arithmetic import Float32, decode, is_finite
+from moeify.checkpoint.arithmetic import decode, is_finite
 from moeify.checkpoint.header import StoredTensor, tensor_nbytes
 from moeify.errors import CheckpointError
 
-__all__ = ["Slice", "SourceFiles", "copy_range", "write_all"]
+__all__ = ["Slice", "SourceFiles"]
 
 _SCAN_BYTES = 1 << 20
 
@@ -65,23 +67,28 @@ class SourceFiles:
         """Exactly ``nbytes`` bytes from ``start``; raises ``CheckpointError`` if they are gone."""
         parts = []
         while nbytes > 0:
-            try:
+            with _reading(path):
                 part = os.pread(self.handle(path), nbytes, start)
-            except OSError as error:
-                raise CheckpointError(
-                    f"reading {path.name} failed: {error.strerror}", path=path
-                ) from error
             if not part:
-                raise CheckpointError(f"{path.name} shrank while it was read", path=path)
+                raise _shrank(path)
             parts.append(part)
             start, nbytes = start + len(part), nbytes - len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def read_slice(self, part: Slice, start: int, count: int) -> Float32:
-        """Elements ``start`` .. ``start + count`` of ``part`` as float32."""
+    def read_into(self, buffer: memoryview, path: Path, start: int) -> None:
+        """Fill ``buffer`` from ``start`` on; raises ``CheckpointError`` as ``read`` does."""
+        while buffer:
+            with _reading(path):
+                done = os.preadv(self.handle(path), [buffer], start)
+            if not done:
+                raise _shrank(path)
+            buffer, start = buffer[done:], start + done
+
+    def read_elements(self, part: Slice, start: int, count: int) -> bytes:
+        """The bytes of elements ``start`` .. ``start + count`` of ``part``."""
         dtype = part.tensor.dtype
         begin = part.byte_start + tensor_nbytes(dtype, (start,))
-        return decode(self.read(part.tensor.path, begin, tensor_nbytes(dtype, (count,))), dtype)
+        return self.read(part.tensor.path, begin, tensor_nbytes(dtype, (count,)))
 
     def scan(self, tensor: StoredTensor) -> float:
         """Standard deviation of ``tensor`` in one pass over blocks, its values checked.
@@ -118,25 +125,13 @@ def _not_finite(tensor: StoredTensor) -> CheckpointError:
     )
 
 
-def write_all(target: int, data: memoryview | bytes, offset: int) -> None:
-    """Write all of ``data`` at ``offset``, however little the kernel takes at a time."""
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(target, view, offset)
-        view, offset = view[written:], offset + written
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(f"reading {path.name} failed: {error.strerror}", path=path) from error
 
 
-def copy_range(
-    files: SourceFiles, path: Path, start: int, target: int, offset: int, nbytes: int
-) -> None:
-    """Copy bytes between files inside the kernel, or through a small buffer where it cannot."""
-    while nbytes > 0:
-        try:
-            done = os.copy_file_range(files.handle(path), target, nbytes, start, offset)
-        except (OSError, AttributeError):
-            done = 0
-        if done == 0:  # another file system, an old kernel, macOS, or a file that shrank
-            data = files.read(path, start, min(nbytes, _SCAN_BYTES))
-            write_all(target, data, offset)
-            done = len(data)
-        start, offset, nbytes = start + done, offset + done, nbytes - done
+def _shrank(path: Path) -> CheckpointError:
+    return CheckpointError(f"{path.name} shrank while it was read", path=path)

@@ -23,7 +23,7 @@ DTYPE_BITS = {
 }  # fmt: skip
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library itself
 _LENGTH_BYTES = 8
-_ALIGNMENT = 8
+_ALIGNMENT = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +178,7 @@ def _check_layout(
 def encode_header(tensors: Iterable[tuple[str, str, tuple[int, ...]]]) -> bytes:
     """The bytes that start a safetensors file holding ``(name, dtype, shape)`` in this order.
 
-    Padded with spaces so that the data begin on a multiple of eight bytes.
+    Padded with spaces so that the data begin on a page, where direct writes can start.
     """
     document: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     position = 0

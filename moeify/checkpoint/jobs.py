@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from moeify.checkpoint.arithmetic import (
+    CHUNK_ELEMENTS,
     FLOAT_DTYPES,
+    NOISE_BLOCK_ELEMENTS,
     Float32,
-    add_noise,
+    NoiseStream,
     decode,
+    decode_into,
     encode,
-    normal,
+    encode_into,
 )
-from moeify.checkpoint.files import Slice, SourceFiles, copy_range, write_all
+from moeify.checkpoint.files import Slice, SourceFiles
 from moeify.checkpoint.header import DTYPE_BITS, StoredTensor, tensor_nbytes
 from moeify.errors import CheckpointError
 
@@ -27,6 +28,7 @@ __all__ = [
     "Blend",
     "Copy",
     "Job",
+    "Literal",
     "Noise",
     "Piece",
     "Slice",
@@ -34,9 +36,6 @@ __all__ = [
     "Values",
     "copy_of",
 ]
-
-BLOCK_ELEMENTS = 1 << 18
-_COPY_BYTES = 64 << 20
 
 
 @dataclass(slots=True)
@@ -66,16 +65,37 @@ class Piece(Protocol):
     def nbytes(self) -> int:
         """Length of the run."""
 
+    @property
+    def grain(self) -> int:
+        """The run is best cut at multiples of this many bytes; it may be cut at any element."""
+
     def sources(self) -> Iterator[StoredTensor]:
         """The tensors that are read to make it."""
 
-    def spans(self) -> Iterator[tuple[int, int]]:
-        """Byte ranges of the run that can be made independently of each other."""
+    def fill(self, files: SourceFiles, start: int, out: memoryview) -> Tally | None:
+        """Make the bytes from ``start`` on, as many as ``out`` takes."""
 
-    def write(
-        self, files: SourceFiles, span: tuple[int, int], target: int, offset: int
-    ) -> Tally | None:
-        """Make one span and write it at ``offset`` (of the piece's start) of file ``target``."""
+
+@dataclass(frozen=True, slots=True)
+class Literal:
+    """Bytes that are known already."""
+
+    data: bytes
+
+    @property
+    def nbytes(self) -> int:
+        return len(self.data)
+
+    @property
+    def grain(self) -> int:
+        return 1
+
+    def sources(self) -> Iterator[StoredTensor]:
+        yield from ()
+
+    def fill(self, files: SourceFiles, start: int, out: memoryview) -> Tally | None:
+        out[:] = self.data[start : start + len(out)]
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,18 +108,15 @@ class Copy:
     def nbytes(self) -> int:
         return tensor_nbytes(self.source.tensor.dtype, (self.source.elements,))
 
+    @property
+    def grain(self) -> int:
+        return 1
+
     def sources(self) -> Iterator[StoredTensor]:
         yield self.source.tensor
 
-    def spans(self) -> Iterator[tuple[int, int]]:
-        return _ranges(self.nbytes, _COPY_BYTES)
-
-    def write(
-        self, files: SourceFiles, span: tuple[int, int], target: int, offset: int
-    ) -> Tally | None:
-        start, stop = span
-        origin = self.source.byte_start + start
-        copy_range(files, self.source.tensor.path, origin, target, offset + start, stop - start)
+    def fill(self, files: SourceFiles, start: int, out: memoryview) -> Tally | None:
+        files.read_into(out, self.source.tensor.path, self.source.byte_start + start)
         return None
 
 
@@ -134,46 +151,57 @@ class Blend:
         for part, _ in self.terms:
             yield part.tensor
 
-    def spans(self) -> Iterator[tuple[int, int]]:
-        return _ranges(self.nbytes, BLOCK_ELEMENTS * DTYPE_BITS[self.dtype] // 8)
+    @property
+    def grain(self) -> int:
+        return NOISE_BLOCK_ELEMENTS * self._width if self.noise else self._width
 
-    def write(
-        self, files: SourceFiles, span: tuple[int, int], target: int, offset: int
-    ) -> Tally | None:
-        if span[0] > 0 and self._is_plain_noise():
-            write_all(target, self._noisy_bits(files, span).data.cast("B"), offset + span[0])
-            return None
-        width = DTYPE_BITS[self.dtype] // 8
-        start, count = span[0] // width, (span[1] - span[0]) // width
-        values = _weighted_sum(files, self.terms, start, count)
-        if self.noise is None:
-            write_all(target, encode(values, self.dtype).data.cast("B"), offset + span[0])
-            return None
-        first, weight = self.terms[0]
-        std = files.stds[first.tensor] * abs(weight)
-        noisy = values + _noise_for(self.noise, first.start + start, count, std)
-        written = encode(noisy, self.dtype)
-        write_all(target, written.data.cast("B"), offset + span[0])
-        return _survived(values, written, self.dtype, std) if start == 0 else None
+    @property
+    def _width(self) -> int:
+        return DTYPE_BITS[self.dtype] // 8
 
-    def _is_plain_noise(self) -> bool:
-        """Whether ``add_noise`` can do it: one BF16 slice that starts on a block of noise."""
-        part, weight = self.terms[0]
-        return (
-            self.noise is not None
-            and len(self.terms) == 1
-            and weight == 1.0
-            and self.dtype == part.tensor.dtype == "BF16"
-            and part.start % BLOCK_ELEMENTS == 0
-        )
+    def fill(self, files: SourceFiles, start: int, out: memoryview) -> Tally | None:
+        first, count = start // self._width, len(out) // self._width
+        stream, std = None, 0.0
+        if self.noise:
+            std = self._std(files)
+            stream = NoiseStream(self.noise.key, self.noise.relative * std)
+        origin = self.terms[0][0].start
+        chunk = np.empty(min(count, CHUNK_ELEMENTS), np.float32)
+        for place in range(0, count, CHUNK_ELEMENTS):
+            values = chunk[: min(CHUNK_ELEMENTS, count - place)]
+            self._sum_into(values, files, first + place)
+            if stream:
+                stream.add_to(values, origin + first + place)
+            begin = place * self._width
+            encode_into(out[begin : begin + len(values) * self._width], values, self.dtype)
+        return self._survived(files, out, std) if self.noise and start == 0 else None
 
-    def _noisy_bits(self, files: SourceFiles, span: tuple[int, int]) -> NDArray[np.uint16]:
-        part, noise = self.terms[0][0], self.noise
-        assert noise is not None, "asked only for noise"
-        begin = part.byte_start + span[0]
-        raw = files.read(part.tensor.path, begin, span[1] - span[0])
-        block = (part.start + span[0] // 2) // BLOCK_ELEMENTS
-        return add_noise(raw, (*noise.key, block), noise.relative * files.stds[part.tensor])
+    def _std(self, files: SourceFiles) -> float:
+        tensor, weight = self.terms[0][0].tensor, self.terms[0][1]
+        return files.stds[tensor] * abs(weight)
+
+    def _sum_into(self, values: Float32, files: SourceFiles, start: int) -> None:
+        """The blend's elements from ``start`` on, before noise."""
+        for number, (part, weight) in enumerate(self.terms):
+            raw = files.read_elements(part, start, len(values))
+            if number == 0:
+                decode_into(values, raw, part.tensor.dtype)
+                if weight != 1.0:
+                    values *= np.float32(weight)
+            else:
+                values += decode(raw, part.tensor.dtype) * np.float32(weight)
+
+    def _survived(self, files: SourceFiles, out: memoryview, std: float) -> Tally:
+        """What is left of the noise after rounding, judged on the first chunk."""
+        count = min(len(out) // self._width, CHUNK_ELEMENTS)
+        values = np.empty(count, np.float32)
+        self._sum_into(values, files, 0)
+        stored = decode(out[: count * self._width], self.dtype)
+        overflows = int(np.count_nonzero(~np.isfinite(stored)))
+        difference = np.where(np.isfinite(stored), stored - values, 0).astype(np.float64)
+        # No BLAS here: its threads spin while they wait, and would take the cores from ours.
+        squares = float(np.square(difference).sum()) / std**2 if std else 0.0
+        return Tally(elements=count, squares=squares, overflows=overflows)
 
 
 class Values(ABC):
@@ -202,49 +230,15 @@ class Values(ABC):
         """The tensors that are read to make it."""
         yield from ()
 
-    def spans(self) -> Iterator[tuple[int, int]]:
-        """The whole run."""
-        yield 0, self.nbytes
+    @property
+    def grain(self) -> int:
+        """The whole run, because a part of it costs as much."""
+        return self.nbytes
 
-    def write(
-        self, files: SourceFiles, span: tuple[int, int], target: int, offset: int
-    ) -> Tally | None:
-        """Compute the elements and write them."""
-        write_all(target, encode(self.values(files), self.dtype).tobytes(), offset + span[0])
+    def fill(self, files: SourceFiles, start: int, out: memoryview) -> Tally | None:
+        """Compute the elements and keep those asked for."""
+        out[:] = encode(self.values(files), self.dtype)[start : start + len(out)]
         return None
-
-
-def _weighted_sum(
-    files: SourceFiles, terms: tuple[tuple[Slice, float], ...], start: int, count: int
-) -> Float32:
-    total = None
-    for part, weight in terms:
-        values = files.read_slice(part, start, count)
-        if weight != 1.0:
-            values *= np.float32(weight)
-        total = values if total is None else np.add(total, values, out=total)
-    assert total is not None, "a blend has at least one term"
-    return total
-
-
-def _noise_for(noise: Noise, start: int, count: int, std: float) -> Float32:
-    """Noise for elements ``start`` .. ``start + count`` of the source tensor."""
-    first, last = start // BLOCK_ELEMENTS, (start + count - 1) // BLOCK_ELEMENTS
-    blocks = [normal((*noise.key, block), BLOCK_ELEMENTS) for block in range(first, last + 1)]
-    draws = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
-    begin = start - first * BLOCK_ELEMENTS
-    draws = draws[begin : begin + count]
-    draws *= np.float32(noise.relative * std)
-    return draws
-
-
-def _survived(values: Float32, written: NDArray[np.generic], dtype: str, std: float) -> Tally:
-    stored = decode(written.tobytes(), dtype)
-    overflows = int(np.count_nonzero(~np.isfinite(stored)))
-    difference = np.where(np.isfinite(stored), stored - values, 0).astype(np.float64)
-    # No BLAS here: its threads spin while they wait, and would take the cores from ours.
-    squares = float(np.square(difference).sum()) / std**2 if std else 0.0
-    return Tally(elements=len(values), squares=squares, overflows=overflows)
 
 
 def copy_of(
@@ -287,8 +281,3 @@ class Job:
     def nbytes(self) -> int:
         """Bytes of the tensor."""
         return tensor_nbytes(self.dtype, self.shape)
-
-
-def _ranges(stop: int, step: int) -> Iterator[tuple[int, int]]:
-    edges = itertools.chain(range(0, stop, step), (stop,))
-    return itertools.pairwise(edges)

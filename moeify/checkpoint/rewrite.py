@@ -15,6 +15,7 @@ from moeify.checkpoint.writer import (
     Placed,
     Progress,
     Shard,
+    aligned_jobs,
     verify_shards,
     write_index,
     write_shard_files,
@@ -60,7 +61,7 @@ def plan_rewrite(checkpoint: Checkpoint, jobs: Iterable[Job]) -> Rewrite:
         if isinstance(part, Path):
             linked.append((part, file))
         else:
-            shards.append(Shard(file=file, jobs=part))
+            shards.append(Shard(file=file, jobs=aligned_jobs(part)))
     return Rewrite(linked=tuple(linked), shards=tuple(shards))
 
 

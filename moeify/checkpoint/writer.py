@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
 from moeify.checkpoint.files import SourceFiles
 from moeify.checkpoint.header import DTYPE_BITS, StoredTensor, encode_header, read_header
-from moeify.checkpoint.jobs import Blend, Job, Tally
+from moeify.checkpoint.jobs import Blend, Job, Literal, Piece, Tally
+from moeify.checkpoint.output_file import ALIGNMENT, OutputFile, aligned_buffer
 from moeify.checkpoint.reader import INDEX_FILE, WEIGHTS_FILE
 from moeify.errors import CheckpointError, ConfigError
 
@@ -21,6 +25,7 @@ __all__ = [
     "Placed",
     "Progress",
     "Shard",
+    "aligned_jobs",
     "parse_size",
     "place",
     "plan_shards",
@@ -34,6 +39,7 @@ Progress = Callable[[int, int], None]
 """Called with bytes done and bytes in all."""
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B", re.IGNORECASE)
+_CHUNK_BYTES = 4 << 20
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
 
@@ -82,16 +88,19 @@ def plan_shards(
     if tail := list(last):
         groups.append(tail)
     if len(groups) == 1:
-        return (Shard(file=WEIGHTS_FILE, jobs=_aligned(groups[0])),)
+        return (Shard(file=WEIGHTS_FILE, jobs=aligned_jobs(groups[0])),)
     return tuple(
-        Shard(file=f"model-{i:05d}-of-{len(groups):05d}.safetensors", jobs=_aligned(group))
+        Shard(file=f"model-{i:05d}-of-{len(groups):05d}.safetensors", jobs=aligned_jobs(group))
         for i, group in enumerate(groups, 1)
     )
 
 
-def _aligned(jobs: list[Job]) -> tuple[Job, ...]:
-    """Wide dtypes first, so that every tensor starts on a multiple of its element size."""
-    return tuple(sorted(jobs, key=lambda job: -DTYPE_BITS[job.dtype]))
+def aligned_jobs(jobs: Iterable[Job]) -> tuple[Job, ...]:
+    """Wide dtypes first, so that every tensor starts on a multiple of its element size.
+
+    Among them those that fill whole pages come first, so that chunks can be cut between them.
+    """
+    return tuple(sorted(jobs, key=lambda job: (-DTYPE_BITS[job.dtype], job.nbytes % ALIGNMENT > 0)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,12 +133,21 @@ def write_shard_files(
 ) -> Tally:  # fmt: skip
     """Write ``shards`` into ``folder``; returns what noise survived.
 
-    Every tensor in ``check`` is scanned for NaN and infinity first. Blocks are made by a few
-    threads and written in place; memory holds one block a thread. Raises ``CheckpointError``
-    and ``OSError``, leaving files behind: call it inside ``staged``.
+    Every tensor in ``check`` is scanned for NaN and infinity first. Chunks are made by a few
+    threads and written in place; memory holds one chunk a thread. ``progress`` counts the bytes
+    of the files. Raises ``CheckpointError`` and ``OSError``, leaving files behind: call it inside
+    ``staged``.
     """
-    workers = threads or min(4, os.cpu_count() or 1)
-    total = sum(job.nbytes for shard in shards for job in shard.jobs)
+    # Twice the cores, because a thread that waits for the disk needs none.
+    workers = threads or min(8, 2 * (os.cpu_count() or 1))
+    total, done = sum(shard.nbytes for shard in shards), 0
+
+    def advance(nbytes: int) -> None:
+        nonlocal done
+        done += nbytes
+        if progress:
+            progress(done, total)
+
     with SourceFiles() as files, ThreadPoolExecutor(workers) as pool:
         noisy = _noisy_sources(shards)
         tensors = list(dict.fromkeys([*noisy, *check]))
@@ -138,8 +156,10 @@ def write_shard_files(
         files.stds.update(zip(noisy, pool.map(files.scan, noisy), strict=True))
         for _ in pool.map(files.check_finite, [t for t in tensors if t not in noisy]):
             pass
-        tally = _Run(files, pool, workers, total, progress).write(folder, shards)
-    return tally
+        queue = _Queue(_Run(files), pool, 2 * workers, advance)
+        for shard in shards:
+            queue.write(folder / shard.file, shard)
+    return queue.tally
 
 
 def _all_sources(shards: Sequence[Shard]) -> Iterable[StoredTensor]:
@@ -159,65 +179,94 @@ def _noisy_sources(shards: Sequence[Shard]) -> dict[StoredTensor, None]:
     }
 
 
-class _Run:
-    """The state of one pass over the pieces."""
+@dataclass(frozen=True, slots=True)
+class _Chunk:
+    """Bytes of a file from ``position`` on, and the parts of pieces (from, to) they are made of."""
+
+    position: int
+    nbytes: int
+    parts: tuple[tuple[Piece, int, int], ...]
+
+
+def _chunks(pieces: Iterable[Piece]) -> Iterator[_Chunk]:
+    """Cut the bytes of ``pieces`` into chunks that begin on multiples of ``ALIGNMENT``.
+
+    A chunk ends between two grains of a piece where such a place is aligned, else where it must.
+    """
+    position = nbytes = 0
+    parts: list[tuple[Piece, int, int]] = []
+    for piece in pieces:
+        start = 0
+        while start < piece.nbytes:
+            stop = min(start + _CHUNK_BYTES - nbytes, piece.nbytes)
+            full = nbytes + stop - start == _CHUNK_BYTES
+            if stop < piece.nbytes:
+                better = stop - stop % piece.grain
+                if better > start and (nbytes + better - start) % ALIGNMENT == 0:
+                    stop = better
+            parts.append((piece, start, stop))
+            nbytes += stop - start
+            start = stop
+            if full:
+                yield _Chunk(position, nbytes, tuple(parts))
+                position, nbytes, parts = position + nbytes, 0, []
+    if parts:
+        yield _Chunk(position, nbytes, tuple(parts))
+
+
+class _Run(threading.local):
+    """The state of one pass over the chunks, with a buffer for each thread."""
+
+    def __init__(self, files: SourceFiles) -> None:
+        self._files = files
+        self._buffer = aligned_buffer(_CHUNK_BYTES)
+
+    def write(self, target: OutputFile, chunk: _Chunk) -> Tally:
+        """Make a chunk and write it."""
+        tally, done = Tally(), 0
+        for piece, start, stop in chunk.parts:
+            survived = piece.fill(self._files, start, self._buffer[done : done + stop - start])
+            if survived:
+                tally.add(survived)
+            done += stop - start
+        target.write(self._buffer[: -(-done // ALIGNMENT) * ALIGNMENT], chunk.position)
+        return tally
+
+
+class _Queue:
+    """Chunks on their way, and what has come of those that are done."""
 
     def __init__(
-        self, files: SourceFiles, pool: ThreadPoolExecutor,
-        workers: int, total: int, progress: Progress | None,
-    ) -> None:  # fmt: skip
-        self.files, self.pool = files, pool
-        self.limit, self.total, self.progress = 2 * workers, total, progress
-        self.done = 0
-        self.tally = Tally()
-        self.pending: dict[Future[Tally | None], int] = {}
-
-    def write(self, folder: Path, shards: Sequence[Shard]) -> Tally:
-        try:
-            for shard in shards:
-                self._write_shard(folder / shard.file, shard)
-        finally:
-            for future in self.pending:
-                future.cancel()
-            wait(self.pending)
-        return self.tally
-
-    def _write_shard(self, path: Path, shard: Shard) -> None:
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        try:
-            header = shard.header
-            os.pwrite(handle, header, 0)
-            os.truncate(handle, shard.nbytes)
-            offset = len(header)
-            for job in shard.jobs:
-                for piece in job.pieces:
-                    for span in piece.spans():
-                        self._submit(piece.write, span, handle, offset)
-                    offset += piece.nbytes
-            while self.pending:
-                self._collect()
-        finally:
-            for future in self.pending:
-                future.cancel()
-            wait(self.pending)  # nobody may write to a handle that is closed and used again
-            os.close(handle)
-
-    def _submit(
-        self, write: Callable[..., Tally | None], span: tuple[int, int], handle: int, offset: int
+        self, run: _Run, pool: ThreadPoolExecutor, limit: int, progress: Callable[[int], None]
     ) -> None:
-        while len(self.pending) >= self.limit:
-            self._collect()
-        future = self.pool.submit(write, self.files, span, handle, offset)
-        self.pending[future] = span[1] - span[0]
+        self._run, self._pool, self._limit, self._progress = run, pool, limit, progress
+        self._pending: deque[tuple[Future[Tally], int]] = deque()
+        self.tally = Tally()
+
+    def write(self, path: Path, shard: Shard) -> None:
+        """Write one file."""
+        target = OutputFile(path, shard.nbytes)
+        pieces = (piece for job in shard.jobs for piece in job.pieces)
+        try:
+            for chunk in _chunks(itertools.chain([Literal(shard.header)], pieces)):
+                if len(self._pending) >= self._limit:
+                    self._collect()
+                self._pending.append(
+                    (self._pool.submit(self._run.write, target, chunk), chunk.nbytes)
+                )
+            while self._pending:
+                self._collect()
+            target.finish()
+        finally:
+            for future, _ in self._pending:
+                future.cancel()
+            wait([future for future, _ in self._pending])
+            target.close()  # nobody may write to a handle that is closed and used again
 
     def _collect(self) -> None:
-        finished, _ = wait(self.pending, return_when=FIRST_COMPLETED)
-        for future in finished:
-            self.done += self.pending.pop(future)
-            if tally := future.result():
-                self.tally.add(tally)
-        if self.progress:
-            self.progress(self.done, self.total)
+        future, nbytes = self._pending.popleft()
+        self.tally.add(future.result())
+        self._progress(nbytes)
 
 
 def place(shards: Sequence[Shard]) -> list[Placed]:

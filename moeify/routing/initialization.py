@@ -51,7 +51,8 @@ class UpProjection:
         squares = np.zeros(self.hidden_size)
         for first in range(0, self.part.elements // row, rows_at_once):
             count = min(rows_at_once * row, self.part.elements - first * row)
-            block = np.square(files.read_slice(self.part, first * row, count)).reshape(-1, row)
+            raw = files.read_elements(self.part, first * row, count)
+            block = np.square(decode(raw, self.part.tensor.dtype)).reshape(-1, row)
             if self.hidden_axis == 1:
                 squares += block.sum(axis=0, dtype=np.float64)
             else:

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from moeify.checkpoint.arithmetic import add_noise, decode, encode, is_finite, normal
+from moeify.checkpoint.arithmetic import (
+    CHUNK_ELEMENTS,
+    NOISE_BLOCK_ELEMENTS,
+    NoiseStream,
+    decode,
+    encode,
+    is_finite,
+    normal,
+)
 
 TORCH = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -27,7 +35,7 @@ def samples() -> torch.Tensor:
 @pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
 def test_encode_rounds_as_torch_does(dtype: str) -> None:
     values = samples()
-    assert encode(values.numpy(), dtype).tobytes() == raw(values.to(TORCH[dtype]))
+    assert encode(values.numpy(), dtype) == raw(values.to(TORCH[dtype]))
 
 
 @pytest.mark.parametrize("dtype", sorted(TORCH))
@@ -43,7 +51,7 @@ def test_not_finite(dtype: str, value: float) -> None:
     assert is_finite(raw(values), dtype)
     values[4] = value
     assert not is_finite(raw(values), dtype)
-    stored = decode(encode(decode(raw(values), dtype), dtype).tobytes(), dtype)
+    stored = decode(encode(decode(raw(values), dtype), dtype), dtype)
     np.testing.assert_array_equal(np.isnan(stored), values.isnan().numpy())
 
 
@@ -77,10 +85,22 @@ def test_the_first_draws_never_change() -> None:
 EXPECTED = [0.3673461, 0.6755294, 0.755326, -0.5184597]
 
 
-@pytest.mark.parametrize("count", [1, 5, 1 << 15, (1 << 15) + 3, 100_001])
-def test_the_fast_path_gives_the_same_bits(count: int) -> None:
-    weights = torch.randn(count, generator=torch.Generator().manual_seed(1)).bfloat16()
-    key, scale = (3, "noise", "w", 0, 0), 0.037
-    fast = add_noise(raw(weights), key, scale)
-    slow = decode(raw(weights), "BF16") + normal(key, count) * np.float32(scale)
-    np.testing.assert_array_equal(fast, encode(slow, "BF16"))
+@pytest.mark.parametrize("lengths", [[1, 5, 6, 4], [CHUNK_ELEMENTS] * 9, [100_001] * 6, [3] * 50])
+@pytest.mark.parametrize("start", [0, 2, NOISE_BLOCK_ELEMENTS - 7, 3 * NOISE_BLOCK_ELEMENTS])
+def test_a_stream_of_noise_is_the_blocks_one_after_another(lengths: list[int], start: int) -> None:
+    """Whatever the pieces in which it is asked for."""
+    key, scale = (3, "noise", "w", 0), 0.037
+    blocks = range((start + sum(lengths)) // NOISE_BLOCK_ELEMENTS + 1)
+    whole = np.concatenate([normal((*key, block), NOISE_BLOCK_ELEMENTS) for block in blocks])
+    expected = np.float32(1) + whole[start : start + sum(lengths)] * np.float32(scale)
+    stream, values = NoiseStream(key, scale), np.ones(sum(lengths), np.float32)
+    position = 0
+    for length in lengths:
+        for begin in range(position, position + length, CHUNK_ELEMENTS):
+            end = min(begin + CHUNK_ELEMENTS, position + length)
+            stream.add_to(values[begin:end], start + begin)
+        position += length
+    np.testing.assert_array_equal(values, expected)
+    again = np.ones(10, np.float32)
+    stream.add_to(again, start + 1)
+    np.testing.assert_array_equal(again[: len(expected) - 1], expected[1:11])

@@ -34,7 +34,7 @@ def test_only_routers_are_written(tmp_path: Path, family: str) -> None:
     first = "model-00001-of-00002.safetensors"
     assert os.path.samefile(moe / first, tmp_path / "fresh" / first)
     assert report.files_linked == 1
-    assert report.bytes_written < 5_000
+    assert report.bytes_written < 10_000
     assert all(
         outlook is not None and outlook.entropy > 0.999 for outlook in report.before.values()
     )
