@@ -31,7 +31,7 @@ from moeify.families.registry import moe_layout
 from moeify.routing.collection import InputReservoir, collect
 from moeify.routing.data import Blocks, pack, tokenizer_for
 from moeify.routing.loading import load_model
-from moeify.warmup.fit import domain_router, kmeans_router, mean_entropy
+from moeify.warming.fit import domain_router, kmeans_router, mean_entropy
 
 E, K, DOMAINS = 8, 2, ("english", "python", "german", "logs")
 FIT_TOKENS, HELD_OUT_TOKENS, SEQ_LEN = 6_000, 3_000, 128

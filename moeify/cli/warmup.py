@@ -20,10 +20,10 @@ from moeify.cli._options import (
 )
 from moeify.cli._output import Output, size
 from moeify.cli._pushing import check_push_target, push_after
-from moeify.warmup.config import Balance, ComputeDtype, Fit, Loss, Trained, WarmupConfig
+from moeify.warming.config import Balance, ComputeDtype, Fit, Loss, Trained, WarmupConfig
 
 if TYPE_CHECKING:
-    from moeify.warmup.report import WarmupReport
+    from moeify.warming.report import WarmupReport
 
 EPILOG = epilog(
     "moeify warmup ./my-moe --dataset text.jsonl --steps 0",
@@ -122,7 +122,7 @@ def command(
         revision=revision, force=force,
     )  # fmt: skip
     check_push_target(push_to)
-    from moeify.warmup.warmup import warmup
+    from moeify.warming.warmup import warmup
 
     first = int(os.environ.get("RANK", "0")) == 0  # of several processes only one reports
     out = Output(as_json=as_json and first, quiet=quiet or not first)

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from moeify.routing.statistics import RoutingStatistics
-from moeify.warmup.headroom import Headroom
+from moeify.warming.headroom import Headroom
 
 __all__ = ["LayerChange", "WarmupReport", "layer_changes"]
 

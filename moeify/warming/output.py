@@ -23,7 +23,7 @@ from moeify.families.registry import mixture_family
 from moeify.provenance.companions import write_companions
 from moeify.provenance.record import Record, Step
 from moeify.routing.collection import routers
-from moeify.warmup.config import WarmupConfig
+from moeify.warming.config import WarmupConfig
 
 __all__ = ["plan_output", "write_output"]
 

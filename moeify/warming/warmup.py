@@ -28,14 +28,14 @@ from moeify.routing.collection import InputReservoir, collect, routers
 from moeify.routing.data import Blocks, block_length, read_blocks, tokenizer_for
 from moeify.routing.loading import load_model
 from moeify.routing.statistics import RoutingStatistics
-from moeify.warmup.config import Fit, Loss, WarmupConfig
-from moeify.warmup.fit import domain_router, kmeans_router
-from moeify.warmup.headroom import Headroom, measure_headroom
-from moeify.warmup.objective import Examples, Objective, choose_loss, evaluate
-from moeify.warmup.output import write_output
-from moeify.warmup.plot import check_plotting, plot_warmup
-from moeify.warmup.report import WarmupReport, layer_changes
-from moeify.warmup.run import is_main_process, open_run, run_folder, world_size
+from moeify.warming.config import Fit, Loss, WarmupConfig
+from moeify.warming.fit import domain_router, kmeans_router
+from moeify.warming.headroom import Headroom, measure_headroom
+from moeify.warming.objective import Examples, Objective, choose_loss, evaluate
+from moeify.warming.output import write_output
+from moeify.warming.plot import check_plotting, plot_warmup
+from moeify.warming.report import WarmupReport, layer_changes
+from moeify.warming.run import is_main_process, open_run, run_folder, world_size
 
 __all__ = ["WarmupReport", "warmup"]
 
@@ -208,7 +208,7 @@ def _load(session: _Session) -> None:
         teacher = load_model(resolve_source(config.dense).folder, config.dtype).to(device)
     session.objective = Objective(loss=session.loss, layout=session.view.layout, teacher=teacher)
     if config.steps:
-        from moeify.warmup.train import prepare
+        from moeify.warming.train import prepare
 
         prepare(session.model, session.view.layout, config.train)
 
@@ -320,7 +320,7 @@ def _train(session: _Session, target: Path, *, task: bool) -> None:
     session.seconds["train"] = 0.0
     if not config.steps:
         return
-    from moeify.warmup.train import NonFiniteLossError, RouterTrainer, last_checkpoint
+    from moeify.warming.train import NonFiniteLossError, RouterTrainer, last_checkpoint
 
     assert session.objective is not None
     report, folder = session.progress, run_folder(target)

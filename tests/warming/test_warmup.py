@@ -15,8 +15,8 @@ from moeify.errors import (
     UnsupportedModelError,
 )
 from moeify.upcycling.upcycle import upcycle
-from moeify.warmup.warmup import warmup
-from tests.warmup.mixtures import DEMO, FAST, corpus, demo_mixture, hashes, with_tokenizer
+from moeify.warming.warmup import warmup
+from tests.warming.mixtures import DEMO, FAST, corpus, demo_mixture, hashes, with_tokenizer
 
 
 @pytest.fixture(scope="module")
