@@ -68,6 +68,7 @@ class WarmupReport:
     curve: list[dict[str, float]]
     bytes_written: int
     files_linked: int
+    files_copied: int
     collect_seconds: float
     fit_seconds: float
     train_seconds: float

@@ -32,7 +32,7 @@ from moeify.warming.config import Fit, Loss, WarmupConfig
 from moeify.warming.fit import domain_router, kmeans_router
 from moeify.warming.headroom import Headroom, measure_headroom
 from moeify.warming.objective import Examples, Objective, choose_loss, evaluate
-from moeify.warming.output import write_output
+from moeify.warming.output import output_bytes, write_output
 from moeify.warming.plot import check_plotting, plot_warmup
 from moeify.warming.report import WarmupReport, layer_changes
 from moeify.warming.run import is_main_process, open_run, run_folder, world_size
@@ -101,17 +101,21 @@ def warmup(
     if config.plot is not None:
         check_plotting()
     session = _prepared(source, config, progress)
+    if is_main_process():
+        check_free_space(target, output_bytes(session.view, config, target))
     if config.steps:
         open_run(run_folder(target), config, session.view, session.train_blocks)
     _load(session)
     report = _measured(session, target)
     if is_main_process():
-        check_free_space(target, report.bytes_written)
         with staged(target, force=config.force) as stage, output_errors(target):
             plan = write_output(
                 stage, source, session.view, session.model, config, report.results()
             )
-        report = replace(report, bytes_written=plan.bytes_written, files_linked=len(plan.linked))
+        report = replace(
+            report, bytes_written=plan.bytes_written, files_linked=len(plan.linked),
+            files_copied=len(plan.copied),
+        )  # fmt: skip
         if config.plot is not None:
             plot_warmup(report, config.plot)
         if config.steps and report.failed is None:
@@ -266,7 +270,7 @@ def _measured(session: _Session, target: Path) -> WarmupReport:
         dead_before=sum(len(layer.dead) for layer in before.layers.values()),
         dead_after=sum(len(layer.dead) for layer in after.layers.values()),
         layers=layer_changes(before, after, session.held_out.domain_names), curve=session.curve,
-        bytes_written=0, files_linked=0, collect_seconds=session.seconds["collect"],
+        bytes_written=0, files_linked=0, files_copied=0, collect_seconds=session.seconds["collect"],
         fit_seconds=session.seconds["fit"], train_seconds=session.seconds["train"], seconds=0.0,
         notes=session.notes, failed=session.failed,
     )  # fmt: skip
