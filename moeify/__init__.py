@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from moeify.upcycling.config import AttachConfig, UpcycleConfig, VerifyConfig
     from moeify.upcycling.upcycle import UpcycleReport, upcycle
     from moeify.upcycling.verify import VerifyReport, verify
-    from moeify.warmup.config import WarmupConfig
-    from moeify.warmup.warmup import WarmupReport, warmup
+    from moeify.warming.config import WarmupConfig
+    from moeify.warming.warmup import WarmupReport, warmup
 
 __version__ = "0.1.0"
 
@@ -47,8 +47,8 @@ _HOMES = {
     "UpcycleReport": "moeify.upcycling.upcycle",
     "VerifyConfig": "moeify.upcycling.config",
     "VerifyReport": "moeify.upcycling.verify",
-    "WarmupConfig": "moeify.warmup.config",
-    "WarmupReport": "moeify.warmup.report",
+    "WarmupConfig": "moeify.warming.config",
+    "WarmupReport": "moeify.warming.report",
     "attach": "moeify.upcycling.attach",
     "extract": "moeify.pruning.extract",
     "inspect": "moeify.inspection.inspect",
@@ -56,7 +56,7 @@ _HOMES = {
     "push": "moeify.hub.push",
     "upcycle": "moeify.upcycling.upcycle",
     "verify": "moeify.upcycling.verify",
-    "warmup": "moeify.warmup.warmup",
+    "warmup": "moeify.warming.warmup",
 }
 
 __all__ = [

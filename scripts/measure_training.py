@@ -1,6 +1,6 @@
 """What training routers is worth where experts really differ.
 
-    python scripts/measure_training.py [--seeds 3] [--steps 200] [--fit kmeans]
+    python scripts/measure_training.py [--seeds 3] [--first-seed 0] [--steps 200] [--fit kmeans]
 
 The shipped GPT-2 is fine-tuned on each of four domains by itself (FFNs only), and the four sets of
 FFNs become four experts. Then the routers are warmed up, and on held-out text the loss is compared
@@ -27,8 +27,8 @@ from moeify.families.registry import moe_layout
 from moeify.routing.config import DataConfig
 from moeify.routing.data import read_blocks, tokenizer_for
 from moeify.routing.loading import load_model
-from moeify.warmup.objective import Examples, Objective, evaluate
-from moeify.warmup.routes import rerouted
+from moeify.warming.objective import Examples, Objective, evaluate
+from moeify.warming.routes import rerouted
 
 DOMAINS, SEQ_LEN = ("english", "german", "logs", "python"), 128
 NAMES = {
@@ -70,7 +70,7 @@ def assemble(dense: Path, folder: Path, experts: list[dict[str, torch.Tensor]], 
 
 def oracle_loss(folder: Path, data: Path, seed: int, held_out: float, eval_tokens: int) -> float:
     """Loss on the slice that the warm-up holds out, every token sent to its domain's expert."""
-    from moeify.warmup.warmup import _some
+    from moeify.warming.warmup import _some
 
     model, tokenizer = load_model(folder), tokenizer_for(folder)
     config = DataConfig(dataset=str(data), domain_column="domain", seed=seed)
@@ -96,6 +96,7 @@ def main() -> None:
     """Assemble, warm up and compare."""
     parser = argparse.ArgumentParser(description="Measure what training routers is worth.")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--tuning", type=int, default=150, help="steps of fine-tuning per domain")
     parser.add_argument("--fit", default="kmeans")
@@ -106,7 +107,7 @@ def main() -> None:
         "| seed | random | best expert | fitted | trained | oracle | gap closed | MaxVio | dead |"
     )
     print("|---|---|---|---|---|---|---|---|---|")
-    for seed in range(options.seeds):
+    for seed in range(options.first_seed, options.first_seed + options.seeds):
         with tempfile.TemporaryDirectory() as scratch:
             root = Path(scratch)
             rows = corpora.domains(DOMAINS, max_documents=254, seed=seed)

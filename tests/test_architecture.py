@@ -13,7 +13,7 @@ import moeify
 
 PACKAGE = Path(moeify.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
-CAPABILITIES = {"upcycling", "warmup", "inspection", "pruning", "hub"}
+CAPABILITIES = {"upcycling", "warming", "inspection", "pruning", "hub"}
 BELOW = {
     "errors": set(),
     "modeling": set(),
@@ -58,6 +58,13 @@ def test_imports_point_downwards(path: Path) -> None:
         return
     used = {name.split(".")[1] for name in imports(path) if name.startswith("moeify.")}
     assert used <= BELOW[here] | {here}
+
+
+def test_no_package_has_the_name_of_a_function():
+    """Importing a package binds its name, which would hide the function of that name."""
+    inner = {path.name for path in PACKAGE.iterdir() if path.is_dir()} - {"__pycache__"}
+    inner |= {path.stem for path in PACKAGE.glob("*.py")}
+    assert not inner & set(moeify.__all__)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))

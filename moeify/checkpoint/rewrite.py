@@ -11,6 +11,7 @@ from pathlib import Path
 from moeify.checkpoint.header import read_header
 from moeify.checkpoint.jobs import Job, copy_of
 from moeify.checkpoint.reader import Checkpoint
+from moeify.checkpoint.staging import existing_parent
 from moeify.checkpoint.writer import (
     Placed,
     Progress,
@@ -26,22 +27,25 @@ __all__ = ["Rewrite", "plan_rewrite", "write_rewrite"]
 
 @dataclass(frozen=True, kw_only=True)
 class Rewrite:
-    """Which files are linked under which name, and which are written."""
+    """Which files are linked or copied under which name, and which are written."""
 
     linked: tuple[tuple[Path, str], ...]
+    copied: tuple[tuple[Path, str], ...]
     shards: tuple[Shard, ...]
 
     @property
     def bytes_written(self) -> int:
         """Bytes of the files that are new."""
-        return sum(shard.nbytes for shard in self.shards)
+        copied = sum(os.stat(path).st_size for path, _ in self.copied)
+        return copied + sum(shard.nbytes for shard in self.shards)
 
 
-def plan_rewrite(checkpoint: Checkpoint, jobs: Iterable[Job]) -> Rewrite:
+def plan_rewrite(checkpoint: Checkpoint, jobs: Iterable[Job], output: Path) -> Rewrite:
     """Plan ``checkpoint`` with ``jobs`` in place of the tensors of the same names.
 
-    A file without any of them is linked, one that mixes them with others is written again without
-    them, and the jobs get a file of their own at the end. So no name ever stands in two files.
+    A file without any of them is linked, or copied where ``output`` lies on another file system;
+    one that mixes them with others is written again without them, and the jobs get a file of their
+    own at the end. So no name ever stands in two files.
     """
     new = tuple(jobs)
     names = {job.name for job in new}
@@ -55,18 +59,20 @@ def plan_rewrite(checkpoint: Checkpoint, jobs: Iterable[Job]) -> Rewrite:
             kept.append(tuple(Job(t.name, t.dtype, t.shape, (copy_of(t, t.dtype),)) for t in rest))
     parts = [*kept, new]
     linked: list[tuple[Path, str]] = []
+    copied: list[tuple[Path, str]] = []
     shards: list[Shard] = []
+    device = os.stat(existing_parent(output)).st_dev
     for number, part in enumerate(parts, 1):
         file = f"model-{number:05d}-of-{len(parts):05d}.safetensors"
         if isinstance(part, Path):
-            linked.append((part, file))
+            (linked if os.stat(part).st_dev == device else copied).append((part, file))
         else:
             shards.append(Shard(file=file, jobs=aligned_jobs(part)))
-    return Rewrite(linked=tuple(linked), shards=tuple(shards))
+    return Rewrite(linked=tuple(linked), copied=tuple(copied), shards=tuple(shards))
 
 
 def write_rewrite(folder: Path, plan: Rewrite, progress: Progress | None = None) -> None:
-    """Write and link the files of ``plan`` into ``folder``, with their index."""
+    """Write, link and copy the files of ``plan`` into ``folder``, with their index."""
     write_shard_files(folder, plan.shards, progress)
     verify_shards(folder, plan.shards)
     placed = [
@@ -74,6 +80,9 @@ def write_rewrite(folder: Path, plan: Rewrite, progress: Progress | None = None)
     ]
     for path, file in plan.linked:
         _link(path, folder / file)
+    for path, file in plan.copied:
+        shutil.copyfile(path, folder / file)
+    for _, file in (*plan.linked, *plan.copied):
         placed += [
             Placed(t.name, t.shape, t.nbytes, file) for t in read_header(folder / file)[0].values()
         ]
@@ -81,7 +90,7 @@ def write_rewrite(folder: Path, plan: Rewrite, progress: Progress | None = None)
 
 
 def _link(source: Path, target: Path) -> None:
-    """A hard link, or a copy where the file system refuses one."""
+    """A hard link, or a copy where the file system has none."""
     try:
         os.link(source.resolve(), target)
     except OSError:

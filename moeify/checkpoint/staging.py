@@ -12,7 +12,14 @@ from pathlib import Path
 
 from moeify.errors import OutputError
 
-__all__ = ["check_free_space", "check_output", "output_errors", "staged", "sync_tree"]
+__all__ = [
+    "check_free_space",
+    "check_output",
+    "existing_parent",
+    "output_errors",
+    "staged",
+    "sync_tree",
+]
 
 
 def check_output(output: Path, *sources: Path, force: bool = False) -> None:
@@ -31,18 +38,22 @@ def check_output(output: Path, *sources: Path, force: bool = False) -> None:
         )
     if os.path.lexists(output) and (output.is_symlink() or not output.is_dir()):
         raise OutputError(f"{output} is not a folder", "choose another output")
-    parent = resolved.parent
-    while not parent.exists():
-        parent = parent.parent
+    parent = existing_parent(output)
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise OutputError(f"{parent} cannot be written to", "choose an output folder elsewhere")
 
 
-def check_free_space(output: Path, needed_bytes: int) -> None:
-    """Raise ``OutputError`` when the file system under ``output`` has too little room."""
+def existing_parent(output: Path) -> Path:
+    """The nearest folder above ``output`` that exists: it will lie on the same file system."""
     place = output.resolve().parent
     while not place.exists():
         place = place.parent
+    return place
+
+
+def check_free_space(output: Path, needed_bytes: int) -> None:
+    """Raise ``OutputError`` when the file system under ``output`` has too little room."""
+    place = existing_parent(output)
     free = shutil.disk_usage(place).free
     if free < needed_bytes:
         raise OutputError(

@@ -21,7 +21,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-__all__ = ["Output", "bar", "count", "error", "plain", "size", "spark"]
+__all__ = ["Output", "bar", "count", "error", "plain", "size", "spark", "written"]
 
 
 def plain(text: object) -> str:
@@ -36,6 +36,12 @@ def size(nbytes: float) -> str:
             return f"{nbytes:.0f} B" if unit == "B" else f"{nbytes:.1f} {unit}"
         nbytes /= 1000
     return f"{nbytes:.1f} TB"
+
+
+def written(nbytes: int, linked: int, copied: int) -> str:
+    """What became of a checkpoint's files: 8.6 kB written, 1 files linked."""
+    beside = f", {copied} files copied" if copied else ""
+    return f"{size(nbytes)} written, {linked} files linked{beside}"
 
 
 def count(number: float) -> str:

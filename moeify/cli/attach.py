@@ -16,7 +16,7 @@ from moeify.cli._options import (
     SeedOption,
     epilog,
 )
-from moeify.cli._output import Output, size
+from moeify.cli._output import Output, written
 from moeify.routing.config import RouterInit
 from moeify.upcycling.config import AttachConfig
 
@@ -69,7 +69,7 @@ def _show(out: Output, report: AttachReport) -> None:
         ("top-k", f"{report.top_k_before} -> {report.top_k}"),
         ("before", before),
         ("after", f"normalised entropy {_mean(after):.2f} expected"),
-        ("bytes", f"{size(report.bytes_written)} written, {report.files_linked} files linked"),
+        ("bytes", written(report.bytes_written, report.files_linked, report.files_copied)),
         ("time", f"{report.seconds:.1f} s"),
     ]
     out.table(f"{report.source} with fresh routers became {report.output}", rows)

@@ -18,12 +18,12 @@ from moeify.cli._options import (
     SeedOption,
     epilog,
 )
-from moeify.cli._output import Output, size
+from moeify.cli._output import Output, written
 from moeify.cli._pushing import check_push_target, push_after
-from moeify.warmup.config import Balance, ComputeDtype, Fit, Loss, Trained, WarmupConfig
+from moeify.warming.config import Balance, ComputeDtype, Fit, Loss, Trained, WarmupConfig
 
 if TYPE_CHECKING:
-    from moeify.warmup.report import WarmupReport
+    from moeify.warming.report import WarmupReport
 
 EPILOG = epilog(
     "moeify warmup ./my-moe --dataset text.jsonl --steps 0",
@@ -122,7 +122,7 @@ def command(
         revision=revision, force=force,
     )  # fmt: skip
     check_push_target(push_to)
-    from moeify.warmup.warmup import warmup
+    from moeify.warming.warmup import warmup
 
     first = int(os.environ.get("RANK", "0")) == 0  # of several processes only one reports
     out = Output(as_json=as_json and first, quiet=quiet or not first)
@@ -147,7 +147,7 @@ def _show(out: Output, report: WarmupReport) -> None:
         ("dead experts", f"{report.dead_before} -> {report.dead_after}"),
         (f"{report.loss} loss", f"{report.eval_loss_before:.4f} -> {report.eval_loss_after:.4f},"
                                 f" random routing {report.eval_loss_random:.4f}{dense}"),
-        ("bytes", f"{size(report.bytes_written)} written, {report.files_linked} files linked"),
+        ("bytes", written(report.bytes_written, report.files_linked, report.files_copied)),
         ("time", f"{report.seconds:.1f} s"),
     ]  # fmt: skip
     for change in report.layers:

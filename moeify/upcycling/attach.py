@@ -54,6 +54,7 @@ class AttachReport:
     before: dict[int, RouterOutlook | None]
     after: dict[int, RouterOutlook]
     files_linked: int
+    files_copied: int
     bytes_written: int
     seconds: float
 
@@ -83,7 +84,7 @@ def attach(
     view = view_moe(opened, moe_layout(opened.config, opened.tensors))
     check_top_k(config.top_k or view.top_k, view.num_experts)
     pieces = {layer: _rows(view, layer, config) for layer in view.moe_layers}
-    plan = plan_rewrite(opened, _jobs(view, pieces))
+    plan = plan_rewrite(opened, _jobs(view, pieces), target)
     check_free_space(target, plan.bytes_written)
     before, after = _outlooks(view, pieces)
     report = AttachReport(
@@ -96,6 +97,7 @@ def attach(
         before=before,
         after=after,
         files_linked=len(plan.linked),
+        files_copied=len(plan.copied),
         bytes_written=plan.bytes_written,
         seconds=0.0,
     )

@@ -47,6 +47,15 @@ def test_only_routers_are_written(tmp_path: Path, family: str) -> None:
     assert [step["command"] for step in steps] == ["upcycle", "attach"]
 
 
+def test_across_file_systems_files_are_copied(tmp_path: Path, elsewhere: Path) -> None:
+    moe = make(tmp_path, "qwen3")
+    report = moeify.attach(moe, elsewhere / "fresh", router="zeros")
+    first = "model-00001-of-00002.safetensors"
+    assert (moe / first).read_bytes() == (elsewhere / "fresh" / first).read_bytes()
+    assert (report.files_linked, report.files_copied) == (0, 1)
+    assert report.bytes_written > (moe / first).stat().st_size
+
+
 @pytest.mark.parametrize("family", ["bert", "qwen3"])
 @pytest.mark.parametrize("missing", [True, False])
 def test_files_that_mix_routers_with_others(tmp_path: Path, family: str, missing: bool) -> None:

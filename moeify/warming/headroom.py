@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from moeify.families.base import MoeLayout
 from moeify.routing.collection import InputReservoir, routers
-from moeify.warmup.objective import Examples, Objective, evaluate
-from moeify.warmup.routes import one_expert, random_experts
+from moeify.warming.objective import Examples, Objective, evaluate
+from moeify.warming.routes import one_expert, random_experts
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

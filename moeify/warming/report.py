@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from moeify.routing.statistics import RoutingStatistics
-from moeify.warmup.headroom import Headroom
+from moeify.warming.headroom import Headroom
 
 __all__ = ["LayerChange", "WarmupReport", "layer_changes"]
 
@@ -68,6 +68,7 @@ class WarmupReport:
     curve: list[dict[str, float]]
     bytes_written: int
     files_linked: int
+    files_copied: int
     collect_seconds: float
     fit_seconds: float
     train_seconds: float

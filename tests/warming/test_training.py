@@ -17,12 +17,12 @@ from moeify.families.registry import moe_layout
 from moeify.routing.config import DataConfig
 from moeify.routing.data import read_blocks, tokenizer_for
 from moeify.routing.loading import load_model
-from moeify.warmup.config import WarmupConfig
-from moeify.warmup.objective import Examples, Objective
-from moeify.warmup.report import WarmupReport
-from moeify.warmup.train import RouterTrainer, prepare, trainable
-from moeify.warmup.warmup import warmup
-from tests.warmup.mixtures import FAST, corpus, demo_mixture
+from moeify.warming.config import WarmupConfig
+from moeify.warming.objective import Examples, Objective
+from moeify.warming.report import WarmupReport
+from moeify.warming.train import RouterTrainer, prepare, trainable
+from moeify.warming.warmup import warmup
+from tests.warming.mixtures import FAST, corpus, demo_mixture
 
 REPOSITORY = Path(__file__).parents[2]
 OPTIONS = [

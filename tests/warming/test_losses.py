@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from moeify.warmup.losses import RouterSums, balance_loss, router_sums, z_loss
+from moeify.warming.losses import RouterSums, balance_loss, router_sums, z_loss
 
 E, K, N = 8, 2, 64
 

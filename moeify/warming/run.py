@@ -14,7 +14,7 @@ from moeify.checkpoint.reader import read_json
 from moeify.errors import ConfigError, OutputError
 from moeify.families.moe_view import MoeView
 from moeify.routing.data import Blocks
-from moeify.warmup.config import WarmupConfig
+from moeify.warming.config import WarmupConfig
 
 __all__ = ["is_main_process", "open_run", "run_folder", "world_size"]
 

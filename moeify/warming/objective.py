@@ -11,8 +11,8 @@ from moeify.errors import ConfigError
 from moeify.families.base import MoeLayout
 from moeify.routing.collection import base_model
 from moeify.routing.data import Blocks
-from moeify.warmup.config import Loss
-from moeify.warmup.routes import Route, all_experts, rerouted
+from moeify.warming.config import Loss
+from moeify.warming.routes import Route, all_experts, rerouted
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -23,9 +23,9 @@ from moeify.families.registry import mixture_family
 from moeify.provenance.companions import write_companions
 from moeify.provenance.record import Record, Step
 from moeify.routing.collection import routers
-from moeify.warmup.config import WarmupConfig
+from moeify.warming.config import WarmupConfig
 
-__all__ = ["plan_output", "write_output"]
+__all__ = ["output_bytes", "write_output"]
 
 _UNRECORDED = ("force", "resume", "plot", "device")
 
@@ -45,9 +45,23 @@ class _Held(Values):
         return self.array
 
 
-def plan_output(view: MoeView, model: Any) -> Rewrite:
-    """Plan the checkpoint with the routers of ``model`` in place of its own."""
-    return plan_rewrite(view.checkpoint, list(_router_jobs(view, model)))
+def output_bytes(view: MoeView, config: WarmupConfig, output: Path) -> int:
+    """Bytes that writing takes at most, known before anything is trained."""
+    stored = view.checkpoint.tensors
+    names = [view.router_name(layer) for layer in view.moe_layers]
+    scratch = 0
+    if config.train != "routers":
+        names, scratch = [*stored], sum(tensor.nbytes for tensor in stored.values())
+    jobs = [
+        Job(
+            name,
+            stored[name].dtype,
+            stored[name].shape,
+            (copy_of(stored[name], stored[name].dtype),),
+        )
+        for name in names
+    ]
+    return plan_rewrite(view.checkpoint, jobs, output).bytes_written + scratch
 
 
 def _router_jobs(view: MoeView, model: Any) -> Iterator[Job]:
@@ -66,7 +80,7 @@ def write_output(
 ) -> Rewrite:  # fmt: skip
     """Write weights, companions and record into ``stage``; returns what was written."""
     if config.train == "routers":
-        plan = plan_output(view, model)
+        plan = plan_rewrite(view.checkpoint, _router_jobs(view, model), stage)
         write_rewrite(stage, plan)
     else:
         plan = _write_changed(stage, view.checkpoint, model)
@@ -101,7 +115,7 @@ def _write_changed(stage: Path, checkpoint: Checkpoint, model: Any) -> Rewrite:
                 for name, old in checkpoint.tensors.items()
                 if (new := trained.tensors.get(name)) is not None and _differ(files, old, new)
             ]
-        plan = plan_rewrite(checkpoint, jobs)
+        plan = plan_rewrite(checkpoint, jobs, stage)
         write_rewrite(stage, plan)
     return plan
 

@@ -15,8 +15,8 @@ from moeify.errors import (
     UnsupportedModelError,
 )
 from moeify.upcycling.upcycle import upcycle
-from moeify.warmup.warmup import warmup
-from tests.warmup.mixtures import DEMO, FAST, corpus, demo_mixture, hashes, with_tokenizer
+from moeify.warming.warmup import warmup
+from tests.warming.mixtures import DEMO, FAST, corpus, demo_mixture, hashes, with_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +56,20 @@ def test_only_routers_differ_and_every_other_file_is_the_same_file(mixture, fitt
     assert {t for p in new for t, s in Checkpoint.open(output).tensors.items() if s.path == p} == (
         changed
     )
+
+
+def test_across_file_systems_files_are_copied_byte_by_byte(mixture, data, elsewhere):
+    with pytest.raises(OSError, match="link"):
+        os.link(next(mixture.glob("*.safetensors")), elsewhere / "link")
+    report = run(mixture, elsewhere / "warm", data)
+    shards = sorted(path.name for path in mixture.glob("*.safetensors"))
+    same = [
+        n for n in shards if (mixture / n).read_bytes() == (elsewhere / "warm" / n).read_bytes()
+    ]
+    assert (same, report.files_linked, report.files_copied) == (shards[:-1], 0, len(shards) - 1)
+    sizes = {path.name: path.stat().st_size for path in (elsewhere / "warm").glob("*.safetensors")}
+    assert report.bytes_written == sum(sizes.values())
+    assert [path.name for path in elsewhere.iterdir()] == ["warm"]
 
 
 def test_load_and_entropy_reach_what_is_asked(fitted):

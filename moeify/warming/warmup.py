@@ -28,14 +28,14 @@ from moeify.routing.collection import InputReservoir, collect, routers
 from moeify.routing.data import Blocks, block_length, read_blocks, tokenizer_for
 from moeify.routing.loading import load_model
 from moeify.routing.statistics import RoutingStatistics
-from moeify.warmup.config import Fit, Loss, WarmupConfig
-from moeify.warmup.fit import domain_router, kmeans_router
-from moeify.warmup.headroom import Headroom, measure_headroom
-from moeify.warmup.objective import Examples, Objective, choose_loss, evaluate
-from moeify.warmup.output import write_output
-from moeify.warmup.plot import check_plotting, plot_warmup
-from moeify.warmup.report import WarmupReport, layer_changes
-from moeify.warmup.run import is_main_process, open_run, run_folder, world_size
+from moeify.warming.config import Fit, Loss, WarmupConfig
+from moeify.warming.fit import domain_router, kmeans_router
+from moeify.warming.headroom import Headroom, measure_headroom
+from moeify.warming.objective import Examples, Objective, choose_loss, evaluate
+from moeify.warming.output import output_bytes, write_output
+from moeify.warming.plot import check_plotting, plot_warmup
+from moeify.warming.report import WarmupReport, layer_changes
+from moeify.warming.run import is_main_process, open_run, run_folder, world_size
 
 __all__ = ["WarmupReport", "warmup"]
 
@@ -101,17 +101,21 @@ def warmup(
     if config.plot is not None:
         check_plotting()
     session = _prepared(source, config, progress)
+    if is_main_process():
+        check_free_space(target, output_bytes(session.view, config, target))
     if config.steps:
         open_run(run_folder(target), config, session.view, session.train_blocks)
     _load(session)
     report = _measured(session, target)
     if is_main_process():
-        check_free_space(target, report.bytes_written)
         with staged(target, force=config.force) as stage, output_errors(target):
             plan = write_output(
                 stage, source, session.view, session.model, config, report.results()
             )
-        report = replace(report, bytes_written=plan.bytes_written, files_linked=len(plan.linked))
+        report = replace(
+            report, bytes_written=plan.bytes_written, files_linked=len(plan.linked),
+            files_copied=len(plan.copied),
+        )  # fmt: skip
         if config.plot is not None:
             plot_warmup(report, config.plot)
         if config.steps and report.failed is None:
@@ -208,7 +212,7 @@ def _load(session: _Session) -> None:
         teacher = load_model(resolve_source(config.dense).folder, config.dtype).to(device)
     session.objective = Objective(loss=session.loss, layout=session.view.layout, teacher=teacher)
     if config.steps:
-        from moeify.warmup.train import prepare
+        from moeify.warming.train import prepare
 
         prepare(session.model, session.view.layout, config.train)
 
@@ -266,7 +270,7 @@ def _measured(session: _Session, target: Path) -> WarmupReport:
         dead_before=sum(len(layer.dead) for layer in before.layers.values()),
         dead_after=sum(len(layer.dead) for layer in after.layers.values()),
         layers=layer_changes(before, after, session.held_out.domain_names), curve=session.curve,
-        bytes_written=0, files_linked=0, collect_seconds=session.seconds["collect"],
+        bytes_written=0, files_linked=0, files_copied=0, collect_seconds=session.seconds["collect"],
         fit_seconds=session.seconds["fit"], train_seconds=session.seconds["train"], seconds=0.0,
         notes=session.notes, failed=session.failed,
     )  # fmt: skip
@@ -320,7 +324,7 @@ def _train(session: _Session, target: Path, *, task: bool) -> None:
     session.seconds["train"] = 0.0
     if not config.steps:
         return
-    from moeify.warmup.train import NonFiniteLossError, RouterTrainer, last_checkpoint
+    from moeify.warming.train import NonFiniteLossError, RouterTrainer, last_checkpoint
 
     assert session.objective is not None
     report, folder = session.progress, run_folder(target)

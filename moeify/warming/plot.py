@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from moeify.errors import MissingExtraError, OutputError
-from moeify.warmup.report import WarmupReport
+from moeify.warming.report import WarmupReport
 
 __all__ = ["check_plotting", "plot_warmup"]
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from moeify.warmup.clustering import balanced_kmeans, even_offsets
+from moeify.warming.clustering import balanced_kmeans, even_offsets
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -17,9 +17,9 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback, Tra
 
 from moeify.families.base import MoeLayout
 from moeify.routing.collection import routers
-from moeify.warmup.config import Trained, WarmupConfig
-from moeify.warmup.losses import RouterSums, balance_loss, router_sums, z_loss
-from moeify.warmup.objective import Examples, Objective
+from moeify.warming.config import Trained, WarmupConfig
+from moeify.warming.losses import RouterSums, balance_loss, router_sums, z_loss
+from moeify.warming.objective import Examples, Objective
 
 __all__ = ["NonFiniteLossError", "RouterTrainer", "last_checkpoint", "prepare", "trainable"]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from moeify.warmup.config import Balance
+from moeify.warming.config import Balance
 
 __all__ = ["RouterSums", "balance_loss", "router_sums", "z_loss"]
 

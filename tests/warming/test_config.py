@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from moeify.errors import ConfigError
-from moeify.warmup.config import WarmupConfig
-from moeify.warmup.objective import choose_loss
+from moeify.warming.config import WarmupConfig
+from moeify.warming.objective import choose_loss
 
 
 @pytest.mark.parametrize(

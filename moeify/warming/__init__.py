@@ -1,0 +1,1 @@
+"""Getting routers ready: fitted to data without gradients, then trained."""
