@@ -22,6 +22,7 @@ class Client:
     home: Path
     token: str | None = TOKEN
     offline: bool = False
+    xet: bool = False
     printed: list[str] = field(default_factory=list)
 
     @property
@@ -30,7 +31,7 @@ class Client:
         extra = {
             "HF_ENDPOINT": self.hub.url,
             "HF_HOME": str(self.home / "hf"),
-            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_XET": "0" if self.xet else "1",
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "HOME": str(self.home),
             "COLUMNS": "120",

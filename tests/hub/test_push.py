@@ -89,13 +89,55 @@ def test_private_repositories(hub, client, folder):
     assert list(hub.repositories["user/public"].files()) == ["README.md"]
 
 
-def test_a_repository_that_somebody_makes_meanwhile_is_used(hub, client, folder):
+def test_an_empty_repository_that_somebody_makes_meanwhile_is_used(hub, client, folder):
     """Between looking and creating, another process creates it: the Hub answers 409."""
     hub.fail("GET", "/api/models/user/moe/revision/", status=404, code="RepoNotFound")
     hub.repositories["user/moe"] = Repository()
     client.moeify("push", folder, "user/moe")
     assert [e.status for e in hub.requests("POST", "/api/repos/create")] == [409]
     assert ROUTERS in hub.repositories["user/moe"].files()
+
+
+@pytest.mark.parametrize(
+    ("files", "options", "problem"),
+    [
+        ({"config.json": b"{}", "model.safetensors": b"x" * 64}, (), "was not made by moeify"),
+        ({"README.md": b"hello"}, ("--private",), "is public"),
+    ],
+)
+def test_what_somebody_puts_there_meanwhile_is_safe(hub, client, folder, files, options, problem):
+    hub.fail("GET", "/api/models/user/moe/revision/", status=404, code="RepoNotFound")
+    hub.add("user/moe", files)
+    said = client.refused("push", folder, "user/moe", *options)
+    assert problem in said
+    assert [e.status for e in hub.requests("POST", "/api/repos/create")] == [409]
+    assert hub.repositories["user/moe"].files() == files
+    assert not hub.requests("PUT", "/objects/")
+
+
+def test_a_repository_that_exists_unseen_is_not_written_to(hub, client, folder):
+    hub.fail("GET", "/api/models/user/moe/revision/", status=404, code="RepoNotFound", times=2)
+    hub.repositories["user/moe"] = Repository()
+    assert "does not show it" in client.refused("push", folder, "user/moe")
+    assert list(hub.repositories["user/moe"].files()) == [".gitattributes"]
+
+
+@pytest.mark.parametrize("there_before", [True, False])
+def test_a_commit_of_somebody_else_is_not_overwritten(hub, client, folder, there_before):
+    """It lands while the weights are on their way."""
+    if there_before:
+        hub.add("user/moe", {"README.md": b"hello"})
+    hub.meanwhile("PUT", "/objects/", lambda: hub.commit("user/moe", {"notes.txt": b"mine"}))
+    said = client.refused("push", folder, "user/moe")
+    assert "412" in said
+    assert "2 of 11 files" in said
+    files = hub.repositories["user/moe"].files()
+    assert files["notes.txt"] == b"mine"
+    assert ROUTERS not in files
+    client.moeify("push", folder, "user/moe")
+    files = hub.repositories["user/moe"].files()
+    assert files["notes.txt"] == b"mine"
+    assert ROUTERS in files
 
 
 def test_pull_request_leaves_the_branch_alone(hub, client, folder):
