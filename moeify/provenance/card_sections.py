@@ -132,8 +132,8 @@ def _limits(family: Family, config: Config, record: Record) -> Iterable[str]:
         yield (
             "The routers are as `--compat gguf` left them, so flat that rounding chooses between"
             " experts that noise set apart, and each engine rounds its own way: the same prompt may"
-            " give other tokens in llama.cpp, mlx-lm and transformers until the routers are trained."
-            " `--noise 0` avoids that."
+            " give other tokens in llama.cpp, mlx-lm and transformers until the routers are"
+            " trained. `--noise 0` avoids that."
         )
     if "warmup" in commands:
         yield "Warm-up changes the routers only; the experts still have to be trained to differ."

@@ -51,7 +51,8 @@ class Fault:
 class HubStandIn:
     """The server's state. ``users`` maps tokens to names.
 
-    ``cut_after`` has downloads of a file end after so many bytes, once. ``xet`` is None on a server without Xet storage.
+    ``cut_after`` has downloads of a file end after so many bytes, once.
+    ``xet`` is None on a server without Xet storage.
     """
 
     url: str = ""
