@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import RepoFile
 
-__all__ = ["PushReport", "push"]
+__all__ = ["PushReport", "check_login", "push"]
 
 _MAIN = "main"
 
@@ -69,7 +69,10 @@ def push(
     config = replace(config or PushConfig(), **options)
     check_repo_id(repo_id)
     opened = Checkpoint.open(_folder(checkpoint))
-    api = _api()
+    check_login()
+    from huggingface_hub import HfApi
+
+    api = HfApi(library_name="moeify")
     local, left_out = local_files(opened, repo_id)
 
     def compare() -> tuple[PushPlan, _Remote | None]:
@@ -121,14 +124,14 @@ def _folder(checkpoint: str | Path) -> Path:
     return folder
 
 
-def _api() -> HfApi:
-    from huggingface_hub import HfApi, constants, get_token
+def check_login() -> None:
+    """Raise ``HubError`` where no upload can work: in offline mode, or without a token."""
+    from huggingface_hub import constants, get_token
 
     if constants.HF_HUB_OFFLINE:
         raise HubError("HF_HUB_OFFLINE=1 forbids uploads", "unset HF_HUB_OFFLINE")
     if get_token() is None:
         raise HubError("nobody is logged in at the Hugging Face Hub", "hf auth login")
-    return HfApi(library_name="moeify")
 
 
 @dataclass(frozen=True, kw_only=True)

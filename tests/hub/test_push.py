@@ -35,17 +35,22 @@ def test_everything_arrives_in_one_commit(hub, client, folder):
     assert "a new repository" in printed
 
 
-def test_second_push_after_new_routers_sends_less_than_a_hundredth(hub, client, folder, tmp_path):
+def test_second_push_after_a_warm_up_sends_the_routers_and_the_card(hub, client, folder, tmp_path):
     client.moeify("push", folder, "user/moe")
-    first, mark = hub.bytes_in(), len(hub.exchanges)
-    moeify.attach(folder, tmp_path / "warm", router="normal")
-    report = json.loads(client.moeify("push", tmp_path / "warm", "user/moe", "--json"))
-    assert report["files_uploaded"] == 3
+    before, first, mark = hub.repositories["user/moe"].files(), hub.bytes_in(), len(hub.exchanges)
+    text = tmp_path / "text.txt"
+    text.write_text("to be or not to be, that is the question\n" * 200)
+    sizes = ("--steps", 0, "--seq-len", 32, "--fit-tokens", 1024, "--eval-tokens", 512)
+    arguments = ("warmup", folder, tmp_path / "warm", "--dataset", text, *sizes)
+    document = json.loads(client.moeify(*arguments, "--push-to", "user/moe", "--json"))
+    assert document["schema"] == "moeify.warmup/1"
     assert hub.bytes_in(mark) < first / 100
     assert len([e for e in hub.exchanges[mark:] if e.method == "PUT"]) == 1
     files = hub.repositories["user/moe"].files()
+    changed = {name for name in files if files[name] != before.get(name)}
+    assert changed == {ROUTERS, "README.md", "moeify.json"}
     assert files[ROUTERS] == (tmp_path / "warm" / ROUTERS).read_bytes()
-    assert b"moeify attach" in files["README.md"]
+    assert b"moeify warmup" in files["README.md"]
 
 
 def test_pushing_the_same_again_changes_nothing(hub, client, folder):
@@ -167,10 +172,23 @@ def test_push_to_of_upcycle(hub, client, folder, tmp_path):
     assert ROUTERS in hub.repositories["user/direct"].files()
     assert f"{hub.url}/user/direct" in client.printed[-1]
     mark = len(hub.exchanges)
-    arguments = ("upcycle", source, tmp_path / "never", "--push-to", "no-user")
-    assert "'no-user' is no repository" in client.refused(*arguments)
+    never = ("upcycle", source, tmp_path / "never", "--push-to")
+    assert "'no-user' is no repository" in client.refused(*never, "no-user")
+    client.token = None
+    assert "nobody is logged in" in client.refused(*never, "user/never")
     assert not (tmp_path / "never").exists()
     assert len(hub.exchanges) == mark
+
+
+def test_push_to_that_fails_says_what_is_left_to_do(hub, client, folder, tmp_path):
+    out = tmp_path / "out"
+    hub.fail("POST", "/commit/", status=500)
+    source = folder.with_name("moe-dense")
+    said = client.refused("upcycle", source, out, "--experts", 2, "--push-to", "user/late")
+    assert f"{out} is complete, but committing to user/late failed" in said.replace("\n", " ")
+    assert f"hint: moeify push {out} user/late" in said.replace("\n", " ")
+    client.moeify("push", out, "user/late")
+    assert ROUTERS in hub.repositories["user/late"].files()
 
 
 def test_push_to_of_prune(hub, client, folder, tmp_path):
@@ -209,8 +227,6 @@ def test_without_a_right_to_write(hub, client, folder):
     assert "other/moe" in said
     client.token = "hf_expired"
     assert "does not accept this token" in client.refused("push", folder, "user/moe")
-    client.token = None
-    assert "hf auth login" in client.refused("push", folder, "user/moe")
     client.token, client.offline = TOKEN, True
     assert "HF_HUB_OFFLINE" in client.refused("push", folder, "user/moe")
     assert not hub.repositories
