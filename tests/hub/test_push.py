@@ -64,8 +64,7 @@ def test_pushing_the_same_again_changes_nothing(hub, client, folder):
 
 
 def test_a_different_model_is_refused_unless_yes(hub, client, folder, tmp_path):
-    client.moeify("push", folder, "user/moe")
-    before = hub.repositories["user/moe"].files()
+    before = hub.add("user/moe", contents(folder)).files()
     other = mixture(tmp_path / "moe", num_experts=8, max_shard_size="1MB")
     said = client.refused("push", other, "user/moe")
     assert "num_experts 4 instead of 8" in said
