@@ -12,7 +12,7 @@ READY_ENGINES := $(ENGINES)/.ready
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test engines check browser bench docs format clean
+.PHONY: demo test engines engines-installed check browser bench docs format clean
 
 # torch comes first and pinned, so that no other package pulls a larger build of it.
 $(READY): pyproject.toml constraints.txt
@@ -38,6 +38,8 @@ $(READY_ENGINES): tests/engines/requirements.txt constraints.txt
 	$(PYTHON) -m venv $(ENGINES)
 	$(ENGINES)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -r $<
 	touch $@
+
+engines-installed: $(READY_ENGINES)
 
 engines: $(READY_TESTS) $(READY_ENGINES)
 	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -q -m engines tests/engines

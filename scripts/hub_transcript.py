@@ -17,15 +17,15 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
+from tests.elsewhere import python_without_moeify  # noqa: E402
 from tests.hub.stand_in import TOKEN, HubStandIn, running_hub  # noqa: E402
 from tests.real.checkpoints import minilm  # noqa: E402
 
 WARMUP = (
     "moeify warmup moe warm --dataset text.jsonl --steps 0 --fit-tokens 8192 --eval-tokens 4096"
 )
+ELSEWHERE = "elsewhere/bin/python"
 USE = """\
-import sys
-sys.modules["moeify"] = None  # as where it is not installed
 from sentence_transformers import SentenceTransformer
 model = SentenceTransformer("user/minilm-moe", trust_remote_code=True)
 one, two, three = model.encode(["A man plays a guitar.", "Somebody makes music.", "Shares fell."])
@@ -46,30 +46,34 @@ def main() -> None:
         mark = _step(hub, folder, WARMUP, mark)
         mark = _step(hub, folder, "moeify push warm user/minilm-moe", mark)
         (folder / "use.py").write_text(USE)
+        python_without_moeify(folder / "elsewhere")
+        mark = _step(hub, folder, f"{ELSEWHERE} -c 'import moeify'", mark, token=False, rc=1)
         print(f"$ cat use.py\n{USE}")
-        _step(hub, folder, "python use.py", mark, home="elsewhere", token=False)
+        _step(hub, folder, f"{ELSEWHERE} use.py", mark, token=False)
 
 
 def _step(
-    hub: HubStandIn, folder: Path, command: str, mark: int, home: str = "home", token: bool = True
+    hub: HubStandIn, folder: Path, command: str, mark: int, token: bool = True, rc: int = 0
 ) -> int:
+    """Who has no token is somebody else: without moeify, with a cache of their own."""
     environment = os.environ | {
-        "HF_ENDPOINT": hub.url, "HF_HOME": str(folder / home), "HF_HUB_DISABLE_XET": "1",
-        "PYTHONPATH": str(REPOSITORY), "COLUMNS": "110", "NO_COLOR": "1",
-        "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1",
-        "TRANSFORMERS_VERBOSITY": "error",
+        "HF_ENDPOINT": hub.url, "HF_HOME": str(folder / ("home" if token else "other-home")),
+        "HF_HUB_DISABLE_XET": "1", "COLUMNS": "110", "NO_COLOR": "1", "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error",
     }  # fmt: skip
     environment.pop("HF_TOKEN", None)
-    if token:
-        environment["HF_TOKEN"] = TOKEN
+    environment.pop("PYTHONPATH", None)
     program, *arguments = shlex.split(command)
-    module = ["-m", "moeify"] if program == "moeify" else []
+    if program == "moeify":
+        environment |= {"HF_TOKEN": TOKEN, "PYTHONPATH": str(REPOSITORY)}
+        run = [sys.executable, "-m", "moeify", *arguments]
+    else:
+        run = [str(folder / program), *arguments]
     done = subprocess.run(
-        [sys.executable, *module, *arguments],
-        cwd=folder, env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    said = done.stdout + done.stderr
-    assert done.returncode == 0, said
+        run, cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    said = done.stdout + (done.stderr.splitlines(keepends=True)[-1] if rc else done.stderr)
+    assert done.returncode == rc, said
     assert TOKEN not in said
     said = said.replace(hub.url, "http://127.0.0.1:8080")
     print(f"$ {command}")

@@ -78,6 +78,11 @@ def explain_hub_error(
             f"{repo_id} is not in the local cache and the Hub cannot be reached",
             "connect once, or name a local folder; HF_HUB_OFFLINE=1 forbids downloads",
         )
+    if "/xet-write-token/" in str(cause):
+        return HubError(
+            f"{doing} {repo_id} failed: {reason(cause)}",
+            "run the command again; to a server without Xet storage, with HF_HUB_DISABLE_XET=1",
+        )
     return HubError(f"{doing} {repo_id} failed: {reason(cause)}", "run the command again")
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moeify.cli._output import Output, size
+from moeify.errors import HubError
 from moeify.hub.config import PushConfig, check_repo_id
 
 if TYPE_CHECKING:
@@ -18,9 +20,12 @@ _SHOWN_FILES = 12
 
 
 def check_push_target(repo_id: str | None) -> None:
-    """Refuse an impossible ``--push-to`` before the long work starts."""
+    """Refuse a ``--push-to`` that cannot work before the long work starts."""
     if repo_id is not None:
         check_repo_id(repo_id)
+        from moeify.hub.push import check_login
+
+        check_login()
 
 
 def push_after(out: Output, folder: str, repo_id: str | None) -> None:
@@ -30,7 +35,13 @@ def push_after(out: Output, folder: str, repo_id: str | None) -> None:
     """
     if repo_id is None:
         return
-    report = publish(out, folder, repo_id, PushConfig())
+    try:
+        report = publish(out, folder, repo_id, PushConfig())
+    except HubError as error:
+        hint = f"moeify push {shlex.quote(folder)} {repo_id}"
+        if error.hint and not error.hint.startswith("run the "):
+            hint = f"{error.hint}; then {hint}"
+        raise HubError(f"{folder} is complete, but {error.message}", hint) from error
     out.notice(f"pushed to {report.url}")
 
 

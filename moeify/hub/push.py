@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import RepoFile
 
-__all__ = ["PushReport", "push"]
+__all__ = ["PushReport", "check_login", "push"]
 
 _MAIN = "main"
 
@@ -69,22 +69,34 @@ def push(
     config = replace(config or PushConfig(), **options)
     check_repo_id(repo_id)
     opened = Checkpoint.open(_folder(checkpoint))
-    api = _api()
-    branch = config.revision or _MAIN
-    remote = _look(api, repo_id, branch)
-    if remote is not None and config.private and not remote.private:
-        raise HubError(
-            f"{repo_id} exists already and is public",
-            "make it private in its settings on the Hub, or leave --private out",
-        )
+    check_login()
+    from huggingface_hub import HfApi
+
+    api = HfApi(library_name="moeify")
     local, left_out = local_files(opened, repo_id)
-    plan = plan_push(
-        repo_id, branch, local, None if remote is None else remote.files, left_out,
-        _problem(api, opened, repo_id, remote),
-    )  # fmt: skip
+
+    def compare() -> tuple[PushPlan, _Remote | None]:
+        branch = config.revision or _MAIN
+        remote = _look(api, repo_id, branch)
+        files = None if remote is None else remote.files
+        problem = _problem(api, opened, repo_id, remote)
+        plan = plan_push(repo_id, branch, local, files, left_out, problem)
+        return plan, remote
+
+    plan, remote = compare()
     if on_plan is not None:
         on_plan(plan)
-    _check_allowed(plan, config)
+    _check_allowed(plan, remote, config)
+    if remote is None:
+        # Somebody may make it, or fill it, just now: what is there by then is compared as well.
+        _create(api, plan, config)
+        plan, remote = compare()
+        _check_allowed(plan, remote, config)
+    if remote is None:
+        raise HubError(
+            f"{repo_id} exists, but the Hub does not show it to this account",
+            "run the command again, or use a token that may read it",
+        )
     url, commit, pull_request = _send(api, plan, config, remote)
     return PushReport(
         checkpoint=str(checkpoint),
@@ -112,14 +124,14 @@ def _folder(checkpoint: str | Path) -> Path:
     return folder
 
 
-def _api() -> HfApi:
-    from huggingface_hub import HfApi, constants, get_token
+def check_login() -> None:
+    """Raise ``HubError`` where no upload can work: in offline mode, or without a token."""
+    from huggingface_hub import constants, get_token
 
     if constants.HF_HUB_OFFLINE:
         raise HubError("HF_HUB_OFFLINE=1 forbids uploads", "unset HF_HUB_OFFLINE")
     if get_token() is None:
         raise HubError("nobody is logged in at the Hugging Face Hub", "hf auth login")
-    return HfApi(library_name="moeify")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +184,12 @@ def _record(folder: Path) -> Record | None:
     return Record.read(Source(folder=folder, name=folder.name))
 
 
-def _check_allowed(plan: PushPlan, config: PushConfig) -> None:
+def _check_allowed(plan: PushPlan, remote: _Remote | None, config: PushConfig) -> None:
+    if remote is not None and config.private and not remote.private:
+        raise HubError(
+            f"{plan.repo_id} exists already and is public",
+            "make it private in its settings on the Hub, or leave --private out",
+        )
     if plan.problem is not None and not (config.yes or config.create_pr):
         raise HubError(
             f"{plan.repo_id} holds a different model: {plan.problem}",
@@ -180,22 +197,25 @@ def _check_allowed(plan: PushPlan, config: PushConfig) -> None:
         )
 
 
+def _create(api: HfApi, plan: PushPlan, config: PushConfig) -> None:
+    with hub_errors(plan.repo_id, "creating"):
+        api.create_repo(plan.repo_id, private=config.private or None, exist_ok=True)
+
+
 def _send(
-    api: HfApi, plan: PushPlan, config: PushConfig, remote: _Remote | None
+    api: HfApi, plan: PushPlan, config: PushConfig, remote: _Remote
 ) -> tuple[str, str, str | None]:
-    """Create what is missing, upload, commit; returns URL, commit and pull request."""
-    with hub_errors(plan.repo_id, "preparing"):
-        if plan.creates_repo:
-            api.create_repo(plan.repo_id, private=config.private or None, exist_ok=True)
-        if plan.branch != _MAIN and not config.create_pr:
+    """Create the branch, upload, commit; returns URL, commit and pull request."""
+    if plan.branch != _MAIN and not config.create_pr:
+        with hub_errors(plan.repo_id, "preparing"):
             api.create_branch(plan.repo_id, branch=plan.branch, exist_ok=True)
     url = f"{api.endpoint}/{plan.repo_id}"
     if plan.branch != _MAIN:
         url += f"/tree/{plan.branch}"
-    if plan.is_empty and remote is not None:
+    if plan.is_empty:
         return url, remote.commit, None
     _upload(api, plan, config)
-    info = _commit(api, plan, config, None if remote is None else remote.commit)
+    info = _commit(api, plan, config, remote.commit)
     return info.pr_url or url, info.oid, info.pr_url
 
 
@@ -231,7 +251,7 @@ def _unfinished(plan: PushPlan, error: MoeifyError, done: list[LocalFile]) -> Hu
     )
 
 
-def _commit(api: HfApi, plan: PushPlan, config: PushConfig, parent: str | None) -> Any:
+def _commit(api: HfApi, plan: PushPlan, config: PushConfig, parent: str) -> Any:
     from huggingface_hub import CommitOperationDelete
 
     removals = [CommitOperationDelete(path_in_repo=name) for name in plan.removed]

@@ -128,6 +128,13 @@ def _limits(family: Family, config: Config, record: Record) -> Iterable[str]:
         "An upcycled model computes what its base computes until it is trained: experts that"
         " start as copies give the router nothing to choose between."
     )
+    if _rounding_chooses(family, record):
+        yield (
+            "The routers are as `--compat gguf` left them, so flat that rounding chooses between"
+            " experts that noise set apart, and each engine rounds its own way: the same prompt may"
+            " give other tokens in llama.cpp, mlx-lm and transformers until the routers are"
+            " trained. `--noise 0` avoids that."
+        )
     if "warmup" in commands:
         yield "Warm-up changes the routers only; the experts still have to be trained to differ."
     if "prune" in commands:
@@ -152,6 +159,20 @@ def _step(step: Step) -> str:
     if versions := ", ".join(f"{name} {number}" for name, number in step.versions.items()):
         parts.append(f"Versions: {inline(versions)}.")
     return "\n\n".join(parts)
+
+
+def _rounding_chooses(family: Family, record: Record) -> bool:
+    """Whether experts differ behind the flat routers that an export for llama.cpp starts with."""
+    flat = False
+    for step in record.steps:
+        if step.command == "upcycle":
+            exported = step.options.get("compat") == "gguf" and family.gguf_renormalises is False
+            flat = exported and bool(step.options.get("noise"))
+        elif step.command == "warmup":
+            flat = False
+        elif step.command == "attach":
+            flat = flat and step.options.get("router") == "zeros"
+    return flat
 
 
 def _rows(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -182,8 +203,7 @@ def _table(rows: Iterable[tuple[str, str]], head: tuple[str, str] = ("", "")) ->
 
 def _citation(citation: Citation) -> str:
     paper = f"[arXiv:{citation.arxiv}](https://arxiv.org/abs/{citation.arxiv})"
-    title = f"*{citation.title}*" if citation.title else ""
-    named = ", ".join(part for part in (citation.authors, title, paper) if part)
+    named = f"{citation.authors}, *{citation.title}*, {paper}"
     return f"{citation.used_for[0].upper()}{citation.used_for[1:]}: {named}"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from moeify.provenance.record import Step
@@ -30,7 +30,8 @@ _UPCYCLING = Citation(
 _BALANCE = Citation(
     used_for="the balance loss",
     authors="Fedus et al.",
-    title="Switch Transformers: Scaling to Trillion Parameter Models",
+    title="Switch Transformers: Scaling to Trillion Parameter Models with Simple and Efficient"
+    " Sparsity",
     arxiv="2101.03961",
 )
 _CV2 = Citation(
@@ -53,16 +54,51 @@ _LOSS_FREE = Citation(
 )
 _CENTROIDS = Citation(
     used_for="routers from clusters of their inputs",
-    authors="",
-    title="Cluster-aware Upcycling",
+    authors="Chu et al.",
+    title="Enhancing Mixture-of-Experts Specialization via Cluster-Aware Upcycling",
     arxiv="2604.13508",
 )
 _DOMAINS = Citation(
-    used_for="routers regressed on domain labels", authors="", title="", arxiv="2603.29765"
+    used_for="routers regressed on domain labels",
+    authors="Fanì and Ersoy",
+    title="Training-Free Dynamic Upcycling of Expert Language Models",
+    arxiv="2603.29765",
 )
-_COUNTS = ("the score that chose the experts", "2404.05089")
-_SCORES = {"frequency": _COUNTS[1], "gate": _COUNTS[1], "ean": "2504.05586",
-           "reap": "2510.13999", "aimer": "2603.18492"}  # fmt: skip
+_COUNTS = Citation(
+    used_for="the score that chose the experts",
+    authors="Muzio et al.",
+    title="SEER-MoE: Sparse Expert Efficiency through Regularization for Mixture-of-Experts",
+    arxiv="2404.05089",
+)
+_SCORES = {
+    "frequency": _COUNTS,
+    "gate": _COUNTS,
+    "ean": Citation(
+        used_for="the score that chose the experts",
+        authors="Jaiswal et al.",
+        title="Finding Fantastic Experts in MoEs: A Unified Study for Expert Dropping Strategies"
+        " and Observations",
+        arxiv="2504.05586",
+    ),
+    "reap": Citation(
+        used_for="the score that chose the experts",
+        authors="Lasby et al.",
+        title="REAP the Experts: Why Pruning Prevails for One-Shot MoE Compression",
+        arxiv="2510.13999",
+    ),
+    "aimer": Citation(
+        used_for="the score that chose the experts",
+        authors="Liu et al.",
+        title="AIMER: Calibration-Free Task-Agnostic MoE Pruning",
+        arxiv="2603.18492",
+    ),
+}
+_MERGING = Citation(
+    used_for="experts merged into their nearest",
+    authors="Li et al.",
+    title="Merge, Then Compress: Demystify Efficient SMoE with Hints from Its Routing Policy",
+    arxiv="2310.01334",
+)
 _BALANCE_LOSSES = {"switch": _BALANCE, "cv2": _CV2}
 _FITS = {"kmeans": _CENTROIDS, "domains": _DOMAINS}
 
@@ -74,16 +110,18 @@ def citations(steps: Iterable[Step]) -> list[Citation]:
         if step.command == "upcycle":
             found.append(_UPCYCLING)
         elif step.command == "prune":
-            found += _pruning(step.options.get("by"))
+            found += _pruning(step.options)
         elif step.command == "warmup":
             found += _warmup(step.options, step.results)
     return list(dict.fromkeys(found))
 
 
-def _pruning(by: Any) -> list[Citation]:
-    if by not in _SCORES:
-        return []
-    return [Citation(used_for=f"{_COUNTS[0]}, {by}", authors="", title="", arxiv=_SCORES[by])]
+def _pruning(options: dict[str, Any]) -> list[Citation]:
+    by, found = options.get("by"), []
+    if by in _SCORES:
+        score = _SCORES[by]
+        found.append(replace(score, used_for=f"{score.used_for}, {by}"))
+    return [*found, _MERGING] if options.get("merge") else found
 
 
 def _warmup(options: dict[str, Any], results: dict[str, Any]) -> list[Citation]:

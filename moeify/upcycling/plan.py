@@ -79,7 +79,7 @@ def plan_upcycle(checkpoint: Checkpoint, options: UpcycleConfig) -> UpcyclePlan:
         top_k=options.top_k,
         moe_layers=layers,
         num_layers=view.num_layers,
-        renormalise=_renormalises(family, options),
+        renormalise=_renormalises(family, options, len(layers) == view.num_layers),
     )
     planner = _Planner(view, settings, options)
     shards = plan_shards(
@@ -96,7 +96,7 @@ def plan_upcycle(checkpoint: Checkpoint, options: UpcycleConfig) -> UpcyclePlan:
     )
 
 
-def _renormalises(family: Family, options: UpcycleConfig) -> bool:
+def _renormalises(family: Family, options: UpcycleConfig, every_layer: bool) -> bool:
     """Whether the mixture may rely on renormalised weights where it will run."""
     if options.compat != "gguf":
         return True
@@ -105,6 +105,12 @@ def _renormalises(family: Family, options: UpcycleConfig) -> bool:
             f"llama.cpp and mlx-lm do not know {family.moe.model_type}, so --compat gguf cannot"
             " help",
             "leave --compat out and run it in transformers",
+        )
+    if not every_layer:
+        raise ConfigError(
+            f"--compat gguf needs every layer to be a mixture, not layers {options.layers}:"
+            " llama.cpp's converter refuses dense ones beside them",
+            "pass --layers all, or leave --compat out and run it in transformers",
         )
     return family.gguf_renormalises
 

@@ -37,6 +37,17 @@ def dense(folder: Path, family: str) -> Path:
     return folder
 
 
+def untied(source: Path, folder: Path) -> Path:
+    """The same model with an `lm_head` of its own."""
+    shutil.copytree(source, folder)
+    config = json.loads((folder / "config.json").read_text()) | {"tie_word_embeddings": False}
+    (folder / "config.json").write_text(json.dumps(config))
+    weights = load_file(folder / "model.safetensors")
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
 def mixture(source: Path, folder: Path, family: str, noise: float) -> Path:
     """Four experts in the form that llama.cpp and mlx-lm compute rightly."""
     compat = "gguf" if family == "qwen2" else "transformers"

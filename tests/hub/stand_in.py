@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from .repositories import Entry, Repository, apply_commit, is_large
+from .xet import STORAGE_TOKEN, XetEndpoints, XetStorage
 
 ID = r"(?P<id>[^/]+/[^/]+|[^/]+)"
 TOKEN = "hf_StandInTokenThatMustNeverBeShown"
@@ -51,6 +52,7 @@ class HubStandIn:
     """The server's state. ``users`` maps tokens to names.
 
     ``cut_after`` has downloads of a file end after so many bytes, once.
+    ``xet`` is None on a server without Xet storage.
     """
 
     url: str = ""
@@ -59,11 +61,30 @@ class HubStandIn:
     objects: dict[str, bytes] = field(default_factory=dict)
     exchanges: list[Exchange] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
+    events: list[tuple[str, str, Callable[[], object]]] = field(default_factory=list)
     cut_after: dict[str, int] = field(default_factory=dict)
+    xet: XetStorage | None = None
 
     def fail(self, method: str, pattern: str, **how: Any) -> None:
         """Fail the next request whose method and path match."""
         self.faults.append(Fault(method, pattern, **how))
+
+    def meanwhile(self, method: str, pattern: str, act: Callable[[], object]) -> None:
+        """Let something happen just before the next request that matches is answered."""
+        self.events.append((method, pattern, act))
+
+    def let_happen(self, method: str, path: str) -> None:
+        for event in list(self.events):
+            if event[0] == method and re.search(event[1], path):
+                self.events.remove(event)
+                event[2]()
+
+    def commit(self, repo_id: str, files: dict[str, bytes]) -> None:
+        """Add files to main, as though somebody had pushed them."""
+        repository = self.repositories[repo_id]
+        entries = {path: Entry(data, is_large(path, len(data))) for path, data in files.items()}
+        now = repository.commits[repository.references["main"]]
+        repository.commit("main", now | entries)
 
     def fault_for(self, method: str, path: str) -> Fault | None:
         for fault in self.faults:
@@ -91,7 +112,7 @@ class _HangUpError(Exception):
     """The server closes the connection without an answer."""
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(XetEndpoints, BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     hub: HubStandIn
 
@@ -105,12 +126,13 @@ class _Handler(BaseHTTPRequestHandler):
         header = self.headers.get("Authorization") or ""
         self.token = header.removeprefix("Bearer ") or None
         self.user = self.hub.users.get(self.token or "")
+        self.hub.let_happen(self.command, path)
         fault = self.hub.fault_for(self.command, path)
         try:
             self.body = self._read(fault)
             if fault is not None:
                 self._error(fault.status or 500, "told to fail", fault.code)
-            elif self.token is not None and self.user is None:
+            elif self.token not in (None, STORAGE_TOKEN) and self.user is None:
                 self._error(401, "Invalid credentials in Authorization header")
             else:
                 self._route(path)
@@ -353,6 +375,9 @@ _ROUTES: list[tuple[tuple[str, ...], str, Callable[..., None]]] = [
     (("PUT",), "/objects/(?P<oid>[0-9a-f]{64})", _Handler.put_object),
     (("POST",), f"/api/models/{ID}/commit/(?P<revision>.+)", _Handler.commit),
     (("GET",), f"/api/models/{ID}/revision/(?P<revision>.+)", _Handler.model_info),
+    (("GET",), f"/api/models/{ID}/xet-write-token/(?P<revision>.+)", _Handler.xet_token),
+    (("POST",), r"/v1/xorbs/default/(?P<hash>\w+)", _Handler.xet_xorb),
+    (("POST",), "/v1/shards", _Handler.xet_shard),
     (("GET",), f"/api/models/{ID}/tree/(?P<rest>.+)", _Handler.tree),
     (("GET",), f"/api/models/{ID}", _Handler.model_info),
     (("GET", "HEAD"), f"/{ID}/resolve/(?P<rest>.+)", _Handler.resolve),

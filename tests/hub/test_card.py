@@ -12,7 +12,9 @@ import moeify
 from moeify.checkpoint.source import Source
 from moeify.families.registry import FAMILIES
 from moeify.provenance.card import card_text, write_card
+from moeify.provenance.citations import citations
 from moeify.provenance.record import Record, Step
+from moeify.pruning.config import CALIBRATED
 
 from ..real.hub_shapes import bert_base_uncased_like, gpt2_like, qwen_like, sentence_encoder_like
 from .models import CARD
@@ -79,16 +81,50 @@ def test_steps_of_other_commands_are_shown(tmp_path):
     )
     prune = Step(
         command="prune",
-        options={"by": "reap", "keep": 2},
+        options={"by": "reap", "keep": 2, "merge": True},
         results={"num_experts": 2, "kept": {"0": [1, 3], "1": list(range(40))}},
     )
     record.with_step(warm).with_step(prune).write(folder)
     page = card_text(folder)
     for row in ("| eval loss before | 3.25 |", "| kept 0 | 1, 3 |", "| kept 1 | 40 values |"):
         assert row in page
-    for paper in ("2101.03961", "2604.13508", "2510.13999", "2408.15664"):
+    for paper in ("2101.03961", "2604.13508", "2510.13999", "2408.15664", "2310.01334"):
         assert paper in page
     assert "Pruning was not followed by training" in page
+
+
+@pytest.mark.parametrize("by", CALIBRATED)
+@pytest.mark.parametrize("fit", ["kmeans", "domains"])
+def test_every_paper_has_authors_title_and_number(by, fit):
+    options = {"fit": fit, "steps": 9, "balance": "cv2", "z_coef": 0.1, "by": by, "merge": True}
+    steps = [Step(command=c, options=options, results={}) for c in ("upcycle", "warmup", "prune")]
+    found = citations(steps)
+    assert len(found) == 7
+    for citation in found:
+        assert citation.authors.endswith((" et al.", "Ersoy"))
+        assert len(citation.title) > 20
+        assert re.fullmatch(r"\d{4}\.\d{5}", citation.arxiv)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "noise", "later", "warned"),
+    [
+        ("qwen2", 0.05, {}, True),
+        ("qwen2", 0.0, {}, False),
+        ("qwen3", 0.05, {}, False),
+        ("qwen2", 0.05, {"router": "zeros"}, True),
+        ("qwen2", 0.05, {"router": "normal"}, False),
+    ],
+)
+def test_flat_routers_over_experts_that_differ(tmp_path, model_type, noise, later, warned):
+    source = qwen_like(tmp_path / "dense", model_type)
+    moe = tmp_path / "moe"
+    moeify.upcycle(source, moe, num_experts=4, noise=noise, compat="gguf")
+    if later:
+        moeify.attach(moe, tmp_path / "again", **later)
+        moe = tmp_path / "again"
+    page = (moe / "README.md").read_text()
+    assert ("rounding chooses between" in page) == warned
 
 
 def test_text_from_files_cannot_break_out(tmp_path):

@@ -35,17 +35,22 @@ def test_everything_arrives_in_one_commit(hub, client, folder):
     assert "a new repository" in printed
 
 
-def test_second_push_after_new_routers_sends_less_than_a_hundredth(hub, client, folder, tmp_path):
+def test_second_push_after_a_warm_up_sends_the_routers_and_the_card(hub, client, folder, tmp_path):
     client.moeify("push", folder, "user/moe")
-    first, mark = hub.bytes_in(), len(hub.exchanges)
-    moeify.attach(folder, tmp_path / "warm", router="normal")
-    report = json.loads(client.moeify("push", tmp_path / "warm", "user/moe", "--json"))
-    assert report["files_uploaded"] == 3
+    before, first, mark = hub.repositories["user/moe"].files(), hub.bytes_in(), len(hub.exchanges)
+    text = tmp_path / "text.txt"
+    text.write_text("to be or not to be, that is the question\n" * 200)
+    sizes = ("--steps", 0, "--seq-len", 32, "--fit-tokens", 1024, "--eval-tokens", 512)
+    arguments = ("warmup", folder, tmp_path / "warm", "--dataset", text, *sizes)
+    document = json.loads(client.moeify(*arguments, "--push-to", "user/moe", "--json"))
+    assert document["schema"] == "moeify.warmup/1"
     assert hub.bytes_in(mark) < first / 100
     assert len([e for e in hub.exchanges[mark:] if e.method == "PUT"]) == 1
     files = hub.repositories["user/moe"].files()
+    changed = {name for name in files if files[name] != before.get(name)}
+    assert changed == {ROUTERS, "README.md", "moeify.json"}
     assert files[ROUTERS] == (tmp_path / "warm" / ROUTERS).read_bytes()
-    assert b"moeify attach" in files["README.md"]
+    assert b"moeify warmup" in files["README.md"]
 
 
 def test_pushing_the_same_again_changes_nothing(hub, client, folder):
@@ -59,8 +64,7 @@ def test_pushing_the_same_again_changes_nothing(hub, client, folder):
 
 
 def test_a_different_model_is_refused_unless_yes(hub, client, folder, tmp_path):
-    client.moeify("push", folder, "user/moe")
-    before = hub.repositories["user/moe"].files()
+    before = hub.add("user/moe", contents(folder)).files()
     other = mixture(tmp_path / "moe", num_experts=8, max_shard_size="1MB")
     said = client.refused("push", other, "user/moe")
     assert "num_experts 4 instead of 8" in said
@@ -89,13 +93,55 @@ def test_private_repositories(hub, client, folder):
     assert list(hub.repositories["user/public"].files()) == ["README.md"]
 
 
-def test_a_repository_that_somebody_makes_meanwhile_is_used(hub, client, folder):
+def test_an_empty_repository_that_somebody_makes_meanwhile_is_used(hub, client, folder):
     """Between looking and creating, another process creates it: the Hub answers 409."""
     hub.fail("GET", "/api/models/user/moe/revision/", status=404, code="RepoNotFound")
     hub.repositories["user/moe"] = Repository()
     client.moeify("push", folder, "user/moe")
     assert [e.status for e in hub.requests("POST", "/api/repos/create")] == [409]
     assert ROUTERS in hub.repositories["user/moe"].files()
+
+
+@pytest.mark.parametrize(
+    ("files", "options", "problem"),
+    [
+        ({"config.json": b"{}", "model.safetensors": b"x" * 64}, (), "was not made by moeify"),
+        ({"README.md": b"hello"}, ("--private",), "is public"),
+    ],
+)
+def test_what_somebody_puts_there_meanwhile_is_safe(hub, client, folder, files, options, problem):
+    hub.fail("GET", "/api/models/user/moe/revision/", status=404, code="RepoNotFound")
+    hub.add("user/moe", files)
+    said = client.refused("push", folder, "user/moe", *options)
+    assert problem in said
+    assert [e.status for e in hub.requests("POST", "/api/repos/create")] == [409]
+    assert hub.repositories["user/moe"].files() == files
+    assert not hub.requests("PUT", "/objects/")
+
+
+def test_a_repository_that_exists_unseen_is_not_written_to(hub, client, folder):
+    hub.fail("GET", "/api/models/user/moe/revision/", status=404, code="RepoNotFound", times=2)
+    hub.repositories["user/moe"] = Repository()
+    assert "does not show it" in client.refused("push", folder, "user/moe")
+    assert list(hub.repositories["user/moe"].files()) == [".gitattributes"]
+
+
+@pytest.mark.parametrize("there_before", [True, False])
+def test_a_commit_of_somebody_else_is_not_overwritten(hub, client, folder, there_before):
+    """It lands while the weights are on their way."""
+    if there_before:
+        hub.add("user/moe", {"README.md": b"hello"})
+    hub.meanwhile("PUT", "/objects/", lambda: hub.commit("user/moe", {"notes.txt": b"mine"}))
+    said = client.refused("push", folder, "user/moe")
+    assert "412" in said
+    assert "2 of 11 files" in said
+    files = hub.repositories["user/moe"].files()
+    assert files["notes.txt"] == b"mine"
+    assert ROUTERS not in files
+    client.moeify("push", folder, "user/moe")
+    files = hub.repositories["user/moe"].files()
+    assert files["notes.txt"] == b"mine"
+    assert ROUTERS in files
 
 
 def test_pull_request_leaves_the_branch_alone(hub, client, folder):
@@ -125,10 +171,23 @@ def test_push_to_of_upcycle(hub, client, folder, tmp_path):
     assert ROUTERS in hub.repositories["user/direct"].files()
     assert f"{hub.url}/user/direct" in client.printed[-1]
     mark = len(hub.exchanges)
-    arguments = ("upcycle", source, tmp_path / "never", "--push-to", "no-user")
-    assert "'no-user' is no repository" in client.refused(*arguments)
+    never = ("upcycle", source, tmp_path / "never", "--push-to")
+    assert "'no-user' is no repository" in client.refused(*never, "no-user")
+    client.token = None
+    assert "nobody is logged in" in client.refused(*never, "user/never")
     assert not (tmp_path / "never").exists()
     assert len(hub.exchanges) == mark
+
+
+def test_push_to_that_fails_says_what_is_left_to_do(hub, client, folder, tmp_path):
+    out = tmp_path / "out"
+    hub.fail("POST", "/commit/", status=500)
+    source = folder.with_name("moe-dense")
+    said = client.refused("upcycle", source, out, "--experts", 2, "--push-to", "user/late")
+    assert f"{out} is complete, but committing to user/late failed" in said.replace("\n", " ")
+    assert f"hint: moeify push {out} user/late" in said.replace("\n", " ")
+    client.moeify("push", out, "user/late")
+    assert ROUTERS in hub.repositories["user/late"].files()
 
 
 def test_push_to_of_prune(hub, client, folder, tmp_path):
@@ -167,8 +226,6 @@ def test_without_a_right_to_write(hub, client, folder):
     assert "other/moe" in said
     client.token = "hf_expired"
     assert "does not accept this token" in client.refused("push", folder, "user/moe")
-    client.token = None
-    assert "hf auth login" in client.refused("push", folder, "user/moe")
     client.token, client.offline = TOKEN, True
     assert "HF_HUB_OFFLINE" in client.refused("push", folder, "user/moe")
     assert not hub.repositories

@@ -5,12 +5,12 @@ import os
 import shutil
 import string
 import subprocess
-import sys
 from pathlib import Path
 
 import torch
 
 from moeify.modeling import REMOTE_CODE
+from tests.elsewhere import python_without_moeify
 from tests.modeling.tiny_models import dense_model, inputs, upcycle, vary_experts
 
 REPOSITORY = Path(__file__).parents[2]
@@ -50,7 +50,7 @@ def _write_tokenizer(model_type: str, folder: Path) -> None:
 
 
 def run_elsewhere(code: str, *arguments: object, cache: Path) -> str:
-    """Run Python code in a fresh, isolated, offline process and return what it prints."""
+    """Run Python code offline where moeify is not installed and return what it prints."""
     environment = os.environ | {
         "HF_HOME": str(cache),
         "HF_MODULES_CACHE": str(cache / "modules"),
@@ -58,7 +58,7 @@ def run_elsewhere(code: str, *arguments: object, cache: Path) -> str:
         "OMP_NUM_THREADS": "1",
     }
     done = subprocess.run(
-        [sys.executable, "-I", "-c", code, *map(str, arguments)],
+        [str(python_without_moeify(cache / "venv")), "-I", "-c", code, *map(str, arguments)],
         cwd=cache,
         env=environment,
         capture_output=True,

@@ -10,10 +10,7 @@ from moeify.modeling import REMOTE_CODE
 from tests.modeling.checkpoints import HEADS, run_elsewhere, write_checkpoint
 
 LOAD = """
-import sys
-sys.modules["moeify"] = None  # any import of it fails
-
-import json, pathlib, torch, transformers
+import json, pathlib, sys, torch, transformers
 from transformers import AutoConfig, AutoTokenizer
 
 for name in sys.argv[1:]:
@@ -52,7 +49,7 @@ for name in sys.argv[1:]:
 
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
     print(type(tokenizer).__name__, tokenizer.tokenize("ab c"))
-assert "moeify.modeling" not in sys.modules
+assert "moeify" not in sys.modules
 """
 
 

@@ -3,14 +3,13 @@
 import json
 import os
 import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 import moeify
 
+from ..elsewhere import python_without_moeify
 from . import pipelines
 
 FAMILIES = {"fill-mask": "bert", "feature-extraction": "bert", "text-generation": "gpt2"}
@@ -27,11 +26,11 @@ def folders(pair, classifier):
 
 @pytest.fixture(scope="module")
 def alone(folders, tmp_path_factory):
-    """What every pipeline gives in a process that cannot import moeify."""
+    """What every pipeline gives where moeify is not installed."""
     home = tmp_path_factory.mktemp("home")
     argument = json.dumps({task: str(moe) for task, (_, moe) in folders.items()})
     done = subprocess.run(
-        [sys.executable, "-I", str(Path(pipelines.__file__)), argument],
+        [str(python_without_moeify(home / "venv")), "-I", pipelines.__file__, argument],
         env=os.environ | {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
         cwd=home,
         capture_output=True,

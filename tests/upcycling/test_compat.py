@@ -69,6 +69,15 @@ def test_qwen3_is_right_as_it_is_and_bert_is_unknown_there(tmp_path):
         moeify.upcycle(bert, tmp_path / "never", compat="gguf")
 
 
+@pytest.mark.parametrize("model_type", ["qwen2", "qwen3"])
+def test_dense_layers_beside_mixtures_are_refused(model_type, tmp_path):
+    """llama.cpp's converter does not take them; tests/engines shows that it does not."""
+    dense = save_tiny(tmp_path / "dense", model_type)
+    with pytest.raises(moeify.MoeifyError, match="every layer to be a mixture, not layers odd"):
+        moeify.upcycle(dense, tmp_path / "never", num_experts=4, layers="odd", compat="gguf")
+    assert not (tmp_path / "never").exists()
+
+
 def test_the_card_says_what_runs_it(dense, tmp_path):
     moeify.upcycle(dense, tmp_path / "plain", num_experts=4)
     moeify.upcycle(dense, tmp_path / "gguf", num_experts=4, compat="gguf")
