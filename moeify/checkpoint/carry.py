@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
+from moeify.checkpoint.foreign_code import cleaned
 from moeify.checkpoint.reader import resolve_inside
-from moeify.errors import CheckpointError
+from moeify.errors import CheckpointError, OutputError
 
 __all__ = ["carried_files", "carry_files"]
 
@@ -18,15 +19,16 @@ _REWRITTEN = ("config.json", "moeify.json", "README.md")
 _WEIGHTS = ("*.safetensors", "*.index.json", "*.bin", "*.h5", "*.msgpack", "*.ot", "*.onnx",
             "*.gguf", "*.tflite", "*.pt", "*.pth", "*.pkl", "*.ckpt")  # fmt: skip
 _CODE = ("*.py",)  # a converted model has no use for the source's code, and nobody vouched for it
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.joblib", "*.dill")
 _FOLDERS = (".git", ".cache", "__pycache__", "onnx", "openvino", "coreml", "runs", "checkpoint-*")
 
 
 def carried_files(folder: Path) -> Iterator[str]:
     """Names of the files of a checkpoint that go along unchanged, relative to ``folder``.
 
-    Left out are the weights at the top, exports of the dense model, code, and what is written
-    anew. Raises ``CheckpointError`` for a link out of the folder and for anything that is no
-    regular file.
+    Left out are the weights at the top, exports of the dense model, code, pickles, and what is
+    written anew. Raises ``CheckpointError`` for a link out of the folder and for anything that is
+    no regular file.
     """
     for place, subfolders, files in os.walk(folder):
         subfolders[:] = sorted(n for n in subfolders if not _matches(n, _FOLDERS))
@@ -35,19 +37,38 @@ def carried_files(folder: Path) -> Iterator[str]:
         for name in [*links, *sorted(files)]:
             if at_top and (name in _REWRITTEN or _matches(name, _WEIGHTS)):
                 continue
-            if _matches(name, _CODE):
-                continue
             relative = PurePosixPath(Path(place, name).relative_to(folder)).as_posix()
+            if _matches(name, _CODE) or (_matches(name, _PICKLES) and not _is_module(relative)):
+                continue
             _check_regular(resolve_inside(folder, relative), relative)
             yield relative
 
 
 def carry_files(source: Path, target: Path) -> None:
-    """Copy ``carried_files`` from ``source`` to ``target``."""
+    """Copy ``carried_files`` from ``source`` to ``target``, JSON without keys that name code.
+
+    Raises ``OutputError`` where ``target`` takes two names for one, as file systems do that know
+    no difference between large and small letters.
+    """
+    taken = {path.name for path in target.iterdir()}
     for name in carried_files(source):
         destination = target / name
         destination.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source / name, destination)
+        if name not in taken and os.path.lexists(destination):
+            raise OutputError(
+                f"{name!r} and another file of the source are one file in {target.parent}",
+                "rename one of them, or choose an output on a file system that tells them apart",
+            )
+        text = cleaned(source / name)
+        if text is None:
+            shutil.copyfile(source / name, destination)
+        else:
+            destination.write_text(text, encoding="utf-8")
+
+
+def _is_module(name: str) -> bool:
+    """Whether ``name`` holds the weights of a module of a sentence encoder, which needs them."""
+    return fnmatch(name, "[0-9]*_*/pytorch_model.bin")
 
 
 def _check_regular(path: Path, name: str) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 
 from moeify.checkpoint.arithmetic import decode, is_finite
 from moeify.checkpoint.header import StoredTensor, tensor_nbytes
+from moeify.checkpoint.regular import open_regular
 from moeify.errors import CheckpointError
 
 __all__ = ["Slice", "SourceFiles"]
@@ -55,12 +56,7 @@ class SourceFiles:
     def handle(self, path: Path) -> int:
         """The file descriptor of ``path``, opened once; call it from one thread."""
         if path not in self._handles:
-            try:
-                self._handles[path] = os.open(path, os.O_RDONLY)
-            except OSError as error:
-                raise CheckpointError(
-                    f"cannot read {path.name}: {error.strerror}", path=path
-                ) from error
+            self._handles[path] = open_regular(path)[0]
         return self._handles[path]
 
     def read(self, path: Path, start: int, nbytes: int) -> bytes:

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from moeify.checkpoint.json_text import MAX_TEXT_BYTES, parse_json
+from moeify.checkpoint.regular import open_regular
 from moeify.errors import CheckpointError
 
-__all__ = ["DTYPE_BITS", "StoredTensor", "encode_header", "read_header", "tensor_nbytes"]
+__all__ = [
+    "DTYPE_BITS",
+    "StoredTensor",
+    "encode_header",
+    "parse_header",
+    "read_header",
+    "salvage_header",
+    "tensor_nbytes",
+]
 
 DTYPE_BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8,
@@ -21,7 +29,8 @@ DTYPE_BITS = {
     "I16": 16, "U16": 16, "F16": 16, "BF16": 16,
     "I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64, "C64": 64,
 }  # fmt: skip
-MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library itself
+MAX_HEADER_BYTES = MAX_TEXT_BYTES
+MAX_NAME_LENGTH = 1000
 _LENGTH_BYTES = 8
 _ALIGNMENT = 4096
 
@@ -61,25 +70,36 @@ def read_header(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
     Only the header is read. Raises ``CheckpointError`` when the file is truncated, the header is
     no valid JSON object, a dtype is unknown, or offsets overlap, leave gaps or pass the end.
     """
+    return parse_header(*_read_raw(path), path)
+
+
+def salvage_header(path: Path) -> dict[str, StoredTensor]:
+    """What the header of a truncated file lists, for a look at it; empty where it says nothing."""
     try:
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):
-            raise CheckpointError(f"{path.name} is not a regular file", path=path)
-        with open(path, "rb") as file:
-            raw = _read_raw(file.read, status.st_size, path)
+        return parse_header(_read_raw(path)[0], None, path)[0]
+    except CheckpointError:
+        return {}
+
+
+def _read_raw(path: Path) -> tuple[bytes, int]:
+    """The JSON bytes of a file's header, and the size of the file."""
+    handle, size = open_regular(path)
+    try:
+        with open(handle, "rb") as file:
+            length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
+            _check_length(length, size, path)
+            return file.read(length), size
     except OSError as error:
         raise CheckpointError(f"cannot read {path.name}: {error.strerror}", path=path) from error
-    return parse_header(raw, status.st_size, path)
 
 
-def _read_raw(read: Any, size: int, path: Path) -> bytes:
+def _check_length(length: int, size: int, path: Path) -> None:
     if size < _LENGTH_BYTES:
         raise CheckpointError(
             f"{path.name} is truncated: {size} bytes hold no safetensors header",
             "download the file again",
             path=path,
         )
-    length = int.from_bytes(read(_LENGTH_BYTES), "little")
     if length > MAX_HEADER_BYTES or length > size - _LENGTH_BYTES:
         raise CheckpointError(
             f"{path.name} is truncated or no safetensors file: its header claims {length} bytes"
@@ -87,42 +107,26 @@ def _read_raw(read: Any, size: int, path: Path) -> bytes:
             "download the file again",
             path=path,
         )
-    raw: bytes = read(length)
-    return raw
 
 
 def parse_header(
-    raw: bytes, file_size: int, path: Path
+    raw: bytes, file_size: int | None, path: Path
 ) -> tuple[dict[str, StoredTensor], dict[str, str]]:
-    """Tensors and metadata from the JSON bytes of a header; see ``read_header`` for the errors."""
-    document = _parse_json(raw, path)
+    """Tensors and metadata from the JSON bytes of a header; see ``read_header`` for the errors.
+
+    ``file_size`` None leaves open where the file ends.
+    """
+    document = parse_json(raw, f"the header of {path.name}", path)
     metadata = document.pop("__metadata__", None) or {}
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise CheckpointError(f"{path.name}: __metadata__ must map strings to strings", path=path)
     data_start = _LENGTH_BYTES + len(raw)
-    tensors = {
-        name: _parse_entry(name, entry, data_start, path) for name, entry in document.items()
-    }
+    tensors: dict[str, StoredTensor] = {}
+    # Entries give way to tensors one by one, so that a long header is not held twice.
+    for name in list(document):
+        tensors[name] = _parse_entry(name, document.pop(name), data_start, path)
     _check_layout(tensors.values(), data_start, file_size, path)
     return tensors, metadata
-
-
-def _parse_json(raw: bytes, path: Path) -> dict[str, Any]:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        result = dict(pairs)
-        if len(result) != len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
-            raise CheckpointError(f"{path.name}: the header names {twice!r} twice", path=path)
-        return result
-
-    try:
-        document = json.loads(raw.decode("utf-8"), object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path.name}: the header is not valid JSON", path=path) from error
-    if not isinstance(document, dict):
-        raise CheckpointError(f"{path.name}: the header is not a JSON object", path=path)
-    return document
 
 
 def _is_count(value: object) -> bool:
@@ -130,6 +134,12 @@ def _is_count(value: object) -> bool:
 
 
 def _parse_entry(name: str, entry: Any, data_start: int, path: Path) -> StoredTensor:
+    if len(name) > MAX_NAME_LENGTH:
+        raise CheckpointError(
+            f"{path.name}: {name[:40]!r}... is longer than the {MAX_NAME_LENGTH} characters that a"
+            " tensor's name may have",
+            path=path,
+        )
     try:
         dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
     except (TypeError, KeyError, ValueError) as error:
@@ -155,7 +165,7 @@ def _parse_entry(name: str, entry: Any, data_start: int, path: Path) -> StoredTe
 
 
 def _check_layout(
-    tensors: Iterable[StoredTensor], data_start: int, file_size: int, path: Path
+    tensors: Iterable[StoredTensor], data_start: int, file_size: int | None, path: Path
 ) -> None:
     position, previous = data_start, None
     for tensor in sorted(tensors, key=lambda t: (t.start, t.nbytes)):
@@ -165,7 +175,7 @@ def _check_layout(
                 f"{path.name}: {tensor.name!r} {what} {previous or 'the header'!r}", path=path
             )
         position, previous = tensor.start + tensor.nbytes, tensor.name
-    if position != file_size:
+    if file_size is not None and position != file_size:
         state = "truncated" if position > file_size else "followed by bytes that belong to nothing"
         raise CheckpointError(
             f"{path.name} is {state}: the header describes {position} bytes,"

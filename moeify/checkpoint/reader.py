@@ -8,15 +8,23 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from moeify.checkpoint.config_values import wrong_values
 from moeify.checkpoint.header import StoredTensor, read_header
+from moeify.checkpoint.json_text import read_json
 from moeify.errors import CheckpointError, TensorNotFoundError
 
-__all__ = ["Checkpoint", "conversion_hint", "read_config", "read_json", "resolve_inside"]
+__all__ = [
+    "Checkpoint",
+    "check_relative",
+    "conversion_hint",
+    "read_config",
+    "resolve_inside",
+]
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-MAX_JSON_BYTES = 64_000_000
+_LONGEST_NAME, _LONGEST_PATH = 255, 1024
 _PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -62,25 +70,11 @@ class Checkpoint:
             raise TensorNotFoundError(name, self.folder) from None
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file of bounded size; raises ``CheckpointError``."""
-    try:
-        if not path.is_file():
-            raise CheckpointError(f"{path.name} is missing from {path.parent}", path=path)
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise CheckpointError(f"{path.name} is larger than {MAX_JSON_BYTES} bytes", path=path)
-        document = json.loads(path.read_bytes().decode("utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path.name}: {error.strerror}", path=path) from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not valid JSON", path=path) from error
-    if not isinstance(document, dict):
-        raise CheckpointError(f"{path} is not a JSON object", path=path)
-    return document
+def read_config(folder: Path, *, check: bool = True) -> dict[str, Any]:
+    """config.json of a checkpoint folder; raises ``CheckpointError``.
 
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """config.json of a checkpoint folder; raises ``CheckpointError``."""
+    ``check`` refuses values that are of the wrong kind.
+    """
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is not a folder", path=folder)
     if not (folder / CONFIG_FILE).exists():
@@ -89,7 +83,11 @@ def read_config(folder: Path) -> dict[str, Any]:
             "name the folder that transformers' save_pretrained wrote, or a Hub id",
             path=folder,
         )
-    return read_json(resolve_inside(folder, CONFIG_FILE))
+    config = read_json(resolve_inside(folder, CONFIG_FILE))
+    if check:
+        for _, _, sentence in wrong_values(config):
+            raise CheckpointError(sentence, "mend config.json", path=folder / CONFIG_FILE)
+    return config
 
 
 def conversion_hint(source: str, config: dict[str, Any]) -> str:
@@ -108,15 +106,26 @@ def conversion_hint(source: str, config: dict[str, Any]) -> str:
     return f"convert it once: python -c {shlex.quote(code)}"
 
 
+def check_relative(name: str) -> None:
+    """Raise ``CheckpointError`` where ``name`` is no name of a file inside a folder."""
+    pure = PurePosixPath(name)
+    if not name or "\0" in name or pure.is_absolute() or ".." in pure.parts or "\\" in name:
+        raise CheckpointError(f"{name[:200]!r} leads out of the checkpoint folder")
+    if len(name.encode()) > _LONGEST_PATH or any(
+        len(part.encode()) > _LONGEST_NAME for part in pure.parts
+    ):
+        raise CheckpointError(
+            f"{name[:40]!r}... is longer than the {_LONGEST_NAME} bytes that a file's name may have"
+        )
+
+
 def resolve_inside(folder: Path, name: str) -> Path:
     """The path of file ``name`` in ``folder``, refused when it leads out of it.
 
     Links are followed only inside the folder, or into the ``blobs`` folder of the
     Hugging Face cache to which a snapshot belongs.
     """
-    pure = PurePosixPath(name)
-    if not name or "\0" in name or pure.is_absolute() or ".." in pure.parts or "\\" in name:
-        raise CheckpointError(f"{name!r} leads out of the checkpoint folder", path=folder)
+    check_relative(name)
     path = folder / name
     root, target = folder.resolve(), path.resolve()
     allowed = [root]

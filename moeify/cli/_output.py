@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,9 +25,38 @@ from rich.table import Table
 __all__ = ["Output", "bar", "count", "error", "plain", "size", "spark", "written"]
 
 
+_LONGEST = 4000
+_TOKEN = re.compile(r"hf_\w{8,}")
+_NOT_ASCII = re.compile(r"[^\x20-\x7e\n]+")
+_NOT_PLAIN = re.compile(
+    "[\x00-\x09\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff0-\uffff"
+    "\U000e0000-\U000e0fff]+"
+)
+"""Control characters, and those that turn or hide text."""
+
+
 def plain(text: object) -> str:
-    """``text`` without control characters and rich markup, safe to print whatever it holds."""
-    return escape("".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in str(text)))
+    """``text`` as one line that is safe to print, whatever it holds.
+
+    Control characters, rich markup and tokens are made harmless, the home folder becomes ``~``,
+    and what is longer than a screen is cut.
+    """
+    said = _private(str(text))
+    if len(said) > _LONGEST:
+        said = f"{said[:_LONGEST]}... ({len(said)} characters)"
+    return escape("".join(c if c.isprintable() else "\ufffd" for c in said))
+
+
+def _private(text: str) -> str:
+    home = os.path.expanduser("~").rstrip("/")
+    if home:
+        text = re.sub(rf"(?<![\w/.-]){re.escape(home)}(?=/|$|[\s,:;'\")])", "~", text)
+    return _TOKEN.sub("hf_***", text)
+
+
+def _escaped(found: re.Match[str]) -> str:
+    """Characters of a JSON text as escapes, where they are not for printing."""
+    return "".join(c if c.isprintable() and c.isascii() else json.dumps(c)[1:-1] for c in found[0])
 
 
 def size(nbytes: float) -> str:
@@ -71,7 +101,7 @@ def spark(values: Sequence[float]) -> str:
 
 def error(message: str, hint: str | None = None) -> None:
     """Print a failure and how to mend it on stderr."""
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    console = Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)
     console.print(f"[bold red]error:[/] {plain(message)}")
     if hint:
         console.print(f"[bold]hint:[/] {plain(hint)}")
@@ -82,8 +112,8 @@ class Output:
 
     def __init__(self, *, as_json: bool, quiet: bool) -> None:
         self.as_json, self.quiet = as_json, quiet
-        self._out = Console(highlight=False)
-        self._err = Console(stderr=True, soft_wrap=True, highlight=False)
+        self._out = Console(highlight=False, emoji=False)
+        self._err = Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)
         if quiet or not self._err.is_terminal:
             # huggingface_hub draws bars of its own wherever this is not set before its import.
             os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -91,7 +121,11 @@ class Output:
     def document(self, document: dict[str, Any]) -> None:
         """The one JSON document of ``--json``."""
         if self.as_json:
-            sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+            text = json.dumps(document, indent=2, ensure_ascii=False)
+            # Text from files must not steer the terminal, and must fit into its encoding.
+            ascii_only = (sys.stdout.encoding or "utf-8").lower() not in ("utf-8", "utf8")
+            pattern = _NOT_ASCII if ascii_only else _NOT_PLAIN
+            sys.stdout.write(pattern.sub(_escaped, text) + "\n")
 
     def table(self, title: str, rows: Sequence[tuple[str, str]]) -> None:
         """Name and value pairs."""

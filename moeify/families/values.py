@@ -32,14 +32,26 @@ def resolve_shape(shape: Shape, dims: Dims) -> tuple[int, ...]:
     return tuple(dims[size] if isinstance(size, str) else size for size in shape)
 
 
+_MOST_LAYERS, _MOST_EXPERTS = 10_000, 100_000
+_LIMITS = {
+    "num_hidden_layers": _MOST_LAYERS, "n_layer": _MOST_LAYERS, "num_experts": _MOST_EXPERTS,
+    "num_local_experts": _MOST_EXPERTS, "n_routed_experts": _MOST_EXPERTS,
+    "moe_num_experts": _MOST_EXPERTS,
+}  # fmt: skip
+
+
 def positive(config: Config, key: str, default: int | None = None) -> int:
-    """The positive integer under ``key``; raises ``CheckpointError`` for anything else."""
+    """The positive integer under ``key``; raises ``CheckpointError`` for anything else.
+
+    What is listed later, layers and experts, has a limit far beyond what is usual.
+    """
     value = config.get(key)
     if value is None:
         value = default
-    if type(value) is not int or not 0 < value < 1 << 31:
+    limit = _LIMITS.get(key, (1 << 31) - 1)
+    if type(value) is not int or not 0 < value <= limit:
         raise CheckpointError(
-            f"config.json: {key} must be a positive integer, not {value!r}",
+            f"config.json: {key} must be a positive integer up to {limit}, not {value!r}",
             "mend config.json, or use the one that belongs to these weights",
         )
     return value

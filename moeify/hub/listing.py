@@ -9,6 +9,9 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from moeify.checkpoint.reader import Checkpoint, resolve_inside
+from moeify.checkpoint.regular import read_text
+from moeify.errors import CheckpointError
+from moeify.provenance.base_card import MAX_CARD_BYTES
 from moeify.provenance.card import CARD_FILE, PLACEHOLDER, card_text
 
 if TYPE_CHECKING:
@@ -37,7 +40,8 @@ def local_files(checkpoint: Checkpoint, repo_id: str) -> tuple[list[LocalFile], 
     """What of ``checkpoint`` is published as ``repo_id``, and the names that are left out.
 
     Hidden files, pickles, logs and training states are left out, and so are weights that the
-    index does not name. Raises ``CheckpointError`` for a link that leads out of the folder.
+    index does not name. Raises ``CheckpointError`` for a link that leads out of the folder and for
+    anything that is no file.
     """
     from huggingface_hub import CommitOperationAdd
 
@@ -49,6 +53,12 @@ def local_files(checkpoint: Checkpoint, repo_id: str) -> tuple[list[LocalFile], 
             left.append(name)
             continue
         path = resolve_inside(checkpoint.folder, name)
+        if not path.is_file():
+            raise CheckpointError(
+                f"{name!r} is neither a file nor a folder of {checkpoint.folder}",
+                "remove it: only files and folders can be published",
+                path=path,
+            )
         if name != CARD_FILE:
             operation = CommitOperationAdd(path_in_repo=name, path_or_fileobj=path)
             taken.append(LocalFile(name=name, nbytes=path.stat().st_size, operation=operation))
@@ -63,7 +73,9 @@ def _names(folder: Path) -> list[str]:
     for place, folders, files in os.walk(folder):
         folders[:] = [n for n in folders if not n.startswith(".") and not _matches(n, _FOLDERS)]
         relative = Path(place).relative_to(folder)
-        names += [PurePosixPath(relative, n).as_posix() for n in files if not n.startswith(".")]
+        links = [n for n in folders if Path(place, n).is_symlink()]
+        visible = [n for n in (*files, *links) if not n.startswith(".")]
+        names += [PurePosixPath(relative, n).as_posix() for n in visible]
     return sorted(names)
 
 
@@ -77,10 +89,8 @@ def _is_left_out(name: str, weights: set[str]) -> bool:
 def _card(checkpoint: Checkpoint, repo_id: str) -> bytes:
     """The folder's own card, or a new one, with the repository's id in its snippets."""
     path = resolve_inside(checkpoint.folder, CARD_FILE)
-    if path.is_file():
-        text = path.read_text(encoding="utf-8", errors="replace")
-    else:
-        text = card_text(checkpoint.folder)
+    own = path.is_file()
+    text = read_text(path, MAX_CARD_BYTES) if own else card_text(checkpoint.folder)
     return text.replace(PLACEHOLDER, repo_id).encode()
 
 

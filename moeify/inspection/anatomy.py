@@ -6,16 +6,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from moeify.checkpoint.header import StoredTensor
-from moeify.errors import CheckpointError
 from moeify.families.base import Config, ExpertTensor, MoeLayout
 from moeify.families.quantization import packed_values, split_quantized
 from moeify.families.values import text_config
 
-__all__ = ["Anatomy", "ExpertSlice", "PartSize", "check_layers", "dissect", "layout_prefix"]
+__all__ = ["Anatomy", "ExpertSlice", "PartSize", "dissect", "layout_prefix"]
 
 _MIXERS = ("self_attn", "attn", "attention", "crossattention", "linear_attn", "mamba", "conv")
 _EMBEDDINGS = ("embed_tokens", "embeddings", "wte", "wpe")
-_MOST_LAYERS = 10_000
 _UNCOUNTED = ("buffers", "ignored", "unknown")
 
 
@@ -109,17 +107,6 @@ def dissect(tensors: dict[str, StoredTensor], config: Config, layout: MoeLayout)
     for stored in tensors.values():
         sorter.place(stored)
     return anatomy
-
-
-def check_layers(num_layers: int, num_tensors: int) -> None:
-    """Raise ``CheckpointError`` for more layers than the files could hold, before any are listed.
-
-    A truncated download may lack layers, so the limit is far from what is usual.
-    """
-    if num_layers > max(_MOST_LAYERS, num_tensors):
-        raise CheckpointError(
-            f"config.json says {num_layers} layers, the files hold {num_tensors} tensors"
-        )
 
 
 class _Sorter:

@@ -11,7 +11,7 @@ from typing import Any
 from moeify.checkpoint.header import StoredTensor
 from moeify.errors import MoeifyError
 from moeify.families.base import Config, Family, Head, MoeSettings, resolve_shape
-from moeify.inspection.anatomy import PartSize, check_layers
+from moeify.inspection.anatomy import PartSize
 from moeify.inspection.checks import unknown_tensors
 from moeify.inspection.problems import Problem, grouped
 
@@ -60,7 +60,6 @@ class DenseAnatomy:
 def dissect_dense(tensors: dict[str, StoredTensor], config: Config, family: Family) -> DenseAnatomy:
     """Sort the tensors of a dense checkpoint; raises ``MoeifyError`` for an unusable config."""
     head = family.head(config)
-    check_layers(family.dense.num_layers(config), len(tensors))
     sorter = _Sorter(tensors, config, family, head)
     problems = list(sorter.problems())
     outlook = None

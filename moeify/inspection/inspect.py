@@ -13,7 +13,7 @@ from moeify.families.base import MoeLayout
 from moeify.families.qwen2 import RENORMALISATION_NOTE
 from moeify.families.registry import FAMILIES, MOE_LAYOUTS, moe_layout
 from moeify.families.values import text_config
-from moeify.inspection.anatomy import Anatomy, PartSize, check_layers, dissect
+from moeify.inspection.anatomy import Anatomy, PartSize, dissect
 from moeify.inspection.checks import check_mixture, expert_count
 from moeify.inspection.config import InspectConfig
 from moeify.inspection.dense import dissect_dense
@@ -91,7 +91,6 @@ def _sort(opened: Opened, report: InspectReport) -> Anatomy | None:
 def _sort_mixture(opened: Opened, report: InspectReport) -> Anatomy:
     config = opened.config
     report.kind = "moe"
-    check_layers(MOE_LAYOUTS[str(report.model_type)].dims(config)["L"], len(opened.tensors))
     layout = moe_layout(config, opened.tensors)
     anatomy = dissect(opened.tensors, config, layout)
     count, problem = expert_count(anatomy)

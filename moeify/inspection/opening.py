@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from moeify.checkpoint.header import StoredTensor, parse_header, read_header
+from moeify.checkpoint.config_values import wrong_values
+from moeify.checkpoint.header import StoredTensor, read_header, salvage_header
 from moeify.checkpoint.reader import (
     INDEX_FILE,
     find_shards,
@@ -20,9 +20,7 @@ from moeify.errors import CheckpointError
 from moeify.inspection.problems import Problem, some
 from moeify.provenance.record import RECORD_FILE, Record
 
-__all__ = ["Opened", "Shard", "compare_index", "open_folder"]
-
-_LENGTH_BYTES = 8
+__all__ = ["Opened", "Shard", "compare_index", "drop_wrong_values", "open_folder"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,11 +81,19 @@ def open_folder(source: Source) -> Opened:
 
 def _read_config(opened: Opened, folder: Path) -> CheckpointError | None:
     try:
-        opened.config = read_config(folder)
+        opened.config = read_config(folder, check=False)
     except CheckpointError as error:
         opened.report("config", error.message)
         return error
+    drop_wrong_values(opened)
     return None
+
+
+def drop_wrong_values(opened: Opened) -> None:
+    """Note every value of config.json that is of the wrong kind, and go on without it."""
+    for section, key, sentence in list(wrong_values(opened.config)):
+        opened.report("config", sentence)
+        section.pop(key, None)
 
 
 def _weight_files(
@@ -135,26 +141,9 @@ def _add_file(opened: Opened, path: Path) -> None:
         tensors, _ = read_header(path)
     except CheckpointError as error:
         opened.report("damaged_shard", error.message)
-        tensors = _salvage(path)
+        tensors = salvage_header(path)
     nbytes = path.stat().st_size if path.is_file() else 0
     opened.add(path.name, nbytes, tensors)
-
-
-def _salvage(path: Path) -> dict[str, StoredTensor]:
-    """What the header of a damaged file lists, where the header itself is whole."""
-    try:
-        with open(path, "rb") as file:
-            length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
-            if length > path.stat().st_size:
-                return {}
-            raw = file.read(length)
-        document = json.loads(raw)
-        ends = [
-            entry["data_offsets"][1] for key, entry in document.items() if key != "__metadata__"
-        ]
-        return parse_header(raw, _LENGTH_BYTES + length + max(ends, default=0), path)[0]
-    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, CheckpointError):
-        return {}
 
 
 def compare_index(opened: Opened, weight_map: dict[str, str]) -> None:

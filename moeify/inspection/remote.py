@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +9,11 @@ from typing import Any
 
 from moeify.checkpoint.header import MAX_HEADER_BYTES, StoredTensor, parse_header
 from moeify.checkpoint.hub_errors import hub_errors
-from moeify.checkpoint.reader import CONFIG_FILE, INDEX_FILE, MAX_JSON_BYTES, WEIGHTS_FILE
+from moeify.checkpoint.json_text import MAX_TEXT_BYTES, parse_json
+from moeify.checkpoint.reader import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, check_relative
 from moeify.checkpoint.source import resolve_source
 from moeify.errors import CheckpointError
-from moeify.inspection.opening import Opened, compare_index, open_folder
+from moeify.inspection.opening import Opened, compare_index, drop_wrong_values, open_folder
 
 __all__ = ["open_remote"]
 
@@ -54,6 +54,7 @@ def _open(repo_id: str, revision: str | None) -> Opened:
     # Later requests ask for the same commit, whatever is pushed meanwhile.
     pinned = commit or revision
     opened = Opened(name=repo_id, revision=pinned, config=document)
+    drop_wrong_values(opened)
     index = _json(repo_id, pinned, INDEX_FILE)
     if index is None:
         if not _add(opened, repo_id, WEIGHTS_FILE, _FIRST_BYTES):
@@ -67,6 +68,7 @@ def _open(repo_id: str, revision: str | None) -> Opened:
     if not isinstance(weight_map, dict) or not all(isinstance(f, str) for f in weight_map.values()):
         raise CheckpointError(f"{INDEX_FILE} of {repo_id} has no weight_map")
     for file, expected in _expected_headers(weight_map):
+        check_relative(file)
         if not _add(opened, repo_id, file, expected):
             opened.report("missing_shard", f"{INDEX_FILE} names {file!r}, which is not there")
     compare_index(opened, weight_map)
@@ -105,26 +107,18 @@ def _parse(opened: Opened, part: _Part, end: int, file: str) -> dict[str, Stored
     except CheckpointError as error:
         opened.report("damaged_shard", error.message)
     try:
-        document = json.loads(raw)
-        spans = [entry["data_offsets"][1] for key, entry in document.items() if key[:2] != "__"]
-        return parse_header(raw, end + max(spans, default=0), Path(file))[0]
-    except (ValueError, KeyError, TypeError, AttributeError, CheckpointError):
+        return parse_header(raw, None, Path(file))[0]
+    except CheckpointError:
         return {}
 
 
 def _json(
     repo_id: str, revision: str | None, file: str
 ) -> tuple[dict[str, Any], str | None] | None:
-    part = _fetch(repo_id, revision, file, MAX_JSON_BYTES, whole=True)
+    part = _fetch(repo_id, revision, file, MAX_TEXT_BYTES, whole=True)
     if part is None:
         return None
-    try:
-        document = json.loads(part.raw)
-    except ValueError as error:
-        raise CheckpointError(f"{file} of {repo_id} is not valid JSON") from error
-    if not isinstance(document, dict):
-        raise CheckpointError(f"{file} of {repo_id} is not a JSON object")
-    return document, part.commit
+    return parse_json(part.raw, f"{file} of {repo_id}", Path(file)), part.commit
 
 
 def _fetch(

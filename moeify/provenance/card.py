@@ -10,6 +10,7 @@ from moeify.checkpoint.source import Source
 from moeify.errors import UnsupportedModelError
 from moeify.families.base import Config, Family
 from moeify.families.registry import moe_family
+from moeify.provenance.base_card import inherited_metadata
 from moeify.provenance.card_sections import PLACEHOLDER, card_sections, pipeline_task
 from moeify.provenance.record import Record
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 __all__ = ["CARD_FILE", "PLACEHOLDER", "card_text", "write_card"]
 
 CARD_FILE = "README.md"
-_INHERITED = ("license", "license_name", "license_link", "language", "datasets")
 
 
 def write_card(
@@ -47,25 +47,12 @@ def card_text(folder: Path) -> str:
 def _render(
     folder: Path, family: Family, config: Config, record: Record, base_folder: Path | None
 ) -> str:
-    suffix = str(config["architectures"][0]).removeprefix(family.class_prefixes[1])
+    named = config.get("architectures") or [""]
+    suffix = str(named[0]).removeprefix(family.class_prefixes[1])
     encoder = (folder / "modules.json").is_file()
-    metadata = _metadata(family, record, suffix, encoder, _base_metadata(base_folder))
+    metadata = _metadata(family, record, suffix, encoder, inherited_metadata(base_folder))
     body = "\n\n".join(card_sections(family, config, record, suffix, encoder))
     return f"---\n{metadata.to_yaml()}\n---\n\n{body}\n"
-
-
-def _base_metadata(folder: Path | None) -> dict[str, Any]:
-    from huggingface_hub import ModelCard
-
-    path = None if folder is None else folder / CARD_FILE
-    if path is None or not path.is_file():
-        return {}
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-        found = vars(ModelCard(text, ignore_metadata_errors=True).data)
-    except ValueError:  # a card without readable metadata has nothing to hand on
-        return {}
-    return {key: found[key] for key in _INHERITED if found.get(key) is not None}
 
 
 def _metadata(

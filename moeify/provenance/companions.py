@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+from moeify.checkpoint.foreign_code import without_code
 from moeify.checkpoint.reader import CONFIG_FILE
 from moeify.families.base import Config, Family
 from moeify.modeling import REMOTE_CODE
@@ -24,8 +25,7 @@ def write_companions(
     ``family`` is None for a checkpoint that is no mixture of one of moeify's families. The card
     takes licence and languages from the one in ``base_folder``.
     """
-    config = dict(config)
-    config.pop("auto_map", None)  # the code of others is not carried over
+    config = without_code(config)  # that of others is not carried over
     if remote := REMOTE_CODE.get(str(config.get("model_type"))):
         config["auto_map"] = dict(remote.auto_map)
         for path in remote.paths:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from moeify.families.base import Config
+from moeify.provenance.base_card import inherited_metadata
 from moeify.provenance.record import RECORD_FILE, Record
 
 __all__ = ["write_plain_card"]
 
 CARD_FILE = "README.md"
-_INHERITED = ("license", "license_name", "license_link", "language", "datasets", "base_model")
 
 
 def write_plain_card(
@@ -24,7 +23,7 @@ def write_plain_card(
     from huggingface_hub import ModelCardData
 
     metadata = ModelCardData(
-        **_base_metadata(base_folder),
+        **inherited_metadata(base_folder, "base_model"),
         library_name="transformers",
         tags=["moeify", _code(config.get("model_type"))],
     )
@@ -39,20 +38,6 @@ def write_plain_card(
     )
     text = f"---\n{metadata.to_yaml()}\n---\n\n{body}\n"
     (folder / CARD_FILE).write_text(text, encoding="utf-8")
-
-
-def _base_metadata(folder: Path | None) -> dict[str, Any]:
-    from huggingface_hub import ModelCard
-
-    path = None if folder is None else folder / CARD_FILE
-    if path is None or not path.is_file():
-        return {}
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-        found = vars(ModelCard(text, ignore_metadata_errors=True).data)
-    except ValueError:  # a card without readable metadata has nothing to hand on
-        return {}
-    return {key: found[key] for key in _INHERITED if found.get(key) is not None}
 
 
 def _code(text: object) -> str:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
+import re
 from dataclasses import asdict, dataclass, field, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from moeify.checkpoint.reader import read_json
+from moeify.checkpoint.json_text import read_json
+from moeify.checkpoint.reader import resolve_inside
 from moeify.checkpoint.source import Source
 
 __all__ = ["RECORD_FILE", "Record", "Step"]
 
 RECORD_FILE = "moeify.json"
 SCHEMA = "moeify.provenance/1"
+_TOKEN = re.compile(r"hf_\w{8,}")
 _VERSIONED = ("moeify", "numpy", "safetensors", "torch", "transformers")
 
 
@@ -40,14 +44,13 @@ class Record:
     @classmethod
     def read(cls, source: Source) -> Record:
         """The record of a checkpoint; an empty one where it has none."""
-        path = source.folder / RECORD_FILE
-        if not path.exists():
+        if not os.path.lexists(source.folder / RECORD_FILE):
             return cls(source=source.name, revision=source.revision)
-        document = read_json(path)
-        steps = document.get("steps")
+        document = read_json(resolve_inside(source.folder, RECORD_FILE))
+        steps, revision = document.get("steps"), document.get("revision")
         return cls(
             source=str(document.get("source", source.name)),
-            revision=document.get("revision"),
+            revision=None if revision is None else str(revision),
             steps=tuple(_read_step(step) for step in steps if isinstance(step, dict))
             if isinstance(steps, list)
             else (),
@@ -63,7 +66,7 @@ class Record:
             "schema": SCHEMA,
             "source": self.source,
             "revision": self.revision,
-            "steps": [asdict(step) for step in self.steps],
+            "steps": [_public(asdict(step)) for step in self.steps],
         }
         text = json.dumps(document, indent=2, ensure_ascii=False, default=_plain)
         (folder / RECORD_FILE).write_text(text + "\n", encoding="utf-8")
@@ -88,9 +91,22 @@ def _read_step(step: dict[str, Any]) -> Step:
     )
 
 
+def _public(value: Any) -> Any:
+    """``value`` as it may be published: of a path only the last name, of a token nothing."""
+    if isinstance(value, dict):
+        return {key: _public(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_public(part) for part in value]
+    if isinstance(value, Path):
+        return value.name
+    if not isinstance(value, str):
+        return value
+    if value.startswith(("/", "~", "./", "../")) or ("/" in value and os.path.exists(value)):
+        value = Path(value).name
+    return _TOKEN.sub("hf_***", value)
+
+
 def _plain(value: object) -> object:
     if is_dataclass(value) and not isinstance(value, type):
         return asdict(value)
-    if isinstance(value, Path):
-        return value.name  # never a home folder in a file that is published
     raise TypeError(f"{type(value).__name__} does not belong in {RECORD_FILE}")

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moeify.checkpoint.files import SourceFiles
-from moeify.checkpoint.reader import read_json
+from moeify.checkpoint.json_text import read_json
 from moeify.errors import RoutingError
 from moeify.pruning.anatomy import Anatomy
 from moeify.pruning.config import Criterion

@@ -15,7 +15,7 @@ from moeify.errors import CheckpointError, ConfigError, DatasetError
 from moeify.families.base import Config
 from moeify.routing.config import DataConfig
 from moeify.routing.documents import read_documents
-from moeify.routing.loading import load_tokenizer
+from moeify.routing.loading import encode, load_tokenizer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -203,12 +203,12 @@ def pack(
 
 def _tokenized(data: DataConfig, tokenizer: Any) -> Iterator[tuple[list[int], str | None]]:
     # A tokenizer that ends texts by itself (BERT's does) needs no end-of-text token.
-    end = [] if tokenizer("a", verbose=False)["input_ids"][-1:] == [tokenizer.sep_token_id] else [
+    end = [] if encode(tokenizer, "a")[-1:] == [tokenizer.sep_token_id] else [
         tokenizer.eos_token_id
     ]  # fmt: skip
     end = [token for token in end if token is not None]
     for text, domain in read_documents(data):
-        yield [*tokenizer(text, verbose=False)["input_ids"], *end], domain
+        yield [*encode(tokenizer, text), *end], domain
 
 
 def _padding(tokenizer: Any) -> int:

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from moeify.errors import CheckpointError
+from moeify.checkpoint.foreign_code import without_code
+from moeify.checkpoint.json_text import read_json
+from moeify.checkpoint.reader import CONFIG_FILE, INDEX_FILE, Checkpoint, resolve_inside
+from moeify.errors import CheckpointError, DatasetError
 from moeify.modeling import REMOTE_CODE
 
-__all__ = ["load_model", "load_tokenizer", "model_class"]
+__all__ = ["encode", "load_model", "load_tokenizer", "model_class"]
 
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model")
+_READ_BY_TOKENIZERS = (
+    *_TOKENIZER_FILES, "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model",
+    "*.tiktoken", "tekken.json", "bpe.codes", "chat_template.jinja",
+)  # fmt: skip
+_TOKENIZER_SETTINGS = "tokenizer_config.json"
+_MAX_TOKENIZER_BYTES = 200_000_000
 
 
 def load_model(folder: Path, dtype: str = "auto") -> Any:
@@ -22,11 +33,15 @@ def load_model(folder: Path, dtype: str = "auto") -> Any:
     Classes come from transformers and from moeify, never from the folder. Raises
     ``CheckpointError`` when transformers cannot load it.
     """
-    with _quiet_loading(folder):
+    checkpoint = Checkpoint.open(folder)
+    names = [path.relative_to(folder).as_posix() for path in checkpoint.shards]
+    with _bare(folder, names, [CONFIG_FILE, INDEX_FILE]) as place, _quiet_loading(folder, place):
         from transformers import AutoConfig
 
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        model = model_class(config).from_pretrained(folder, config=config, dtype=dtype)
+        config = AutoConfig.from_pretrained(place, trust_remote_code=False)
+        model = model_class(config).from_pretrained(
+            place, config=config, dtype=dtype, use_safetensors=True
+        )
     return model.eval()
 
 
@@ -37,10 +52,23 @@ def load_tokenizer(folder: Path) -> Any:
         raise CheckpointError(
             f"{folder} has no tokenizer", "copy the tokenizer's files of its base model into it"
         )
-    with _quiet_loading(folder):
+    names = {path.name for pattern in _READ_BY_TOKENIZERS for path in folder.glob(pattern)}
+    settings = [CONFIG_FILE, _TOKENIZER_SETTINGS]
+    with _bare(folder, sorted(names), settings) as place, _quiet_loading(folder, place):
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+
+
+def encode(tokenizer: Any, text: str) -> list[int]:
+    """The tokens of ``text``; raises ``DatasetError`` where a damaged tokenizer cannot."""
+    try:
+        return list(tokenizer(text, verbose=False)["input_ids"])
+    except BaseException as error:
+        raise DatasetError(
+            f"the tokenizer cannot read the text: {_reason(error)}",
+            "use the tokenizer that belongs to the checkpoint",
+        ) from error
 
 
 def model_class(config: Any) -> Any:
@@ -53,7 +81,7 @@ def model_class(config: Any) -> Any:
     else:
         home = transformers
     found = getattr(home, name, None)
-    if found is None:
+    if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
         raise CheckpointError(
             f"transformers has no class {name!r} for model_type {config.model_type!r}",
             "mend architectures in config.json",
@@ -62,8 +90,40 @@ def model_class(config: Any) -> Any:
 
 
 @contextmanager
-def _quiet_loading(folder: Path) -> Iterator[None]:
-    """Keep transformers quiet, and turn its many exceptions into one."""
+def _bare(folder: Path, names: Iterable[str], settings: Iterable[str]) -> Iterator[Path]:
+    """A folder of links to what is wanted of ``folder``, and ``settings`` that name no code.
+
+    transformers looks for more than weights and vocabularies: adapters, whose config names another
+    model to load, Python files, paths inside tokenizer_config.json. Here it finds none of that.
+    """
+    with TemporaryDirectory(prefix="moeify-") as temporary:
+        place = Path(temporary)
+        for name in names:
+            target = resolve_inside(folder, name).resolve()
+            if not target.is_file():
+                raise CheckpointError(f"{name!r} in {folder} is not a regular file", path=target)
+            if name in _TOKENIZER_FILES and target.stat().st_size > _MAX_TOKENIZER_BYTES:
+                raise CheckpointError(
+                    f"{name} has {target.stat().st_size} bytes, more than {_MAX_TOKENIZER_BYTES}",
+                    path=target,
+                )
+            (place / name).parent.mkdir(parents=True, exist_ok=True)
+            (place / name).symlink_to(target)
+        for name in settings:
+            if (folder / name).is_file():
+                document = without_code(read_json(resolve_inside(folder, name)))
+                if name == _TOKENIZER_SETTINGS:
+                    document = {k: v for k, v in document.items() if not k.endswith("_file")}
+                (place / name).write_text(json.dumps(document), encoding="utf-8")
+        yield place
+
+
+@contextmanager
+def _quiet_loading(folder: Path, place: Path) -> Iterator[None]:
+    """Keep transformers quiet, and turn its many exceptions into one.
+
+    What a damaged file makes of its own and the Rust library's code has no common class.
+    """
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -71,10 +131,20 @@ def _quiet_loading(folder: Path) -> Iterator[None]:
     logging.disable_progress_bar()
     try:
         yield
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+    except CheckpointError:
+        raise
+    except BaseException as error:
+        reason = _reason(error).replace(str(place), str(folder))
         raise CheckpointError(f"transformers cannot load {folder}: {reason}") from error
     finally:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
+
+
+def _reason(error: BaseException) -> str:
+    """An error's first line; raises again what no file can cause."""
+    foreign = type(error).__name__ == "PanicException"  # of Rust, and no Exception
+    if not (foreign or isinstance(error, Exception)) or isinstance(error, MemoryError):
+        raise error
+    return (str(error).splitlines() or [type(error).__name__])[0]

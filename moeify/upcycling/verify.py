@@ -7,16 +7,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moeify.checkpoint.reader import Checkpoint, read_config
+from moeify.checkpoint.regular import read_text
 from moeify.checkpoint.source import resolve_source
-from moeify.errors import ConfigError, DatasetError
+from moeify.errors import CheckpointError, ConfigError, DatasetError
 from moeify.families.base import Config
-from moeify.routing.loading import load_model, load_tokenizer
+from moeify.families.values import positive
+from moeify.routing.loading import encode, load_model, load_tokenizer
 from moeify.upcycling.config import VerifyConfig
 
 if TYPE_CHECKING:
     import torch
 
 __all__ = ["VerifyReport", "verify"]
+
+
+_BYTES_A_TOKEN = 128
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,14 +95,14 @@ def _tokens(folder: Path, config: Config, options: VerifyConfig) -> torch.Tensor
     wanted = (options.batch, options.length)
     if options.text is None:
         generator = torch.Generator().manual_seed(options.seed)
-        return torch.randint(int(config["vocab_size"]), wanted, generator=generator)
+        return torch.randint(positive(config, "vocab_size", 2), wanted, generator=generator)
     try:
-        text = options.text.read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise DatasetError(f"cannot read {options.text}: {error.strerror}") from error
-    ids = load_tokenizer(folder)(text[: 64 * options.batch * options.length], verbose=False)[
-        "input_ids"
-    ]
+        text = read_text(options.text, _BYTES_A_TOKEN * options.batch * options.length)
+    except CheckpointError as error:
+        raise DatasetError(
+            f"cannot read {options.text}: {error.message}", "name a text file with --text"
+        ) from error
+    ids = encode(load_tokenizer(folder), text)
     if len(ids) < options.batch * options.length:
         raise DatasetError(
             f"{options.text} has {len(ids)} tokens, {options.batch} x {options.length} are needed",

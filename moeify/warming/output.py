@@ -86,9 +86,6 @@ def write_output(
         plan = _write_changed(stage, view.checkpoint, model)
     carry_files(source.folder, stage)
     options = {k: v for k, v in asdict(config).items() if k not in _UNRECORDED and v is not None}
-    for key in ("dataset", "dense"):
-        if key in options:
-            options[key] = Path(options[key]).name if Path(options[key]).exists() else options[key]
     step = Step(command="warmup", options=options, results=results)
     record = Record.read(source).with_step(step)
     written = view.checkpoint.config

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from moeify.checkpoint.files import SourceFiles
-from moeify.checkpoint.reader import read_json
+from moeify.checkpoint.json_text import read_json
 from moeify.errors import ConfigError, OutputError
 from moeify.families.moe_view import MoeView
 from moeify.routing.data import Blocks

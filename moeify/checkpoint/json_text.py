@@ -1,0 +1,100 @@
+"""JSON that nobody vouched for, parsed within bounds of memory, depth and numbers."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from moeify.checkpoint.regular import read_bytes
+from moeify.errors import CheckpointError
+
+__all__ = ["MAX_TEXT_BYTES", "parse_json", "read_json"]
+
+_MAX_BYTES = 90_000_000
+"""What text and values of one document may take in memory: an index of 200,000 tensors fits."""
+MAX_TEXT_BYTES = _MAX_BYTES // 2
+"""Beyond which a document is not even read."""
+_MAX_DEPTH = 100
+_LONG_NUMBER = re.compile(rb"\d{19}")
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; raises ``CheckpointError``."""
+    return parse_json(read_bytes(path, MAX_TEXT_BYTES), path.name, path)
+
+
+def parse_json(raw: bytes, what: str, path: Path) -> dict[str, Any]:
+    """The JSON object in ``raw``.
+
+    Raises ``CheckpointError``, naming ``what``, for what is no JSON object in UTF-8, and for what
+    parsers understand in different ways or later steps choke on: a key that stands twice, a number
+    beyond 64 bits, half a surrogate pair, nesting deeper than 100, more than about 90 MB of values.
+    """
+    _check_size(raw, what, path)
+    number = _bounded if _LONG_NUMBER.search(raw) else None  # None: as fast as can be
+    try:
+        document = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique, parse_int=number)
+    except _RefusedError as error:
+        raise CheckpointError(f"{what} {error}", path=path) from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{what} is not valid JSON", path=path) from error
+    if not isinstance(document, dict):
+        raise CheckpointError(f"{what} is not a JSON object", path=path)
+    _check_depth(document, what, path)
+    if _SURROGATE.search(raw):
+        try:
+            json.dumps(document, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise CheckpointError(f"{what} holds text that is not Unicode", path=path) from error
+    return document
+
+
+class _RefusedError(Exception):
+    """What is valid JSON and refused nevertheless."""
+
+
+def _check_size(raw: bytes, what: str, path: Path) -> None:
+    """Estimate what the values will take, from the number of marks between them."""
+    text = len(raw) * (2 if raw.isascii() else 6)  # the text, and the strings cut out of it
+    values = 240 * raw.count(b"{") + 72 * raw.count(b"[") + 48 * raw.count(b",")
+    if text + values > _MAX_BYTES:
+        raise CheckpointError(
+            f"{what} would take {(text + values) / 1e6:.0f} MB of memory, more than the"
+            f" {_MAX_BYTES / 1e6:.0f} MB that one document may take",
+            "check that it is what it should be: published ones are far smaller",
+            path=path,
+        )
+
+
+def _check_depth(document: dict[str, Any], what: str, path: Path) -> None:
+    level: list[Any] = [document]
+    for _ in range(_MAX_DEPTH):
+        level = [child for node in level for child in _children(node)
+                 if type(child) is dict or type(child) is list]  # fmt: skip
+        if not level:
+            return
+    raise CheckpointError(f"{what} is nested more than {_MAX_DEPTH} levels deep", path=path)
+
+
+def _children(node: Any) -> Iterable[Any]:
+    return node.values() if type(node) is dict else node
+
+
+def _bounded(text: str) -> int:
+    number = int(text) if len(text) <= 20 else 1 << 64
+    if not -(1 << 63) <= number < 1 << 64:
+        raise _RefusedError(f"holds the number {text[:24]}, beyond 64 bits")
+    return number
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        raise _RefusedError(f"names {twice[:200]!r} twice")
+    return result
