@@ -29,6 +29,8 @@ def inherited_metadata(folder: Path | None, *more: str) -> dict[str, Any]:
         return {}
     try:
         text = read_text(resolve_inside(folder, CARD_FILE), MAX_CARD_BYTES)
+        if not text.lstrip().startswith("---"):  # of which huggingface_hub would warn
+            return {}
         found = vars(ModelCard(text, ignore_metadata_errors=True).data)
     except (CheckpointError, ValueError, TypeError, AttributeError, YAMLError, RecursionError):
         return {}  # a card without readable metadata has nothing to hand on

@@ -13,6 +13,7 @@ from tests.faults.hostile_seeds import Seed, listed, write_seeds
 from tests.faults.mutations import mutated
 from tests.faults.trial import Bench, Tally, commands_for, read_seeds
 
+_PART = 200
 PLACE = Path(tempfile.gettempdir()) if not Path("/dev/shm").is_dir() else Path("/dev/shm")
 
 
@@ -55,14 +56,20 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=PLACE) as place:
         bench = Bench(Path(place), seeds, tally)
         bench.warm(seeds)
-        fuzz(bench, seeds, options.seed, options.inputs, options.loading, options.target)
-    document = {**asdict(tally), "seconds": time.perf_counter() - started}
-    document["failures"] = {kind: [len(w), *w[:3]] for kind, w in tally.failures.items()}
-    text = json.dumps(document, indent=1)
+        for first in range(options.seed, options.seed + options.inputs, _PART):
+            inputs = min(_PART, options.seed + options.inputs - first)
+            fuzz(bench, seeds, first, inputs, options.loading, options.target)
+            text = _text(tally, time.perf_counter() - started)
+            if options.report:
+                options.report.write_text(text)
     print(text)
-    if options.report:
-        options.report.write_text(text)
     raise SystemExit(1 if tally.failures else 0)
+
+
+def _text(tally: Tally, seconds: float) -> str:
+    document = {**asdict(tally), "seconds": seconds}
+    document["failures"] = {kind: [len(w), *w[:3]] for kind, w in tally.failures.items()}
+    return json.dumps(document, indent=1)
 
 
 if __name__ == "__main__":
