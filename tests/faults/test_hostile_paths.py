@@ -1,4 +1,4 @@
-"""Names and links that lead elsewhere: refused, nothing read or written there, nothing waited for."""
+"""Names and links that lead elsewhere: nothing is read or written there, nothing waited for."""
 
 import json
 import os

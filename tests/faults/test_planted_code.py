@@ -1,4 +1,4 @@
-"""Code in a checkpoint is never run and never handed on: a payload in every place, every command."""
+"""Code in a checkpoint is never run and never handed on: a payload in every place."""
 
 import io
 import json
@@ -51,13 +51,14 @@ def plant(folder: Path, mark: Path) -> None:
                  "text.py", "json.py", "0_Evil/evil.py"):  # fmt: skip
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(source)
-    named = {"auto_map": {auto: "evil.Evil" for auto in AUTO} | {
+    named = {"auto_map": dict.fromkeys(AUTO, "evil.Evil") | {
                  "AutoTokenizer": ["evil.Evil", "evil.Evil"]},
              "custom_pipelines": {"x": {"impl": "evil.Evil", "pt": ["AutoModel"]}},
              "attn_implementation": "someone/evil-kernel",
              "_attn_implementation": "someone/evil-kernel"}  # fmt: skip
-    for name in ("config.json", "tokenizer_config.json", "generation_config.json",
-                 "preprocessor_config.json", "processor_config.json", "0_Evil/config.json"):  # fmt: skip
+    for kind in ("config", "tokenizer_config", "generation_config", "preprocessor_config",
+                 "processor_config", "0_Evil/config"):  # fmt: skip
+        name = f"{kind}.json"
         found = json.loads((folder / name).read_text()) if (folder / name).exists() else {}
         (folder / name).write_text(json.dumps({**found, **named}))
     (folder / "adapter_config.json").write_text(json.dumps(

@@ -1,4 +1,4 @@
-"""One hostile folder through one command, within five seconds of work and 100 MB, and no traceback."""
+"""One hostile folder through one command: within five seconds, 100 MB, and without a traceback."""
 
 import io
 import json
