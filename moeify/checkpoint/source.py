@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +52,7 @@ def resolve_source(source: str | Path, revision: str | None = None) -> Source:
     ``CheckpointError`` for a folder that does not exist and ``HubError`` when the Hub refuses.
     """
     path = Path(source).expanduser()
-    if path.is_dir():
+    if os.path.isdir(path):  # False also for what is no path at all
         if revision is not None:
             raise ConfigError(
                 f"--revision {revision} is only for Hub ids; {path} is a local folder",
@@ -59,7 +60,7 @@ def resolve_source(source: str | Path, revision: str | None = None) -> Source:
             )
         return Source(folder=path, name=path.name or path.resolve().name)
     text = str(source)
-    if path.exists() or text.startswith((".", "/", "~")) or not is_hub_id(text):
+    if os.path.exists(path) or text.startswith((".", "/", "~")) or not is_hub_id(text):
         raise CheckpointError(
             f"{text} is not a checkpoint folder",
             "name a folder with config.json and *.safetensors, or a Hub id such as Qwen/Qwen3-0.6B",

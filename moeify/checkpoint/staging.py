@@ -22,9 +22,17 @@ __all__ = [
 ]
 
 
+_LONGEST_NAME = 255 - len("..moeify-replaced")
+
+
 def check_output(output: Path, *sources: Path, force: bool = False) -> None:
     """Raise ``OutputError`` when ``output`` cannot become a new folder beside its ``sources``."""
     resolved = output.resolve()
+    if len(os.fsencode(resolved.name)) > _LONGEST_NAME:
+        raise OutputError(
+            f"the name of the output {resolved.name[:40]}... is longer than {_LONGEST_NAME} bytes",
+            "choose a shorter name",
+        )
     for source in sources:
         inside = source.resolve()
         if resolved == inside or inside in resolved.parents or resolved in inside.parents:

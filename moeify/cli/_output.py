@@ -29,7 +29,7 @@ _LONGEST = 4000
 _TOKEN = re.compile(r"hf_\w{8,}")
 _NOT_ASCII = re.compile(r"[^\x20-\x7e\n]+")
 _NOT_PLAIN = re.compile(
-    "[\x00-\x09\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff0-\uffff"
+    "[\x00-\x09\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff\ufff0-\uffff"
     "\U000e0000-\U000e0fff]+"
 )
 """Control characters, and those that turn or hide text."""

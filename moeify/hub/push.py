@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -115,7 +116,7 @@ def push(
 
 def _folder(checkpoint: str | Path) -> Path:
     folder = Path(checkpoint).expanduser()
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise CheckpointError(
             f"{checkpoint} is not a checkpoint folder",
             "push takes a local folder, such as the output of moeify upcycle",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -39,7 +40,11 @@ def inspect(
     config = replace(config or InspectConfig(), **options)
     deep = config.weights or config.dataset is not None
     source: Source | None = None
-    if not Path(checkpoint).expanduser().exists() and is_hub_id(str(checkpoint)) and not deep:
+    if (
+        not os.path.exists(Path(checkpoint).expanduser())
+        and is_hub_id(str(checkpoint))
+        and not deep
+    ):
         from moeify.inspection.remote import open_remote
 
         opened = open_remote(str(checkpoint), config.revision)

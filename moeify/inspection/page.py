@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Iterator, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
 from moeify.errors import OutputError
 from moeify.inspection.plots import figures
 from moeify.inspection.report import InspectReport
+from moeify.inspection.shown import shown
 
 __all__ = ["render_page", "save_page"]
 
@@ -69,7 +70,7 @@ def save_page(report: InspectReport, path: Path) -> None:
 
 def render_page(report: InspectReport) -> str:
     """The page as text. Everything that comes from files is escaped."""
-    title = escape(f"{report.source}: {report.model_type}")
+    title = _escape(f"{report.source}: {report.model_type}")
     policy = (
         "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
     )
@@ -81,6 +82,10 @@ def render_page(report: InspectReport) -> str:
         + "\n".join(_sections(report))
         + f"\n<script>{_SCRIPT}</script>\n</body>\n</html>\n"
     )
+
+
+def _escape(text: str) -> str:
+    return html.escape(shown(text))
 
 
 def _sections(report: InspectReport) -> Iterator[str]:
@@ -201,13 +206,13 @@ def _table(
 def _head(text: str, below: Cell, sortable: bool) -> str:
     """A heading, aligned like what stands below it."""
     kind = ' class="words"' if isinstance(below, str) else ""
-    inner = f"<button>{escape(text)}</button>" if sortable else escape(text)
+    inner = f"<button>{_escape(text)}</button>" if sortable else _escape(text)
     return f'<th scope="col"{kind}>{inner}</th>'
 
 
 def _cell(value: Cell, widest: float | None) -> str:
     if isinstance(value, str):
-        return f'<td class="words">{escape(value)}</td>'
+        return f'<td class="words">{_escape(value)}</td>'
     shown = f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
     bar = ""
     if widest is not None:
@@ -218,5 +223,5 @@ def _cell(value: Cell, widest: float | None) -> str:
 def _list(title: str, name: str, items: Sequence[str]) -> str:
     if not items:
         return ""
-    listed = "".join(f"<li>{escape(item)}</li>" for item in items)
+    listed = "".join(f"<li>{_escape(item)}</li>" for item in items)
     return f'<h2>{title}</h2><ul class="{name}">{listed}</ul>'

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from moeify.errors import MissingExtraError, OutputError
 from moeify.inspection.report import InspectReport, LayerReport
+from moeify.inspection.shown import shown
 
 __all__ = ["Figure", "figures", "save_plot", "to_svg"]
 
@@ -22,12 +23,14 @@ Figure = Any
 
 _MISSING = "#f0f0f0"
 _LABELLED = 16
+_LONGEST = 60  # characters of a name in a picture
 _METADATA = re.compile(r"<metadata>.*?</metadata>", re.DOTALL)
 _STYLE = {
     "font.size": 9, "svg.fonttype": "none", "svg.hashsalt": "moeify", "axes.titlesize": 10,
     "axes.titlelocation": "left", "figure.dpi": 110,
     # Sans-serif fonts that browsers have; matplotlib's own follows for other pictures.
     "font.family": ["DejaVu Sans", "sans-serif"],
+    "text.parse_math": False,  # a name with dollar signs is no formula
 }  # fmt: skip
 
 
@@ -96,7 +99,7 @@ def _metadata(path: Path) -> dict[str, Any]:
 
 
 def _title(report: InspectReport) -> str:
-    title = f"{report.source}: {report.num_experts} experts, top-{report.top_k}"
+    title = f"{shown(report.source, _LONGEST)}: {report.num_experts} experts, top-{report.top_k}"
     return f"{title}, {report.routing['tokens']:,} tokens" if report.routing else title
 
 
@@ -220,7 +223,8 @@ def _domain_panels(report: InspectReport) -> list[Panel]:
         )
         axis.set_xlabel("expert")
         _ticks(axis.xaxis, list(range(values.shape[1])))
-        axis.set_yticks(range(len(report.domain_names)), report.domain_names)
+        names = [shown(name, _LONGEST) for name in report.domain_names]
+        axis.set_yticks(range(len(names)), names)
         axis.figure.colorbar(image, ax=axis, pad=0.01, fraction=0.03)
 
     return [(max(len(report.domain_names) * 0.25, 1.0) + 0.9, draw)]

@@ -57,18 +57,19 @@ def main() -> None:
     started = time.perf_counter()
     with tempfile.TemporaryDirectory(dir=PLACE) as place:
         bench = Bench(Path(place), seeds, tally)
-        bench.warm(seeds)
+        if options.loading:
+            bench.warm(seeds)
         for first in range(options.seed, options.seed + options.inputs, _PART):
             inputs = min(_PART, options.seed + options.inputs - first)
             fuzz(bench, seeds, first, inputs, options.loading, options.target)
-            text = _text(tally, time.perf_counter() - started)
+            text = report_text(tally, time.perf_counter() - started)
             if options.report:
                 options.report.write_text(text)
     print(text)
     raise SystemExit(1 if tally.failures else 0)
 
 
-def _text(tally: Tally, seconds: float) -> str:
+def report_text(tally: Tally, seconds: float) -> str:
     document = {**asdict(tally), "seconds": seconds}
     document["failures"] = {kind: [len(w), *w[:3]] for kind, w in tally.failures.items()}
     return json.dumps(document, indent=1)

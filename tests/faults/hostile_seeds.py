@@ -5,13 +5,6 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from moeify.pruning.prune import prune
-from moeify.upcycling.upcycle import upcycle
-from tests.faults.words import write_tokenizer
-from tests.inspection.test_headers import _split
-from tests.pruning import tiny_mixtures
-from tests.tiny import LM_HEADS, save_tiny
-
 INDEX = "model.safetensors.index.json"
 
 
@@ -26,6 +19,14 @@ class Seed:
 
 def write_seeds(folder: Path) -> list[Seed]:
     """Make every sound checkpoint below ``folder``; a seed for each of its files that is read."""
+    # A process that only reads them must stay small, for its growth to be measured.
+    from moeify.pruning.prune import prune
+    from moeify.upcycling.upcycle import upcycle
+    from tests.faults.words import write_tokenizer
+    from tests.inspection.test_headers import _split
+    from tests.pruning import tiny_mixtures
+    from tests.tiny import LM_HEADS, save_tiny
+
     made: list[tuple[Path, str]] = []
     for family in LM_HEADS:
         dense = save_tiny(folder / family, family)

@@ -222,7 +222,7 @@ def commands_for(seed: Seed, rng: random.Random, loading: float) -> list[str]:
     if seed.target.startswith("tokenizer"):
         return [rng.choice(LOADING if seed.kind == "moe" else LOADING[:1])]
     light = HEADERS[:4] if seed.kind == "dense" else (*HEADERS[:2], *HEADERS[4:])
-    chosen = rng.sample(light, 2)
+    chosen = [rng.choice(light)]
     if seed.target == "scores.json":
         chosen = [*SCORED]
     if rng.random() < loading:

@@ -1,0 +1,11 @@
+"""Text from files in pictures and pages: printable, of one line, and not too long."""
+
+from __future__ import annotations
+
+__all__ = ["shown"]
+
+
+def shown(text: object, longest: int = 1000) -> str:
+    """``text`` without control characters, cut after ``longest`` characters."""
+    said = "".join(c if c.isprintable() else "\ufffd" for c in str(text)[: longest + 1])
+    return said if len(said) <= longest else f"{said[:longest]}..."
