@@ -38,9 +38,15 @@ __all__ = [
 ]
 
 
+_F16_INFINITE = 65520.0  # from here on float16 rounds to infinity
+
+
 @dataclass(slots=True)
 class Tally:
-    """What noise survived rounding: sums over the sampled elements, in units of std(W)^2."""
+    """What noise survived rounding: sums over the sampled elements, in units of std(W)^2.
+
+    ``overflows`` counts all elements that were finite and are too large for float16.
+    """
 
     elements: int = 0
     squares: float = 0.0
@@ -167,14 +173,20 @@ class Blend:
             stream = NoiseStream(self.noise.key, self.noise.relative * std)
         origin = self.terms[0][0].start
         chunk = np.empty(min(count, CHUNK_ELEMENTS), np.float32)
+        tally = Tally()
         for place in range(0, count, CHUNK_ELEMENTS):
             values = chunk[: min(CHUNK_ELEMENTS, count - place)]
             self._sum_into(values, files, first + place)
             if stream:
                 stream.add_to(values, origin + first + place)
             begin = place * self._width
+            if self.dtype == "F16":
+                beyond = (np.abs(values) >= _F16_INFINITE) & np.isfinite(values)
+                tally.overflows += int(np.count_nonzero(beyond))
             encode_into(out[begin : begin + len(values) * self._width], values, self.dtype)
-        return self._survived(files, out, std) if self.noise and start == 0 else None
+        if self.noise and start == 0:
+            tally.add(self._survived(files, out, std))
+        return tally
 
     def _std(self, files: SourceFiles) -> float:
         tensor, weight = self.terms[0][0].tensor, self.terms[0][1]
@@ -197,11 +209,10 @@ class Blend:
         values = np.empty(count, np.float32)
         self._sum_into(values, files, 0)
         stored = decode(out[: count * self._width], self.dtype)
-        overflows = int(np.count_nonzero(~np.isfinite(stored)))
         difference = np.where(np.isfinite(stored), stored - values, 0).astype(np.float64)
         # No BLAS here: its threads spin while they wait, and would take the cores from ours.
         squares = float(np.square(difference).sum()) / std**2 if std else 0.0
-        return Tally(elements=count, squares=squares, overflows=overflows)
+        return Tally(elements=count, squares=squares)
 
 
 class Values(ABC):

@@ -25,6 +25,9 @@ _READ_BY_TOKENIZERS = (
 )  # fmt: skip
 _TOKENIZER_SETTINGS = "tokenizer_config.json"
 _MAX_TOKENIZER_BYTES = 200_000_000
+_WIDTHS = ("hidden_size", "intermediate_size", "moe_intermediate_size")
+_TOP_K = "num_experts_per_tok"
+_ALIGNED = 8  # elements of two bytes in 16 bytes
 
 
 def load_model(folder: Path, dtype: str = "auto") -> Any:
@@ -40,9 +43,17 @@ def load_model(folder: Path, dtype: str = "auto") -> Any:
 
         config = AutoConfig.from_pretrained(place, trust_remote_code=False)
         model = model_class(config).from_pretrained(
-            place, config=config, dtype=dtype, use_safetensors=True
+            place, config=config, dtype=dtype, use_safetensors=True, **_experts(config)
         )
     return model.eval()
+
+
+def _experts(config: Any) -> dict[str, str]:
+    """Widths that torch's grouped multiplication refuses need the plain one."""
+    section = config.get_text_config()
+    sizes = (getattr(section, name, None) for name in _WIDTHS)
+    odd = any(size % _ALIGNED for size in sizes if type(size) is int)
+    return {"experts_implementation": "eager"} if odd and hasattr(section, _TOP_K) else {}
 
 
 def load_tokenizer(folder: Path) -> Any:

@@ -123,7 +123,10 @@ def _write(
         tally = write_shards(stage, plan.shards, progress, check=plan.ffn)
         warnings = list(report.warnings)
         if tally.overflows:
-            warnings.append(f"{tally.overflows} sampled weights overflowed {config.dtype} by noise")
+            warnings.append(
+                f"{tally.overflows} weights are beyond the 65504 that float16 holds and became"
+                " infinite: pass --dtype bfloat16, or less --noise"
+            )
         report = replace(report, noise_effective=tally.relative_std, warnings=tuple(warnings))
         carry_files(source.folder, stage)
         record = Record.read(source).with_step(_step(config, report))

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["moeify.checkpoint", "moeify.families", "moeify.inspection",
-                                         "moeify.provenance", "moeify.upcycling", "moeify.pruning"]):  # fmt: skip
+_PACKAGES = ["checkpoint", "families", "inspection", "provenance", "upcycling", "pruning"]
+with atheris.instrument_imports(include=[f"moeify.{name}" for name in _PACKAGES]):
     from tests.faults.fuzz import PLACE, report_text, seeds_in
     from tests.faults.mutations import mutated
     from tests.faults.trial import Bench, Tally, commands_for

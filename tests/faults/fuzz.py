@@ -49,6 +49,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="number of the first input")
     parser.add_argument("--loading", type=float, default=0.02)
     parser.add_argument("--target", default="")
+    parser.add_argument("--minutes", type=float, default=600, help="stop after so long")
     parser.add_argument("--report", type=Path)
     options = parser.parse_args()
     os.environ |= {"HF_HUB_OFFLINE": "1", "NO_COLOR": "1", "COLUMNS": "100"}
@@ -65,6 +66,8 @@ def main() -> None:
             text = report_text(tally, time.perf_counter() - started)
             if options.report:
                 options.report.write_text(text)
+            if time.perf_counter() - started > 60 * options.minutes:
+                break
     print(text)
     raise SystemExit(1 if tally.failures else 0)
 

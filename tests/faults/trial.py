@@ -112,10 +112,12 @@ class Bench:
         seed = next(s for s in seeds if s.folder.name == "gpt2-moe" and s.target == "config.json")
         self.lay(seed, (seed.folder / seed.target).read_bytes())
         for command in LOADING:
-            self.run(command, seed, "warm")
-        failures = self.tally.failures
-        vars(self.tally).update(vars(Tally()))
-        self.tally.failures = {k: v for k, v in failures.items() if k != "memory"}
+            line = arguments(command, self.folder, self.output, self.text, seed.folder)
+            with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+                outcome = self._outcome(line)
+            assert outcome in ("accepted", "findings"), (line, outcome)
+            shutil.rmtree(self.output, ignore_errors=True)
+        self.tally.inputs -= 1
 
     def lay(self, seed: Seed, content: bytes) -> None:
         """A copy of the seed's folder by links, in which ``content`` takes its target's place."""
