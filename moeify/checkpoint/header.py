@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,7 +162,9 @@ def _parse_entry(name: str, entry: Any, data_start: int, path: Path) -> StoredTe
             f" {tensor_nbytes(dtype, shape)} bytes, its offsets span {end - begin}",
             path=path,
         )
-    return StoredTensor(name, dtype, tuple(shape), path, data_start + begin, end - begin)
+    return StoredTensor(
+        name, sys.intern(dtype), tuple(shape), path, data_start + begin, end - begin
+    )
 
 
 def _check_layout(

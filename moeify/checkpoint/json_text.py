@@ -59,7 +59,7 @@ class _RefusedError(Exception):
 
 def _check_size(raw: bytes, what: str, path: Path) -> None:
     """Estimate what the values will take, from the number of marks between them."""
-    text = len(raw) * (2 if raw.isascii() else 6)  # the text, and the strings cut out of it
+    text = len(raw) * (2 if raw.isascii() else 8)  # the text, and the strings cut out of it
     values = 240 * raw.count(b"{") + 72 * raw.count(b"[") + 48 * raw.count(b",")
     if text + values > _MAX_BYTES:
         raise CheckpointError(

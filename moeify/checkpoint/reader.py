@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import sys
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -24,6 +25,7 @@ __all__ = [
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+MAX_TENSORS = 250_000
 _LONGEST_NAME, _LONGEST_PATH = 255, 1024
 _PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
 
@@ -48,7 +50,8 @@ class Checkpoint:
         damaged, or index and shards disagree.
         """
         config = read_config(folder)
-        shards = find_shards(folder)
+        weight_map = read_weight_map(folder) if (folder / INDEX_FILE).exists() else None
+        shards = find_shards(folder, weight_map)
         tensors: dict[str, StoredTensor] = {}
         for shard in shards:
             for name, tensor in read_header(shard)[0].items():
@@ -59,7 +62,9 @@ class Checkpoint:
                         path=folder,
                     )
                 tensors[name] = tensor
-        check_index(folder, tensors)
+            check_count(len(tensors), folder)
+        if weight_map is not None:
+            check_index(folder, tensors, weight_map)
         return cls(folder=folder, config=config, tensors=tensors, shards=tuple(shards))
 
     def __getitem__(self, name: str) -> StoredTensor:
@@ -140,10 +145,18 @@ def resolve_inside(folder: Path, name: str) -> Path:
     return path
 
 
-def find_shards(folder: Path) -> list[Path]:
+def check_count(number: int, folder: Path) -> None:
+    """Raise ``CheckpointError`` for more tensors than any checkpoint that is published has."""
+    if number > MAX_TENSORS:
+        raise CheckpointError(
+            f"{folder.name} holds more than the {MAX_TENSORS} tensors that are read", path=folder
+        )
+
+
+def find_shards(folder: Path, weight_map: dict[str, str] | None) -> list[Path]:
     """The safetensors files of a folder, by the index where there is one."""
-    if (folder / INDEX_FILE).exists():
-        names = list(dict.fromkeys(read_weight_map(folder).values()))
+    if weight_map is not None:
+        names = list(dict.fromkeys(weight_map.values()))
         for name in names:
             if not resolve_inside(folder, name).exists():
                 raise CheckpointError(
@@ -175,14 +188,14 @@ def read_weight_map(folder: Path) -> dict[str, str]:
         raise CheckpointError(f"{INDEX_FILE} has no weight_map", path=folder)
     if not all(isinstance(name, str) for name in weight_map.values()):
         raise CheckpointError(f"{INDEX_FILE}: weight_map must name files", path=folder)
+    for name, file in weight_map.items():
+        weight_map[name] = sys.intern(file)  # one string for a file, not one for each tensor
     return weight_map
 
 
-def check_index(folder: Path, tensors: dict[str, StoredTensor]) -> None:
+def check_index(folder: Path, tensors: dict[str, StoredTensor], weight_map: dict[str, str]) -> None:
     """Raise ``CheckpointError`` where the index names a tensor that its shard lacks."""
-    if not (folder / INDEX_FILE).exists():
-        return
-    for name, file in read_weight_map(folder).items():
+    for name, file in weight_map.items():
         if name not in tensors or tensors[name].path.name != PurePosixPath(file).name:
             raise CheckpointError(
                 f"{INDEX_FILE} places {name!r} in {file}, which does not hold it",

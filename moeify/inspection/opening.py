@@ -10,6 +10,7 @@ from moeify.checkpoint.config_values import wrong_values
 from moeify.checkpoint.header import StoredTensor, read_header, salvage_header
 from moeify.checkpoint.reader import (
     INDEX_FILE,
+    check_count,
     find_shards,
     read_config,
     read_weight_map,
@@ -71,6 +72,7 @@ def open_folder(source: Source) -> Opened:
     paths, weight_map = _weight_files(opened, source.folder, unreadable)
     for path in paths:
         _add_file(opened, path)
+        check_count(len(opened.tensors), source.folder)
     if unreadable is not None and not opened.tensors:
         raise unreadable
     if weight_map is not None:
@@ -108,7 +110,7 @@ def _weight_files(
             )
             return present, None
         try:
-            return find_shards(folder), None
+            return find_shards(folder, None), None
         except CheckpointError as error:
             raise unreadable or error from None
     try:

@@ -120,9 +120,11 @@ def huge(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """20 GB of experts of Qwen3-30B-A3B in one file that is all hole but for its header."""
     folder = tmp_path_factory.mktemp("huge")
     less = {4096: 256, VOCABULARY: 1000}  # what is copied whole must not fill the disk
-    listed = [(name, dtype, tuple(less.get(size, size) for size in shape))
-              for name, dtype, shape in tensors()
-              if not (name.startswith("model.layers.") and int(name.split(".")[2]) >= LAYERS)]  # fmt: skip
+    listed = [
+        (name, dtype, tuple(less.get(size, size) for size in shape))
+        for name, dtype, shape in tensors()
+        if not (name.startswith("model.layers.") and int(name.split(".")[2]) >= LAYERS)
+    ]
     header = encode_header(listed)
     with open(folder / "model.safetensors", "wb") as file:
         file.write(header)

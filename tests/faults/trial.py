@@ -22,7 +22,7 @@ from moeify.errors import MoeifyError
 from tests.faults.hostile_seeds import Seed
 
 LIMIT_SECONDS = 5.0
-LIMIT_WAIT = 30.0
+LIMIT_WAIT = 120.0
 LIMIT_BYTES = 100_000_000
 HEADERS = ("inspect", "inspect --json", "upcycle --dry-run", "upcycle", "attach", "extract",
            "prune", "prune --dense", "inspect --weights")  # fmt: skip
@@ -106,6 +106,7 @@ class Bench:
         self.text = seeds[0].folder.parent / "text.txt"
         self.dense = {seed.folder.name: seed.folder for seed in seeds if seed.kind == "dense"}
         os.environ["MOEIFY_DEBUG"] = "1"
+        import huggingface_hub  # noqa: F401, which cards need: no input is blamed for its import
 
     def warm(self, seeds: list[Seed]) -> None:
         """Import what loads models, so that no input is blamed for it."""

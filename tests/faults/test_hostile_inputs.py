@@ -1,0 +1,136 @@
+"""Hostile headers, indexes, configs, records, scores and tokenizers: read or refused, never worse."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.faults.fuzz import fuzz
+from tests.faults.hostile_seeds import INDEX, Seed, write_seeds
+from tests.faults.in_process import moeify
+from tests.faults.mutations import KEYS, MODEL_TYPES, NAMES, VALUES
+from tests.faults.trial import Bench, Tally, commands_for
+
+INPUTS, LOADED = 400, 20
+
+
+@pytest.fixture(scope="module")
+def seeds(tmp_path_factory: pytest.TempPathFactory) -> list[Seed]:
+    return write_seeds(tmp_path_factory.mktemp("seeds"))
+
+
+@pytest.fixture
+def bench(tmp_path: Path, seeds: list[Seed], monkeypatch: pytest.MonkeyPatch) -> Bench:
+    monkeypatch.setenv("MOEIFY_DEBUG", "1")
+    return Bench(tmp_path, seeds, Tally())
+
+
+def test_what_is_sound_is_accepted(bench: Bench, seeds: list[Seed]) -> None:
+    """Else everything below would be refused for another reason."""
+    for seed in [s for s in seeds if s.target == "config.json"][::3]:
+        bench.lay(seed, (seed.folder / seed.target).read_bytes())
+        for command in dict.fromkeys(commands_for(seed, random.Random(n), 0)[0] for n in range(6)):
+            bench.run(command, seed, "sound")
+    assert bench.tally.failures == {}
+    assert bench.tally.accepted >= 0.8 * bench.tally.trials
+
+
+def test_mutated_files(bench: Bench, seeds: list[Seed]) -> None:
+    fuzz(bench, seeds, 0, INPUTS, loading=0)
+    assert bench.tally.failures == {}
+    assert bench.tally.rejected > INPUTS // 4 and bench.tally.accepted > INPUTS // 10
+
+
+def test_mutated_files_of_what_loads_models(bench: Bench, seeds: list[Seed]) -> None:
+    bench.warm(seeds)
+    fuzz(bench, seeds, 10_000, LOADED, loading=1, target="tokenizer")
+    fuzz(bench, seeds, 20_000, LOADED // 2, loading=1, target="config.json")
+    assert bench.tally.failures == {}
+
+
+_SCALARS = st.sampled_from([v for v in VALUES if not isinstance(v, dict | list)])
+_NAMED = st.sampled_from([*KEYS, *NAMES])
+_ANY = st.recursive(
+    _SCALARS | st.integers() | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(_NAMED, inner, max_size=5),
+    max_leaves=12,
+)
+_CONFIGS = st.fixed_dictionaries(
+    {"model_type": st.sampled_from(MODEL_TYPES)}, optional=dict.fromkeys(KEYS[1:40], _ANY)
+)
+
+
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
+)
+@given(document=st.one_of(_CONFIGS, st.dictionaries(_NAMED, _ANY)), choice=st.randoms())
+def test_generated_documents(
+    bench: Bench, seeds: list[Seed], document: object, choice: random.Random
+) -> None:
+    bench.tally.failures.clear()
+    plain = [s for s in seeds if s.target in ("config.json", INDEX, "moeify.json", "scores.json")]
+    seed = choice.choice(plain)
+    text = json.dumps(document, ensure_ascii=False).encode("utf-8", errors="surrogatepass")
+    bench.lay(seed, text)
+    for command in commands_for(seed, choice, 0):
+        bench.run(command, seed, "generated")
+    assert bench.tally.failures == {}
+
+
+# What the fuzzers found, each by its name.
+@pytest.mark.parametrize(
+    ("target", "change", "said"),
+    [
+        ("config.json", {"model_type": ["bert"]}, "model_type must be text"),
+        ("config.json", {"architectures": 7}, "architectures must be a list of names"),
+        ("config.json", {"layer_types": [["x"]]}, "layer_types must be a list of names"),
+        ("config.json", {"mlp_only_layers": ["a", 1]}, "mlp_only_layers must be a list of layer"),
+        ("config.json", {"n_layer": 2_000_000_000, "num_hidden_layers": 2_000_000_000}, "up to"),
+        ("config.json", {"num_experts": 2_000_000_000}, "up to 100000"),
+        (INDEX, {"weight_map": {"x": "x" * 5000}}, "longer than the 255 bytes"),
+        (INDEX, {"weight_map": {"x": "é" * 200}}, "longer than the 255 bytes"),
+        (INDEX, {"weight_map": {"x": "a\u0000b"}}, "leads out"),
+        ("scores.json", {"batches": float("inf")}, "damaged"),
+        ("scores.json", {"layers": {"x" * 9: {}}}, "damaged"),
+        ("tokenizer.json", {"version": "a\nb"}, "no tokenizer"),
+        ("tokenizer.json", {"model": 3}, "no tokenizer"),
+        ("tokenizer_config.json", {"model_max_length": "long"}, "tokenizer"),
+        ("tokenizer_config.json", {"added_tokens_decoder": "x"}, "tokenizer"),
+    ],
+)  # fmt: skip
+def test_found_by_fuzzing(
+    seeds: list[Seed], tmp_path: Path, target: str, change: dict[str, object], said: str
+) -> None:
+    base = next(s.folder for s in seeds if s.folder.name == "scored")
+    folder = tmp_path / "case"
+    folder.mkdir()
+    for path in base.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    document = json.loads((folder / target).read_text())
+    (folder / target).write_text(json.dumps({**document, **change}))
+    text = base.parent / "text.txt"
+    out = tmp_path / "out"
+    lines: dict[str, list[object]] = {
+        "scores.json": ["prune", folder, out, "--keep", 2, "--by", "reap", "--scores",
+                        folder / target],
+        "tokenizer.json": ["warmup", folder, out, "--dataset", text],
+        "tokenizer_config.json": ["prune", folder, out, "--keep", 2, "--dataset", text],
+    }  # fmt: skip
+    done = moeify(*lines.get(target, ["prune", folder, out, "--keep", 2, "--by", "random"]))
+    assert done.code == 1 and "bug in moeify" not in done.err, done.text
+    assert said in done.err and not out.exists()
+
+
+def test_a_mixture_without_architectures_has_a_card(seeds: list[Seed], tmp_path: Path) -> None:
+    base = next(s.folder for s in seeds if s.folder.name == "bert-moe")
+    folder = tmp_path / "case"
+    folder.mkdir()
+    for path in base.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    config = json.loads((folder / "config.json").read_text())
+    del config["architectures"]
+    (folder / "config.json").write_text(json.dumps(config))
+    assert moeify("attach", folder, tmp_path / "out").code == 0
