@@ -95,7 +95,7 @@ def test_usage_errors_exit_with_two(bert: Path) -> None:
 
 def test_a_failure_that_is_a_bug_has_no_traceback_unless_asked(bert: Path, tmp_path: Path) -> None:
     code = "import moeify.upcycling.upcycle as u\ndef broken(*a, **k): raise RuntimeError('boom')\n"
-    code += "u.upcycle = broken\nfrom moeify.cli.app import main\nmain()"
+    code += "u.upcycle = broken\nfrom moeify.__main__ import main\nmain()"
     arguments = [sys.executable, "-c", code, "upcycle", str(bert), str(tmp_path / "out")]
     done = subprocess.run(arguments, capture_output=True, text=True)
     assert done.returncode == 1
@@ -126,7 +126,7 @@ def test_version() -> None:
     assert moeify("--version").stdout.strip() == "moeify 0.1.0"
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 130)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_interruption_leaves_nothing(tmp_path: Path, number: signal.Signals, code: int) -> None:
     wide = save_tiny(tmp_path / "wide", "qwen3", hidden_size=512, intermediate_size=2048)
     before = tree(wide)
