@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
+from moeify.checkpoint.ledger import Ledger
 from moeify.checkpoint.reader import resolve_inside
 from moeify.errors import CheckpointError
 
@@ -42,12 +42,19 @@ def carried_files(folder: Path) -> Iterator[str]:
             yield relative
 
 
-def carry_files(source: Path, target: Path) -> None:
-    """Copy ``carried_files`` from ``source`` to ``target``."""
+def carry_files(
+    source: Path, target: Path, ledger: Ledger | None = None, leave: Collection[str] = ()
+) -> None:
+    """Copy ``carried_files`` but for ``leave`` from ``source`` to ``target``.
+
+    See ``copy_file`` for the errors.
+    """
+    ledger = ledger or Ledger()
     for name in carried_files(source):
-        destination = target / name
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source / name, destination)
+        if name in leave:
+            continue
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        ledger.copy(source / name, target, name)
 
 
 def _check_regular(path: Path, name: str) -> None:

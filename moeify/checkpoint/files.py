@@ -42,6 +42,7 @@ class SourceFiles:
 
     def __init__(self) -> None:
         self._handles: dict[Path, int] = {}
+        self._states: dict[Path, tuple[int, int]] = {}
         self.stds: dict[StoredTensor, float] = {}
 
     def __enter__(self) -> SourceFiles:
@@ -56,12 +57,23 @@ class SourceFiles:
         """The file descriptor of ``path``, opened once; call it from one thread."""
         if path not in self._handles:
             try:
-                self._handles[path] = os.open(path, os.O_RDONLY)
+                self._handles[path] = handle = os.open(path, os.O_RDONLY)
+                self._states[path] = _state(handle)
             except OSError as error:
                 raise CheckpointError(
                     f"cannot read {path.name}: {error.strerror}", path=path
                 ) from error
         return self._handles[path]
+
+    def check_unchanged(self) -> None:
+        """Raise ``CheckpointError`` where somebody wrote to a file since it was opened."""
+        for path, handle in self._handles.items():
+            if _state(handle) != self._states[path]:
+                raise CheckpointError(
+                    f"{path.name} was changed while it was read",
+                    "wait until nobody writes to the source, then run the command again",
+                    path=path,
+                )
 
     def read(self, path: Path, start: int, nbytes: int) -> bytes:
         """Exactly ``nbytes`` bytes from ``start``; raises ``CheckpointError`` if they are gone."""
@@ -114,6 +126,12 @@ class SourceFiles:
             nbytes = min(_SCAN_BYTES, tensor.nbytes - start)
             if not is_finite(self.read(tensor.path, tensor.start + start, nbytes), tensor.dtype):
                 raise _not_finite(tensor)
+
+
+def _state(handle: int) -> tuple[int, int]:
+    """Size and time of the last change of content."""
+    status = os.fstat(handle)
+    return status.st_size, status.st_mtime_ns
 
 
 def _not_finite(tensor: StoredTensor) -> CheckpointError:

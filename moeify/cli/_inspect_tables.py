@@ -100,7 +100,7 @@ def _layers(report: InspectReport) -> str:
     mixtures = len(report.moe_layers)
     if mixtures == report.num_layers:
         return f"{report.num_layers}, every one a mixture"
-    from moeify.inspection.problems import numbers
+    from moeify.families.problems import numbers
 
     return f"{report.num_layers}, mixtures in {mixtures}: {numbers(report.moe_layers)}"
 

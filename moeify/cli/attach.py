@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from moeify.cli._options import (
+    ChecksumOption,
     ForceOption,
     JsonOption,
     OutputArgument,
@@ -40,12 +41,18 @@ def command(
     seed: SeedOption = _DEFAULT.seed,
     revision: RevisionOption = None,
     force: ForceOption = False,
+    checksum: ChecksumOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Give a mixture of experts fresh routers, writing no other weight again."""
     config = AttachConfig(
-        router=cast(RouterInit, router), top_k=top_k, seed=seed, revision=revision, force=force
+        router=cast(RouterInit, router),
+        top_k=top_k,
+        seed=seed,
+        revision=revision,
+        force=force,
+        checksum=checksum,
     )
     from moeify.upcycling.attach import attach
 

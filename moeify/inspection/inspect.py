@@ -10,15 +10,16 @@ from typing import Any
 from moeify.checkpoint.source import Source, is_hub_id, resolve_source
 from moeify.errors import CheckpointError, MoeifyError
 from moeify.families.base import MoeLayout
+from moeify.families.dense_anatomy import dissect_dense
+from moeify.families.moe_anatomy import Anatomy, PartSize, check_layers, dissect
+from moeify.families.moe_checks import expert_count
+from moeify.families.problems import Problem
 from moeify.families.qwen2 import RENORMALISATION_NOTE
 from moeify.families.registry import FAMILIES, MOE_LAYOUTS, moe_layout
+from moeify.families.structure import mixture_problems
 from moeify.families.values import text_config
-from moeify.inspection.anatomy import Anatomy, PartSize, check_layers, dissect
-from moeify.inspection.checks import check_mixture, expert_count
 from moeify.inspection.config import InspectConfig
-from moeify.inspection.dense import dissect_dense
 from moeify.inspection.opening import Opened, open_folder
-from moeify.inspection.problems import Problem
 from moeify.inspection.report import InspectReport, LayerReport, RouterFacts
 
 __all__ = ["inspect"]
@@ -116,7 +117,7 @@ def _sort_mixture(opened: Opened, report: InspectReport) -> Anatomy:
         for layer in anatomy.moe_layers
         if layer < anatomy.num_layers
     ]
-    report.problems += check_mixture(anatomy, count, top_k)
+    report.problems += mixture_problems(opened.tensors, anatomy, count, top_k)
     if not report.moe_layers:
         report.notes.append("config.json makes no layer a mixture")
     if layout.model_type == "qwen2_moe" and config.get("norm_topk_prob") is True:

@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from moeify.families.base import Config, MoeLayout
-from moeify.inspection.dense import Outlook
+from moeify.families.dense_anatomy import Outlook
+from moeify.families.problems import Problem
 from moeify.inspection.opening import Opened, Shard
-from moeify.inspection.problems import Problem
 from moeify.provenance.record import Record
 
 if TYPE_CHECKING:

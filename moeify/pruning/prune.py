@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from moeify.checkpoint.jobs import Piece
+from moeify.checkpoint.ledger import Ledger
 from moeify.checkpoint.reader import Checkpoint
 from moeify.checkpoint.source import Source, resolve_source
 from moeify.checkpoint.staging import check_output, output_errors, staged
 from moeify.checkpoint.writer import Progress, parse_size
 from moeify.errors import ConfigError
-from moeify.provenance.record import Record, Step
+from moeify.provenance.record import UNRECORDED, Record, Step
+from moeify.provenance.seal import seal
 from moeify.pruning.aimer import aimer_scores
 from moeify.pruning.anatomy import Anatomy, dissect, open_moe
 from moeify.pruning.chance import compare_losses
@@ -94,8 +96,9 @@ def prune(
         choice = replace(choice, merged=merged)
     plan = _plan(anatomy, choice, config)
     report = _report(anatomy, source, target, config, choice, plan)
+    ledger = Ledger(config.checksum)
     with staged(target, force=config.force) as stage, output_errors(target):
-        write_plan(stage, plan, source, _step_of(progress, "writing MB", 10**6))
+        write_plan(stage, plan, source, ledger, _step_of(progress, "writing MB", 10**6))
         _write_scores(stage, target, config, choice)
         write_beside(stage, plan, source, _step(config, report, source))
         if config.evaluate and text is not None and text.held_out is not None:
@@ -103,6 +106,7 @@ def prune(
             losses = compare_losses(anatomy, source, stage, keep, config, text.held_out, plainly)
             report = replace(report, held_out=losses, warnings=(*report.warnings, *_said(losses)))
             write_beside(stage, plan, source, _step(config, report, source))
+        seal(stage, ledger)
     return replace(report, seconds=time.perf_counter() - started)
 
 
@@ -249,7 +253,7 @@ def _warnings(anatomy: Anatomy) -> list[str]:
 
 
 def _step(config: PruneConfig, report: PruneReport, source: Source) -> Step:
-    options = {key: value for key, value in asdict(config).items() if key != "force"}
+    options = {key: value for key, value in asdict(config).items() if key not in UNRECORDED}
     options["by"] = report.by
     results = {
         "num_experts_before": report.num_experts_before,

@@ -14,6 +14,7 @@ from moeify.checkpoint.carry import carry_files
 from moeify.checkpoint.files import Slice, SourceFiles
 from moeify.checkpoint.header import StoredTensor
 from moeify.checkpoint.jobs import Job
+from moeify.checkpoint.ledger import Ledger
 from moeify.checkpoint.reader import Checkpoint
 from moeify.checkpoint.rewrite import plan_rewrite, write_rewrite
 from moeify.checkpoint.source import Source, resolve_source
@@ -23,7 +24,8 @@ from moeify.families.moe_view import MoeView, view_moe
 from moeify.families.registry import mixture_family, moe_layout
 from moeify.families.values import text_config
 from moeify.provenance.companions import write_companions
-from moeify.provenance.record import Record, Step
+from moeify.provenance.record import UNRECORDED, Record, Step, recorded_sums
+from moeify.provenance.seal import seal
 from moeify.routing.initialization import RouterRows, UpProjection, expected_entropy, logit_std
 from moeify.upcycling.config import AttachConfig, check_top_k
 
@@ -101,10 +103,12 @@ def attach(
         bytes_written=plan.bytes_written,
         seconds=0.0,
     )
+    ledger = Ledger(config.checksum)
     with staged(target, force=config.force) as stage, output_errors(target):
-        write_rewrite(stage, plan, progress)
-        carry_files(source.folder, stage)
+        write_rewrite(stage, plan, progress, ledger, recorded_sums(source.folder))
+        carry_files(source.folder, stage, ledger)
         _write_companions(stage, source, view, config, report)
+        seal(stage, ledger)
     return replace(report, seconds=time.perf_counter() - started)
 
 
@@ -170,8 +174,7 @@ def _outlook(rows: Any, gain: Any) -> RouterOutlook:
 def _write_companions(
     stage: Path, source: Source, view: MoeView, config: AttachConfig, report: AttachReport
 ) -> None:
-    options = asdict(config)
-    options.pop("force")
+    options = {k: v for k, v in asdict(config).items() if k not in UNRECORDED}
     entropies = [outlook.entropy for outlook in report.after.values()]
     results = {"expected_entropy": sum(entropies) / len(entropies), "top_k": report.top_k}
     record = Record.read(source).with_step(Step(command="attach", options=options, results=results))

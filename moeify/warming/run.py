@@ -19,7 +19,7 @@ from moeify.warming.config import WarmupConfig
 __all__ = ["is_main_process", "open_run", "run_folder", "world_size"]
 
 _RUN_FILE = "run.json"
-_MAY_CHANGE = ("resume", "force", "plot", "device", "save_steps", "dense", "dataset")
+_MAY_CHANGE = ("resume", "force", "plot", "device", "save_steps", "dense", "dataset", "checksum")
 
 
 def is_main_process() -> bool:
