@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 __all__ = ["Interrupted", "interruptible", "leave_at_once"]
 
@@ -18,6 +21,7 @@ class Interrupted(KeyboardInterrupt):
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
+        self.number = number
         self.exit_code = 128 + number
 
 
@@ -37,12 +41,23 @@ def interruptible() -> Iterator[None]:
     """A block in which signals raise ``Interrupted``, so that what was begun is cleaned up."""
     for number in _SIGNALS:
         signal.signal(number, _interrupt)
+    sys.unraisablehook = _insist
     try:
         yield
     finally:
+        sys.unraisablehook = sys.__unraisablehook__
         for number in _SIGNALS:
             signal.signal(number, signal.SIG_DFL)
 
 
 def _interrupt(number: int, _: FrameType | None) -> None:
     raise Interrupted(number)
+
+
+def _insist(dropped: Any) -> None:
+    """Send a signal again whose exception Python dropped, as it does in destructors."""
+    if isinstance(dropped.exc_value, Interrupted):
+        again = (os.getpid(), dropped.exc_value.number)
+        threading.Timer(0.01, os.kill, again).start()  # by then the destructor is over
+    else:
+        sys.__unraisablehook__(dropped)

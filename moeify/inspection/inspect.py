@@ -39,8 +39,9 @@ def inspect(
     """
     config = replace(config or InspectConfig(), **options)
     deep = config.weights or config.dataset is not None
+    whole = deep or config.verify
     source: Source | None = None
-    if not Path(checkpoint).expanduser().exists() and is_hub_id(str(checkpoint)) and not deep:
+    if not Path(checkpoint).expanduser().exists() and is_hub_id(str(checkpoint)) and not whole:
         from moeify.inspection.remote import open_remote
 
         opened = open_remote(str(checkpoint), config.revision)
@@ -49,6 +50,11 @@ def inspect(
         opened = open_folder(source)
     report = InspectReport.of(opened)
     anatomy = _sort(opened, report)
+    if config.verify and source is not None:
+        from moeify.inspection.verification import unsummed_note, verify_files
+
+        report.verified = verify_files(source.folder, report.problems, progress)
+        report.notes += filter(None, [unsummed_note(report.verified)])
     if deep:
         if anatomy is None or source is None:
             raise CheckpointError(

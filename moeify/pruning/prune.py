@@ -11,6 +11,7 @@ from typing import Any
 from moeify.checkpoint.jobs import Piece
 from moeify.checkpoint.ledger import Ledger
 from moeify.checkpoint.reader import Checkpoint
+from moeify.checkpoint.replacing import remove_partial
 from moeify.checkpoint.source import Source, resolve_source
 from moeify.checkpoint.staging import check_output, output_errors, staged
 from moeify.checkpoint.writer import Progress, parse_size
@@ -86,6 +87,7 @@ def prune(
     target = Path(output) if output is not None else _default_output(source, config, keep)
     check_output(target, source.folder, force=config.force)
     _check(anatomy, source, target, config, keep)
+    remove_partial(_partial(target, config))
     stored = stored_scores(anatomy, config)
     text = read_text(source, anatomy, config)
     choice = _choose(source, anatomy, target, config, keep, text, stored, progress)
@@ -107,6 +109,8 @@ def prune(
             report = replace(report, held_out=losses, warnings=(*report.warnings, *_said(losses)))
             write_beside(stage, plan, source, _step(config, report, source))
         seal(stage, ledger)
+    if choice.calibrated is not None and config.scores is None:
+        _partial(target, config).unlink(missing_ok=True)  # its content is in the output by now
     return replace(report, seconds=time.perf_counter() - started)
 
 
@@ -188,9 +192,7 @@ def _write_scores(stage: Path, target: Path, config: PruneConfig, choice: _Choic
     if choice.calibrated is None:
         return
     choice.calibrated.write(stage / SCORES_FILE)
-    if config.scores is None:
-        _partial(target, config).unlink(missing_ok=True)
-    elif config.dataset is not None:
+    if config.scores is not None and config.dataset is not None:
         choice.calibrated.write(config.scores)
 
 
