@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback
 
+from moeify.errors import OutputError
 from moeify.families.base import MoeLayout
 from moeify.routing.collection import routers
 from moeify.warming.config import Trained, WarmupConfig
@@ -174,6 +175,17 @@ class RouterTrainer(Trainer):  # type: ignore[misc]
         self.losses.append({"step": step, **noted})
         if self.config.train == "routers":  # a second copy of all experts would be too much
             self._good = {n: p.detach().clone() for n, p in trainable(self.model).items()}
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Write a checkpoint of the run; whatever fails here, the libraries' own errors too."""
+        try:
+            super()._save_checkpoint(model, trial)
+        except Exception as error:
+            reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+            raise OutputError(
+                f"writing a checkpoint of the run into {self.args.output_dir} failed: {reason}",
+                "free some space; what was saved before can be continued with --resume",
+            ) from error
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         folder = Path(output_dir or self.args.output_dir)

@@ -185,8 +185,8 @@ def test_an_interruption_in_a_destructor_is_not_lost(number: signal.Signals, cod
 
 def test_a_signal_during_the_imports_needs_no_traceback() -> None:
     process = subprocess.Popen(
-        [sys.executable, "-c", "from moeify.__main__ import *; leave_at_once(); print('up', flush"
-         "=True); main()", "upcycle", "--help"],
+        [sys.executable, "-c", "import moeify.__main__ as m; m.leave_at_once(); print('up', flush"
+         "=True); m.main()", "upcycle", "--help"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stdout is not None

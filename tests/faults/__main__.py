@@ -1,4 +1,4 @@
-"""The long form: ``python -m tests.faults --moments 200 --seed 0``, in parts by ``--from``, ``--to``."""
+"""The long form: ``python -m tests.faults --moments 200``, in parts by ``--from`` and ``--to``."""
 
 from __future__ import annotations
 

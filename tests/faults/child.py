@@ -3,7 +3,7 @@
 ``python -m tests.faults.child upcycle ...`` runs one command; ``--nursery`` imports what takes long
 and then forks a process for every command that comes in by a line of JSON. What befalls it stands
 in the variable MOMENT: at the operation of that number below a folder, a signal to itself. A file
-``begun`` appears when the interpreter has started and moeify begins.
+``begun`` appears when the interpreter has started and moeify begins. ``all`` lists several moments.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ WITHOUT_PATHS = {"os.truncate", "fcntl.flock"}  # these name files by descriptor
 def watch(moment: dict[str, Any]) -> None:
     """Count operations on files below ``moment["below"]``, and send the signal at its number.
 
-    With ``event`` only operations of that kind count.
+    With ``event`` only operations of that kind count. A path counts by any part of it.
     """
     below, number = moment["below"], moment.get("operation")
     wanted = {moment["event"]} if moment.get("event") else OPERATIONS
@@ -54,8 +54,9 @@ def run(arguments: list[str], moment: dict[str, Any]) -> None:
     leave_at_once()
     if moment.get("count_to"):
         moment["count_into"] = os.open(moment["count_to"], os.O_WRONLY | os.O_CREAT, 0o600)
-    if moment.get("below"):
-        watch(moment)
+    for one in moment.get("all", [moment]):
+        if one.get("below"):
+            watch(one)
     if moment.get("begun"):
         os.close(os.open(moment["begun"], os.O_WRONLY | os.O_CREAT, 0o600))
     sys.argv = ["moeify", *arguments]
@@ -92,11 +93,11 @@ def nursery() -> None:
 
 
 def _become(order: dict[str, Any]) -> None:
-    os.chdir(order["cwd"])
-    os.environ.update(order["environment"])
     for number, path in ((0, os.devnull), (1, order["stdout"]), (2, order["stderr"])):
         flags = os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT | os.O_TRUNC
         os.dup2(os.open(path, flags, 0o600), number)
+    os.chdir(order["cwd"])
+    os.environ.update(order["environment"])
     code = 70
     try:
         run(order["arguments"], order["moment"])

@@ -57,10 +57,14 @@ def tree(folder: Path) -> Tree:
 
 
 class Striker:
-    """Runs scenarios undisturbed once, and then kills them at moments drawn from a seed."""
+    """Runs scenarios undisturbed once, and then kills them at moments drawn from a seed.
 
-    def __init__(self, folder: Path, nursery: Nursery | None) -> None:
-        self._folder, self._nursery = folder, nursery
+    Commands that import torch come from the nursery; with ``fresh`` the others start from the
+    interpreter on, as a user's do.
+    """
+
+    def __init__(self, folder: Path, nursery: Nursery, *, fresh: bool = True) -> None:
+        self._folder, self._nursery, self._fresh = folder, nursery, fresh
         self._references: dict[str, Reference] = {}
         self._begun = str(folder / "begun")
         self._count = 0
@@ -69,9 +73,10 @@ class Striker:
         self, scenario: Scenario, place: Place, moment: dict[str, Any] | None, *more: str
     ) -> Running | Forked:
         line = scenario.line("out", *more)
-        if scenario.heavy and self._nursery is not None:
-            return self._nursery.start(place, line, moment)
-        return Running(place, line, moment)
+        # The Hub's client reads the variables that a push needs when it is imported.
+        if scenario.command == "push" or (self._fresh and not scenario.heavy):
+            return Running(place, line, moment)
+        return self._nursery.start(place, line, moment)
 
     def _begin(self, running: Running | Forked) -> float:
         """Wait until the interpreter has started and moeify begins."""
@@ -104,11 +109,16 @@ class Striker:
             counter.unlink()
         return self._references[key]
 
-    def strike(self, scenario: Scenario, rng: random.Random) -> Outcome:
-        """Kill a scenario once; raises ``AssertionError`` where something was lost or left."""
+    def strike(
+        self, scenario: Scenario, rng: random.Random, operation: int | None = None
+    ) -> Outcome:
+        """Kill a scenario once; raises ``AssertionError`` where something was lost or left.
+
+        Half the moments are operations on files, unless one is given, half are points in time.
+        """
         reference = self.reference(scenario)
         number = rng.choice(SIGNALS)
-        by_operation = reference.operations > 0 and rng.random() < 0.5
+        by_operation = (reference.operations > 0 and rng.random() < 0.5) or operation is not None
         self._count += 1
         folder = self._folder / f"strike-{self._count}"
         with place_for(scenario, folder) as (place, hub):
@@ -119,7 +129,7 @@ class Striker:
                 old = tree(folder / "out")
             more = ("--force",) if scenario.force else ()
             if by_operation:
-                at: float = rng.randint(1, reference.operations)
+                at: float = operation or rng.randint(1, reference.operations)
                 moment = {"below": str(folder), "operation": at, "signal": number}
                 ended = self.start(scenario, place, moment, *more).wait()
             else:

@@ -86,11 +86,13 @@ class Running:
 class Nursery:
     """A parent that has imported torch and transformers, whose children need not."""
 
-    def __init__(self) -> None:
+    def __init__(self, preload: Path | None = None) -> None:
+        variables = Place(folder=REPOSITORY).variables
+        if preload is not None:
+            variables["LD_PRELOAD"] = str(preload)
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.faults.child", "--nursery"], cwd=REPOSITORY,
-            env=Place(folder=REPOSITORY).variables, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            text=True,
+            env=variables, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
         assert self.line() == "ready"
 
@@ -151,15 +153,23 @@ class Forked:
         return Ended(code=code, stdout=texts[0], stderr=texts[1], seconds=seconds)
 
 
+def stopped(pid: int) -> None:
+    """Wait until a process has stopped itself."""
+    deadline = time.monotonic() + TIMEOUT
+    while Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "T":
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
 def shell_code(returncode: int) -> int:
     """128 + the signal's number for a process that a signal ended."""
     return returncode if returncode >= 0 else 128 - returncode
 
 
 @contextmanager
-def nursery() -> Iterator[Nursery]:
-    """A nursery for the length of a block."""
-    parent = Nursery()
+def nursery(preload: Path | None = None) -> Iterator[Nursery]:
+    """A nursery for the length of a block; ``preload`` is a library that stands before libc."""
+    parent = Nursery(preload)
     try:
         yield parent
     finally:
