@@ -16,6 +16,7 @@ from moeify.checkpoint.source import Source, resolve_source
 from moeify.checkpoint.staging import check_output, output_errors, staged
 from moeify.checkpoint.writer import Progress, parse_size
 from moeify.errors import ConfigError
+from moeify.families.structure import check_structure, planned_tensors
 from moeify.provenance.record import UNRECORDED, Record, Step
 from moeify.provenance.seal import seal
 from moeify.pruning.aimer import aimer_scores
@@ -117,8 +118,9 @@ def prune(
 def _check(anatomy: Anatomy, source: Source, target: Path, config: PruneConfig, keep: int) -> None:
     """Everything that is known before the long work starts."""
     sample = dict.fromkeys(anatomy.view.moe_layers, tuple(range(keep)))
-    nbytes = _plan(anatomy, _Choice(kept=sample), config).nbytes
-    check_room(source, target, nbytes * (2 if config.evaluate else 1))
+    plan = _plan(anatomy, _Choice(kept=sample), config)
+    check_structure(planned_tensors(plan.shards), plan.config, "the output")
+    check_room(source, target, plan.nbytes * (2 if config.evaluate else 1))
     rule = anatomy.view.layout.rule
     grows = rule.scores == "softmax" and not rule.renormalises(anatomy.view.checkpoint.config)
     if config.rescale and not grows:
