@@ -87,13 +87,16 @@ def _rest_problems(
     Its FFNs are left out: in the mixture those of dense layers may have another width.
     """
     head, dense = family.head(config), family.dense
-    ffn = tuple(f".{part.name}" for part in dense.ffn)
+    ffn = {dense.layer.format(layer=layer) + part.name
+           for layer in range(anatomy.num_layers) for part in dense.ffn}  # fmt: skip
     wanted = {anatomy.prefix + name: shape for name, shape in dense.base_tensors(config).items()
-              if not name.endswith(ffn)}  # fmt: skip
+              if name not in ffn}  # fmt: skip
     heads = {n: resolve_shape(shape, dense.dims(config)) for n, shape in head.tensors.items()}
     ties = dense.ties_by_default
     if config.get("tie_word_embeddings") is not None:
         ties = bool(config["tie_word_embeddings"])
+    if str(config["architectures"][0]).endswith("ForCausalLM"):
+        heads.pop("lm_head.weight", None)  # check_mixture speaks of it
     absent = [name for name in heads if name not in tensors
               and not (name in head.tied and (ties or name.endswith(".bias")))]  # fmt: skip
     # Where one layer has it and others lack it, the layers' own comparison says so with numbers.
