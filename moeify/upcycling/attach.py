@@ -20,7 +20,7 @@ from moeify.checkpoint.source import Source, resolve_source
 from moeify.checkpoint.staging import check_free_space, check_output, output_errors, staged
 from moeify.checkpoint.writer import Progress
 from moeify.families.moe_view import MoeView, view_moe
-from moeify.families.registry import mixture_family, moe_layout
+from moeify.families.registry import moe_layout
 from moeify.families.values import text_config
 from moeify.provenance.companions import write_companions
 from moeify.provenance.record import Record, Step
@@ -179,4 +179,4 @@ def _write_companions(
     sizes = text_config(model_config)
     key = next((key for key in view.layout.top_k_keys if key in sizes), view.layout.top_k_keys[0])
     sizes[key] = report.top_k
-    write_companions(stage, mixture_family(model_config), model_config, record, source.folder)
+    write_companions(stage, model_config, record, source.folder)
