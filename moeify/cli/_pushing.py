@@ -35,10 +35,13 @@ def push_after(out: Output, folder: str, repo_id: str | None) -> None:
     """
     if repo_id is None:
         return
+    hint = f"moeify push {shlex.quote(folder)} {repo_id}"
     try:
         report = publish(out, folder, repo_id, PushConfig())
+    except KeyboardInterrupt:
+        out.warning(f"{folder} is complete, but not published: {hint} sends what is missing")
+        raise
     except HubError as error:
-        hint = f"moeify push {shlex.quote(folder)} {repo_id}"
         if error.hint and not error.hint.startswith("run the "):
             hint = f"{error.hint}; then {hint}"
         raise HubError(f"{folder} is complete, but {error.message}", hint) from error
