@@ -105,12 +105,18 @@ def _snippets(subject: Subject) -> str:
 
 def _limits(subject: Subject) -> Iterable[str]:
     family, steps = subject.family, subject.record.steps
-    if subject.upcycled:
+    flat = _is_flat_since_export(subject)
+    if flat is False:
+        yield (
+            "`--compat gguf` scaled the experts for flat routers. It has other routers now, so it"
+            " no longer computes what its base computes, and has to be trained."
+        )
+    elif subject.upcycled:
         yield (
             "An upcycled model computes what its base computes until it is trained: experts that"
             " start as copies give the router nothing to choose between."
         )
-    if _rounding_chooses(subject):
+    if flat and any(step.options.get("noise") for step in steps):
         yield (
             "The routers are as `--compat gguf` left them, so flat that rounding chooses between"
             " experts that noise set apart, and each engine rounds its own way: the same prompt may"
@@ -144,18 +150,19 @@ def _is_untrained_since_cut(steps: Iterable[Step]) -> bool:
     return cut
 
 
-def _rounding_chooses(subject: Subject) -> bool:
-    """Whether experts differ behind the flat routers that an export for llama.cpp starts with."""
-    family, flat = subject.family, False
+def _is_flat_since_export(subject: Subject) -> bool | None:
+    """Whether routers are as an export for engines that do not renormalise left them.
+
+    None for a model that was not exported for them.
+    """
+    family, flat = subject.family, None
+    if family is None or family.gguf_renormalises is not False:
+        return None
     for step in subject.record.steps:
         if step.command == "upcycle":
-            exported = step.options.get("compat") == "gguf"
-            flat = exported and family is not None and family.gguf_renormalises is False
-            flat = flat and bool(step.options.get("noise"))
-        elif step.command == "warmup":
-            flat = False
-        elif step.command == "attach":
-            flat = flat and step.options.get("router") == "zeros"
+            flat = True if step.options.get("compat") == "gguf" else None
+        elif flat is not None and step.command in ("attach", "warmup"):
+            flat = step.command == "attach" and step.options.get("router") == "zeros"
     return flat
 
 

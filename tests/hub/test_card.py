@@ -204,6 +204,9 @@ def test_flat_routers_over_experts_that_differ(tmp_path, model_type, noise, late
         moe = tmp_path / "again"
     page = (moe / "README.md").read_text()
     assert ("rounding chooses between" in page) == warned
+    scaled_for_others = later == {"router": "normal"}
+    assert ("scaled the experts for flat routers" in page) == scaled_for_others
+    assert ("An upcycled model computes what its base computes" in page) != scaled_for_others
 
 
 def test_text_from_files_cannot_break_out(tmp_path):
