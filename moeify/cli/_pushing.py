@@ -64,6 +64,9 @@ def _show_plan(out: Output, plan: PushPlan) -> None:
     rows += [(f"- {name}", "removed: not part of this checkpoint") for name in plan.removed]
     total = f"{size(plan.upload_bytes)} of {size(plan.total_bytes)} to upload"
     state = "a new repository" if plan.creates_repo else plan.branch
-    out.table(f"{plan.repo_id} ({state}): {total}", rows)
+    title = f"{plan.repo_id} ({state}): {total}"
+    out.table(title, rows)
+    if out.as_json:  # stdout is for the document alone
+        out.notice(title)
     if plan.left_out:
         out.warning(f"not published: {', '.join(plan.left_out[:5])}")

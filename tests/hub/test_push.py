@@ -57,6 +57,7 @@ def test_pushing_the_same_again_changes_nothing(hub, client, folder):
     client.moeify("push", folder, "user/moe")
     commits = len(hub.repositories["user/moe"].commits)
     report = json.loads(client.moeify("push", folder, "user/moe", "--json"))
+    assert "user/moe (main): 0 B of 2.9 MB to upload" in client.printed[-1]
     assert report["schema"] == "moeify.push/1"
     assert {"url", "commit", "files_uploaded", "bytes_uploaded"} <= report.keys()
     assert report["files_uploaded"] == report["bytes_uploaded"] == 0
