@@ -7,6 +7,7 @@ from typing import Any
 
 from moeify.provenance.citations import Citation, citations
 from moeify.provenance.engines import engines, ignores_renormalisation
+from moeify.provenance.exports import SCALED_FOR_OTHERS, is_as_exported
 from moeify.provenance.markdown import inline, rows, table
 from moeify.provenance.record import Step
 from moeify.provenance.subject import Mixture, Subject
@@ -105,18 +106,15 @@ def _snippets(subject: Subject) -> str:
 
 def _limits(subject: Subject) -> Iterable[str]:
     family, steps = subject.family, subject.record.steps
-    flat = _is_flat_since_export(subject)
-    if flat is False:
-        yield (
-            "`--compat gguf` scaled the experts for flat routers. It has other routers now, so it"
-            " no longer computes what its base computes, and has to be trained."
-        )
+    as_exported = is_as_exported(family, subject.record)
+    if as_exported is False:
+        yield SCALED_FOR_OTHERS
     elif subject.upcycled:
         yield (
             "An upcycled model computes what its base computes until it is trained: experts that"
             " start as copies give the router nothing to choose between."
         )
-    if flat and any(step.options.get("noise") for step in steps):
+    if as_exported and any(step.options.get("noise") for step in steps):
         yield (
             "The routers are as `--compat gguf` left them, so flat that rounding chooses between"
             " experts that noise set apart, and each engine rounds its own way: the same prompt may"
@@ -148,22 +146,6 @@ def _is_untrained_since_cut(steps: Iterable[Step]) -> bool:
         elif step.command == "warmup" and step.options.get("steps"):
             cut = cut and step.options.get("train", "routers") == "routers"
     return cut
-
-
-def _is_flat_since_export(subject: Subject) -> bool | None:
-    """Whether routers are as an export for engines that do not renormalise left them.
-
-    None for a model that was not exported for them.
-    """
-    family, flat = subject.family, None
-    if family is None or family.gguf_renormalises is not False:
-        return None
-    for step in subject.record.steps:
-        if step.command == "upcycle":
-            flat = True if step.options.get("compat") == "gguf" else None
-        elif flat is not None and step.command in ("attach", "warmup"):
-            flat = step.command == "attach" and step.options.get("router") == "zeros"
-    return flat
 
 
 def _step(step: Step) -> str:

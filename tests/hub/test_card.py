@@ -192,6 +192,7 @@ def test_every_paper_has_authors_title_and_number(by, fit):
         ("qwen2", 0.0, {}, False),
         ("qwen3", 0.05, {}, False),
         ("qwen2", 0.05, {"router": "zeros"}, True),
+        ("qwen2", 0.05, {"router": "zeros", "top_k": 1}, False),
         ("qwen2", 0.05, {"router": "normal"}, False),
     ],
 )
@@ -199,12 +200,15 @@ def test_flat_routers_over_experts_that_differ(tmp_path, model_type, noise, late
     source = qwen_like(tmp_path / "dense", model_type)
     moe = tmp_path / "moe"
     moeify.upcycle(source, moe, num_experts=4, noise=noise, compat="gguf")
+    scaled_for_others = bool({"router": "normal", "top_k": 1}.items() & later.items())
     if later:
-        moeify.attach(moe, tmp_path / "again", **later)
+        report = moeify.attach(moe, tmp_path / "again", **later)
         moe = tmp_path / "again"
+        assert bool(report.warnings) == scaled_for_others
+        dense = moeify.verify(source, moe, dtype="float32").relative_diff
+        assert (dense > 0.1) == scaled_for_others
     page = (moe / "README.md").read_text()
     assert ("rounding chooses between" in page) == warned
-    scaled_for_others = later == {"router": "normal"}
     assert ("scaled the experts for flat routers" in page) == scaled_for_others
     assert ("An upcycled model computes what its base computes" in page) != scaled_for_others
 
