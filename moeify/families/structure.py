@@ -95,9 +95,10 @@ def _rest_problems(
     ties = dense.ties_by_default
     if config.get("tie_word_embeddings") is not None:
         ties = bool(config["tie_word_embeddings"])
-    if str(config["architectures"][0]).endswith("ForCausalLM"):
-        heads.pop("lm_head.weight", None)  # check_mixture speaks of it
-    absent = [name for name in heads if name not in tensors
+    # check_mixture speaks of a causal model's own.
+    causal = str(config["architectures"][0]).endswith("ForCausalLM")
+    spoken = ("lm_head.weight",) if causal else ()
+    absent = [name for name in heads if name not in tensors and name not in spoken
               and not (name in head.tied and (ties or name.endswith(".bias")))]  # fmt: skip
     # Where one layer has it and others lack it, the layers' own comparison says so with numbers.
     everywhere = {name for names in anatomy.layers.values() for name in names}

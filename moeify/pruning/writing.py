@@ -9,7 +9,6 @@ from moeify.checkpoint.ledger import Ledger
 from moeify.checkpoint.source import Source
 from moeify.checkpoint.staging import check_free_space
 from moeify.checkpoint.writer import Progress, write_shards
-from moeify.families.registry import mixture_family
 from moeify.provenance.companions import write_companions
 from moeify.provenance.record import Record, Step
 from moeify.pruning.plan import PrunePlan
@@ -38,4 +37,4 @@ def write_plan(
 def write_beside(stage: Path, plan: PrunePlan, source: Source, step: Step) -> None:
     """Write config, record and card into ``stage``."""
     record = Record.read(source).with_step(step)
-    write_companions(stage, mixture_family(plan.config), plan.config, record, source.folder)
+    write_companions(stage, plan.config, record, source.folder)
