@@ -40,8 +40,8 @@ def written(disk: Disk, scenario: Scenario) -> int:
 def test_a_disk_that_fills_up_at_any_byte(disk: Disk, sources: Sources, command: str) -> None:
     scenario, rng = find(sources, command), random.Random(command)
     room = written(disk, scenario) if command in LIGHT else 30_000
-    first = [0, 1] if command in LIGHT else []
-    for place in (*first, *(rng.randrange(room) for _ in range(3 if command in LIGHT else 1))):
+    first = [0] if command in LIGHT else []
+    for place in (*first, *(rng.randrange(room) for _ in range(2 if command in LIGHT else 1))):
         said = disk.refuse(scenario, room=place)
         assert "no space left" in said.lower()
 
@@ -49,22 +49,21 @@ def test_a_disk_that_fills_up_at_any_byte(disk: Disk, sources: Sources, command:
 @pytest.mark.parametrize("command", LIGHT)
 @pytest.mark.parametrize("fault", ["write", "sync"])
 def test_errors_of_the_output_disk(disk: Disk, sources: Sources, command: str, fault: str) -> None:
-    for number in (1, 3):
-        said = disk.refuse(find(sources, command), **{fault: number})
-        assert "Input/output error" in said
-        assert "nothing was kept" in said
+    said = disk.refuse(find(sources, command), **{fault: 2})
+    assert "Input/output error" in said
+    assert "nothing was kept" in said
 
 
 @pytest.mark.parametrize("command", LIGHT)
 def test_errors_of_the_source_disk(disk: Disk, sources: Sources, command: str) -> None:
     scenario = find(sources, command)
-    for number in (1, 2, 4, 7):
+    for number in (1, 3, 7):
         said = disk.refuse(scenario, below=scenario.source, read=number)
         assert "Input/output error" in said
         assert "nothing was kept" not in said, "the source failed, not the output"
 
 
-@pytest.mark.parametrize("command", LIGHT)
+@pytest.mark.parametrize("command", ["upcycle", "attach"])
 @pytest.mark.parametrize("call", ["mkdir:2:13", "create:1:30", "create:2:13", "rename:1:5"])
 def test_calls_that_are_refused(disk: Disk, sources: Sources, command: str, call: str) -> None:
     said = disk.refuse(find(sources, command), call=call)
@@ -72,14 +71,13 @@ def test_calls_that_are_refused(disk: Disk, sources: Sources, command: str, call
     assert reason[call.rsplit(":", 1)[1]] in said
 
 
-@pytest.mark.parametrize("command", [*LIGHT, "prune"])
+@pytest.mark.parametrize("command", LIGHT)
 def test_short_reads_and_writes_change_nothing(disk: Disk, sources: Sources, command: str) -> None:
     scenario = find(sources, command)
     assert disk.run(scenario).code == 0
     expected = tree(disk.place / "out")
-    assert disk.run(scenario, below=disk.folder, short=1).code == 0
-    assert tree(disk.place / "out") == expected
-    assert disk.run(scenario, below=scenario.source, short=1).code == 0
+    both = Path(os.path.commonpath([disk.folder, scenario.source]))
+    assert disk.run(scenario, below=both, short=1).code == 0
     assert tree(disk.place / "out") == expected
 
 
