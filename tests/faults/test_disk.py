@@ -107,14 +107,15 @@ def touch(path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "moment", "change", "reason"),
     [
-        ("model-00001-of-00002.safetensors", ("out", 1), cut, "shrank"),
-        ("model-00001-of-00002.safetensors", ("out", 1), touch, "was changed while it was read"),
+        ("model-00001-of-00002.safetensors", ("model-", 1), cut, "shrank"),
+        ("model-00001-of-00002.safetensors", ("model-", 1), touch, "was changed while it was read"),
         ("model-00001-of-00002.safetensors", ("source", 1), Path.unlink, "cannot read"),
         ("model-00001-of-00002.safetensors", ("source", 2), Path.unlink, "cannot read"),
         ("tokenizer.json", ("source", 1), Path.unlink, "No such file"),
+        ("tokenizer.json", ("tokenizer.json", 1), cut, "changed its size"),
         ("config.json", ("source", 1), Path.unlink, "No such file"),
     ],
-    ids=["shrinks", "changes", "vanishes early", "vanishes late", "carried", "config"],
+    ids=["shrinks", "changes", "vanishes early", "vanishes late", "carried", "cut", "config"],
 )  # fmt: skip
 def test_a_source_that_changes_while_it_is_read(
     parent: Nursery, sources: Sources, tmp_path: Path, name: str, moment: tuple[str, int],
@@ -124,7 +125,7 @@ def test_a_source_that_changes_while_it_is_read(
     dense = shutil.copytree(sources.dense["qwen3"], tmp_path / "dense")
     place = Place(folder=tmp_path / "place")
     place.folder.mkdir()
-    below = str(dense / name) if moment[0] == "source" else ".out.moeify-partial/model-"
+    below = str(dense / name) if moment[0] == "source" else f".out.moeify-partial/{moment[0]}"
     stop = {"below": below, "event": "open", "operation": moment[1], "signal": signal.SIGSTOP}
     line = ["upcycle", str(dense), "out", "--experts", "2", "--noise", "0"]
     running = parent.start(place, line, stop)
