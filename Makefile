@@ -1,4 +1,4 @@
-# make demo | test | engines | check | bench: each does its own set-up.
+# make demo | test | engines | check | faults | bench: each does its own set-up.
 
 PYTHON ?= python3
 VENV := .venv
@@ -12,7 +12,7 @@ READY_ENGINES := $(ENGINES)/.ready
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test engines engines-installed check browser bench docs format clean
+.PHONY: demo test engines engines-installed check browser faults bench docs format clean
 
 # torch comes first and pinned, so that no other package pulls a larger build of it.
 $(READY): pyproject.toml constraints.txt
@@ -53,6 +53,11 @@ check: $(READY_TESTS)
 # The page of `moeify inspect --html` in headless Chromium, which the system provides.
 browser: $(READY_TESTS)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/inspection/browser_check.py
+
+# The long form of tests/faults: about half an hour.
+faults: $(READY_TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults --kind kill --moments 200
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults --kind disk --moments 200
 
 bench: $(READY_TESTS)
 	$(BIN)/python -m benchmarks.upcycle

@@ -1,6 +1,17 @@
-"""``python -m moeify``."""
+"""``python -m moeify`` and the command ``moeify``."""
 
-from moeify.cli.app import main
+from moeify.cli._signals import leave_at_once
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Run the command line."""
+    leave_at_once()  # before the imports, which are most of a short command's time
+    from moeify.cli.app import app
+
+    app()
+
 
 if __name__ == "__main__":
     main()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
 from moeify.checkpoint.foreign_code import cleaned
+from moeify.checkpoint.ledger import Ledger
 from moeify.checkpoint.reader import resolve_inside
 from moeify.errors import CheckpointError, OutputError
 
@@ -44,14 +44,19 @@ def carried_files(folder: Path) -> Iterator[str]:
             yield relative
 
 
-def carry_files(source: Path, target: Path) -> None:
-    """Copy ``carried_files`` from ``source`` to ``target``, JSON without keys that name code.
+def carry_files(
+    source: Path, target: Path, ledger: Ledger | None = None, leave: Collection[str] = ()
+) -> None:
+    """Copy ``carried_files`` but for ``leave``, JSON without keys that name code.
 
     Raises ``OutputError`` where ``target`` takes two names for one, as file systems do that know
-    no difference between large and small letters.
+    no difference between large and small letters. See ``copy_file`` for the other errors.
     """
+    ledger = ledger or Ledger()
     taken = {path.name for path in target.iterdir()}
     for name in carried_files(source):
+        if name in leave:
+            continue
         destination = target / name
         destination.parent.mkdir(parents=True, exist_ok=True)
         if name not in taken and os.path.lexists(destination):
@@ -61,7 +66,7 @@ def carry_files(source: Path, target: Path) -> None:
             )
         text = cleaned(source / name)
         if text is None:
-            shutil.copyfile(source / name, destination)
+            ledger.copy(source / name, target, name)
         else:
             destination.write_text(text, encoding="utf-8")
 

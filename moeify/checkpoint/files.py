@@ -18,7 +18,7 @@ from moeify.errors import CheckpointError
 
 __all__ = ["Slice", "SourceFiles"]
 
-_SCAN_BYTES = 1 << 20
+_SCAN_BYTES = 1 << 17
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,7 @@ class SourceFiles:
 
     def __init__(self) -> None:
         self._handles: dict[Path, int] = {}
+        self._states: dict[Path, tuple[int, int]] = {}
         self.stds: dict[StoredTensor, float] = {}
 
     def __enter__(self) -> SourceFiles:
@@ -56,8 +57,19 @@ class SourceFiles:
     def handle(self, path: Path) -> int:
         """The file descriptor of ``path``, opened once; call it from one thread."""
         if path not in self._handles:
-            self._handles[path] = open_regular(path)[0]
+            self._handles[path] = handle = open_regular(path)[0]
+            self._states[path] = _state(handle)
         return self._handles[path]
+
+    def check_unchanged(self) -> None:
+        """Raise ``CheckpointError`` where somebody wrote to a file since it was opened."""
+        for path, handle in self._handles.items():
+            if _state(handle) != self._states[path]:
+                raise CheckpointError(
+                    f"{path.name} was changed while it was read",
+                    "wait until nobody writes to the source, then run the command again",
+                    path=path,
+                )
 
     def read(self, path: Path, start: int, nbytes: int) -> bytes:
         """Exactly ``nbytes`` bytes from ``start``; raises ``CheckpointError`` if they are gone."""
@@ -98,9 +110,9 @@ class SourceFiles:
             )
             if not is_finite(raw, tensor.dtype):
                 raise _not_finite(tensor)
-            values = decode(raw, tensor.dtype)
-            total += float(values.sum(dtype=np.float64))
-            squares += float(np.square(values, dtype=np.float64).sum())
+            values = decode(raw, tensor.dtype).astype(np.float64)
+            total += float(values.sum())
+            squares += float(np.square(values, out=values).sum())
         mean = total / max(tensor.elements, 1)
         return math.sqrt(max(squares / max(tensor.elements, 1) - mean * mean, 0.0))
 
@@ -110,6 +122,12 @@ class SourceFiles:
             nbytes = min(_SCAN_BYTES, tensor.nbytes - start)
             if not is_finite(self.read(tensor.path, tensor.start + start, nbytes), tensor.dtype):
                 raise _not_finite(tensor)
+
+
+def _state(handle: int) -> tuple[int, int]:
+    """Size and time of the last change of content."""
+    status = os.fstat(handle)
+    return status.st_size, status.st_mtime_ns
 
 
 def _not_finite(tensor: StoredTensor) -> CheckpointError:

@@ -29,7 +29,7 @@ class OutputFile:
     """
 
     def __init__(self, path: Path, nbytes: int) -> None:
-        self._nbytes, self._direct = nbytes, True
+        self.name, self._nbytes, self._direct = path.name, nbytes, True
         self._handle = _create(path)
         try:
             _reserve(self._handle, -(-nbytes // ALIGNMENT) * ALIGNMENT)

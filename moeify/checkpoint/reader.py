@@ -18,6 +18,7 @@ __all__ = [
     "Checkpoint",
     "check_relative",
     "conversion_hint",
+    "has_tokenizer",
     "read_config",
     "resolve_inside",
 ]
@@ -27,6 +28,7 @@ WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 MAX_TENSORS = 250_000
 _LONGEST_NAME, _LONGEST_PATH = 255, 1024
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model")
 _PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -73,6 +75,11 @@ class Checkpoint:
             return self.tensors[name]
         except KeyError:
             raise TensorNotFoundError(name, self.folder) from None
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether ``folder`` holds a tokenizer; transformers would make an empty one up without it."""
+    return any((folder / file).is_file() for file in TOKENIZER_FILES)
 
 
 def read_config(folder: Path, *, check: bool = True) -> dict[str, Any]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from moeify.checkpoint.header import read_header
 from moeify.checkpoint.jobs import Job, copy_of
+from moeify.checkpoint.ledger import Ledger
 from moeify.checkpoint.reader import Checkpoint
 from moeify.checkpoint.staging import existing_parent
 from moeify.checkpoint.writer import (
@@ -71,17 +71,27 @@ def plan_rewrite(checkpoint: Checkpoint, jobs: Iterable[Job], output: Path) -> R
     return Rewrite(linked=tuple(linked), copied=tuple(copied), shards=tuple(shards))
 
 
-def write_rewrite(folder: Path, plan: Rewrite, progress: Progress | None = None) -> None:
-    """Write, link and copy the files of ``plan`` into ``folder``, with their index."""
-    write_shard_files(folder, plan.shards, progress)
+def write_rewrite(
+    folder: Path, plan: Rewrite, progress: Progress | None = None, ledger: Ledger | None = None,
+    recorded: Mapping[Path, str] | None = None,
+) -> None:  # fmt: skip
+    """Write, link and copy the files of ``plan`` into ``folder``, with their index.
+
+    ``recorded`` are sums that the source knows of files that are linked.
+    """
+    ledger = ledger or Ledger()
+    write_shard_files(folder, plan.shards, progress, ledger=ledger)
     verify_shards(folder, plan.shards)
     placed = [
         Placed(job.name, job.shape, job.nbytes, s.file) for s in plan.shards for job in s.jobs
     ]
     for path, file in plan.linked:
-        _link(path, folder / file)
+        if _link(path, folder / file):
+            ledger.link(file, (recorded or {}).get(path))
+        else:
+            ledger.copy(path, folder, file)
     for path, file in plan.copied:
-        shutil.copyfile(path, folder / file)
+        ledger.copy(path, folder, file)
     for _, file in (*plan.linked, *plan.copied):
         placed += [
             Placed(t.name, t.shape, t.nbytes, file) for t in read_header(folder / file)[0].values()
@@ -89,9 +99,10 @@ def write_rewrite(folder: Path, plan: Rewrite, progress: Progress | None = None)
     write_index(folder, placed)
 
 
-def _link(source: Path, target: Path) -> None:
-    """A hard link, or a copy where the file system has none."""
+def _link(source: Path, target: Path) -> bool:
+    """Make a hard link; False where the file system has none."""
     try:
         os.link(source.resolve(), target)
     except OSError:
-        shutil.copyfile(source, target)
+        return False
+    return True

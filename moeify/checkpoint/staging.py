@@ -7,9 +7,10 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from moeify.checkpoint.interruption import Interruptions
 from moeify.errors import OutputError
 
 __all__ = [
@@ -40,10 +41,7 @@ def check_output(output: Path, *sources: Path, force: bool = False) -> None:
                 f"the output {output} and the source {source} lie inside one another",
                 "choose an output folder elsewhere",
             )
-    if os.path.lexists(output) and not force:
-        raise OutputError(
-            f"the output {output} exists already", "choose another folder, or pass --force"
-        )
+    _check_absent(output, force)
     if os.path.lexists(output) and (output.is_symlink() or not output.is_dir()):
         raise OutputError(f"{output} is not a folder", "choose another output")
     parent = existing_parent(output)
@@ -93,48 +91,90 @@ def staged(output: Path, force: bool = False) -> Iterator[Path]:
 
     The sibling has a fixed name and is locked: a second run on the same output is refused while
     the first is alive, and clears what a killed one left behind. Everything is flushed to disk
-    before the one rename. On any failure, Ctrl-C included, the sibling is removed.
+    before the one rename. On any failure, Ctrl-C included, the sibling is removed; signals wait
+    while it appears, is renamed, or goes.
     """
     output = output.resolve()
     stage = output.with_name(f".{output.name}.moeify-partial")
-    with output_errors(output):
-        output.parent.mkdir(parents=True, exist_ok=True)
-        lock = _claim(stage, output)
-    try:
-        with output_errors(output):
-            _restore_replaced(output)
-        yield stage
-        with output_errors(output):
-            sync_tree(stage)
-            _publish(stage, output, force)
-    except BaseException:
-        shutil.rmtree(stage, ignore_errors=True)
-        raise
-    finally:
-        os.close(lock)
+    made = _missing_folders(output.parent)
+    with Interruptions() as interruptions:
+        lock = None
+        try:
+            with output_errors(output):
+                lock = _claim(stage, output)
+                _clear(stage)
+                _restore_replaced(output)
+                _check_absent(output, force)
+            with interruptions.allowed():
+                yield stage
+                with output_errors(output):
+                    sync_tree(stage)
+            with output_errors(output):
+                _publish(stage, output, force)
+        except BaseException:
+            if lock is not None:
+                _remove(stage, lock)
+            for folder in made:
+                with suppress(OSError):  # something else lies in it by now
+                    folder.rmdir()
+            raise
+        finally:
+            if lock is not None:
+                os.close(lock)
+
+
+def _missing_folders(folder: Path) -> list[Path]:
+    """The folders that must be made so that ``folder`` exists, innermost first."""
+    return [place for place in (folder, *folder.parents) if not place.exists()]
 
 
 def _claim(stage: Path, output: Path) -> int:
-    """Create and lock the staging folder, emptied of what an earlier run left."""
+    """Create and lock the staging folder."""
     while True:
-        stage.mkdir(exist_ok=True)
-        lock = os.open(stage, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        stage.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            stage.mkdir(exist_ok=True)
+            lock = os.open(stage, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            continue  # a run that failed removed it just now
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             os.close(lock)
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                raise
             raise OutputError(
                 f"another moeify run is writing {output}", "wait for it, or choose another output"
             ) from error
-        try:
-            if os.path.samestat(os.fstat(lock), os.stat(stage)):
-                break
-        except FileNotFoundError:
-            pass
+        if _is_same(stage, lock):
+            return lock
         os.close(lock)  # the run before us renamed it away between our open and our lock
+
+
+def _is_same(stage: Path, lock: int) -> bool:
+    """Whether the locked folder is still the one at this path."""
+    try:
+        return os.path.samestat(os.fstat(lock), os.stat(stage))
+    except FileNotFoundError:
+        return False
+
+
+def _clear(stage: Path) -> None:
+    """Empty the folder of what an earlier run left."""
     for entry in stage.iterdir():
         shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
-    return lock
+
+
+def _remove(stage: Path, lock: int) -> None:
+    if _is_same(stage, lock):  # else it is published, and by now the next run's may stand there
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def _check_absent(output: Path, force: bool) -> None:
+    if os.path.lexists(output) and not force:
+        raise OutputError(
+            f"the output {output} exists already", "choose another folder, or pass --force"
+        )
 
 
 def _replaced(output: Path) -> Path:
@@ -167,7 +207,8 @@ def _publish(stage: Path, output: Path, force: bool) -> None:
         shutil.rmtree(old, ignore_errors=True)
     else:
         os.rename(stage, output)
-    _sync(output.parent)
+    with suppress(OSError):  # the folder is complete and has its name: no reason to call it failed
+        _sync(output.parent)
 
 
 def sync_tree(folder: Path) -> None:

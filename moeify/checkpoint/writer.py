@@ -17,6 +17,7 @@ from pathlib import Path
 from moeify.checkpoint.files import SourceFiles
 from moeify.checkpoint.header import DTYPE_BITS, StoredTensor, encode_header, read_header
 from moeify.checkpoint.jobs import Blend, Job, Literal, Piece, Tally
+from moeify.checkpoint.ledger import Ledger
 from moeify.checkpoint.output_file import ALIGNMENT, OutputFile, aligned_buffer
 from moeify.checkpoint.reader import INDEX_FILE, WEIGHTS_FILE
 from moeify.errors import CheckpointError, ConfigError
@@ -115,13 +116,13 @@ class Placed:
 
 def write_shards(
     folder: Path, shards: Sequence[Shard], progress: Progress | None = None,
-    check: Iterable[StoredTensor] = (), threads: int | None = None,
+    check: Iterable[StoredTensor] = (), threads: int | None = None, ledger: Ledger | None = None,
 ) -> Tally:  # fmt: skip
     """Write ``shards`` and their index into ``folder`` and read their headers back.
 
     See ``write_shard_files``.
     """
-    tally = write_shard_files(folder, shards, progress, check, threads)
+    tally = write_shard_files(folder, shards, progress, check, threads, ledger)
     verify_shards(folder, shards)
     write_index(folder, place(shards))
     return tally
@@ -129,14 +130,14 @@ def write_shards(
 
 def write_shard_files(
     folder: Path, shards: Sequence[Shard], progress: Progress | None = None,
-    check: Iterable[StoredTensor] = (), threads: int | None = None,
+    check: Iterable[StoredTensor] = (), threads: int | None = None, ledger: Ledger | None = None,
 ) -> Tally:  # fmt: skip
     """Write ``shards`` into ``folder``; returns what noise survived.
 
     Every tensor in ``check`` is scanned for NaN and infinity first. Chunks are made by a few
     threads and written in place; memory holds one chunk a thread. ``progress`` counts the bytes
-    of the files. Raises ``CheckpointError`` and ``OSError``, leaving files behind: call it inside
-    ``staged``.
+    of the files, ``ledger`` sums them if it is asked to. Raises ``CheckpointError`` and
+    ``OSError``, leaving files behind: call it inside ``staged``.
     """
     # Twice the cores, because a thread that waits for the disk needs none.
     workers = threads or min(8, 2 * (os.cpu_count() or 1))
@@ -156,9 +157,10 @@ def write_shard_files(
         files.stds.update(zip(noisy, pool.map(files.scan, noisy), strict=True))
         for _ in pool.map(files.check_finite, [t for t in tensors if t not in noisy]):
             pass
-        queue = _Queue(_Run(files), pool, 2 * workers, advance)
+        queue = _Queue(_Run(files, ledger or Ledger()), pool, 2 * workers, advance)
         for shard in shards:
             queue.write(folder / shard.file, shard)
+        files.check_unchanged()
     return queue.tally
 
 
@@ -217,8 +219,8 @@ def _chunks(pieces: Iterable[Piece]) -> Iterator[_Chunk]:
 class _Run(threading.local):
     """The state of one pass over the chunks, with a buffer for each thread."""
 
-    def __init__(self, files: SourceFiles) -> None:
-        self._files = files
+    def __init__(self, files: SourceFiles, ledger: Ledger) -> None:
+        self._files, self._ledger = files, ledger
         self._buffer = aligned_buffer(_CHUNK_BYTES)
 
     def write(self, target: OutputFile, chunk: _Chunk) -> Tally:
@@ -229,6 +231,7 @@ class _Run(threading.local):
             if survived:
                 tally.add(survived)
             done += stop - start
+        self._ledger.chunk(target.name, chunk.position, self._buffer[:done])
         target.write(self._buffer[: -(-done // ALIGNMENT) * ALIGNMENT], chunk.position)
         return tally
 

@@ -4,39 +4,37 @@ from __future__ import annotations
 
 import functools
 import os
-import signal
 import sys
 from collections.abc import Callable
-from types import FrameType
 
 import typer
 
 from moeify.cli._output import error
+from moeify.cli._signals import Interrupted, interruptible
 from moeify.errors import MoeifyError
 
-__all__ = ["EXIT_ERROR", "EXIT_FINDINGS", "EXIT_INTERRUPTED", "guarded"]
+__all__ = ["EXIT_ERROR", "EXIT_FINDINGS", "guarded"]
 
 EXIT_ERROR = 1
 EXIT_FINDINGS = 3
-EXIT_INTERRUPTED = 130
 
 
 def guarded(command: Callable[..., None]) -> Callable[..., None]:
     """``command`` that leaves the process with the right code and without a traceback.
 
-    SIGTERM is treated like Ctrl-C, so that temporary folders are removed. ``MOEIFY_DEBUG=1``
-    lets every exception through.
+    Ctrl-C and SIGTERM leave it with 130 and 143, once temporary folders are removed.
+    ``MOEIFY_DEBUG=1`` lets every exception through.
     """
 
     @functools.wraps(command)
     def run(*args: object, **options: object) -> None:
-        signal.signal(signal.SIGTERM, _interrupt)
         try:
-            command(*args, **options)
+            with interruptible():
+                command(*args, **options)
         except BaseException as failure:
             if os.environ.get("MOEIFY_DEBUG") == "1" or not _explain(failure):
                 raise
-            sys.exit(EXIT_INTERRUPTED if isinstance(failure, KeyboardInterrupt) else EXIT_ERROR)
+            sys.exit(failure.exit_code if isinstance(failure, Interrupted) else EXIT_ERROR)
 
     return run
 
@@ -62,7 +60,3 @@ def _explain(failure: BaseException) -> bool:
     else:
         return False
     return True
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt

@@ -87,6 +87,9 @@ def _facts(report: InspectReport) -> list[tuple[str, str]]:
         steps = ", ".join(step.command for step in report.provenance.steps) or "no steps recorded"
         origin = f"{report.provenance.source}{_at(report.provenance.revision)}"
         rows.append(("made by", f"moeify from {origin}: {steps}"))
+    if report.verified is not None:
+        sound = f"{_files(report.verified.files)}, {size(report.verified.bytes)}"
+        rows.append(("verified", f"{sound}: as they were written"))
     return rows
 
 
@@ -100,7 +103,7 @@ def _layers(report: InspectReport) -> str:
     mixtures = len(report.moe_layers)
     if mixtures == report.num_layers:
         return f"{report.num_layers}, every one a mixture"
-    from moeify.inspection.problems import numbers
+    from moeify.families.problems import numbers
 
     return f"{report.num_layers}, mixtures in {mixtures}: {numbers(report.moe_layers)}"
 

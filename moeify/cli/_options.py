@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 __all__ = [
+    "ChecksumOption",
     "ForceOption",
     "JsonOption",
     "OutputArgument",
@@ -25,6 +26,9 @@ OutputArgument = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace an output that exists.")]
+ChecksumOption = Annotated[
+    bool, typer.Option("--checksum", help="Record SHA-256 of every file, read back from the disk.")
+]
 RevisionOption = Annotated[
     str | None, typer.Option(help="Branch, tag or commit of a Hub id.", metavar="REV")
 ]

@@ -10,7 +10,7 @@ import moeify
 from moeify.cli import attach, extract, inspect, prune, push, upcycle, verify, warmup
 from moeify.cli._errors import guarded
 
-__all__ = ["app", "main"]
+__all__ = ["app"]
 
 app = typer.Typer(
     name="moeify",
@@ -40,8 +40,3 @@ def _root(
 for module in (upcycle, attach, warmup, inspect, prune, extract, verify, push):
     name = module.__name__.rsplit(".", 1)[-1]
     app.command(name, epilog=module.EPILOG)(guarded(module.command))
-
-
-def main() -> None:
-    """Run the command line."""
-    app()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from moeify.cli._options import (
+    ChecksumOption,
     ForceOption,
     JsonOption,
     OutputArgument,
@@ -40,12 +41,18 @@ def command(
     seed: SeedOption = _DEFAULT.seed,
     revision: RevisionOption = None,
     force: ForceOption = False,
+    checksum: ChecksumOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Give a mixture of experts fresh routers, writing no other weight again."""
     config = AttachConfig(
-        router=cast(RouterInit, router), top_k=top_k, seed=seed, revision=revision, force=force
+        router=cast(RouterInit, router),
+        top_k=top_k,
+        seed=seed,
+        revision=revision,
+        force=force,
+        checksum=checksum,
     )
     from moeify.upcycling.attach import attach
 
@@ -57,6 +64,8 @@ def command(
 
 def _show(out: Output, report: AttachReport) -> None:
     out.document(report.to_dict())
+    for warning in report.warnings:
+        out.warning(warning)
     missing = [layer for layer, outlook in report.before.items() if outlook is None]
     present = [outlook.entropy for outlook in report.before.values() if outlook is not None]
     before = f"normalised entropy {_mean(present):.2f} expected" if present else ""

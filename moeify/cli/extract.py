@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from moeify.cli._options import (
+    ChecksumOption,
     ForceOption,
     JsonOption,
     OutputArgument,
@@ -33,12 +34,17 @@ def command(
     ] = _DEFAULT.max_shard_size,
     revision: RevisionOption = None,
     force: ForceOption = False,
+    checksum: ChecksumOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Write one expert of a mixture as a dense checkpoint of the original family."""
     config = ExtractConfig(
-        expert=expert, max_shard_size=max_shard_size, revision=revision, force=force
+        expert=expert,
+        max_shard_size=max_shard_size,
+        revision=revision,
+        force=force,
+        checksum=checksum,
     )
     from moeify.pruning.extract import extract
 

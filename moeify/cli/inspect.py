@@ -20,6 +20,7 @@ EPILOG = epilog(
     "moeify inspect Qwen/Qwen3-30B-A3B",
     "moeify inspect ./my-moe --weights --dense ./my-dense",
     "moeify inspect ./my-moe --dataset text.jsonl --domain-column domain --html routing.html",
+    "moeify inspect ./my-moe --verify",
     "moeify inspect ./my-moe --dataset book.txt --fail-on 'dead>0,maxvio>2' --json",
 )
 _DEFAULT = InspectConfig()
@@ -65,6 +66,9 @@ def command(
         str | None, typer.Option(help="Layers to show: all, odd, even, or 0,2,4-7.")
     ] = None,
     show_all: Annotated[bool, typer.Option("--all", help="Show every layer.")] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read every file and compare recorded checksums.")
+    ] = _DEFAULT.verify,
     fail_on: Annotated[
         str, typer.Option(help="Exit with 3 when one of these holds.", metavar="CONDITIONS")
     ] = "problems>0",
@@ -76,7 +80,7 @@ def command(
     config = InspectConfig(
         weights=weights, dense=dense, dataset=dataset, split=split, text_column=text_column,
         domain_column=domain_column, streaming=streaming, max_tokens=max_tokens, seq_len=seq_len,
-        batch=batch, vocabulary=vocabulary, against=against, revision=revision,
+        batch=batch, vocabulary=vocabulary, against=against, verify=verify, revision=revision,
     )  # fmt: skip
     _check_pictures(config, plot, html)
     from moeify.inspection.inspect import inspect

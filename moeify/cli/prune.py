@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from moeify.cli._options import (
+    ChecksumOption,
     ForceOption,
     JsonOption,
     OutputArgument,
@@ -87,6 +88,7 @@ def command(
     revision: RevisionOption = None,
     push_to: PushToOption = None,
     force: ForceOption = False,
+    checksum: ChecksumOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:  # fmt: skip
@@ -97,6 +99,7 @@ def command(
         batch_size=batch, scores=scores, protect=protect, merge=merge, rescale=rescale,
         evaluate=evaluate, dense=dense, seed=seed, max_shard_size=max_shard_size,
         revision=revision, force=force,
+        checksum=checksum,
     )  # fmt: skip
     check_push_target(push_to)
     from moeify.pruning.prune import prune

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from moeify.cli._options import (
+    ChecksumOption,
     ForceOption,
     JsonOption,
     OutputArgument,
@@ -58,6 +59,7 @@ def command(
     ] = _DEFAULT.max_shard_size,
     revision: RevisionOption = None,
     force: ForceOption = False,
+    checksum: ChecksumOption = False,
     dry_run: Annotated[bool, typer.Option(help="Print the plan's totals and stop.")] = False,
     push_to: PushToOption = None,
     as_json: JsonOption = False,
@@ -68,6 +70,7 @@ def command(
         num_experts=experts, top_k=top_k, layers=layers, noise=noise,
         router=cast(RouterInit, router), seed=seed, dtype=cast(Dtype, dtype),
         compat=cast(Compat, compat), max_shard_size=max_shard_size, revision=revision, force=force,
+        checksum=checksum,
     )  # fmt: skip
     check_push_target(push_to)
     from moeify.upcycling.upcycle import upcycle
@@ -75,7 +78,7 @@ def command(
     out = Output(as_json=as_json, quiet=quiet)
     with out.bytes_bar("upcycling") as progress:
         report = upcycle(source, output, config, dry_run=dry_run, progress=progress)
-    _show(out, report, source)
+    _show(out, report, source if revision is None else f"{source}@{revision}")
     if not dry_run:
         push_after(out, report.output, push_to)
 

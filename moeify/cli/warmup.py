@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from moeify.cli._options import (
+    ChecksumOption,
     ForceOption,
     JsonOption,
     OutputArgument,
@@ -107,6 +108,7 @@ def command(
     revision: RevisionOption = None,
     push_to: PushToOption = None,
     force: ForceOption = False,
+    checksum: ChecksumOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -120,6 +122,7 @@ def command(
         fit_tokens=fit_tokens, eval_tokens=eval_tokens, dtype=cast(ComputeDtype, dtype),
         device=device, dense=dense, save_steps=save_steps, resume=resume, plot=plot,
         revision=revision, force=force,
+        checksum=checksum,
     )  # fmt: skip
     check_push_target(push_to)
     from moeify.warming.warmup import warmup

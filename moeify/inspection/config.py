@@ -44,6 +44,8 @@ class InspectConfig:
     """Also count which tokens each expert sees most."""
     against: str | None = None
     """Second checkpoint whose routing of the same text is compared."""
+    verify: bool = False
+    """Read every file and hold it against the checksum recorded in moeify.json."""
     revision: str | None = None
     """Branch, tag or commit, where the checkpoint is a Hub id."""
 

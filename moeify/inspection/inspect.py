@@ -11,15 +11,16 @@ from typing import Any
 from moeify.checkpoint.source import Source, is_hub_id, resolve_source
 from moeify.errors import CheckpointError, MoeifyError
 from moeify.families.base import MoeLayout
+from moeify.families.dense_anatomy import dissect_dense
+from moeify.families.moe_anatomy import Anatomy, PartSize, dissect
+from moeify.families.moe_checks import expert_count
+from moeify.families.problems import Problem
 from moeify.families.qwen2 import RENORMALISATION_NOTE
 from moeify.families.registry import FAMILIES, MOE_LAYOUTS, moe_layout
+from moeify.families.structure import mixture_problems
 from moeify.families.values import text_config
-from moeify.inspection.anatomy import Anatomy, PartSize, dissect
-from moeify.inspection.checks import check_mixture, expert_count
 from moeify.inspection.config import InspectConfig
-from moeify.inspection.dense import dissect_dense
 from moeify.inspection.opening import Opened, open_folder
-from moeify.inspection.problems import Problem
 from moeify.inspection.report import InspectReport, LayerReport, RouterFacts
 
 __all__ = ["inspect"]
@@ -39,12 +40,10 @@ def inspect(
     """
     config = replace(config or InspectConfig(), **options)
     deep = config.weights or config.dataset is not None
+    whole = deep or config.verify
     source: Source | None = None
-    if (
-        not os.path.exists(Path(checkpoint).expanduser())
-        and is_hub_id(str(checkpoint))
-        and not deep
-    ):
+    local = os.path.exists(Path(checkpoint).expanduser())
+    if not local and is_hub_id(str(checkpoint)) and not whole:
         from moeify.inspection.remote import open_remote
 
         opened = open_remote(str(checkpoint), config.revision)
@@ -53,6 +52,11 @@ def inspect(
         opened = open_folder(source)
     report = InspectReport.of(opened)
     anatomy = _sort(opened, report)
+    if config.verify and source is not None:
+        from moeify.inspection.verification import unsummed_note, verify_files
+
+        report.verified = verify_files(source.folder, report.problems, progress)
+        report.notes += filter(None, [unsummed_note(report.verified)])
     if deep:
         if anatomy is None or source is None:
             raise CheckpointError(
@@ -120,7 +124,7 @@ def _sort_mixture(opened: Opened, report: InspectReport) -> Anatomy:
         for layer in anatomy.moe_layers
         if layer < anatomy.num_layers
     ]
-    report.problems += check_mixture(anatomy, count, top_k)
+    report.problems += mixture_problems(opened.tensors, anatomy, count, top_k)
     if not report.moe_layers:
         report.notes.append("config.json makes no layer a mixture")
     if layout.model_type == "qwen2_moe" and config.get("norm_topk_prob") is True:

@@ -18,7 +18,7 @@ from moeify.checkpoint.reader import (
 )
 from moeify.checkpoint.source import Source
 from moeify.errors import CheckpointError
-from moeify.inspection.problems import Problem, some
+from moeify.families.problems import Problem, some
 from moeify.provenance.record import RECORD_FILE, Record
 
 __all__ = ["Opened", "Shard", "compare_index", "drop_wrong_values", "open_folder"]

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from moeify.checkpoint.replacing import replacing
 from moeify.errors import OutputError
 from moeify.inspection.plots import figures
 from moeify.inspection.report import InspectReport
@@ -63,7 +64,8 @@ def save_page(report: InspectReport, path: Path) -> None:
     """Write the page to ``path``; raises ``OutputError`` where that fails."""
     text = render_page(report)
     try:
-        path.write_text(text, encoding="utf-8")
+        with replacing(path) as partial:
+            partial.write_text(text, encoding="utf-8")
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror}") from error
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from moeify.checkpoint.replacing import replacing
 from moeify.errors import MissingExtraError, OutputError
 from moeify.inspection.report import InspectReport, LayerReport
 from moeify.inspection.shown import shown
@@ -48,7 +49,8 @@ def save_plot(report: InspectReport, path: Path) -> None:
         for place, (_, draw) in zip(axes[:, 0], panels, strict=True):
             draw(place)
         try:
-            figure.savefig(path, metadata=_metadata(path))
+            with replacing(path) as partial:
+                figure.savefig(partial, metadata=_metadata(path))
         except OSError as error:
             raise OutputError(f"cannot write {path}: {error.strerror}") from error
         finally:

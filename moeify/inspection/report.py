@@ -6,12 +6,13 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from moeify.families.base import Config, MoeLayout
-from moeify.inspection.dense import Outlook
+from moeify.families.dense_anatomy import Outlook
+from moeify.families.problems import Problem
 from moeify.inspection.opening import Opened, Shard
-from moeify.inspection.problems import Problem
 from moeify.provenance.record import Record
 
 if TYPE_CHECKING:
+    from moeify.inspection.verification import Verified
     from moeify.routing.statistics import LayerRouting
 
 __all__ = ["InspectReport", "LayerReport", "RouterFacts"]
@@ -100,6 +101,7 @@ class InspectReport:
     notes: list[str] = field(default_factory=list)
     layers: list[LayerReport] = field(default_factory=list)
     routing: dict[str, Any] | None = None
+    verified: Verified | None = None
     sums: dict[int, LayerRouting] = field(default_factory=dict)
     domain_names: tuple[str, ...] = ()
 
@@ -155,4 +157,5 @@ class InspectReport:
             "notes": self.notes,
             "layers": [layer.to_dict() for layer in self.layers],
             "routing": self.routing,
+            **({} if self.verified is None else {"verified": self.verified.to_dict()}),
         }

@@ -13,9 +13,9 @@ from moeify.checkpoint.reader import Checkpoint
 from moeify.checkpoint.source import Source, resolve_source
 from moeify.errors import RoutingError
 from moeify.families.base import MoeLayout
+from moeify.families.problems import Problem, numbers
 from moeify.families.registry import moe_layout
 from moeify.inspection.config import InspectConfig
-from moeify.inspection.problems import Problem, numbers
 from moeify.inspection.report import InspectReport
 from moeify.inspection.vocabulary import VocabularyCounts
 from moeify.routing.collection import RoutedTokens, collect

@@ -13,12 +13,12 @@ __all__ = ["inherited_metadata"]
 
 CARD_FILE = "README.md"
 MAX_CARD_BYTES = 4_000_000
-_INHERITED = ("license", "license_name", "license_link", "language", "datasets")
+_INHERITED = ("license", "license_name", "license_link", "language", "datasets", "base_model")
 _LONGEST, _MOST = 200, 100
 
 
-def inherited_metadata(folder: Path | None, *more: str) -> dict[str, Any]:
-    """Licence, languages, data sets and ``more`` of the card in ``folder``.
+def inherited_metadata(folder: Path | None) -> dict[str, Any]:
+    """Licence, languages, data sets and base model of the card in ``folder``.
 
     Only short texts and lists of them are taken: whoever wrote the card may have meant harm.
     """
@@ -34,7 +34,7 @@ def inherited_metadata(folder: Path | None, *more: str) -> dict[str, Any]:
         found = vars(ModelCard(text, ignore_metadata_errors=True).data)
     except (CheckpointError, ValueError, TypeError, AttributeError, YAMLError, RecursionError):
         return {}  # a card without readable metadata has nothing to hand on
-    return {key: found[key] for key in (*_INHERITED, *more) if _is_plain(found.get(key))}
+    return {key: found[key] for key in _INHERITED if _is_plain(found.get(key))}
 
 
 def _is_plain(value: object) -> bool:

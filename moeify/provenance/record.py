@@ -6,20 +6,28 @@ import json
 import os
 import platform
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from moeify.checkpoint.json_text import read_json
-from moeify.checkpoint.reader import resolve_inside
+from moeify.checkpoint.reader import check_relative, resolve_inside
 from moeify.checkpoint.source import Source
+from moeify.errors import CheckpointError
 
-__all__ = ["RECORD_FILE", "Record", "Step"]
+__all__ = [
+    "RECORD_FILE", "UNRECORDED", "FileEntry", "Record", "Step", "recorded_files", "recorded_sums",
+    "write_files",
+]  # fmt: skip
 
 RECORD_FILE = "moeify.json"
+UNRECORDED = ("force", "checksum")
+"""Options that change nothing in what is written."""
 SCHEMA = "moeify.provenance/1"
 _TOKEN = re.compile(r"hf_\w{8,}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _VERSIONED = ("moeify", "numpy", "safetensors", "torch", "transformers")
 
 
@@ -70,6 +78,57 @@ class Record:
         }
         text = json.dumps(document, indent=2, ensure_ascii=False, default=_plain)
         (folder / RECORD_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileEntry:
+    """A file of the checkpoint as it was written: its size and, if it was summed, its SHA-256."""
+
+    nbytes: int
+    sha256: str | None
+
+
+def write_files(folder: Path, files: Mapping[str, FileEntry]) -> None:
+    """List ``files`` in the moeify.json of ``folder``."""
+    document = read_json(folder / RECORD_FILE)
+    document["files"] = {
+        name: {"bytes": entry.nbytes} | ({"sha256": entry.sha256} if entry.sha256 else {})
+        for name, entry in files.items()
+    }
+    text = json.dumps(document, indent=2, ensure_ascii=False)
+    (folder / RECORD_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def recorded_files(folder: Path) -> dict[str, FileEntry]:
+    """The files that the moeify.json of ``folder`` lists, none where it lists none.
+
+    Raises ``CheckpointError`` where the list has another form.
+    """
+    path = folder / RECORD_FILE
+    if not os.path.lexists(path):
+        return {}
+    listed = read_json(resolve_inside(folder, RECORD_FILE)).get("files", {})
+    try:
+        for name in listed:
+            check_relative(name)
+        return {
+            name: FileEntry(nbytes=int(entry["bytes"]), sha256=_digest(entry.get("sha256")))
+            for name, entry in listed.items()
+        }
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise CheckpointError(f"{RECORD_FILE} lists files in an unknown form", path=path) from error
+
+
+def recorded_sums(folder: Path) -> dict[Path, str]:
+    """SHA-256 by path, of the files in ``folder`` whose moeify.json lists one."""
+    files = recorded_files(folder)
+    return {folder / name: entry.sha256 for name, entry in files.items() if entry.sha256}
+
+
+def _digest(value: object) -> str | None:
+    if value is not None and not (isinstance(value, str) and _SHA256.fullmatch(value)):
+        raise ValueError(value)
+    return value
 
 
 def installed_versions() -> dict[str, str]:

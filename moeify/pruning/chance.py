@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+from moeify.checkpoint.ledger import Ledger
 from moeify.checkpoint.source import Source
 from moeify.checkpoint.writer import parse_size
 from moeify.provenance.record import Step
@@ -31,9 +32,10 @@ def compare_losses(
     """
 
     def loss_of(kept: Kept) -> float:
-        with tempfile.TemporaryDirectory(dir=pruned.parent, prefix=".moeify-random-") as folder:
+        # inside the folder that is being written, which the next run clears after a kill
+        with tempfile.TemporaryDirectory(dir=pruned, prefix=".random-") as folder:
             plan = plan_prune(anatomy, kept, parse_size(config.max_shard_size))
-            write_plan(Path(folder), plan, source)
+            write_plan(Path(folder), plan, source, Ledger())
             write_beside(Path(folder), plan, source, Step(command="prune", options={}, results={}))
             return held_out_loss(Path(folder), blocks, config.batch_size)
 

@@ -75,6 +75,8 @@ class PruneConfig:
     """Branch, tag or commit, where the checkpoint is a Hub id."""
     force: bool = False
     """Replace an output that exists."""
+    checksum: bool = False
+    """Sum every file, and read all of it back from the disk before the output appears."""
 
     def __post_init__(self) -> None:
         if self.by is not None and self.by not in CRITERIA:
@@ -169,6 +171,8 @@ class ExtractConfig:
     """Branch, tag or commit, where the checkpoint is a Hub id."""
     force: bool = False
     """Replace an output that exists."""
+    checksum: bool = False
+    """Sum every file, and read all of it back from the disk before the output appears."""
 
     def __post_init__(self) -> None:
         if self.expert < 0:

@@ -7,12 +7,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from moeify.checkpoint.ledger import Ledger
 from moeify.checkpoint.reader import Checkpoint
 from moeify.checkpoint.source import resolve_source
 from moeify.checkpoint.staging import check_output, output_errors, staged
 from moeify.checkpoint.writer import Progress, parse_size
 from moeify.errors import ConfigError
-from moeify.provenance.record import Step
+from moeify.provenance.record import UNRECORDED, Step
+from moeify.provenance.seal import seal
 from moeify.pruning.anatomy import dissect, open_moe
 from moeify.pruning.config import ExtractConfig
 from moeify.pruning.dense import plan_dense
@@ -45,12 +47,14 @@ def extract(
     experts = dict.fromkeys(view.moe_layers, config.expert)
     plan = plan_dense(dissect(view), experts, parse_size(config.max_shard_size))
     check_room(source, target, plan.nbytes)
-    named = {key: value for key, value in asdict(config).items() if key != "force"}
+    named = {key: value for key, value in asdict(config).items() if key not in UNRECORDED}
     results = {"params_total": plan.params_after}
+    ledger = Ledger(config.checksum)
     with staged(target, force=config.force) as stage, output_errors(target):
-        write_plan(stage, plan, source, progress)
+        write_plan(stage, plan, source, ledger, progress)
         step = Step(command="extract", options=named, results=results)
         write_beside(stage, plan, source, step)
+        seal(stage, ledger)
     return ExtractReport(
         source=source.name,
         output=str(target),

@@ -9,12 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from moeify.checkpoint.jobs import Piece
+from moeify.checkpoint.ledger import Ledger
 from moeify.checkpoint.reader import Checkpoint
+from moeify.checkpoint.replacing import remove_partial
 from moeify.checkpoint.source import Source, resolve_source
 from moeify.checkpoint.staging import check_output, output_errors, staged
 from moeify.checkpoint.writer import Progress, parse_size
 from moeify.errors import ConfigError
-from moeify.provenance.record import Record, Step
+from moeify.families.structure import check_structure, planned_tensors
+from moeify.provenance.record import UNRECORDED, Record, Step
+from moeify.provenance.seal import seal
 from moeify.pruning.aimer import aimer_scores
 from moeify.pruning.anatomy import Anatomy, dissect, open_moe
 from moeify.pruning.chance import compare_losses
@@ -84,6 +88,7 @@ def prune(
     target = Path(output) if output is not None else _default_output(source, config, keep)
     check_output(target, source.folder, force=config.force)
     _check(anatomy, source, target, config, keep)
+    remove_partial(_partial(target, config))
     stored = stored_scores(anatomy, config)
     text = read_text(source, anatomy, config)
     choice = _choose(source, anatomy, target, config, keep, text, stored, progress)
@@ -94,8 +99,9 @@ def prune(
         choice = replace(choice, merged=merged)
     plan = _plan(anatomy, choice, config)
     report = _report(anatomy, source, target, config, choice, plan)
+    ledger = Ledger(config.checksum)
     with staged(target, force=config.force) as stage, output_errors(target):
-        write_plan(stage, plan, source, _step_of(progress, "writing MB", 10**6))
+        write_plan(stage, plan, source, ledger, _step_of(progress, "writing MB", 10**6))
         _write_scores(stage, target, config, choice)
         write_beside(stage, plan, source, _step(config, report, source))
         if config.evaluate and text is not None and text.held_out is not None:
@@ -103,14 +109,18 @@ def prune(
             losses = compare_losses(anatomy, source, stage, keep, config, text.held_out, plainly)
             report = replace(report, held_out=losses, warnings=(*report.warnings, *_said(losses)))
             write_beside(stage, plan, source, _step(config, report, source))
+        seal(stage, ledger)
+    if choice.calibrated is not None and config.scores is None:
+        _partial(target, config).unlink(missing_ok=True)  # its content is in the output by now
     return replace(report, seconds=time.perf_counter() - started)
 
 
 def _check(anatomy: Anatomy, source: Source, target: Path, config: PruneConfig, keep: int) -> None:
     """Everything that is known before the long work starts."""
     sample = dict.fromkeys(anatomy.view.moe_layers, tuple(range(keep)))
-    nbytes = _plan(anatomy, _Choice(kept=sample), config).nbytes
-    check_room(source, target, nbytes * (2 if config.evaluate else 1))
+    plan = _plan(anatomy, _Choice(kept=sample), config)
+    check_structure(planned_tensors(plan.shards), plan.config, "the output")
+    check_room(source, target, plan.nbytes * (2 if config.evaluate else 1))
     rule = anatomy.view.layout.rule
     grows = rule.scores == "softmax" and not rule.renormalises(anatomy.view.checkpoint.config)
     if config.rescale and not grows:
@@ -184,9 +194,7 @@ def _write_scores(stage: Path, target: Path, config: PruneConfig, choice: _Choic
     if choice.calibrated is None:
         return
     choice.calibrated.write(stage / SCORES_FILE)
-    if config.scores is None:
-        _partial(target, config).unlink(missing_ok=True)
-    elif config.dataset is not None:
+    if config.scores is not None and config.dataset is not None:
         choice.calibrated.write(config.scores)
 
 
@@ -249,7 +257,7 @@ def _warnings(anatomy: Anatomy) -> list[str]:
 
 
 def _step(config: PruneConfig, report: PruneReport, source: Source) -> Step:
-    options = {key: value for key, value in asdict(config).items() if key != "force"}
+    options = {key: value for key, value in asdict(config).items() if key not in UNRECORDED}
     options["by"] = report.by
     results = {
         "num_experts_before": report.num_experts_before,

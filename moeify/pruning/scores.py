@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 
 from moeify.checkpoint.files import SourceFiles
 from moeify.checkpoint.json_text import read_json
+from moeify.checkpoint.replacing import replacing
 from moeify.errors import RoutingError
 from moeify.pruning.anatomy import Anatomy
 from moeify.pruning.config import Criterion
@@ -117,9 +117,8 @@ class Scores:
             "tokens": self.tokens,
             "layers": {str(n): self._layer(n, sums) for n, sums in self.layers.items()},
         }
-        partial = path.with_name(f".{path.name}.moeify-partial")
-        partial.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-        os.replace(partial, path)
+        with replacing(path) as partial:
+            partial.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
     def _layer(self, layer: int, sums: LayerScores) -> dict[str, Any]:
         values: dict[str, Any] = {"tokens": sums.tokens}
@@ -150,7 +149,7 @@ class Scores:
                 aimer={int(n): row["aimer"] for n, row in document["layers"].items()
                        if "aimer" in row},
             )  # fmt: skip
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise RoutingError(
                 f"{path} is damaged: {error}", "calibrate again with --dataset"
             ) from error

@@ -5,12 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from moeify.checkpoint.carry import carried_files, carry_files
-from moeify.checkpoint.reader import Checkpoint
+from moeify.checkpoint.ledger import Ledger
 from moeify.checkpoint.source import Source
 from moeify.checkpoint.staging import check_free_space
 from moeify.checkpoint.writer import Progress, write_shards
-from moeify.families.dense_view import view_dense
-from moeify.families.registry import FAMILIES, mixture_family
 from moeify.provenance.companions import write_companions
 from moeify.provenance.record import Record, Step
 from moeify.pruning.plan import PrunePlan
@@ -28,18 +26,15 @@ def check_room(source: Source, target: Path, nbytes: int) -> None:
 
 
 def write_plan(
-    stage: Path, plan: PrunePlan, source: Source, progress: Progress | None = None
-) -> None:
+    stage: Path, plan: PrunePlan, source: Source, ledger: Ledger,
+    progress: Progress | None = None,
+) -> None:  # fmt: skip
     """Write the weights of ``plan`` into ``stage`` and copy the source's other files."""
-    write_shards(stage, plan.shards, progress)
-    carry_files(source.folder, stage)
-    (stage / SCORES_FILE).unlink(missing_ok=True)  # those of the source, if it was pruned before
+    write_shards(stage, plan.shards, progress, ledger=ledger)
+    carry_files(source.folder, stage, ledger, leave=(SCORES_FILE,))  # those are the source's own
 
 
 def write_beside(stage: Path, plan: PrunePlan, source: Source, step: Step) -> None:
-    """Write config, record and card into ``stage``; a dense output is held against its class."""
+    """Write config, record and card into ``stage``."""
     record = Record.read(source).with_step(step)
-    model_type = str(plan.config.get("model_type"))
-    write_companions(stage, mixture_family(plan.config), plan.config, record, source.folder)
-    if model_type in FAMILIES:
-        view_dense(Checkpoint.open(stage), FAMILIES[model_type])
+    write_companions(stage, plan.config, record, source.folder)

@@ -12,15 +12,21 @@ from typing import Any
 
 from moeify.checkpoint.foreign_code import without_code
 from moeify.checkpoint.json_text import read_json
-from moeify.checkpoint.reader import CONFIG_FILE, INDEX_FILE, Checkpoint, resolve_inside
+from moeify.checkpoint.reader import (
+    CONFIG_FILE,
+    INDEX_FILE,
+    TOKENIZER_FILES,
+    Checkpoint,
+    has_tokenizer,
+    resolve_inside,
+)
 from moeify.errors import CheckpointError, DatasetError
 from moeify.modeling import REMOTE_CODE
 
 __all__ = ["encode", "load_model", "load_tokenizer", "model_class"]
 
-_TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model")
 _READ_BY_TOKENIZERS = (
-    *_TOKENIZER_FILES, "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model",
+    *TOKENIZER_FILES, "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model",
     "*.tiktoken", "tekken.json", "bpe.codes", "chat_template.jinja",
 )  # fmt: skip
 _TOKENIZER_SETTINGS = "tokenizer_config.json"
@@ -58,8 +64,7 @@ def _experts(config: Any) -> dict[str, str]:
 
 def load_tokenizer(folder: Path) -> Any:
     """The tokenizer in ``folder``; raises ``CheckpointError`` when there is none."""
-    if not any((folder / file).is_file() for file in _TOKENIZER_FILES):
-        # transformers would make an empty one up from the model type
+    if not has_tokenizer(folder):
         raise CheckpointError(
             f"{folder} has no tokenizer", "copy the tokenizer's files of its base model into it"
         )
@@ -113,7 +118,7 @@ def _bare(folder: Path, names: Iterable[str], settings: Iterable[str]) -> Iterat
             target = resolve_inside(folder, name).resolve()
             if not target.is_file():
                 raise CheckpointError(f"{name!r} in {folder} is not a regular file", path=target)
-            if name in _TOKENIZER_FILES and target.stat().st_size > _MAX_TOKENIZER_BYTES:
+            if name in TOKENIZER_FILES and target.stat().st_size > _MAX_TOKENIZER_BYTES:
                 raise CheckpointError(
                     f"{name} has {target.stat().st_size} bytes, more than {_MAX_TOKENIZER_BYTES}",
                     path=target,

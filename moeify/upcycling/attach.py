@@ -14,6 +14,7 @@ from moeify.checkpoint.carry import carry_files
 from moeify.checkpoint.files import Slice, SourceFiles
 from moeify.checkpoint.header import StoredTensor
 from moeify.checkpoint.jobs import Job
+from moeify.checkpoint.ledger import Ledger
 from moeify.checkpoint.reader import Checkpoint
 from moeify.checkpoint.rewrite import plan_rewrite, write_rewrite
 from moeify.checkpoint.source import Source, resolve_source
@@ -23,7 +24,9 @@ from moeify.families.moe_view import MoeView, view_moe
 from moeify.families.registry import mixture_family, moe_layout
 from moeify.families.values import text_config
 from moeify.provenance.companions import write_companions
-from moeify.provenance.record import Record, Step
+from moeify.provenance.exports import SCALED_FOR_OTHERS, is_as_exported
+from moeify.provenance.record import UNRECORDED, Record, Step, recorded_sums
+from moeify.provenance.seal import seal
 from moeify.routing.initialization import RouterRows, UpProjection, expected_entropy, logit_std
 from moeify.upcycling.config import AttachConfig, check_top_k
 
@@ -57,6 +60,7 @@ class AttachReport:
     files_copied: int
     bytes_written: int
     seconds: float
+    warnings: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON document of ``moeify attach --json``."""
@@ -101,11 +105,15 @@ def attach(
         bytes_written=plan.bytes_written,
         seconds=0.0,
     )
+    ledger = Ledger(config.checksum)
     with staged(target, force=config.force) as stage, output_errors(target):
-        write_rewrite(stage, plan, progress)
-        carry_files(source.folder, stage)
-        _write_companions(stage, source, view, config, report)
-    return replace(report, seconds=time.perf_counter() - started)
+        write_rewrite(stage, plan, progress, ledger, recorded_sums(source.folder))
+        carry_files(source.folder, stage, ledger)
+        record = _write_companions(stage, source, view, config, report)
+        seal(stage, ledger)
+    changed = is_as_exported(mixture_family(opened.config), record) is False
+    warnings = (SCALED_FOR_OTHERS,) if changed else ()
+    return replace(report, warnings=warnings, seconds=time.perf_counter() - started)
 
 
 def _rows(view: MoeView, layer: int, config: AttachConfig) -> RouterRows:
@@ -169,9 +177,8 @@ def _outlook(rows: Any, gain: Any) -> RouterOutlook:
 
 def _write_companions(
     stage: Path, source: Source, view: MoeView, config: AttachConfig, report: AttachReport
-) -> None:
-    options = asdict(config)
-    options.pop("force")
+) -> Record:
+    options = {k: v for k, v in asdict(config).items() if k not in UNRECORDED}
     entropies = [outlook.entropy for outlook in report.after.values()]
     results = {"expected_entropy": sum(entropies) / len(entropies), "top_k": report.top_k}
     record = Record.read(source).with_step(Step(command="attach", options=options, results=results))
@@ -179,4 +186,5 @@ def _write_companions(
     sizes = text_config(model_config)
     key = next((key for key in view.layout.top_k_keys if key in sizes), view.layout.top_k_keys[0])
     sizes[key] = report.top_k
-    write_companions(stage, mixture_family(model_config), model_config, record, source.folder)
+    write_companions(stage, model_config, record, source.folder)
+    return record

@@ -60,6 +60,8 @@ class UpcycleConfig:
     """Branch, tag or commit, where the source is a Hub id."""
     force: bool = False
     """Replace an output that exists."""
+    checksum: bool = False
+    """Sum every file, and read all of it back from the disk before the output appears."""
 
     def __post_init__(self) -> None:
         if not 2 <= self.num_experts <= MAX_EXPERTS:
@@ -93,6 +95,8 @@ class AttachConfig:
     """Branch, tag or commit, where the checkpoint is a Hub id."""
     force: bool = False
     """Replace an output that exists."""
+    checksum: bool = False
+    """Sum every file, and read all of it back from the disk before the output appears."""
 
     def __post_init__(self) -> None:
         check_choice("router", self.router, ROUTER_INITS)

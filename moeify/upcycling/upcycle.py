@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from moeify.checkpoint.carry import carried_files, carry_files
+from moeify.checkpoint.ledger import Ledger
 from moeify.checkpoint.reader import Checkpoint
 from moeify.checkpoint.source import Source, resolve_source
 from moeify.checkpoint.staging import check_free_space, check_output, output_errors, staged
 from moeify.checkpoint.writer import Progress, write_shards
 from moeify.provenance.companions import write_companions
-from moeify.provenance.record import Record, Step
+from moeify.provenance.record import UNRECORDED, Record, Step
+from moeify.provenance.seal import seal
 from moeify.upcycling.config import UpcycleConfig
 from moeify.upcycling.plan import UpcyclePlan, plan_upcycle
 
@@ -119,8 +121,9 @@ def _write(
     plan: UpcyclePlan, source: Source, target: Path, config: UpcycleConfig,
     report: UpcycleReport, progress: Progress | None, started: float,
 ) -> UpcycleReport:  # fmt: skip
+    ledger = Ledger(config.checksum)
     with staged(target, force=config.force) as stage, output_errors(target):
-        tally = write_shards(stage, plan.shards, progress, check=plan.ffn)
+        tally = write_shards(stage, plan.shards, progress, check=plan.ffn, ledger=ledger)
         warnings = list(report.warnings)
         if tally.overflows:
             warnings.append(
@@ -128,15 +131,15 @@ def _write(
                 " infinite: pass --dtype bfloat16, or less --noise"
             )
         report = replace(report, noise_effective=tally.relative_std, warnings=tuple(warnings))
-        carry_files(source.folder, stage)
+        carry_files(source.folder, stage, ledger)
         record = Record.read(source).with_step(_step(config, report))
-        write_companions(stage, plan.family, plan.config, record, source.folder)
+        write_companions(stage, plan.config, record, source.folder)
+        seal(stage, ledger)
     return replace(report, seconds=time.perf_counter() - started)
 
 
 def _step(config: UpcycleConfig, report: UpcycleReport) -> Step:
-    options = asdict(config)
-    options.pop("force")
+    options = {k: v for k, v in asdict(config).items() if k not in UNRECORDED}
     keys = ("params_dense", "params_total", "params_active", "noise_effective")
     results = {key: getattr(report, key) for key in keys}
     return Step(command="upcycle", options=options, results=results)

@@ -75,6 +75,8 @@ class WarmupConfig(DataConfig):
     """Branch, tag or commit, where the checkpoint is a Hub id."""
     force: bool = False
     """Replace an output that exists."""
+    checksum: bool = False
+    """Sum every file, and read all of it back from the disk before the output appears."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -15,19 +15,20 @@ from moeify.checkpoint.carry import carry_files
 from moeify.checkpoint.files import SourceFiles
 from moeify.checkpoint.header import StoredTensor
 from moeify.checkpoint.jobs import Job, Values, copy_of
+from moeify.checkpoint.ledger import Ledger
 from moeify.checkpoint.reader import Checkpoint
 from moeify.checkpoint.rewrite import Rewrite, plan_rewrite, write_rewrite
 from moeify.checkpoint.source import Source
 from moeify.families.moe_view import MoeView
-from moeify.families.registry import mixture_family
 from moeify.provenance.companions import write_companions
-from moeify.provenance.record import Record, Step
+from moeify.provenance.record import UNRECORDED, Record, Step, recorded_sums
+from moeify.provenance.seal import seal
 from moeify.routing.collection import routers
 from moeify.warming.config import WarmupConfig
 
 __all__ = ["output_bytes", "write_output"]
 
-_UNRECORDED = ("force", "resume", "plot", "device")
+_UNRECORDED = (*UNRECORDED, "resume", "plot", "device")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,21 +80,25 @@ def write_output(
     results: dict[str, Any],
 ) -> Rewrite:  # fmt: skip
     """Write weights, companions and record into ``stage``; returns what was written."""
+    ledger, recorded = Ledger(config.checksum), recorded_sums(source.folder)
     if config.train == "routers":
         plan = plan_rewrite(view.checkpoint, _router_jobs(view, model), stage)
-        write_rewrite(stage, plan)
+        write_rewrite(stage, plan, ledger=ledger, recorded=recorded)
     else:
-        plan = _write_changed(stage, view.checkpoint, model)
-    carry_files(source.folder, stage)
+        plan = _write_changed(stage, view.checkpoint, model, ledger, recorded)
+    carry_files(source.folder, stage, ledger)
     options = {k: v for k, v in asdict(config).items() if k not in _UNRECORDED and v is not None}
     step = Step(command="warmup", options=options, results=results)
     record = Record.read(source).with_step(step)
     written = view.checkpoint.config
-    write_companions(stage, mixture_family(written), written, record, source.folder)
+    write_companions(stage, written, record, source.folder)
+    seal(stage, ledger)
     return plan
 
 
-def _write_changed(stage: Path, checkpoint: Checkpoint, model: Any) -> Rewrite:
+def _write_changed(
+    stage: Path, checkpoint: Checkpoint, model: Any, ledger: Ledger, recorded: dict[Path, str]
+) -> Rewrite:
     """Write the tensors of ``model`` that differ from the checkpoint's, under their own names.
 
     transformers itself undoes what it fused while loading, into a folder beside the shards.
@@ -113,7 +118,7 @@ def _write_changed(stage: Path, checkpoint: Checkpoint, model: Any) -> Rewrite:
                 if (new := trained.tensors.get(name)) is not None and _differ(files, old, new)
             ]
         plan = plan_rewrite(checkpoint, jobs, stage)
-        write_rewrite(stage, plan)
+        write_rewrite(stage, plan, ledger=ledger, recorded=recorded)
     return plan
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from moeify.checkpoint.replacing import replacing
 from moeify.errors import MissingExtraError, OutputError
 from moeify.warming.report import WarmupReport
 
@@ -37,7 +38,8 @@ def plot_warmup(report: WarmupReport, path: Path) -> None:
         axes[2].set(title=f"{report.loss} loss in training", xlabel="step", ylabel="nats")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path)
+        with replacing(path) as partial:
+            figure.savefig(partial)
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
 

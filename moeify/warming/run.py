@@ -6,20 +6,29 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
 from moeify.checkpoint.files import SourceFiles
+from moeify.checkpoint.interruption import Interruptions
 from moeify.checkpoint.json_text import read_json
+from moeify.checkpoint.replacing import remove_partial, replacing
 from moeify.errors import ConfigError, OutputError
 from moeify.families.moe_view import MoeView
 from moeify.routing.data import Blocks
 from moeify.warming.config import WarmupConfig
 
-__all__ = ["is_main_process", "open_run", "run_folder", "world_size"]
+__all__ = [
+    "TRAINED_FILE", "is_main_process", "kept_if_resumable", "last_checkpoint", "open_run",
+    "run_folder", "world_size",
+]  # fmt: skip
 
+TRAINED_FILE = "trained.safetensors"
+_STATE_FILE = "trainer_state.json"  # transformers writes it last
 _RUN_FILE = "run.json"
-_MAY_CHANGE = ("resume", "force", "plot", "device", "save_steps", "dense", "dataset")
+_MAY_CHANGE = ("resume", "force", "plot", "device", "save_steps", "dense", "dataset", "checksum")
 
 
 def is_main_process() -> bool:
@@ -59,7 +68,8 @@ def open_run(folder: Path, config: WarmupConfig, view: MoeView, blocks: Blocks) 
         return
     if not is_main_process():
         return
-    if (folder / _RUN_FILE).is_file() and not config.force:
+    remove_partial(folder / _RUN_FILE)
+    if (folder / _RUN_FILE).is_file() and not config.force and last_checkpoint(folder):
         raise OutputError(
             f"{folder} holds an interrupted run",
             "continue it with --resume, or start anew with --force",
@@ -72,7 +82,38 @@ def open_run(folder: Path, config: WarmupConfig, view: MoeView, blocks: Blocks) 
             )
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
-    (folder / _RUN_FILE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+    with replacing(folder / _RUN_FILE) as partial:
+        partial.write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+
+
+def last_checkpoint(run_folder: Path) -> Path | None:
+    """The newest complete checkpoint of a run; an unfinished one, left by a kill, is removed."""
+    found = sorted(run_folder.glob("checkpoint-*"), key=lambda p: int(p.name.rsplit("-", 1)[1]))
+    for path in reversed(found):
+        if (path / TRAINED_FILE).is_file() and _is_whole(path / _STATE_FILE):
+            return path
+        shutil.rmtree(path)
+    return None
+
+
+def _is_whole(state: Path) -> bool:
+    try:
+        json.loads(state.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+@contextmanager
+def kept_if_resumable(folder: Path) -> Iterator[None]:
+    """A block whose failure removes the run's folder, unless it holds a checkpoint to resume."""
+    try:
+        yield
+    except BaseException:
+        with Interruptions():
+            if is_main_process() and last_checkpoint(folder) is None:
+                shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def _fingerprint(config: WarmupConfig, view: MoeView, blocks: Blocks) -> dict[str, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,16 +14,15 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback
 
+from moeify.errors import OutputError
 from moeify.families.base import MoeLayout
 from moeify.routing.collection import routers
 from moeify.warming.config import Trained, WarmupConfig
 from moeify.warming.losses import RouterSums, balance_loss, router_sums, z_loss
 from moeify.warming.objective import Examples, Objective
+from moeify.warming.run import TRAINED_FILE
 
-__all__ = ["NonFiniteLossError", "RouterTrainer", "last_checkpoint", "prepare", "trainable"]
-
-TRAINED_FILE = "trained.safetensors"
-_STATE_FILE = "trainer_state.json"  # transformers writes it last
+__all__ = ["NonFiniteLossError", "RouterTrainer", "prepare", "trainable"]
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -91,16 +89,6 @@ def _compute_in_float32(router: Any) -> None:
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that are trained, by name."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
-
-
-def last_checkpoint(run_folder: Path) -> Path | None:
-    """The newest complete checkpoint of a run; an unfinished one, left by a kill, is removed."""
-    found = sorted(run_folder.glob("checkpoint-*"), key=lambda p: int(p.name.rsplit("-", 1)[1]))
-    for path in reversed(found):
-        if (path / _STATE_FILE).is_file() and (path / TRAINED_FILE).is_file():
-            return path
-        shutil.rmtree(path)
-    return None
 
 
 class _Progress(TrainerCallback):  # type: ignore[misc]
@@ -187,6 +175,17 @@ class RouterTrainer(Trainer):  # type: ignore[misc]
         self.losses.append({"step": step, **noted})
         if self.config.train == "routers":  # a second copy of all experts would be too much
             self._good = {n: p.detach().clone() for n, p in trainable(self.model).items()}
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Write a checkpoint of the run; whatever fails here, the libraries' own errors too."""
+        try:
+            super()._save_checkpoint(model, trial)
+        except Exception as error:
+            reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+            raise OutputError(
+                f"writing a checkpoint of the run into {self.args.output_dir} failed: {reason}",
+                "free some space; what was saved before can be continued with --resume",
+            ) from error
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         folder = Path(output_dir or self.args.output_dir)

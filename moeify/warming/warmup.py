@@ -35,7 +35,14 @@ from moeify.warming.objective import Examples, Objective, choose_loss, evaluate
 from moeify.warming.output import output_bytes, write_output
 from moeify.warming.plot import check_plotting, plot_warmup
 from moeify.warming.report import WarmupReport, layer_changes
-from moeify.warming.run import is_main_process, open_run, run_folder, world_size
+from moeify.warming.run import (
+    is_main_process,
+    kept_if_resumable,
+    last_checkpoint,
+    open_run,
+    run_folder,
+    world_size,
+)
 
 __all__ = ["WarmupReport", "warmup"]
 
@@ -105,8 +112,9 @@ def warmup(
         check_free_space(target, output_bytes(session.view, config, target))
     if config.steps:
         open_run(run_folder(target), config, session.view, session.train_blocks)
-    _load(session)
-    report = _measured(session, target)
+    with kept_if_resumable(run_folder(target)):
+        _load(session)
+        report = _measured(session, target)
     if is_main_process():
         with staged(target, force=config.force) as stage, output_errors(target):
             plan = write_output(
@@ -324,7 +332,7 @@ def _train(session: _Session, target: Path, *, task: bool) -> None:
     session.seconds["train"] = 0.0
     if not config.steps:
         return
-    from moeify.warming.train import NonFiniteLossError, RouterTrainer, last_checkpoint
+    from moeify.warming.train import NonFiniteLossError, RouterTrainer
 
     assert session.objective is not None
     report, folder = session.progress, run_folder(target)

@@ -65,6 +65,34 @@ def test_force_replaces_and_failure_keeps_what_was_there(tmp_path: Path) -> None
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_folders_made_on_the_way_go_again(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    with pytest.raises(ValueError, match="no"), staged(tmp_path / "there" / "a" / "b" / "out"):
+        raise ValueError("no")
+    assert [path.name for path in tmp_path.rglob("*")] == ["there"]
+    with staged(tmp_path / "there" / "a" / "b" / "out") as stage:
+        (stage / "file").write_text("x")
+    assert (tmp_path / "there" / "a" / "b" / "out" / "file").exists()
+
+
+def test_an_output_that_is_there_is_refused_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with pytest.raises(OutputError, match="exists already"), staged(tmp_path / "out"):
+        raise AssertionError("no work begins")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_failure_after_publishing_leaves_the_next_runs_folder_alone(tmp_path: Path) -> None:
+    """The staging folder has one name for all runs, and by then it may be somebody else's."""
+    stage = tmp_path / ".out.moeify-partial"
+    with pytest.raises(RuntimeError), staged(tmp_path / "out", force=True):
+        stage.rename(tmp_path / "moved")
+        stage.mkdir()
+        (stage / "theirs").write_text("x")
+        raise RuntimeError
+    assert (stage / "theirs").exists()
+
+
 def test_an_output_that_appears_meanwhile_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="appeared"), staged(tmp_path / "out") as stage:
         (stage / "mine").write_text("x")

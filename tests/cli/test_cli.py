@@ -95,7 +95,7 @@ def test_usage_errors_exit_with_two(bert: Path) -> None:
 
 def test_a_failure_that_is_a_bug_has_no_traceback_unless_asked(bert: Path, tmp_path: Path) -> None:
     code = "import moeify.upcycling.upcycle as u\ndef broken(*a, **k): raise RuntimeError('boom')\n"
-    code += "u.upcycle = broken\nfrom moeify.cli.app import main\nmain()"
+    code += "u.upcycle = broken\nfrom moeify.__main__ import main\nmain()"
     arguments = [sys.executable, "-c", code, "upcycle", str(bert), str(tmp_path / "out")]
     done = subprocess.run(arguments, capture_output=True, text=True)
     assert done.returncode == 1
@@ -126,7 +126,7 @@ def test_version() -> None:
     assert moeify("--version").stdout.strip() == "moeify 0.1.0"
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 130)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_interruption_leaves_nothing(tmp_path: Path, number: signal.Signals, code: int) -> None:
     wide = save_tiny(tmp_path / "wide", "qwen3", hidden_size=512, intermediate_size=2048)
     before = tree(wide)
@@ -152,3 +152,46 @@ def test_a_closed_pipe_is_no_drama(bert: Path) -> None:
     pipeline = f"{sys.executable} -m moeify upcycle {bert} x --dry-run --json | head -c 1"
     done = subprocess.run(["bash", "-c", pipeline], capture_output=True, text=True)
     assert done.stderr == ""
+
+
+DROPPED = """
+import os, signal, sys, time
+from moeify.cli import _errors
+class Part:
+    def __del__(self):
+        os.kill(os.getpid(), int(sys.argv[1]))
+        for _ in range(1000):
+            pass
+def command():
+    part = Part()
+    del part
+    for _ in range(1000):
+        time.sleep(0.01)
+    print("went on")
+_errors.guarded(command)()
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interruption_in_a_destructor_is_not_lost(number: signal.Signals, code: int) -> None:
+    """Python drops exceptions there, and training would have gone on."""
+    done = subprocess.run(
+        [sys.executable, "-c", DROPPED, str(int(number))], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (code, "")
+    assert "interrupted" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_signal_during_the_imports_needs_no_traceback() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", "import moeify.__main__ as m; m.leave_at_once(); print('up', flush"
+         "=True); m.main()", "upcycle", "--help"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline() == "up\n"
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert stderr == "error: interrupted before the command began\n"

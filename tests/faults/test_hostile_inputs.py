@@ -1,4 +1,4 @@
-"""Hostile headers, indexes, configs, records, scores and tokenizers: read or refused, never worse."""
+"""Hostile headers, indexes, configs, records, scores and tokenizers: read or refused."""
 
 import json
 import random

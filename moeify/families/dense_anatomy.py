@@ -11,9 +11,9 @@ from typing import Any
 from moeify.checkpoint.header import StoredTensor
 from moeify.errors import MoeifyError
 from moeify.families.base import Config, Family, Head, MoeSettings, resolve_shape
-from moeify.inspection.anatomy import PartSize
-from moeify.inspection.checks import unknown_tensors
-from moeify.inspection.problems import Problem, grouped
+from moeify.families.moe_anatomy import PartSize
+from moeify.families.moe_checks import unknown_tensors
+from moeify.families.problems import Problem, by_pattern
 
 __all__ = ["DenseAnatomy", "Outlook", "dissect_dense"]
 
@@ -136,20 +136,14 @@ class _Sorter:
         missing = [name for name in self.expected if name not in self.base and not any(
             name == other or name.endswith("." + other) for other in optional)]  # fmt: skip
         missing += [n for n in self.head.tensors if n not in self.heads and n not in self.tied]
-        yield from _by_pattern("missing_tensor", missing, "missing")
+        yield from by_pattern("missing_tensor", missing, "missing")
         wanted = self.expected | {
             name: resolve_shape(shape, self.dims) for name, shape in self.head.tensors.items()
         }
         wrong = [name for name, stored in (self.base | self.heads).items()
                  if stored.shape != wanted[name]]  # fmt: skip
-        yield from _by_pattern("shape", wrong, "of another shape than config.json says")
+        yield from by_pattern("shape", wrong, "of another shape than config.json says")
         yield from unknown_tensors(self.unknown, self.family.model_type)
-
-
-def _by_pattern(kind: str, names: list[str], what: str) -> Iterator[Problem]:
-    for pattern, count in grouped(names).items():
-        listing = f"{count} tensors {pattern}" if count > 1 else pattern
-        yield Problem(kind=kind, message=f"{listing} {'are' if count > 1 else 'is'} {what}")
 
 
 def _outlook(sorter: _Sorter, config: Config, family: Family) -> Outlook:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
-__all__ = ["Problem", "grouped", "numbers", "some"]
+__all__ = ["Problem", "by_pattern", "grouped", "numbers", "some"]
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 
@@ -46,3 +46,10 @@ def grouped(names: Iterable[str]) -> dict[str, int]:
         pattern = _NUMBER.sub("*", name)
         counts[pattern] = counts.get(pattern, 0) + 1
     return dict(sorted(counts.items()))
+
+
+def by_pattern(kind: str, names: Iterable[str], what: str) -> Iterator[Problem]:
+    """A problem for each pattern of tensor names: so many of them are ``what``."""
+    for pattern, count in grouped(names).items():
+        listing = f"{count} tensors {pattern}" if count > 1 else pattern
+        yield Problem(kind=kind, message=f"{listing} {'are' if count > 1 else 'is'} {what}")

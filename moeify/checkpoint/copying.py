@@ -1,0 +1,59 @@
+"""Copies of whole files, whose source may fail, shrink or vanish meanwhile."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from moeify.errors import CheckpointError
+
+__all__ = ["copy_file"]
+
+_BLOCK_BYTES = 1 << 20
+
+
+def copy_file(source: Path, target: Path, summed: bool = False) -> str | None:
+    """Copy the content of ``source`` into the new file ``target``; returns its SHA-256 if asked.
+
+    Raises ``CheckpointError`` when ``source`` cannot be read or changes its size meanwhile;
+    ``OSError`` is left for failures of ``target``.
+    """
+    digest, done = hashlib.sha256(), 0
+    with _reading(source):
+        reader = os.open(source, os.O_RDONLY)
+    try:
+        expected = os.fstat(reader).st_size
+        with open(target, "xb", buffering=0) as writer:
+            while True:
+                with _reading(source):
+                    block = os.read(reader, _BLOCK_BYTES)
+                if not block:
+                    break
+                done += len(block)
+                if summed:
+                    digest.update(block)
+                rest = memoryview(block)
+                while rest:
+                    rest = rest[writer.write(rest) :]
+    finally:
+        os.close(reader)
+    if done != expected:
+        raise CheckpointError(
+            f"{source.name} changed its size from {expected} to {done} bytes while it was copied",
+            "wait until nobody writes to the source, then run the command again",
+            path=source,
+        )
+    return digest.hexdigest() if summed else None
+
+
+@contextmanager
+def _reading(source: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(
+            f"reading {source.name} failed: {error.strerror}", path=source
+        ) from error

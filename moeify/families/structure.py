@@ -1,0 +1,113 @@
+"""Whether a checkpoint holds what its class will load, told from names and shapes alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from moeify.checkpoint.header import StoredTensor
+from moeify.errors import CheckpointError, MoeifyError
+from moeify.families.base import Config, Family, resolve_shape
+from moeify.families.dense_anatomy import dissect_dense
+from moeify.families.moe_anatomy import Anatomy, dissect
+from moeify.families.moe_checks import check_mixture, expert_count
+from moeify.families.problems import Problem, by_pattern
+from moeify.families.registry import FAMILIES, MOE_LAYOUTS, mixture_family, moe_layout
+
+if TYPE_CHECKING:
+    from moeify.checkpoint.writer import Shard
+
+__all__ = ["check_structure", "mixture_problems", "planned_tensors", "structure_problems"]
+
+Tensors = Mapping[str, StoredTensor]
+_HARMLESS = "unknown_tensor"  # loading passes over what no class knows
+
+
+def check_structure(tensors: Tensors, config: Config, what: str) -> None:
+    """Raise ``CheckpointError`` where the class of ``config`` would lack a tensor of ``what``.
+
+    Of a model type that moeify has no layout for nothing is known, and nothing is said.
+    """
+    problems = [p for p in structure_problems(tensors, config) if p.kind != _HARMLESS]
+    if problems:
+        more = f", and {len(problems) - 1} more problems" if len(problems) > 1 else ""
+        raise CheckpointError(
+            f"{what} would not load: {problems[0].message}{more}",
+            "moeify inspect SOURCE shows what the source lacks; if it lacks nothing, report a bug",
+        )
+
+
+def planned_tensors(shards: Iterable[Shard]) -> dict[str, StoredTensor]:
+    """The tensors that ``shards`` will hold, to be checked before any is written."""
+    return {
+        job.name: StoredTensor(job.name, job.dtype, job.shape, Path(shard.file), 0, job.nbytes)
+        for shard in shards
+        for job in shard.jobs
+    }
+
+
+def structure_problems(tensors: Tensors, config: Config) -> list[Problem]:
+    """Tensors that are missing, surplus or of another shape than config.json says."""
+    model_type = config.get("model_type")
+    if model_type in FAMILIES:
+        return dissect_dense(dict(tensors), config, FAMILIES[str(model_type)]).problems
+    if model_type not in MOE_LAYOUTS:
+        return []
+    layout = moe_layout(config, tensors)
+    anatomy = dissect(dict(tensors), config, layout)
+    count, problem = expert_count(anatomy)
+    found = [] if problem is None else [problem]
+    return [*found, *mixture_problems(tensors, anatomy, count, layout.top_k(config))]
+
+
+def mixture_problems(
+    tensors: Tensors, anatomy: Anatomy, num_experts: int, top_k: int | None
+) -> Iterator[Problem]:
+    """What ``check_mixture`` finds and, where a dense half knows every shape, the rest's shapes."""
+    yield from check_mixture(anatomy, num_experts, top_k)
+    family = mixture_family(anatomy.config)
+    if family is None:
+        return
+    try:
+        config = family.to_dense_config(dict(anatomy.config))
+        config["model_type"] = family.model_type
+        config["architectures"] = [family.dense_architecture(anatomy.config)]
+        yield from _rest_problems(tensors, anatomy, family, config)
+    except (MoeifyError, TypeError, ValueError, AttributeError):
+        return  # a mixture that no dense model corresponds to, such as one with a class of its own
+
+
+def _rest_problems(
+    tensors: Tensors, anatomy: Anatomy, family: Family, config: Config
+) -> Iterator[Problem]:
+    """Norms, attention, embeddings and heads held against the dense class of ``config``.
+
+    Its FFNs are left out: in the mixture those of dense layers may have another width.
+    """
+    head, dense = family.head(config), family.dense
+    ffn = {dense.layer.format(layer=layer) + part.name
+           for layer in range(anatomy.num_layers) for part in dense.ffn}  # fmt: skip
+    wanted = {anatomy.prefix + name: shape for name, shape in dense.base_tensors(config).items()
+              if name not in ffn}  # fmt: skip
+    heads = {n: resolve_shape(shape, dense.dims(config)) for n, shape in head.tensors.items()}
+    ties = dense.ties_by_default
+    if config.get("tie_word_embeddings") is not None:
+        ties = bool(config["tie_word_embeddings"])
+    # check_mixture speaks of a causal model's own.
+    causal = str(config["architectures"][0]).endswith("ForCausalLM")
+    spoken = ("lm_head.weight",) if causal else ()
+    absent = [name for name in heads if name not in tensors and name not in spoken
+              and not (name in head.tied and (ties or name.endswith(".bias")))]  # fmt: skip
+    # Where one layer has it and others lack it, the layers' own comparison says so with numbers.
+    everywhere = {name for names in anatomy.layers.values() for name in names}
+    optional = tuple(f".{name}" for name in dense.optional)
+    root = anatomy.prefix + dense.layer.split("{")[0]
+    for name in wanted:
+        inner = name.removeprefix(root).partition(".")[2]
+        if name.startswith(root) and name not in tensors and inner not in everywhere:
+            absent += [name] if not name.endswith(optional) else []
+    yield from by_pattern("missing_tensor", absent, "missing")
+    wrong = [name for name, shape in (wanted | heads).items()
+             if name in tensors and tensors[name].shape != shape]  # fmt: skip
+    yield from by_pattern("shape", wrong, "of another shape than config.json says")

@@ -1,0 +1,95 @@
+"""Every tensor that a class loads is missed when it is gone or of another shape."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import moeify
+from moeify.checkpoint.reader import Checkpoint
+from moeify.errors import CheckpointError
+from moeify.families.registry import FAMILIES
+from moeify.families.structure import check_structure, structure_problems
+from tests.tiny import save_tiny
+
+CLASSIFIERS = {
+    "bert": "BertForSequenceClassification", "gpt2": "GPT2ForSequenceClassification",
+    "qwen2": "Qwen2ForTokenClassification", "qwen3": "Qwen3ForSequenceClassification",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=[*FAMILIES, *(f"{name} classifier" for name in FAMILIES)])
+def checkpoints(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> list[Checkpoint]:
+    """A dense checkpoint, the mixture of some of its layers, and one whose layers all are."""
+    family, _, head = request.param.partition(" ")
+    folder = tmp_path_factory.mktemp(family)
+    save_tiny(folder / "dense", family, CLASSIFIERS[family] if head else None)
+    for layers in ("all", "odd"):
+        moeify.upcycle(folder / "dense", folder / layers, num_experts=2, layers=layers)
+    return [Checkpoint.open(folder / name) for name in ("dense", "all", "odd")]
+
+
+def test_a_whole_checkpoint_has_no_problems(checkpoints: list[Checkpoint]) -> None:
+    for checkpoint in checkpoints:
+        assert structure_problems(checkpoint.tensors, checkpoint.config) == []
+
+
+def test_each_tensor_that_is_gone_is_missed(checkpoints: list[Checkpoint]) -> None:
+    for checkpoint in checkpoints:
+        for name in checkpoint.tensors:
+            rest = {n: t for n, t in checkpoint.tensors.items() if n != name}
+            problems = structure_problems(rest, checkpoint.config)
+            assert problems or _may_lack(name), f"{checkpoint.folder.name}: {name}"
+
+
+def test_each_tensor_of_another_shape_is_noticed(checkpoints: list[Checkpoint]) -> None:
+    for checkpoint in checkpoints:
+        for name, stored in checkpoint.tensors.items():
+            other = replace(stored, shape=(*stored.shape[:-1], stored.shape[-1] + 1))
+            problems = structure_problems({**checkpoint.tensors, name: other}, checkpoint.config)
+            assert problems or _is_free(checkpoint, name), f"{checkpoint.folder.name}: {name}"
+
+
+def _may_lack(name: str) -> bool:
+    """Tied tensors and those that a class makes up itself, such as BERT's unused pooler."""
+    return name.endswith(("lm_head.weight", "decoder.weight", "decoder.bias")) or ".pooler." in name
+
+
+def _is_free(checkpoint: Checkpoint, name: str) -> bool:
+    """The FFN of a layer that is no mixture may have another width, and so may a shared expert."""
+    if checkpoint.folder.name != "odd" or ".shared_expert" in name:
+        return ".shared_expert" in name
+    family = FAMILIES[checkpoint.config["model_type"].removesuffix("_moe")]
+    layers = [family.dense.layer.format(layer=layer) for layer in (0, 2)]
+    return name.endswith(tuple(n + part.name for n in layers for part in family.dense.ffn))
+
+
+def test_check_names_the_tensor_and_the_way_to_look(checkpoints: list[Checkpoint]) -> None:
+    checkpoint = checkpoints[1]
+    norm = next(name for name in checkpoint.tensors if "norm" in name.lower() or "ln_1" in name)
+    rest = {n: t for n, t in checkpoint.tensors.items() if n != norm}
+    with pytest.raises(CheckpointError, match="the output would not load") as caught:
+        check_structure(rest, checkpoint.config, "the output")
+    assert "moeify inspect" in str(caught.value.hint)
+
+
+def test_a_source_that_lacks_a_tensor_is_refused_before_it_is_pruned(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    save_tiny(tmp_path / "dense", "qwen3")
+    moeify.upcycle(tmp_path / "dense", tmp_path / "moe", num_experts=4)
+    index = tmp_path / "moe" / "model.safetensors.index.json"
+    shard = tmp_path / "moe" / "model-00001-of-00002.safetensors"
+    tensors = load_file(shard)
+    for layer in range(4):
+        del tensors[f"model.layers.{layer}.self_attn.q_proj.weight"]
+    save_file(tensors, shard)
+    text = index.read_text().splitlines()
+    index.write_text("\n".join(line for line in text if "q_proj.weight" not in line))
+    with pytest.raises(CheckpointError, match="q_proj"):
+        moeify.prune(tmp_path / "moe", tmp_path / "out", keep=2, by="random")
+    assert not (tmp_path / "out").exists()
