@@ -14,6 +14,7 @@ __all__ = [
     "PushToOption",
     "QuietOption",
     "RevisionOption",
+    "RouteByOption",
     "RouterOption",
     "SeedOption",
     "epilog",
@@ -33,6 +34,9 @@ PushToOption = Annotated[
 ]
 RouterOption = Annotated[
     str, typer.Option(help="How the routers start.", metavar="calibrated|normal|zeros")
+]
+RouteByOption = Annotated[
+    str | None, typer.Option(help="What a router decides for.", metavar="token|sequence")
 ]
 SeedOption = Annotated[int, typer.Option(help="Seed of everything that is drawn.")]
 

@@ -12,12 +12,13 @@ from moeify.cli._options import (
     OutputArgument,
     QuietOption,
     RevisionOption,
+    RouteByOption,
     RouterOption,
     SeedOption,
     epilog,
 )
 from moeify.cli._output import Output, written
-from moeify.routing.config import RouterInit
+from moeify.routing.config import RouteBy, RouterInit
 from moeify.upcycling.config import AttachConfig
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def command(
     top_k: Annotated[
         int | None, typer.Option(help="Experts that each token visits; unchanged if left out.")
     ] = None,
+    route_by: RouteByOption = None,
     seed: SeedOption = _DEFAULT.seed,
     revision: RevisionOption = None,
     force: ForceOption = False,
@@ -45,8 +47,9 @@ def command(
 ) -> None:
     """Give a mixture of experts fresh routers, writing no other weight again."""
     config = AttachConfig(
-        router=cast(RouterInit, router), top_k=top_k, seed=seed, revision=revision, force=force
-    )
+        router=cast(RouterInit, router), top_k=top_k, route_by=cast(RouteBy | None, route_by),
+        seed=seed, revision=revision, force=force,
+    )  # fmt: skip
     from moeify.upcycling.attach import attach
 
     out = Output(as_json=as_json, quiet=quiet)
