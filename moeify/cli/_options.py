@@ -14,7 +14,6 @@ __all__ = [
     "PushToOption",
     "QuietOption",
     "RevisionOption",
-    "RouteByOption",
     "RouterOption",
     "SeedOption",
     "epilog",
@@ -34,9 +33,6 @@ PushToOption = Annotated[
 ]
 RouterOption = Annotated[
     str, typer.Option(help="How the routers start.", metavar="calibrated|normal|zeros")
-]
-RouteByOption = Annotated[
-    str | None, typer.Option(help="What a router decides for.", metavar="token|sequence")
 ]
 SeedOption = Annotated[int, typer.Option(help="Seed of everything that is drawn.")]
 

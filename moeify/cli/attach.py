@@ -12,7 +12,6 @@ from moeify.cli._options import (
     OutputArgument,
     QuietOption,
     RevisionOption,
-    RouteByOption,
     RouterOption,
     SeedOption,
     epilog,
@@ -38,7 +37,12 @@ def command(
     top_k: Annotated[
         int | None, typer.Option(help="Experts that each token visits; unchanged if left out.")
     ] = None,
-    route_by: RouteByOption = None,
+    route_by: Annotated[
+        str | None,
+        typer.Option(
+            help="What a router decides for; unchanged if left out.", metavar="token|sequence"
+        ),
+    ] = None,
     seed: SeedOption = _DEFAULT.seed,
     revision: RevisionOption = None,
     force: ForceOption = False,

@@ -13,7 +13,6 @@ from moeify.cli._options import (
     PushToOption,
     QuietOption,
     RevisionOption,
-    RouteByOption,
     RouterOption,
     SeedOption,
     epilog,
@@ -47,7 +46,9 @@ def command(
         float, typer.Option(help="Noise on the experts, relative to the weights' deviation.")
     ] = _DEFAULT.noise,
     router: RouterOption = _DEFAULT.router,
-    route_by: RouteByOption = _DEFAULT.route_by,
+    route_by: Annotated[
+        str, typer.Option(help="What a router decides for.", metavar="token|sequence")
+    ] = _DEFAULT.route_by,
     seed: SeedOption = _DEFAULT.seed,
     dtype: Annotated[
         str, typer.Option(metavar="auto|float32|bfloat16|float16", help="Dtype of the output.")
@@ -90,7 +91,8 @@ def _show(out: Output, report: UpcycleReport, source: str) -> None:
     rows = [
         ("model", f"{report.family} -> {report.model_type}"),
         ("MoE layers", f"{len(report.moe_layers)} of {report.num_layers}"),
-        ("experts", f"{report.num_experts}, top-{report.top_k}, routed by {report.route_by}"),
+        ("experts", f"{report.num_experts}, top-{report.top_k}"
+                    + (", one choice for a sequence" if report.route_by == "sequence" else "")),
         ("parameters", f"{count(report.params_dense)} dense -> {count(report.params_total)} total,"
                        f" {count(report.params_active)} active"),
         ("bytes", size(report.bytes_written)),

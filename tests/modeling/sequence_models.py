@@ -9,7 +9,8 @@ CLOSE = {"atol": 2e-5, "rtol": 2e-5}
 
 def by_sequence(head, *, vary=True, **options):
     """A mixture that routes whole sequences, whose experts differ unless told otherwise."""
-    model = upcycle(dense_model(head), route_by="sequence", **options)
+    sizes = {key: options.pop(key) for key in ("n_layer", "num_hidden_layers") if key in options}
+    model = upcycle(dense_model(head, **sizes), route_by="sequence", **options)
     return vary_experts(model) if vary else model
 
 

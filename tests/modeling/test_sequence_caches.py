@@ -131,3 +131,17 @@ def test_assisted_generation():
     batch = {"input_ids": inputs("GPT2LMHeadModel", padded=False)["input_ids"][:1]}
     found = generate(model, batch, assistant_model=assistant)
     assert torch.equal(found, generate(model, batch))
+
+
+def test_compiled_steps_with_a_static_cache():
+    model = by_sequence("GPT2LMHeadModel", n_layer=1)
+    model.set_experts_implementation("grouped_mm")
+    ids = inputs("GPT2LMHeadModel", padded=False)["input_ids"]
+    whole = run(model, ids, use_cache=False).logits
+    cache = caches(model)["static"]
+    run(model, ids[:, :6], past_key_values=cache, use_cache=True)
+    torch._dynamo.reset()
+    step = torch.compile(model, backend="aot_eager", fullgraph=True)
+    for place in range(6, 9):
+        found = run(step, ids[:, place : place + 1], past_key_values=cache, use_cache=True).logits
+        torch.testing.assert_close(found[:, 0], whole[:, place], **CLOSE)

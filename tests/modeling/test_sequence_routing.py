@@ -199,15 +199,12 @@ def test_half_precision_pools_in_float32(dtype):
     assert read == [torch.float32]
 
 
-def test_compiled_models_compute_the_same():
-    for head in ("BertForMaskedLM", "GPT2LMHeadModel"):
-        model = by_sequence(head)
-        model.set_experts_implementation("grouped_mm")
-        expected = run(model, **inputs(head), use_cache=False).logits
-        found = run(
-            torch.compile(model, backend="aot_eager"), **inputs(head), use_cache=False
-        ).logits
-        torch.testing.assert_close(found, expected, **CLOSE)
+def test_a_compiled_encoder_computes_the_same():
+    model = by_sequence("BertForMaskedLM", num_hidden_layers=1)
+    model.set_experts_implementation("grouped_mm")
+    batch = inputs("BertForMaskedLM")
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(run(compiled, **batch).logits, run(model, **batch).logits, **CLOSE)
 
 
 def test_a_model_without_the_key_routes_tokens():
