@@ -25,7 +25,7 @@ LIMIT_SECONDS = 5.0
 LIMIT_WAIT = 120.0
 LIMIT_BYTES = 100_000_000
 HEADERS = ("inspect", "inspect --json", "upcycle --dry-run", "upcycle", "attach", "extract",
-           "prune", "prune --dense", "inspect --weights")  # fmt: skip
+           "prune", "prune --dense", "inspect --weights", "inspect --verify")  # fmt: skip
 SCORED = ("prune --scores",)
 LOADING = ("verify", "inspect --dataset", "warmup", "prune --dataset")
 _COMMAND: Any = typer.main.get_command(app)
