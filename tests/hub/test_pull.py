@@ -191,3 +191,14 @@ def test_the_hint_for_pickles_converts_them(tmp_path, monkeypatch):
 def test_a_repository_without_weights(hub, client, tmp_path):
     hub.add("org/empty", {"config.json": b"{}"})
     assert "no safetensors weights" in client.refused("upcycle", "org/empty", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "name", ["../evil.json", "../../../evil.json", "a/../../../../evil.json", "/tmp/evil.json"]
+)
+def test_a_listing_leads_nowhere_else(hub, client, files, tmp_path, name):
+    hub.add("org/dense", files | {name: b'{"evil": true}'})
+    client.refused("upcycle", "org/dense", tmp_path / "out", "--experts", 2)
+    assert not (tmp_path / "out").exists()
+    strays = [path for path in tmp_path.rglob("evil.json") if "snapshots" not in path.parts]
+    assert strays == []

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from moeify.families.problems import Problem
 from moeify.inspection.page import render_page
 from tests.inspection.report_folder import full_report
 
@@ -56,3 +57,28 @@ def test_page_in_a_browser(tmp_path: Path, scheme: str) -> None:
     assert (seen["broken"], seen["wide"]) == (0, False)
     refused = [line for line in done.stderr.splitlines() if "Refused" in line]
     assert refused == []
+
+
+def test_text_from_files_is_text(tmp_path: Path) -> None:
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    assert browser, "install chromium to run this check"
+    mark = "document.documentElement.setAttribute('harmed', '')"
+    nasty = [
+        f"<script>{mark}</script>", f'<img src=x onerror="{mark}">',
+        f'</title><svg onload="{mark}">', f'"><b autofocus onfocus="{mark}">', "\x1b[31m", "$x$",
+    ]  # fmt: skip
+    report = full_report(tmp_path)
+    report.source = "".join(nasty)
+    report.notes = nasty
+    report.domain_names = tuple(nasty[: len(report.domain_names)])
+    report.problems = [Problem(kind="x", message=text) for text in nasty]
+    page = tmp_path / "page.html"
+    page.write_text(render_page(report))
+    done = subprocess.run(
+        [browser, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=5000",
+         f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", page.as_uri()],
+        capture_output=True, text=True, check=True, timeout=300,
+    )  # fmt: skip
+    root = re.search(r"<html[^>]*>", done.stdout)
+    assert root is not None and "harmed" not in root[0]
+    assert "&lt;script&gt;" in done.stdout and done.stdout.count("<img") == 0
