@@ -20,7 +20,7 @@ from moeify.cli._options import (
 )
 from moeify.cli._output import Output, count, size
 from moeify.cli._pushing import check_push_target, push_after
-from moeify.routing.config import RouterInit
+from moeify.routing.config import RouteBy, RouterInit
 from moeify.upcycling.config import Compat, Dtype, UpcycleConfig
 
 if TYPE_CHECKING:
@@ -47,6 +47,9 @@ def command(
         float, typer.Option(help="Noise on the experts, relative to the weights' deviation.")
     ] = _DEFAULT.noise,
     router: RouterOption = _DEFAULT.router,
+    route_by: Annotated[
+        str, typer.Option(help="What a router decides for.", metavar="token|sequence")
+    ] = _DEFAULT.route_by,
     seed: SeedOption = _DEFAULT.seed,
     dtype: Annotated[
         str, typer.Option(metavar="auto|float32|bfloat16|float16", help="Dtype of the output.")
@@ -68,7 +71,8 @@ def command(
     """Turn the feed-forward layers of a dense checkpoint into experts."""
     config = UpcycleConfig(
         num_experts=experts, top_k=top_k, layers=layers, noise=noise,
-        router=cast(RouterInit, router), seed=seed, dtype=cast(Dtype, dtype),
+        router=cast(RouterInit, router), route_by=cast(RouteBy, route_by), seed=seed,
+        dtype=cast(Dtype, dtype),
         compat=cast(Compat, compat), max_shard_size=max_shard_size, revision=revision, force=force,
         checksum=checksum,
     )  # fmt: skip
@@ -90,7 +94,8 @@ def _show(out: Output, report: UpcycleReport, source: str) -> None:
     rows = [
         ("model", f"{report.family} -> {report.model_type}"),
         ("MoE layers", f"{len(report.moe_layers)} of {report.num_layers}"),
-        ("experts", f"{report.num_experts}, top-{report.top_k}"),
+        ("experts", f"{report.num_experts}, top-{report.top_k}"
+                    + (", one choice for a sequence" if report.route_by == "sequence" else "")),
         ("parameters", f"{count(report.params_dense)} dense -> {count(report.params_total)} total,"
                        f" {count(report.params_active)} active"),
         ("bytes", size(report.bytes_written)),

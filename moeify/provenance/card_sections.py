@@ -57,7 +57,10 @@ def _summary(subject: Subject) -> str:
     experts = f"{size.num_experts} experts in place of the feed-forward network of {layers}"
     if not subject.upcycled:
         experts = f"{size.num_experts} experts in each of {layers}"
-    return f"{base}, with {experts}. Each token visits {size.top_k} of them. Made with moeify."
+    return (
+        f"{base}, with {experts}. Each {size.route_by} visits {size.top_k} of them."
+        " Made with moeify."
+    )
 
 
 def _sizes(subject: Subject) -> Iterator[tuple[str, str]]:

@@ -50,7 +50,10 @@ _HEADS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Mixture:
-    """A mixture's size. ``active`` counts what one token uses of ``total`` parameters."""
+    """A mixture's size. ``active`` counts what one token uses of ``total`` parameters.
+
+    ``route_by`` is what its routers decide for: token or sequence.
+    """
 
     num_experts: int
     top_k: int
@@ -58,6 +61,7 @@ class Mixture:
     num_layers: int
     total: int
     active: int
+    route_by: str
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, layout: MoeLayout) -> Mixture:
@@ -72,6 +76,7 @@ class Mixture:
             num_layers=anatomy.num_layers,
             total=anatomy.parameters,
             active=anatomy.active_parameters(top_k),
+            route_by=layout.rule.route_by(config),
         )
 
 

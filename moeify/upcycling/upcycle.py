@@ -36,6 +36,7 @@ class UpcycleReport:
     model_type: str
     num_experts: int
     top_k: int
+    route_by: str
     num_layers: int
     moe_layers: tuple[int, ...]
     params_dense: int
@@ -103,6 +104,7 @@ def _report(
         model_type=plan.family.moe.model_type,
         num_experts=config.num_experts,
         top_k=config.top_k,
+        route_by=config.route_by,
         num_layers=plan.settings.num_layers,
         moe_layers=plan.settings.moe_layers,
         params_dense=plan.parameters.dense,
