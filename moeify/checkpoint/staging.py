@@ -132,11 +132,16 @@ def _claim(stage: Path, output: Path) -> int:
     """Create and lock the staging folder."""
     while True:
         stage.parent.mkdir(parents=True, exist_ok=True)
+        made = False
         try:
-            stage.mkdir(exist_ok=True)
+            made = _make(stage)
             lock = os.open(stage, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         except FileNotFoundError:
             continue  # a run that failed removed it just now
+        except OSError:
+            if made:
+                stage.rmdir()
+            raise
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -149,6 +154,15 @@ def _claim(stage: Path, output: Path) -> int:
         if _is_same(stage, lock):
             return lock
         os.close(lock)  # the run before us renamed it away between our open and our lock
+
+
+def _make(stage: Path) -> bool:
+    """Whether the folder is new."""
+    try:
+        stage.mkdir()
+    except FileExistsError:
+        return False
+    return True
 
 
 def _is_same(stage: Path, lock: int) -> bool:

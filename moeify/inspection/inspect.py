@@ -55,7 +55,9 @@ def inspect(
     if config.verify and source is not None:
         from moeify.inspection.verification import unsummed_note, verify_files
 
-        report.verified = verify_files(source.folder, report.problems, progress)
+        report.verified = verify_files(
+            source.folder, report.problems, in_part=source.revision is not None, progress=progress
+        )
         report.notes += filter(None, [unsummed_note(report.verified)])
     if deep:
         if anatomy is None or source is None:

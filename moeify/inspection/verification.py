@@ -17,15 +17,20 @@ __all__ = ["Verified", "unsummed_note", "verify_files"]
 
 Progress = Callable[[str, int, int], None]
 _MB = 1_000_000
+_MISSING = "missing_file"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verified:
-    """Files and bytes that were read and are what was written; ``unsummed`` were not read."""
+    """Files and bytes that were read and are what was written.
+
+    ``unsummed`` have no recorded SHA-256; ``absent`` were not downloaded from the Hub, as code.
+    """
 
     files: int
     bytes: int
     unsummed: tuple[str, ...]
+    absent: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """For the JSON document."""
@@ -33,11 +38,13 @@ class Verified:
 
 
 def verify_files(
-    folder: Path, problems: list[Problem], progress: Progress | None = None
-) -> Verified:
+    folder: Path, problems: list[Problem], *, in_part: bool = False,
+    progress: Progress | None = None,
+) -> Verified:  # fmt: skip
     """Read every file of ``folder`` that moeify.json has a SHA-256 of; adds to ``problems``.
 
-    Raises ``CheckpointError`` where it has none.
+    ``in_part`` says that what is missing was perhaps never fetched, which is no problem. Raises
+    ``CheckpointError`` where there is no sum.
     """
     listed = recorded_files(folder)
     summed = {name: entry for name, entry in listed.items() if entry.sha256 is not None}
@@ -49,24 +56,27 @@ def verify_files(
         )
     total = sum(entry.nbytes for entry in summed.values())
     files = done = good = 0
+    absent: list[str] = []
     for name, entry in summed.items():
         problem = _problem(folder, name, entry)
         if problem is None:
             files, good = files + 1, good + entry.nbytes
+        elif in_part and problem.kind == _MISSING:
+            absent.append(name)
         else:
             problems.append(problem)
         done += entry.nbytes
         if progress is not None:
             progress("reading MB", done // _MB, total // _MB)
     rest = tuple(sorted(listed.keys() - summed.keys()))
-    return Verified(files=files, bytes=good, unsummed=rest)
+    return Verified(files=files, bytes=good, unsummed=rest, absent=tuple(sorted(absent)))
 
 
 def _problem(folder: Path, name: str, entry: FileEntry) -> Problem | None:
     try:
         path = resolve_inside(folder, name)
         if not path.is_file():
-            return Problem(kind="missing_file", message=f"{name} was written, and is gone")
+            return Problem(kind=_MISSING, message=f"{name} was written, and is gone")
         size = path.stat().st_size
         if size != entry.nbytes:
             return Problem(

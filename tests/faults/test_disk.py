@@ -64,7 +64,7 @@ def test_errors_of_the_source_disk(disk: Disk, sources: Sources, command: str) -
 
 
 @pytest.mark.parametrize("command", ["upcycle", "attach"])
-@pytest.mark.parametrize("call", ["mkdir:2:13", "create:1:30", "create:2:13", "rename:1:5"])
+@pytest.mark.parametrize("call", ["mkdir:2:13", "open:1:30", "create:2:13", "rename:1:5"])
 def test_calls_that_are_refused(disk: Disk, sources: Sources, command: str, call: str) -> None:
     said = disk.refuse(find(sources, command), call=call)
     reason = {"13": "Permission denied", "30": "Read-only file system", "5": "Input/output error"}

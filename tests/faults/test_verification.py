@@ -16,8 +16,8 @@ from moeify.checkpoint import ledger
 from moeify.errors import CheckpointError
 from tests.faults.disk import check_refusal
 from tests.faults.killing import tree
-from tests.faults.processes import Ended, Nursery, Place, stopped
-from tests.faults.scenarios import Scenario, Sources, scenarios
+from tests.faults.processes import Ended, Nursery, Place, Running, stopped
+from tests.faults.scenarios import Scenario, Sources, place_for, scenarios
 
 COMMANDS = ("upcycle", "attach", "extract", "prune", "warmup")
 
@@ -206,3 +206,17 @@ def test_names_in_the_list_do_not_lead_out_of_the_folder(summed: Path, tmp_path:
     (folder / "moeify.json").write_text(json.dumps(document))
     (problem,) = moeify.inspect(folder, verify=True).problems
     assert "leads out of the checkpoint folder" in problem.message
+
+
+def test_what_is_pulled_is_what_was_pushed(sources: Sources, tmp_path: Path) -> None:
+    """Code is never fetched, so it is not missed."""
+    push = next(s for s in scenarios(sources) if s.name == "push gpt2")
+    with place_for(push, tmp_path / "place") as (place, _):
+        pushed = Running(place, push.line("")).wait()
+        assert pushed.code == 0, pushed.stderr
+        ended = Running(place, ["inspect", "user/moe", "--verify", "--json"]).wait()
+    assert ended.code == 0, ended.stderr
+    verified = json.loads(ended.stdout)["verified"]
+    listed = recorded(push.source)
+    assert verified["absent"] == sorted(name for name in listed if name.endswith(".py"))
+    assert verified["files"] == len(listed) - len(verified["absent"])
