@@ -66,7 +66,9 @@ class Record:
 
     def with_step(self, step: Step) -> Record:
         """The record with one step more."""
-        return Record(source=self.source, revision=self.revision, steps=(*self.steps, step))
+        # Here, so that the card says no more of paths and tokens than the record does.
+        public = Step(**_public(asdict(step)))
+        return Record(source=self.source, revision=self.revision, steps=(*self.steps, public))
 
     def write(self, folder: Path) -> None:
         """Write moeify.json into ``folder``."""
