@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from moeify.checkpoint.files import SourceFiles
 from moeify.checkpoint.json_text import read_json
 from moeify.checkpoint.replacing import replacing
+from moeify.checkpoint.staging import output_errors
 from moeify.errors import RoutingError
 from moeify.pruning.anatomy import Anatomy
 from moeify.pruning.config import Criterion
@@ -117,7 +118,7 @@ class Scores:
             "tokens": self.tokens,
             "layers": {str(n): self._layer(n, sums) for n, sums in self.layers.items()},
         }
-        with replacing(path) as partial:
+        with output_errors(path), replacing(path) as partial:
             partial.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
     def _layer(self, layer: int, sums: LayerScores) -> dict[str, Any]:

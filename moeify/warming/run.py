@@ -15,6 +15,7 @@ from moeify.checkpoint.files import SourceFiles
 from moeify.checkpoint.interruption import Interruptions
 from moeify.checkpoint.json_text import read_json
 from moeify.checkpoint.replacing import remove_partial, replacing
+from moeify.checkpoint.staging import output_errors
 from moeify.errors import ConfigError, OutputError
 from moeify.families.moe_view import MoeView
 from moeify.routing.data import Blocks
@@ -81,9 +82,10 @@ def open_run(folder: Path, config: WarmupConfig, view: MoeView, blocks: Blocks) 
                 "move it, or choose another output",
             )
         shutil.rmtree(folder)
-    folder.mkdir(parents=True)
-    with replacing(folder / _RUN_FILE) as partial:
-        partial.write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+    with kept_if_resumable(folder), output_errors(folder):
+        folder.mkdir(parents=True)
+        with replacing(folder / _RUN_FILE) as partial:
+            partial.write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
 
 
 def last_checkpoint(run_folder: Path) -> Path | None:

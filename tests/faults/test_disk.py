@@ -54,6 +54,11 @@ def test_errors_of_the_output_disk(disk: Disk, sources: Sources, command: str, f
     assert "nothing was kept" in said
 
 
+def test_errors_where_a_run_keeps_its_state(disk: Disk, sources: Sources) -> None:
+    said = disk.refuse(find(sources, "warmup"), write=1)
+    assert "out.warmup failed: Input/output error" in said
+
+
 @pytest.mark.parametrize("command", LIGHT)
 def test_errors_of_the_source_disk(disk: Disk, sources: Sources, command: str) -> None:
     scenario = find(sources, command)
