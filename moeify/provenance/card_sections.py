@@ -135,7 +135,8 @@ def _limits(family: Family, config: Config, record: Record) -> Iterable[str]:
             " give other tokens in llama.cpp, mlx-lm and transformers until the routers are"
             " trained. `--noise 0` avoids that."
         )
-    if "warmup" in commands:
+    trained = {s.options.get("train", "routers") for s in record.steps if s.command == "warmup"}
+    if trained == {"routers"}:
         yield "Warm-up changes the routers only; the experts still have to be trained to differ."
     if "prune" in commands:
         yield (
@@ -154,11 +155,23 @@ def _step(step: Step) -> str:
     parts = [f"### moeify {inline(step.command)}"]
     if options := list(_rows(step.options)):
         parts.append(_table(options, ("option", "value")))
-    if results := list(_rows(step.results)):
+    pairs = {key.removesuffix("_before") for key in step.results if key.endswith("_before")}
+    compared = [key for key in sorted(pairs) if f"{key}_after" in step.results]
+    if compared:
+        parts.append(_table(_compared(step.results, compared), ("measured", "before", "after")))
+    done = {f"{key}_{when}" for key in compared for when in ("before", "after")}
+    if results := list(_rows({k: v for k, v in step.results.items() if k not in done})):
         parts.append(_table(results, ("result", "value")))
     if versions := ", ".join(f"{name} {number}" for name, number in step.versions.items()):
         parts.append(f"Versions: {inline(versions)}.")
     return "\n\n".join(parts)
+
+
+def _compared(results: dict[str, Any], keys: list[str]) -> Iterator[tuple[str, ...]]:
+    """One row for each figure that was measured before and after."""
+    for key in keys:
+        both = {when: results[f"{key}_{when}"] for when in ("before", "after")}
+        yield (key.replace("_", " "), *(value for _, value in _rows(both)))
 
 
 def _rounding_chooses(family: Family, record: Record) -> bool:
@@ -196,9 +209,9 @@ def _rows(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]
             yield from list(_rows(value, f"{key} "))[:12]
 
 
-def _table(rows: Iterable[tuple[str, str]], head: tuple[str, str] = ("", "")) -> str:
-    lines = [f"| {head[0]} | {head[1]} |", "|---|---|"]
-    return "\n".join([*lines, *(f"| {inline(name)} | {inline(value)} |" for name, value in rows)])
+def _table(rows: Iterable[tuple[str, ...]], head: tuple[str, ...] = ("", "")) -> str:
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    return "\n".join([*lines, *(f"| {' | '.join(map(inline, row))} |" for row in rows)])
 
 
 def _citation(citation: Citation) -> str:

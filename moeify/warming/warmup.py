@@ -55,6 +55,7 @@ class _Session:
     fit: Fit
     train_blocks: Blocks
     held_out: Blocks
+    data_fingerprint: str
     tokenizer: Any
     progress: Progress | None
     model: Any = None
@@ -158,7 +159,7 @@ def _prepared(source: Source, config: WarmupConfig, progress: Progress | None) -
     return _Session(
         config=config, source=source, view=view, loss=loss, fit=fit, tokenizer=tokenizer,
         train_blocks=train, held_out=_some(held_out, config.eval_tokens, config.seed),
-        progress=progress,
+        data_fingerprint=blocks.fingerprint, progress=progress,
     )  # fmt: skip
 
 
@@ -260,6 +261,7 @@ def _measured(session: _Session, target: Path) -> WarmupReport:
         source=session.source.name, output=str(target), model_type=view.layout.model_type,
         num_experts=view.num_experts, top_k=view.top_k, fit=session.fit, train=config.train,
         loss=session.loss, steps=steps, tokens=steps * per_step,
+        data_fingerprint=session.data_fingerprint,
         fit_tokens=0 if session.fit == "none" else min(config.fit_tokens,
                                                        session.train_blocks.tokens),
         eval_tokens=session.held_out.tokens, reservoir_bytes=reservoir_bytes, headroom=headroom,
@@ -375,6 +377,9 @@ def _note(
         f"experts' outputs differ by {headroom.expert_difference:.2g} of their mean"
     )
     if after > before:
-        session.notes.append(f"held-out loss got worse: {before:.4f} before, {after:.4f} after")
+        session.notes.append(
+            f"held-out loss got worse by {after - before:.2g}: {before:.4f} before,"
+            f" {after:.4f} after"
+        )
     if after > random:
         session.notes.append(f"held-out loss is above that of random routing, {random:.4f}")
