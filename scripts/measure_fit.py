@@ -2,6 +2,7 @@
 
     python scripts/measure_fit.py [--seeds 10] [--models minilm,gpt2,smollm2]
         [--layers 4] [--draws 10] [--keep FOLDER]
+        [--routers calibrated,zeros]
 
 Real checkpoints and real text in four domains, 6,144 tokens of each to fit and 3,072 held out, from
 other passages, in blocks of 512 or the model's limit; E = 8, K = 2. Every seed draws clusters and
@@ -9,8 +10,8 @@ random rows anew, and passages as well up to --draws times. Held-out figures are
 rows on the inputs that the layers had under the routers that upcycle drew, or under zero routers:
 copies compute the dense function whatever the router, so that later layers see the same inputs.
 --keep keeps the inputs (five gigabytes for all of SmolLM2), so that a run can be repeated without
-the model. The second table is of domain routers with four experts: held-out tokens whose first expert is
-their domain's own. Both are Markdown, on stdout.
+the model. The second table is of domain routers with four experts: held-out tokens whose first
+expert is their domain's own. Both are Markdown, on stdout.
 """
 
 import argparse
@@ -87,9 +88,11 @@ def plain_kmeans(rows: Tensor, generator: torch.Generator) -> Tensor:
     centres = points[torch.randperm(len(points), generator=generator)[:E]]
     for _ in range(12):
         plan = (points @ centres.T / 0.05).double().exp()
+        token = torch.ones(len(points), dtype=torch.double)
         for _ in range(20):
-            plan /= plan.sum(0)
-            plan /= plan.sum(1, keepdim=True)
+            cluster = 1 / (plan.T @ token)
+            token = 1 / (plan @ cluster)
+        plan = plan * cluster * token[:, None]
         centres = normalize((plan.T.float() @ points), dim=-1)
     return centres
 
@@ -155,14 +158,18 @@ def collected(dense: Path, router: str, parts: tuple[Blocks, Blocks], folder: Pa
     return Inputs(folder)
 
 
-def measure(name: str, dense: Path, seeds: int, draws: int, keep: Path) -> list[str]:
+def measure(
+    name: str, dense: Path, seeds: int, draws: int, keep: Path, routers: list[str]
+) -> list[str]:
     """Print the first table's lines for one model, and return those of the second."""
-    tokenizer, results = tokenizer_for(dense), {way: [[] for _ in range(seeds)] for way in WAYS}
+    ways = {kind: [way for way in WAYS if ("zero" in way) == (kind == "zeros")] for kind in routers}
+    results = {way: [[] for _ in range(seeds)] for kind in routers for way in ways[kind]}
+    tokenizer = tokenizer_for(dense)
     seq_len = block_length(json.loads((dense / "config.json").read_text()), None)
     seconds, forward, own = [0.0] * seeds, [], []
     for draw in range(draws):
         parts = text(tokenizer, draw, seq_len)
-        for router in ("calibrated", "zeros"):
+        for router in routers:
             inputs = collected(dense, router, parts, keep / f"{name}-{router}-{draw}")
             forward.append(inputs.seconds)
             if router == "calibrated":
@@ -172,10 +179,10 @@ def measure(name: str, dense: Path, seeds: int, draws: int, keep: Path) -> list[
                 if router == "calibrated":
                     own[-1].append(domains_of(layer, draw, seq_len))
                 for seed in range(draw, seeds, draws):
-                    for way in (w for w in WAYS if ("zero" in w) == (router == "zeros")):
+                    for way in ways[router]:
                         started = time.process_time()
                         rows = rows_of(way, layer["fit"], seed + number)
-                        seconds[seed] += (way == "moeify") * (time.process_time() - started)
+                        seconds[seed] += way.startswith("moeify") * (time.process_time() - started)
                         results[way][seed].append(figures(rows, layer["held_out"]))
     for way, found in results.items():
         array = np.array(found)  # [seeds, layers, 3]
@@ -187,10 +194,13 @@ def measure(name: str, dense: Path, seeds: int, draws: int, keep: Path) -> list[
             flush=True,
         )
     print(
-        f"{name}: fit {np.mean(seconds):.2f} s of processor time beside {np.mean(forward):.2f} s of"
-        f" the forward pass of {len(DOMAINS) * FIT_TOKENS} tokens, {draws} draws of text",
+        f"{name}: fit {np.mean(seconds) / len(routers):.2f} s of processor time beside"
+        f" {np.mean(forward):.2f} s of the forward pass of {len(DOMAINS) * FIT_TOKENS} tokens,"
+        f" {draws} draws of text",
         file=sys.stderr, flush=True,
     )  # fmt: skip
+    if not own:
+        return []
     array = np.array(own)  # [draws, layers, figures]
     own_first, later, nmi, nmi_both, enrichment = np.moveaxis(array, -1, 0)
     layers = ", ".join(f"{100 * value:.1f}" for value in own_first.mean(0))
@@ -225,6 +235,7 @@ def main() -> None:
     parser.add_argument("--models", default="gpt2,minilm,smollm2")
     parser.add_argument("--layers", type=int, help="layers of SmolLM2 that are used; else all")
     parser.add_argument("--keep", type=Path, help="folder that keeps layers' inputs for a next run")
+    parser.add_argument("--routers", default="calibrated,zeros", help="what upcycle draws")
     options = parser.parse_args()
     torch.set_num_threads(1)
     print("| model | routers | MaxVio mean | worst seed | worst layer | entropy | dead |")
@@ -240,7 +251,8 @@ def main() -> None:
         keep.mkdir(parents=True, exist_ok=True)
         for name in options.models.split(","):
             draws = min(options.draws, options.seeds)
-            own += measure(name, sources[name](), options.seeds, draws, keep)
+            routers = options.routers.split(",")
+            own += measure(name, sources[name](), options.seeds, draws, keep, routers)
     print(
         f"\n| model | own expert first, % by layer | lowest of a draw, from layer 2 | lowest layer"
         f" after the first {LONE} tokens of a block | NMI, first choice | NMI, both | enrichment |"

@@ -38,7 +38,7 @@ def kmeans_router(
     rows = balanced_kmeans(sample, num_experts, seed)
     # The inputs' mean is nearly the same in every token: along it a row has a bias.
     steady = mean / mean.square().sum().clamp_min(1e-12)
-    return _finished(inputs, rows, mean, steady, top_k, entropy, None)
+    return _finished(inputs, rows, mean, steady, (top_k,), entropy, None)
 
 
 def domain_router(
@@ -49,7 +49,9 @@ def domain_router(
     Softmax regression of the centred ``inputs`` [T, H] on the domains, by steps with one fixed
     bound on the curvature (Boehning 1992): the first is ridge regression (arXiv 2603.29765), none
     needs a gradient through the model. Each domain has equal weight, whatever its size. Where
-    there are more experts than domains, a domain's experts are clusters of its tokens.
+    there are more experts than domains, a domain's experts are clusters of its tokens. Offsets lie
+    half-way between those that make first choices even, where most tokens find their own expert,
+    and those that make all K even: near its best the former hardly changes.
     """
     import torch
 
@@ -71,7 +73,7 @@ def domain_router(
         residual *= weights[:, None]
         rows = rows + 2 * torch.cholesky_solve(centred.T @ residual, factor).T
         bias = bias + 2 * residual.sum(0)
-    return _finished(inputs, rows, mean, steady, top_k, entropy, weights)
+    return _finished(inputs, rows, mean, steady, (1, top_k), entropy, weights)
 
 
 def _expert_labels(inputs: Tensor, domains: Tensor, num_experts: int, seed: int) -> Tensor:
@@ -95,10 +97,12 @@ def _expert_labels(inputs: Tensor, domains: Tensor, num_experts: int, seed: int)
 
 
 def _finished(
-    inputs: Tensor, rows: Tensor, mean: Tensor, steady: Tensor, top_k: int, entropy: float,
-    weights: Tensor | None,
+    inputs: Tensor, rows: Tensor, mean: Tensor, steady: Tensor, choices: tuple[int, ...],
+    entropy: float, weights: Tensor | None,
 ) -> Tensor:  # fmt: skip
     """``rows`` on centred inputs as rows on the inputs themselves, even and of the entropy.
+
+    Offsets are the mean of those that make the best K experts even, for each K in ``choices``.
 
     ``steady`` [H] is a weight whose product with an input is about 1: multiples of it stand for
     the bias that routers do not have. What is measured is the router as it will be stored.
@@ -107,7 +111,9 @@ def _finished(
 
     rows = rows - torch.outer(rows @ mean, steady)
     logits, bias_input = inputs @ rows.T, inputs @ steady
-    offsets = even_offsets(logits, top_k=top_k, steady=bias_input, weights=weights)
+    offsets = torch.stack(
+        [even_offsets(logits, top_k=k, steady=bias_input, weights=weights) for k in choices]
+    ).mean(0)
     rows = rows + torch.outer(offsets, steady)
     logits = logits + bias_input[:, None] * offsets
     return rows * _scale_for(logits[:: max(1, len(logits) // _SAMPLE)], entropy)
