@@ -142,7 +142,7 @@ def _show(out: Output, report: WarmupReport) -> None:
 
 
 def _summary(report: WarmupReport) -> list[tuple[str, str]]:
-    dense = "" if report.eval_loss_dense is None else f", dense {report.eval_loss_dense:.4f}"
+    dense = "" if report.eval_loss_dense is None else f", dense {report.eval_loss_dense:#.5g}"
     fit = (
         f"{report.fit} in {report.fit_seconds:.1f} s after a pass of {report.collect_seconds:.1f} s"
         f" over {report.fit_tokens} tokens, {size(report.reservoir_bytes)} kept"
@@ -155,8 +155,8 @@ def _summary(report: WarmupReport) -> list[tuple[str, str]]:
         ("MaxVio", f"{report.max_violation_before:.3f} -> {report.max_violation_after:.3f}"),
         ("entropy", f"{report.entropy_before:.3f} -> {report.entropy_after:.3f}"),
         ("dead experts", f"{report.dead_before} -> {report.dead_after}"),
-        (f"{report.loss} loss", f"{report.eval_loss_before:.4f} -> {report.eval_loss_after:.4f},"
-                                f" random routing {report.eval_loss_random:.4f}{dense}"),
+        (f"{report.loss} loss", f"{report.eval_loss_before:#.5g} -> {report.eval_loss_after:#.5g},"
+                                f" random routing {report.eval_loss_random:#.5g}{dense}"),
         ("bytes", written(report.bytes_written, report.files_linked, report.files_copied)),
         ("time", f"{report.seconds:.1f} s"),
     ]  # fmt: skip
@@ -168,8 +168,8 @@ def _headroom(report: WarmupReport) -> str:
     if room.experts_identical:
         return "none: the experts are identical"
     return (
-        f"loss {room.loss_learned:.4f} as routed, {room.loss_random:.4f} at random,"
-        f" {room.loss_static:.4f} by expert {room.static_expert} alone"
+        f"loss {room.loss_learned:#.5g} as routed, {room.loss_random:#.5g} at random,"
+        f" {room.loss_static:#.5g} by expert {room.static_expert} alone"
     )
 
 
@@ -182,5 +182,6 @@ def _layer(change: LayerChange) -> str:
     if change.nmi_after is None:
         return line
     own = change.own_expert_fraction.values()
-    first = f", own expert first {min(own):.0%}" if len(own) == len(change.load_after) else ""
-    return f"{line}{first}, NMI {change.nmi_after:.2f}"
+    if len(own) == len(change.load_after):  # with more experts, those of a domain share its tokens
+        line += f", own first {sum(own) / len(own):.1%}"
+    return f"{line}, NMI {change.nmi_after:.2f}"

@@ -378,8 +378,8 @@ def _note(
     )
     if after > before:
         session.notes.append(
-            f"held-out loss got worse by {after - before:.2g}: {before:.4f} before,"
-            f" {after:.4f} after"
+            f"held-out loss got worse by {after - before:.2g}: {before:#.5g} before,"
+            f" {after:#.5g} after"
         )
     if after > random:
-        session.notes.append(f"held-out loss is above that of random routing, {random:.4f}")
+        session.notes.append(f"held-out loss is above that of random routing, {random:#.5g}")

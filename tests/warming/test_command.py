@@ -65,7 +65,7 @@ def test_domains_are_said_by_layer(mixture, tmp_path):
         mixture, tmp_path / "warm", "--dataset", path, "--domain-column", "domain", "--steps", 0
     )
     assert done.exit_code == 0, done.stderr
-    assert done.stdout.count("own expert first") == 2
+    assert done.stdout.count("own first") == 2
     assert "NMI" in done.stdout
 
 
