@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -35,7 +34,7 @@ from moeify.warming.objective import Examples, Objective, choose_loss, evaluate
 from moeify.warming.output import output_bytes, write_output
 from moeify.warming.plot import check_plotting, plot_warmup
 from moeify.warming.report import WarmupReport, layer_changes
-from moeify.warming.run import is_main_process, open_run, run_folder, world_size
+from moeify.warming.run import close_run, is_main_process, open_run, run_folder, world_size
 
 __all__ = ["WarmupReport", "warmup"]
 
@@ -106,27 +105,39 @@ def warmup(
         check_free_space(target, output_bytes(session.view, config, target))
     if config.steps:
         open_run(run_folder(target), config, session.view, session.train_blocks)
-    _load(session)
-    report = _measured(session, target)
+    try:
+        _load(session)
+        report = _measured(session, target)
+    except BaseException:
+        if config.steps:
+            close_run(run_folder(target), done=False)
+        raise
     if is_main_process():
-        with staged(target, force=config.force) as stage, output_errors(target):
-            plan = write_output(
-                stage, source, session.view, session.model, config, report.results()
-            )
-        report = replace(
-            report, bytes_written=plan.bytes_written, files_linked=len(plan.linked),
-            files_copied=len(plan.copied),
-        )  # fmt: skip
-        if config.plot is not None:
-            plot_warmup(report, config.plot)
-        if config.steps and report.failed is None:
-            shutil.rmtree(run_folder(target), ignore_errors=True)
+        report = _written(session, report, target)
+        if config.steps:
+            close_run(run_folder(target), done=report.failed is None)
     report = replace(report, seconds=time.perf_counter() - started)
     if report.failed is not None:
         raise TrainingError(
             f"{report.failed}; {target} holds the last good weights",
             f"pass a smaller --learning-rate than {config.learning_rate:g}",
         )
+    return report
+
+
+def _written(session: _Session, report: WarmupReport, target: Path) -> WarmupReport:
+    """Publish the output, and the plot where one is asked for."""
+    config = session.config
+    with staged(target, force=config.force) as stage, output_errors(target):
+        plan = write_output(
+            stage, session.source, session.view, session.model, config, report.results()
+        )
+    report = replace(
+        report, bytes_written=plan.bytes_written, files_linked=len(plan.linked),
+        files_copied=len(plan.copied),
+    )  # fmt: skip
+    if config.plot is not None:
+        plot_warmup(report, config.plot)
     return report
 
 

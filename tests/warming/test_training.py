@@ -165,6 +165,7 @@ def test_a_loss_that_becomes_nan_ends_with_exit_code_1_and_the_last_good_routers
     # The rate rises from 0: the second step is the first that moves the routers.
     assert re.fullmatch(r"error: the loss became nan at step 3; .*last good weights", said)
     assert hint == "hint: pass a smaller --learning-rate than 3e+38"
+    assert not (tmp_path / "nan.warmup").exists(), "nothing was saved that could be resumed"
     assert len(routers(tmp_path / "nan")) == 2
     for name, router in routers(tmp_path / "fitted").items():
         torch.testing.assert_close(router, routers(tmp_path / "nan")[name], rtol=0, atol=1e-6)
