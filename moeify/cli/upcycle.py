@@ -19,7 +19,7 @@ from moeify.cli._options import (
 )
 from moeify.cli._output import Output, count, size
 from moeify.cli._pushing import check_push_target, push_after
-from moeify.routing.config import RouterInit
+from moeify.routing.config import RouteBy, RouterInit
 from moeify.upcycling.config import Compat, Dtype, UpcycleConfig
 
 if TYPE_CHECKING:
@@ -46,6 +46,9 @@ def command(
         float, typer.Option(help="Noise on the experts, relative to the weights' deviation.")
     ] = _DEFAULT.noise,
     router: RouterOption = _DEFAULT.router,
+    route_by: Annotated[
+        str, typer.Option(help="What a router decides for.", metavar="token|sequence")
+    ] = _DEFAULT.route_by,
     seed: SeedOption = _DEFAULT.seed,
     dtype: Annotated[
         str, typer.Option(metavar="auto|float32|bfloat16|float16", help="Dtype of the output.")
@@ -66,7 +69,8 @@ def command(
     """Turn the feed-forward layers of a dense checkpoint into experts."""
     config = UpcycleConfig(
         num_experts=experts, top_k=top_k, layers=layers, noise=noise,
-        router=cast(RouterInit, router), seed=seed, dtype=cast(Dtype, dtype),
+        router=cast(RouterInit, router), route_by=cast(RouteBy, route_by), seed=seed,
+        dtype=cast(Dtype, dtype),
         compat=cast(Compat, compat), max_shard_size=max_shard_size, revision=revision, force=force,
     )  # fmt: skip
     check_push_target(push_to)
@@ -75,7 +79,7 @@ def command(
     out = Output(as_json=as_json, quiet=quiet)
     with out.bytes_bar("upcycling") as progress:
         report = upcycle(source, output, config, dry_run=dry_run, progress=progress)
-    _show(out, report, source)
+    _show(out, report, source if revision is None else f"{source}@{revision}")
     if not dry_run:
         push_after(out, report.output, push_to)
 
@@ -87,7 +91,8 @@ def _show(out: Output, report: UpcycleReport, source: str) -> None:
     rows = [
         ("model", f"{report.family} -> {report.model_type}"),
         ("MoE layers", f"{len(report.moe_layers)} of {report.num_layers}"),
-        ("experts", f"{report.num_experts}, top-{report.top_k}"),
+        ("experts", f"{report.num_experts}, top-{report.top_k}"
+                    + (", one choice for a sequence" if report.route_by == "sequence" else "")),
         ("parameters", f"{count(report.params_dense)} dense -> {count(report.params_total)} total,"
                        f" {count(report.params_active)} active"),
         ("bytes", size(report.bytes_written)),

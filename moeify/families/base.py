@@ -109,6 +109,7 @@ class MoeSettings:
 
     ``renormalise`` has the weights of the chosen experts sum to 1. Without it they sum to K/E as
     long as the router is near zero, and the experts are scaled by E/K to make up for it.
+    ``route_by`` says what a router decides for, token or sequence.
     """
 
     num_experts: int
@@ -116,6 +117,7 @@ class MoeSettings:
     moe_layers: tuple[int, ...]
     num_layers: int
     renormalise: bool = True
+    route_by: str = "token"
 
     @property
     def dense_layers(self) -> list[int]:
@@ -181,15 +183,20 @@ class Family:
 def rest_of(dense: DenseLayout, shared: tuple[str, ...] = ()) -> Rest:
     """The tensors that an MoE family takes over from the dense family it is upcycled from."""
     heads = dense.heads.values()
+    names = tuple(dict.fromkeys(name for head in heads for name in head.tensors))
     return Rest(
         outer=tuple(dense.outer),
         per_layer=tuple(dense.per_layer),
         ffn=tuple(part.name for part in dense.ffn),
         shared=shared,
-        heads=tuple(dict.fromkeys(name for head in heads for name in head.tensors)),
+        heads=names,
         tied=tuple(dict.fromkeys(name for head in heads for name in head.tied)),
         ties_by_default=dense.ties_by_default,
         buffers=dense.buffers,
+        lacks={
+            end: (*(name for name in names if name not in head.tensors), *sorted(head.lacks))
+            for end, head in dense.heads.items()
+        },
     )
 
 
@@ -207,6 +214,7 @@ def own_moe_config(config: Config, settings: MoeSettings) -> Config:
         "num_experts": settings.num_experts,
         "num_experts_per_tok": settings.top_k,
         "moe_layers": list(settings.moe_layers),
+        "route_by": settings.route_by,
         "norm_topk_prob": True,
         "output_router_logits": False,
         "router_aux_loss_coef": 0.01,
@@ -219,6 +227,6 @@ def own_dense_config(config: Config) -> Config:
 
 
 _OWN_KEYS = (
-    "num_experts", "num_experts_per_tok", "moe_layers", "norm_topk_prob", "output_router_logits",
-    "router_aux_loss_coef", "router_z_loss_coef", "experts_implementation",
+    "num_experts", "num_experts_per_tok", "moe_layers", "route_by", "norm_topk_prob",
+    "output_router_logits", "router_aux_loss_coef", "router_z_loss_coef", "experts_implementation",
 )  # fmt: skip

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from moeify.families.values import (
@@ -67,7 +67,8 @@ class RouterRule:
     has ``groups`` (number, kept), a token first keeps the groups whose two best scores are largest.
     Weights of the chosen are scores, divided by their sum where ``norm_key`` says so
     (``norm_default`` where the config is silent or ``norm_key`` is None) and multiplied by
-    ``scaling_key``.
+    ``scaling_key``. ``route_by_key`` says whether routers decide for tokens or whole sequences,
+    where a class can do both.
     """
 
     scores: Literal["softmax", "sigmoid", "sparsemixer"] = "softmax"
@@ -79,6 +80,7 @@ class RouterRule:
     groups: tuple[str, str] | None = None
     scaling_key: str | None = None
     scaling_default: float = 1.0
+    route_by_key: str | None = None
 
     def renormalises(self, config: Config) -> bool:
         """Whether the weights of the chosen experts are divided by their sum."""
@@ -89,6 +91,11 @@ class RouterRule:
         """What the weights of the chosen experts are multiplied by."""
         value = None if self.scaling_key is None else text_config(config).get(self.scaling_key)
         return self.scaling_default if value is None else float(value)
+
+    def route_by(self, config: Config) -> str:
+        """What a router decides for, token or sequence."""
+        value = None if self.route_by_key is None else config.get(self.route_by_key)
+        return "token" if value is None else str(value)
 
     def group_counts(self, config: Config) -> tuple[int, int] | None:
         """Number of groups and how many a token keeps; None where there is one group."""
@@ -107,7 +114,8 @@ class Rest:
     full names, of which ``tied`` share their values with the embeddings where
     ``tie_word_embeddings`` says so. ``towers`` lead the tensors of other modalities, ``ignored``
     those that transformers' class leaves out on purpose; ``buffers`` are endings of tensors that
-    are recomputed.
+    are recomputed. ``lacks`` are endings of tensors that a class, by the end of its name, is built
+    without, although its checkpoint may hold them for another.
     """
 
     outer: tuple[str, ...]
@@ -120,6 +128,14 @@ class Rest:
     towers: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
     buffers: tuple[str, ...] = (".rotary_emb.inv_freq",)
+    lacks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def lacking(self, config: Config) -> tuple[str, ...]:
+        """Endings of the tensors that the class named in ``architectures`` does not load."""
+        named = config.get("architectures")
+        name = str(named[0]) if isinstance(named, list) and named else ""
+        ends = [end for end in self.lacks if name.endswith(end)]
+        return self.lacks[max(ends, key=len)] if ends else ()
 
     def ties(self, config: Config) -> bool:
         """Whether the output embeddings are the input embeddings."""

@@ -1,4 +1,4 @@
-"""Names of the ways to set an untrained router, and where the text to route comes from."""
+"""Ways to set an untrained router, what a router decides for, and the text that is routed."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from typing import Literal, get_args
 
 from moeify.errors import ConfigError
 
-__all__ = ["ROUTER_INITS", "DataConfig", "RouterInit"]
+__all__ = ["ROUTER_INITS", "ROUTE_BY", "DataConfig", "RouteBy", "RouterInit"]
 
 RouterInit = Literal["calibrated", "normal", "zeros"]
 ROUTER_INITS: tuple[RouterInit, ...] = get_args(RouterInit)
+RouteBy = Literal["token", "sequence"]
+ROUTE_BY: tuple[RouteBy, ...] = get_args(RouteBy)
 
 
 @dataclass(frozen=True, kw_only=True)

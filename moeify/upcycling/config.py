@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from moeify.errors import ConfigError
-from moeify.routing.config import ROUTER_INITS, RouterInit
+from moeify.routing.config import ROUTE_BY, ROUTER_INITS, RouteBy, RouterInit
 
 __all__ = [
     "COMPATS",
@@ -48,6 +48,8 @@ class UpcycleConfig:
     """Standard deviation of the noise on each expert's weights, relative to the weights' own."""
     router: RouterInit = "calibrated"
     """How the routers start."""
+    route_by: RouteBy = "token"
+    """What a router decides for: each token, or a whole sequence by the mean of its tokens."""
     seed: int = 0
     """Seed of noise and routers."""
     dtype: Dtype = "auto"
@@ -74,6 +76,7 @@ class UpcycleConfig:
                 "it is relative to the weights' standard deviation: try --noise 0.01",
             )
         check_choice("router", self.router, ROUTER_INITS)
+        check_choice("route-by", self.route_by, ROUTE_BY)
         check_choice("dtype", self.dtype, DTYPES)
         check_choice("compat", self.compat, COMPATS)
         check_seed(self.seed)
@@ -87,6 +90,8 @@ class AttachConfig:
     """How the routers start."""
     top_k: int | None = None
     """Experts that each token visits; None keeps the checkpoint's number."""
+    route_by: RouteBy | None = None
+    """What a router decides for, token or sequence; None keeps what the checkpoint has."""
     seed: int = 0
     """Seed of the routers."""
     revision: str | None = None
@@ -96,7 +101,19 @@ class AttachConfig:
 
     def __post_init__(self) -> None:
         check_choice("router", self.router, ROUTER_INITS)
+        if self.route_by is not None:
+            check_choice("route-by", self.route_by, ROUTE_BY)
         check_seed(self.seed)
+
+
+def check_route_by(route_by: RouteBy | None, model_type: str, own_classes: bool) -> None:
+    """Raise ``ConfigError`` where a family's class cannot route whole sequences."""
+    if route_by == "sequence" and not own_classes:
+        raise ConfigError(
+            f"--route-by sequence needs a class of moeify's own, and {model_type} is transformers':"
+            " its routers decide for each token",
+            "leave --route-by out, or upcycle a BERT or GPT-2",
+        )
 
 
 def check_top_k(top_k: int, num_experts: int) -> None:

@@ -24,7 +24,7 @@ from moeify.families.base import (
 from moeify.families.dense_view import DenseView, view_dense
 from moeify.families.registry import dense_family
 from moeify.routing.initialization import NormalRows, RouterRows, UpProjection
-from moeify.upcycling.config import UpcycleConfig, select_layers
+from moeify.upcycling.config import UpcycleConfig, check_route_by, select_layers
 
 __all__ = ["ParameterCounts", "UpcyclePlan", "plan_upcycle"]
 
@@ -72,6 +72,7 @@ def plan_upcycle(checkpoint: Checkpoint, options: UpcycleConfig) -> UpcyclePlan:
     has been read then.
     """
     family = dense_family(checkpoint.config)
+    check_route_by(options.route_by, family.moe.model_type, family.remote_code)
     view = view_dense(checkpoint, family)
     layers = select_layers(options.layers, view.num_layers)
     settings = MoeSettings(
@@ -80,6 +81,7 @@ def plan_upcycle(checkpoint: Checkpoint, options: UpcycleConfig) -> UpcyclePlan:
         moe_layers=layers,
         num_layers=view.num_layers,
         renormalise=_renormalises(family, options, len(layers) == view.num_layers),
+        route_by=options.route_by,
     )
     planner = _Planner(view, settings, options)
     shards = plan_shards(

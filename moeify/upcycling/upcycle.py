@@ -34,6 +34,7 @@ class UpcycleReport:
     model_type: str
     num_experts: int
     top_k: int
+    route_by: str
     num_layers: int
     moe_layers: tuple[int, ...]
     params_dense: int
@@ -101,6 +102,7 @@ def _report(
         model_type=plan.family.moe.model_type,
         num_experts=config.num_experts,
         top_k=config.top_k,
+        route_by=config.route_by,
         num_layers=plan.settings.num_layers,
         moe_layers=plan.settings.moe_layers,
         params_dense=plan.parameters.dense,
@@ -127,7 +129,7 @@ def _write(
         report = replace(report, noise_effective=tally.relative_std, warnings=tuple(warnings))
         carry_files(source.folder, stage)
         record = Record.read(source).with_step(_step(config, report))
-        write_companions(stage, plan.family, plan.config, record, source.folder)
+        write_companions(stage, plan.config, record, source.folder)
     return replace(report, seconds=time.perf_counter() - started)
 
 

@@ -44,7 +44,7 @@ def tiny(folder, family, dtype="float32", **options):
 )
 def test_what_upcycle_writes(family, dtype, data, tmp_path):
     dense = tiny(tmp_path / "dense", family, dtype)
-    upcycle(dense, tmp_path / "moe", num_experts=4, noise=0.3)
+    upcycle(dense, tmp_path / "moe", num_experts=4, noise=0.3, route_by=unit)
     report = run(tmp_path / "moe", tmp_path / "warm", data, dense=str(dense))
     names = changed(tmp_path / "moe", tmp_path / "warm")
     assert names

@@ -6,6 +6,7 @@ import os
 import pytest
 
 from moeify.checkpoint.reader import Checkpoint
+from moeify.upcycling.attach import attach
 from moeify.warming.warmup import warmup
 from tests.warming.mixtures import DEMO, FAST, corpus, demo_mixture, hashes
 
@@ -118,3 +119,17 @@ def test_domains_get_experts_of_their_own(mixture, data, tmp_path):
     assert min(last.own_expert_fraction.values()) > 0.4
     assert last.nmi_after > 0.05
     assert max(last.enrichment) > 2
+
+
+def test_whole_sequences_visit_their_domains_experts(mixture, data, tmp_path):
+    attach(mixture, tmp_path / "moe", route_by="sequence")
+    shares = []
+    for folder, steps in ((mixture, 0), (tmp_path / "moe", 2)):
+        report = run(
+            folder, tmp_path / f"{steps}-warm", data, domain_column="domain", fit="domains",
+            fit_tokens=8192, steps=steps,
+        )  # fmt: skip
+        shares.append([min(layer.own_expert_fraction.values()) for layer in report.layers])
+    assert report.steps == len(report.curve) == 2
+    assert json.loads((tmp_path / "2-warm" / "config.json").read_text())["route_by"] == "sequence"
+    assert all(whole > single for single, whole in zip(*shares, strict=True))
