@@ -40,9 +40,15 @@ def tiny(folder, family, dtype="float32", **options):
 
 
 @pytest.mark.parametrize(
-    ("family", "dtype"), [("qwen2", "bfloat16"), ("qwen3", "float32"), ("bert", "float32")]
+    ("family", "dtype", "unit"),
+    [
+        ("qwen2", "bfloat16", "token"),
+        ("qwen3", "float32", "token"),
+        ("bert", "float32", "token"),
+        ("bert", "float32", "sequence"),
+    ],
 )
-def test_what_upcycle_writes(family, dtype, data, tmp_path):
+def test_what_upcycle_writes(family, dtype, unit, data, tmp_path):
     dense = tiny(tmp_path / "dense", family, dtype)
     upcycle(dense, tmp_path / "moe", num_experts=4, noise=0.3, route_by=unit)
     report = run(tmp_path / "moe", tmp_path / "warm", data, dense=str(dense))
