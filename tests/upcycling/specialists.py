@@ -17,7 +17,9 @@ def dense_view(folder: Path) -> DenseView:
     return view_dense(checkpoint, dense_family(checkpoint.config))
 
 
-def specialist(base: Path, folder: Path, seed: int, *, everything: bool = False) -> Path:
+def specialist(
+    base: Path, folder: Path, seed: int, *, scale: float = 0.3, everything: bool = False
+) -> Path:
     """A copy of ``base`` with other FFN weights, or with every weight changed."""
     shutil.copytree(base, folder)
     view = dense_view(folder)
@@ -26,8 +28,8 @@ def specialist(base: Path, folder: Path, seed: int, *, everything: bool = False)
     tensors = load_file(folder / "model.safetensors")
     for name, tensor in tensors.items():
         if everything or name in ffn:
-            noise = torch.randn(tensor.shape, generator=generator)
-            tensors[name] = (tensor.float() + 0.1 * noise).to(tensor.dtype)
+            noise = torch.randn(tensor.shape, generator=generator) * tensor.float().std()
+            tensors[name] = (tensor.float() + scale * noise).to(tensor.dtype)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 

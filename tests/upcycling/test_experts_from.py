@@ -100,9 +100,7 @@ def test_experts_are_dealt_out_and_only_repeats_take_noise(family: Path, tmp_pat
 def test_the_rest_comes_from_the_base(family: Path, tmp_path: Path) -> None:
     for number, name in enumerate("xy"):
         specialist(family / "base", tmp_path / name, number, everything=True)
-    moeify.upcycle(
-        family / "base", tmp_path / "moe", experts_from=[tmp_path / "x", tmp_path / "y"]
-    )
+    moeify.upcycle(family / "base", tmp_path / "moe", experts_from=[tmp_path / "x", tmp_path / "y"])
     moeify.extract(tmp_path / "moe", tmp_path / "dense", expert=1)
     experts, found = ffn_tensors(tmp_path / "y"), dense_view(tmp_path / "dense").base
     written, base = state(tmp_path / "dense"), state(family / "base")
