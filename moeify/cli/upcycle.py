@@ -172,12 +172,11 @@ def _show(out: Output, report: UpcycleReport, source: str) -> None:
     ]  # fmt: skip
     if report.label_agreement is not None:
         rows.append(("routers", f"{report.label_agreement:.1%} of the tokens go to their label"))
+    if not report.dry_run and (report.noise_effective or not report.sources):
+        noise = f"asked for {report.noise_requested:g}, after rounding {report.noise_effective:.3g}"
+        rows.append(("noise", noise))
     if not report.dry_run:
-        rows += [
-            ("noise", f"asked for {report.noise_requested:g}, after rounding"
-                      f" {report.noise_effective:.3g}"),
-            ("time", f"{report.seconds:.1f} s"),
-        ]  # fmt: skip
+        rows.append(("time", f"{report.seconds:.1f} s"))
     verb = "would become" if report.dry_run else "became"
     out.table(f"{report.source} {verb} {report.output}", rows)
     if not report.dry_run:
