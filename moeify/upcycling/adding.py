@@ -32,7 +32,7 @@ from moeify.routing.initialization import RouterRows, logit_std
 from moeify.upcycling.comparing import compare_joining
 from moeify.upcycling.config import MAX_EXPERTS, AddConfig
 from moeify.upcycling.routers import joining_rows, labelled_text, recorded_options
-from moeify.upcycling.sources import ExpertOrigin, ExpertSource, open_dense
+from moeify.upcycling.sources import ExpertOrigin, ExpertSource, open_dense, resolve_entry
 
 __all__ = ["AddReport", "add_experts"]
 
@@ -142,7 +142,7 @@ def _open(source: Source, config: AddConfig) -> _Joining:
             f"{view.num_experts} experts and {len(config.experts)} more are over {MAX_EXPERTS}",
             "add fewer",
         )
-    found = [open_dense(resolve_source(text)) for text in config.experts]
+    found = [open_dense(resolve_entry(text)) for text in config.experts]
     labels = config.labels or tuple(entry.label for entry in found)
     entries = (replace(entry, label=label) for entry, label in zip(found, labels, strict=True))
     return _Joining(view=view, family=family, entries=tuple(entries))

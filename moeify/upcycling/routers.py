@@ -28,6 +28,8 @@ __all__ = ["FittedRouters", "fit_routers", "joining_rows", "labelled_text", "rec
 _OVERSAMPLING = 8
 """Text is read until there is this much more than is used, so that rare labels have some too."""
 BATCH_SIZE = 8
+_HELD_BYTES = 512 << 20
+"""Inputs of as many layers as fit are held at a time; more layers take further passes."""
 _TEXT_OPTIONS = ("split", "text_column", "domain_column", "fit_tokens", "seq_len", "entropy")
 
 
@@ -87,25 +89,28 @@ def fit_routers(
     """Rows for every MoE layer of ``plan``, from the inputs that the dense model in ``folder`` has.
 
     That model is the base, or the mean of the sources where the rest comes from it. Memory holds
-    it and ``fit_tokens`` inputs a layer. Experts that differ change the inputs of later layers a
-    little; that the rows still fit is measured in docs/domain-experts.md.
+    it and the inputs of a few layers at a time, at most half a gigabyte. Experts that differ change
+    the inputs of later layers a little; that the rows still fit is measured in
+    docs/domain-experts.md.
     """
     from moeify.routing.dense_inputs import collect_dense_inputs
     from moeify.routing.loading import load_model
 
-    reservoir = InputReservoir(min(config.fit_tokens, blocks.tokens), config.seed)
-    model = load_model(folder)
-    layers = plan.settings.moe_layers
-    collect_dense_inputs(model, plan.family, layers, blocks, reservoir, batch_size=BATCH_SIZE)
-    del model
-    rows, agreement = {}, 0.0
-    owners = _owners(plan, blocks)
-    for layer in layers:
-        inputs, domains = reservoir.inputs(layer), reservoir.domains(layer)
-        fitted, share = _fit(inputs, domains, owners, plan.settings.top_k, layer, config)
-        rows[layer] = np.ascontiguousarray(fitted.numpy())
-        agreement += share / len(layers)
-    return FittedRouters(rows=rows, agreement=agreement, tokens=reservoir.capacity)
+    model, layers = load_model(folder), plan.settings.moe_layers
+    tokens = min(config.fit_tokens, blocks.tokens)
+    hidden = plan.family.dense.dims(plan.view.checkpoint.config)["H"]
+    together = max(1, _HELD_BYTES // (4 * tokens * hidden))
+    rows, agreement, owners = {}, 0.0, _owners(plan, blocks)
+    for first in range(0, len(layers), together):
+        group = layers[first : first + together]
+        reservoir = InputReservoir(tokens, config.seed)
+        collect_dense_inputs(model, plan.family, group, blocks, reservoir, batch_size=BATCH_SIZE)
+        for layer in group:
+            inputs, domains = reservoir.inputs(layer), reservoir.domains(layer)
+            fitted, share = _fit(inputs, domains, owners, plan.settings.top_k, layer, config)
+            rows[layer] = np.ascontiguousarray(fitted.numpy())
+            agreement += share / len(layers)
+    return FittedRouters(rows=rows, agreement=agreement, tokens=tokens)
 
 
 def joining_rows(
