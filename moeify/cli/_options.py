@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from moeify.errors import ConfigError
 
 __all__ = [
     "ForceOption",
@@ -16,7 +19,10 @@ __all__ = [
     "RevisionOption",
     "RouterOption",
     "SeedOption",
+    "comma_list",
     "epilog",
+    "number_list",
+    "source_list",
 ]
 
 OutputArgument = Annotated[
@@ -40,3 +46,26 @@ SeedOption = Annotated[int, typer.Option(help="Seed of everything that is drawn.
 def epilog(*examples: str) -> str:
     """Examples for the end of a command's help."""
     return "\n\n".join(["Examples:", *(f"$ {example}" for example in examples)])
+
+
+def comma_list(text: str | None) -> list[str]:
+    """The parts of ``a,b,c``."""
+    return [part.strip() for part in (text or "").split(",") if part.strip()]
+
+
+def number_list(option: str, text: str | None) -> tuple[float, ...]:
+    """The numbers of ``0.5,0.5``; raises ``ConfigError`` for anything else."""
+    try:
+        return tuple(float(part) for part in comma_list(text))
+    except ValueError:
+        raise ConfigError(
+            f"--{option} {text!r} is no list of numbers", f"write it as --{option} 0.5,0.5"
+        ) from None
+
+
+def source_list(given: Iterable[str] | None) -> tuple[str, ...]:
+    """Checkpoints named one by one or with commas between them."""
+    found: list[str] = []
+    for text in given or ():
+        found += [text] if Path(text).is_dir() else comma_list(text)
+    return tuple(found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
@@ -13,14 +14,16 @@ from moeify.cli._options import (
     PushToOption,
     QuietOption,
     RevisionOption,
-    RouterOption,
     SeedOption,
+    comma_list,
     epilog,
+    number_list,
+    source_list,
 )
 from moeify.cli._output import Output, count, size
 from moeify.cli._pushing import check_push_target, push_after
-from moeify.routing.config import RouterInit
-from moeify.upcycling.config import Compat, Dtype, UpcycleConfig
+from moeify.routing.config import ROUTER_STARTS, RouterStart
+from moeify.upcycling.config import Compat, Dtype, RestFrom, UpcycleConfig
 
 if TYPE_CHECKING:
     from moeify.upcycling.upcycle import UpcycleReport
@@ -30,6 +33,9 @@ EPILOG = epilog(
     "moeify upcycle ./my-qwen3 out --experts 8 --top-k 2 --noise 0.01 --layers odd",
     "moeify upcycle Qwen/Qwen3-0.6B --experts 4 --dry-run --json",
     "moeify upcycle bert-base-uncased --experts 8 --push-to me/bert-moe",
+    "moeify upcycle ./base ./moe --experts-from ./code,./german --labels code,german",
+    "moeify upcycle ./base ./moe --experts-from ./code,./german --labels code,german"
+    " --router data --dataset texts.jsonl --domain-column domain",
 )
 _DEFAULT = UpcycleConfig()
 
@@ -37,7 +43,10 @@ _DEFAULT = UpcycleConfig()
 def command(
     source: Annotated[str, typer.Argument(help="Dense checkpoint: a folder or a Hub id.")],
     output: OutputArgument = None,
-    experts: Annotated[int, typer.Option(help="Experts in each MoE layer.")] = _DEFAULT.num_experts,
+    experts: Annotated[
+        int | None,
+        typer.Option(help="Experts in each MoE layer; 8, or as many as --experts-from names."),
+    ] = None,
     top_k: Annotated[int, typer.Option(help="Experts that each token visits.")] = _DEFAULT.top_k,
     layers: Annotated[
         str, typer.Option(help="all, odd, even, last-half, or 0,2,4-7.")
@@ -45,7 +54,46 @@ def command(
     noise: Annotated[
         float, typer.Option(help="Noise on the experts, relative to the weights' deviation.")
     ] = _DEFAULT.noise,
-    router: RouterOption = _DEFAULT.router,
+    router: Annotated[
+        str, typer.Option(help="How the routers start.", metavar="|".join(ROUTER_STARTS))
+    ] = _DEFAULT.router,
+    experts_from: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Make experts of these checkpoints or LoRA adapters; repeat it or use commas.",
+            metavar="SOURCE,...",
+        ),
+    ] = None,
+    labels: Annotated[
+        str | None, typer.Option(help="What each of them knows.", metavar="NAME,...")
+    ] = None,
+    rest: Annotated[
+        str, typer.Option(help="Where everything but the experts comes from.", metavar="base|mean")
+    ] = _DEFAULT.rest,
+    weights: Annotated[
+        str | None, typer.Option(help="Their weights in that mean.", metavar="W,...")
+    ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="Examples for each label, for --router prompts.")
+    ] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            help="Labelled text for --router data: a file or a Hub id.", metavar="ID|FILE"
+        ),
+    ] = None,
+    split: Annotated[str, typer.Option(help="Split of a Hub dataset.")] = _DEFAULT.split,
+    text_column: Annotated[str, typer.Option(help="Column of the text.")] = _DEFAULT.text_column,
+    domain_column: Annotated[
+        str | None, typer.Option(help="Column of each text's label.", metavar="NAME")
+    ] = None,
+    fit_tokens: Annotated[
+        int, typer.Option(help="Tokens that routers are fitted to.")
+    ] = _DEFAULT.fit_tokens,
+    seq_len: Annotated[int | None, typer.Option(help="Tokens of a block of text.")] = None,
+    entropy: Annotated[
+        float, typer.Option(help="Normalised entropy of routers from text.")
+    ] = _DEFAULT.entropy,
     seed: SeedOption = _DEFAULT.seed,
     dtype: Annotated[
         str, typer.Option(metavar="auto|float32|bfloat16|float16", help="Dtype of the output.")
@@ -66,8 +114,12 @@ def command(
     """Turn the feed-forward layers of a dense checkpoint into experts."""
     config = UpcycleConfig(
         num_experts=experts, top_k=top_k, layers=layers, noise=noise,
-        router=cast(RouterInit, router), seed=seed, dtype=cast(Dtype, dtype),
+        router=cast(RouterStart, router), seed=seed, dtype=cast(Dtype, dtype),
         compat=cast(Compat, compat), max_shard_size=max_shard_size, revision=revision, force=force,
+        experts_from=source_list(experts_from), labels=tuple(comma_list(labels)),
+        rest=cast(RestFrom, rest), weights=number_list("weights", weights), prompts=prompts,
+        dataset=dataset, split=split, text_column=text_column, domain_column=domain_column,
+        fit_tokens=fit_tokens, seq_len=seq_len, entropy=entropy,
     )  # fmt: skip
     check_push_target(push_to)
     from moeify.upcycling.upcycle import upcycle
@@ -91,7 +143,11 @@ def _show(out: Output, report: UpcycleReport, source: str) -> None:
         ("parameters", f"{count(report.params_dense)} dense -> {count(report.params_total)} total,"
                        f" {count(report.params_active)} active"),
         ("bytes", size(report.bytes_written)),
+        *((f"from {origin.name}", f"experts {', '.join(map(str, origin.experts))}: {origin.label}")
+          for origin in report.sources),
     ]  # fmt: skip
+    if report.label_agreement is not None:
+        rows.append(("routers", f"{report.label_agreement:.1%} of the tokens go to their label"))
     if not report.dry_run:
         rows += [
             ("noise", f"asked for {report.noise_requested:g}, after rounding"
@@ -101,4 +157,6 @@ def _show(out: Output, report: UpcycleReport, source: str) -> None:
     verb = "would become" if report.dry_run else "became"
     out.table(f"{report.source} {verb} {report.output}", rows)
     if not report.dry_run:
-        out.hint(f"moeify verify {source} {report.output}")
+        # Experts that differ from the base do not compute what it computes.
+        check = f"inspect {report.output} --weights" if report.sources else None
+        out.hint(f"moeify {check or f'verify {source} {report.output}'}")

@@ -225,10 +225,14 @@ class InputReservoir:
         return tuple(self._rows)
 
     def __call__(self, tokens: RoutedTokens) -> None:
+        self.add(tokens.layer, tokens.inputs, tokens.domains)
+
+    def add(self, layer: int, inputs: Tensor, domains: Tensor | None) -> None:
+        """Show it ``inputs`` [T, H] of one layer and their domains [T]."""
         import torch
 
-        rows = tokens.inputs.detach().float().cpu()
-        layer, count = tokens.layer, len(rows)
+        rows = inputs.detach().float().cpu()
+        count = len(rows)
         if layer not in self._rows:
             self._rows[layer] = torch.empty(self.capacity, rows.shape[1])
             self._domains[layer] = torch.full((self.capacity,), -1)
@@ -243,8 +247,8 @@ class InputReservoir:
         keep = places < self.capacity
         chosen = torch.from_numpy(count - 1 - behind[keep])
         self._rows[layer][torch.from_numpy(places[keep])] = rows[chosen]
-        if tokens.domains is not None:
-            self._domains[layer][torch.from_numpy(places[keep])] = tokens.domains[chosen]
+        if domains is not None:
+            self._domains[layer][torch.from_numpy(places[keep])] = domains[chosen]
         self._seen[layer] += count
 
     def inputs(self, layer: int) -> Tensor:

@@ -7,10 +7,13 @@ from typing import Literal, get_args
 
 from moeify.errors import ConfigError
 
-__all__ = ["ROUTER_INITS", "DataConfig", "RouterInit"]
+__all__ = ["ROUTER_INITS", "ROUTER_STARTS", "DataConfig", "RouterInit", "RouterStart"]
 
 RouterInit = Literal["calibrated", "normal", "zeros"]
 ROUTER_INITS: tuple[RouterInit, ...] = get_args(RouterInit)
+RouterStart = Literal["calibrated", "normal", "zeros", "prompts", "data"]
+"""The same, and those that are computed from text."""
+ROUTER_STARTS: tuple[RouterStart, ...] = get_args(RouterStart)
 
 
 @dataclass(frozen=True, kw_only=True)

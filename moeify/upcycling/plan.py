@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
-from moeify.checkpoint.arithmetic import FLOAT_DTYPES
+from moeify.checkpoint.arithmetic import FLOAT_DTYPES, Float32
 from moeify.checkpoint.files import Slice
 from moeify.checkpoint.header import StoredTensor
-from moeify.checkpoint.jobs import Job, Noise, Piece, copy_of
+from moeify.checkpoint.jobs import Held, Job, Noise, Piece, copy_of
 from moeify.checkpoint.reader import Checkpoint
 from moeify.checkpoint.writer import Shard, parse_size, plan_shards
 from moeify.errors import CheckpointError, ConfigError
@@ -23,8 +23,17 @@ from moeify.families.base import (
 )
 from moeify.families.dense_view import DenseView, view_dense
 from moeify.families.registry import dense_family
+from moeify.routing.config import ROUTER_INITS, RouterInit
 from moeify.routing.initialization import NormalRows, RouterRows, UpProjection
+from moeify.upcycling.comparing import compare_sources
 from moeify.upcycling.config import UpcycleConfig, select_layers
+from moeify.upcycling.sources import (
+    ExpertOrigin,
+    ExpertSource,
+    dealt,
+    expert_origins,
+    open_sources,
+)
 
 __all__ = ["ParameterCounts", "UpcyclePlan", "plan_upcycle"]
 
@@ -52,12 +61,23 @@ class UpcyclePlan:
     shards: tuple[Shard, ...]
     ffn: tuple[StoredTensor, ...]
     parameters: ParameterCounts
+    sources: tuple[ExpertSource, ...] = ()
+    origins: tuple[ExpertOrigin, ...] = ()
     warnings: tuple[str, ...] = field(default=())
 
     @property
     def family(self) -> Family:
         """The family of the checkpoint."""
         return self.view.family
+
+    def with_routers(self, rows: Mapping[int, Float32]) -> UpcyclePlan:
+        """The same plan with these rows [E, H] in place of each layer's router."""
+        *others, last = self.shards  # routers have the last file to themselves
+        jobs = tuple(
+            replace(job, pieces=(Held(array=array, dtype=job.dtype),))
+            for job, array in zip(last.jobs, rows.values(), strict=True)
+        )
+        return replace(self, shards=(*others, replace(last, jobs=jobs)))
 
     @property
     def nbytes(self) -> int:
@@ -74,14 +94,16 @@ def plan_upcycle(checkpoint: Checkpoint, options: UpcycleConfig) -> UpcyclePlan:
     family = dense_family(checkpoint.config)
     view = view_dense(checkpoint, family)
     layers = select_layers(options.layers, view.num_layers)
+    sources = open_sources(view, options)
+    compared = compare_sources(view, sources, options)
     settings = MoeSettings(
-        num_experts=options.num_experts,
+        num_experts=options.experts,
         top_k=options.top_k,
         moe_layers=layers,
         num_layers=view.num_layers,
         renormalise=_renormalises(family, options, len(layers) == view.num_layers),
     )
-    planner = _Planner(view, settings, options)
+    planner = _Planner(view, settings, options, sources)
     shards = plan_shards(
         planner.weights(), parse_size(options.max_shard_size), last=planner.routers()
     )
@@ -90,9 +112,11 @@ def plan_upcycle(checkpoint: Checkpoint, options: UpcycleConfig) -> UpcyclePlan:
         settings=settings,
         config=planner.config,
         shards=shards,
-        ffn=tuple(tensor for layer in layers for tensor in view.ffn(layer).values()),
+        ffn=tuple(dict.fromkeys(planner.read_ffn())),
         parameters=planner.parameters(),
-        warnings=tuple(_warnings(view, settings, options.noise)),
+        sources=sources,
+        origins=expert_origins(sources, options.experts),
+        warnings=(*compared, *_warnings(view, settings, options.noise)),
     )
 
 
@@ -136,8 +160,11 @@ def _warnings(view: DenseView, settings: MoeSettings, noise: float) -> Iterator[
 class _Planner:
     """One pass over the dense tensors in the order of the source's files."""
 
-    def __init__(self, view: DenseView, settings: MoeSettings, options: UpcycleConfig) -> None:
-        self.view, self.settings, self.options = view, settings, options
+    def __init__(
+        self, view: DenseView, settings: MoeSettings, options: UpcycleConfig,
+        sources: tuple[ExpertSource, ...],
+    ) -> None:  # fmt: skip
+        self.view, self.settings, self.options, self.sources = view, settings, options, sources
         self.family = view.family
         self.cast = _DTYPE_NAMES.get(options.dtype)
         self.config = self._config()
@@ -204,18 +231,16 @@ class _Planner:
         prefix = self.view.head.prefix_out + self.family.moe.layer.format(layer=layer)
         ffn = self.view.ffn(layer)
         for spec in self.family.moe.experts:
-            yield from self._experts(prefix, spec, ffn)
+            yield from self._experts(prefix, spec, layer)
         for extra in self.family.moe.extras:
             yield self._extra(prefix, extra, self._out_dtype(ffn["up"]))
 
-    def _experts(
-        self, prefix: str, spec: ExpertTensor, ffn: dict[str, StoredTensor]
-    ) -> Iterator[Job]:
+    def _experts(self, prefix: str, spec: ExpertTensor, layer: int) -> Iterator[Job]:
         shape = resolve_shape(spec.shape, self.dims)
-        dtype = self._out_dtype(ffn[spec.roles[0]])
+        dtype = self._out_dtype(self.view.ffn(layer)[spec.roles[0]])
         pieces = [
-            self._expert_piece(ffn[role], role, expert)
-            for expert in range(self.settings.num_experts)
+            self._expert_piece(source, repeated, layer, role, expert)
+            for expert, source, repeated in self._experts_of()
             for role in spec.roles
         ]
         if spec.fused:
@@ -224,8 +249,22 @@ class _Planner:
         for expert, piece in enumerate(pieces):
             yield Job(prefix + spec.name.format(expert=expert), dtype, shape, (piece,))
 
-    def _expert_piece(self, tensor: StoredTensor, role: str, expert: int) -> Piece:
-        dtype = self._out_dtype(tensor)
+    def _experts_of(self) -> Iterator[tuple[int, DenseView | ExpertSource, bool]]:
+        """Each expert's number, where its FFN comes from, and whether it takes noise.
+
+        Copies of one model all take noise; of experts that have sources only the repeats do.
+        """
+        if self.sources:
+            yield from dealt(self.sources, self.settings.num_experts)
+        else:
+            for expert in range(self.settings.num_experts):
+                yield expert, self.view, True
+
+    def _expert_piece(
+        self, source: DenseView | ExpertSource, noisy: bool, layer: int, role: str, expert: int
+    ) -> Piece:
+        tensor = source.ffn(layer)[role]
+        dtype = self._out_dtype(self.view.ffn(layer)[role])
         if tensor.dtype not in FLOAT_DTYPES:
             raise CheckpointError(
                 f"tensor {tensor.name!r} has dtype {tensor.dtype}: a quantised FFN cannot be"
@@ -234,12 +273,18 @@ class _Planner:
                 path=tensor.path,
             )
         noise = None
-        if self.options.noise and not role.endswith("_bias"):
+        if noisy and self.options.noise and not role.endswith("_bias"):
             noise = Noise(self.options.noise, (self.options.seed, "noise", tensor.name, expert))
         # Unrenormalised weights of a flat router sum to K/E, which the last product undoes.
         scaled = role == "down" and not self.settings.renormalise
         weight = self.settings.num_experts / self.settings.top_k if scaled else 1.0
         return copy_of(tensor, dtype, noise, weight=weight)
+
+    def read_ffn(self) -> Iterator[StoredTensor]:
+        """The FFN tensors that experts are made of."""
+        for layer in self.settings.moe_layers:
+            for source in self.sources or (self.view,):
+                yield from source.ffn(layer).values()
 
     def _extra(self, prefix: str, extra: ExtraTensor, dtype: str) -> Job:
         shape = resolve_shape(extra.shape, self.dims)
@@ -254,6 +299,9 @@ class _Planner:
     def routers(self) -> Iterator[Job]:
         """One router a layer."""
         moe, dense = self.family.moe, self.family.dense
+        # Routers from text take the place of calibrated ones once the text has been read.
+        known = [init for init in ROUTER_INITS if init == self.options.router]
+        init: RouterInit = known[0] if known else "calibrated"
         for layer in self.settings.moe_layers:
             source = dense.layer.format(layer=layer)
             name = self.view.head.prefix_out + moe.layer.format(layer=layer) + moe.router
@@ -262,7 +310,7 @@ class _Planner:
                 yield self._flat_router(name, self._out_dtype(norm))
                 continue
             piece = RouterRows(
-                init=self.options.router,
+                init=init,
                 num_experts=self.settings.num_experts,
                 hidden_size=self.dims["H"],
                 dtype=self._out_dtype(norm),

@@ -16,6 +16,8 @@ from moeify.provenance.companions import write_companions
 from moeify.provenance.record import Record, Step
 from moeify.upcycling.config import UpcycleConfig
 from moeify.upcycling.plan import UpcyclePlan, plan_upcycle
+from moeify.upcycling.routers import fit_routers, labelled_text
+from moeify.upcycling.sources import ExpertOrigin
 
 __all__ = ["UpcycleReport", "upcycle"]
 
@@ -25,7 +27,9 @@ class UpcycleReport:
     """What upcycling did, or with ``dry_run`` would do.
 
     ``noise_effective`` is the root mean square of what the noise changed after rounding to the
-    output's dtype, relative to the weights' standard deviation.
+    output's dtype, relative to the weights' standard deviation. ``sources`` says which experts are
+    made of what, empty for copies of one model; ``label_agreement`` is the share of tokens whose
+    first expert has their label, averaged over layers, where routers were computed from text.
     """
 
     source: str
@@ -43,6 +47,10 @@ class UpcycleReport:
     seconds: float
     noise_requested: float
     noise_effective: float
+    router: str
+    label_agreement: float | None
+    rest: str
+    sources: tuple[ExpertOrigin, ...]
     warnings: tuple[str, ...]
     dry_run: bool
 
@@ -76,19 +84,31 @@ def upcycle(
     if not dry_run:
         check_output(target, resolved.folder, force=config.force)
     plan = plan_upcycle(Checkpoint.open(resolved.folder), config)
+    if not dry_run:
+        folders = (entry.source.folder for entry in plan.sources)
+        check_output(target, *folders, force=config.force)
     report = _report(plan, resolved, target, config)
+    blocks = labelled_text(config, resolved.folder, plan) if _needs_text(config) else None
     if dry_run:
         return replace(report, dry_run=True, seconds=time.perf_counter() - started)
     check_free_space(target, plan.nbytes)
     for _ in carried_files(resolved.folder):
         pass  # a link out of the folder is refused before the long work
+    if blocks is not None:
+        fitted = fit_routers(plan, blocks, resolved.folder, config)
+        plan = plan.with_routers(fitted.rows)
+        report = replace(report, label_agreement=fitted.agreement)
     return _write(plan, resolved, target, config, replace(report, dry_run=False), progress, started)
+
+
+def _needs_text(config: UpcycleConfig) -> bool:
+    return config.router in ("prompts", "data")
 
 
 def default_output(source: Source, config: UpcycleConfig) -> Path:
     """``NAME-moe-e8-k2`` in the working directory."""
     name = source.name.rsplit("/", 1)[-1]
-    return Path(f"{name}-moe-e{config.num_experts}-k{config.top_k}")
+    return Path(f"{name}-moe-e{config.experts}-k{config.top_k}")
 
 
 def _report(
@@ -99,7 +119,7 @@ def _report(
         output=str(target),
         family=plan.family.model_type,
         model_type=plan.family.moe.model_type,
-        num_experts=config.num_experts,
+        num_experts=config.experts,
         top_k=config.top_k,
         num_layers=plan.settings.num_layers,
         moe_layers=plan.settings.moe_layers,
@@ -110,6 +130,10 @@ def _report(
         seconds=0.0,
         noise_requested=config.noise,
         noise_effective=0.0,
+        router=config.router,
+        label_agreement=None,
+        rest=config.rest,
+        sources=plan.origins,
         warnings=plan.warnings,
         dry_run=True,
     )
@@ -132,8 +156,30 @@ def _write(
 
 
 def _step(config: UpcycleConfig, report: UpcycleReport) -> Step:
-    options = asdict(config)
-    options.pop("force")
+    options = {key: value for key, value in asdict(config).items() if _recorded(config, key)}
+    options["num_experts"] = config.experts
+    if config.experts_from:
+        options["experts_from"] = [origin.name for origin in report.sources]
+    if config.dataset is not None and Path(config.dataset).exists():
+        options["dataset"] = Path(config.dataset).name  # never a home folder in what is published
     keys = ("params_dense", "params_total", "params_active", "noise_effective")
     results = {key: getattr(report, key) for key in keys}
+    if report.sources:
+        results["sources"] = [asdict(origin) for origin in report.sources]
+    if report.label_agreement is not None:
+        results["label_agreement"] = report.label_agreement
     return Step(command="upcycle", options=options, results=results)
+
+
+_TEXT_OPTIONS = ("split", "text_column", "domain_column", "fit_tokens", "seq_len", "entropy")
+
+
+def _recorded(config: UpcycleConfig, key: str) -> bool:
+    """Whether an option had a part in what was written."""
+    if key in _TEXT_OPTIONS:
+        return _needs_text(config)
+    if key in ("experts_from", "labels", "rest", "weights"):
+        return bool(config.experts_from)
+    return key != "force" and (
+        key not in ("prompts", "dataset") or getattr(config, key) is not None
+    )

@@ -26,10 +26,10 @@ from moeify.families.registry import moe_layout
 from moeify.provenance.record import Record
 from moeify.routing.collection import InputReservoir, collect, routers
 from moeify.routing.data import Blocks, block_length, read_blocks, tokenizer_for
+from moeify.routing.fit import domain_router, kmeans_router
 from moeify.routing.loading import load_model
 from moeify.routing.statistics import RoutingStatistics
 from moeify.warming.config import Fit, Loss, WarmupConfig
-from moeify.warming.fit import domain_router, kmeans_router
 from moeify.warming.headroom import Headroom, measure_headroom
 from moeify.warming.objective import Examples, Objective, choose_loss, evaluate
 from moeify.warming.output import output_bytes, write_output

@@ -1,0 +1,57 @@
+"""What the feed-forward layers of a dense model read: the inputs of the routers to come."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from moeify.families.base import Family
+from moeify.routing.collection import InputReservoir, base_model
+from moeify.routing.data import Blocks
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["collect_dense_inputs"]
+
+
+def collect_dense_inputs(
+    model: nn.Module, family: Family, layers: Sequence[int], blocks: Blocks,
+    reservoir: InputReservoir, *, batch_size: int = 8,
+) -> None:  # fmt: skip
+    """Run a dense ``model`` over ``blocks`` and keep FFN inputs [T, H] with their domains.
+
+    A mixture of its copies has the same inputs. The head is not run.
+    """
+    import torch
+
+    base = base_model(model)
+    device = next(model.parameters()).device
+    up = next(part.name for part in family.dense.ffn if part.role == "up").removesuffix(".weight")
+    current: dict[str, Any] = {}
+    # An encoder's forward has no use_cache.
+    options = {} if family.model_type == "bert" else {"use_cache": False}
+
+    def hook(layer: int) -> Any:
+        def seen(_: Any, args: Any) -> None:
+            inputs = args[0].reshape(-1, args[0].shape[-1])
+            reservoir.add(layer, inputs[current["real"].to(inputs.device)], current["domains"])
+
+        return seen
+
+    handles = [
+        base.get_submodule(family.dense.layer.format(layer=layer) + up)
+        .register_forward_pre_hook(hook(layer))
+        for layer in layers
+    ]  # fmt: skip
+    try:
+        with torch.no_grad():
+            for inputs, part in blocks.batches(batch_size):
+                current["real"] = inputs["attention_mask"].flatten().bool()
+                assert part.domains is not None, "the texts have labels"
+                per_token = torch.from_numpy(part.domains).repeat_interleave(part.seq_len)
+                current["domains"] = per_token[current["real"]]
+                base(**{name: tensor.to(device) for name, tensor in inputs.items()}, **options)
+    finally:
+        for handle in handles:
+            handle.remove()
