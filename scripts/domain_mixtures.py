@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,6 +14,9 @@ from train_demo import held_out_loss
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import moeify
+from moeify.families.registry import moe_layout
+from moeify.routing.loading import load_model
+from moeify.warming.routes import one_expert, rerouted
 
 PROMPTS_PER_DOMAIN = 16
 WARMUP_STEPS = 200
@@ -174,11 +177,18 @@ def own_weight(model: PreTrainedModel, rows: torch.Tensor, expert: int) -> float
     return float(torch.cat(weights).mean())
 
 
-def oracle(parts: Parts, scratch: Path, blocks: dict[str, torch.Tensor]) -> dict[str, float]:
-    """Loss where every token visits its own domain's expert: those experts as dense models."""
-    assemble(parts, scratch / "moe")
-    found = {}
+def oracle(parts: Parts, folder: Path, blocks: dict[str, torch.Tensor]) -> dict[str, float]:
+    """Loss where every token visits the expert of its domain and no other."""
+    assemble(parts, folder)
+    model = load_model(folder)
+    layout, found = moe_layout(model.config.to_dict()), {}
     for place, (name, rows) in enumerate(blocks.items()):
-        moeify.extract(scratch / "moe", scratch / name, expert=place)
-        found |= measured(scratch / name, {name: rows})
+        with rerouted(model, layout, one_expert(place)):
+            found[name] = held_out_loss(model, rows)
     return found
+
+
+def unchanged(parts: Parts, folder: Path, blocks: dict[str, torch.Tensor]) -> dict[str, float]:
+    """Loss of a mixture whose experts are all the base's FFNs."""
+    assemble(replace(parts, sources=[parts.base] * len(DOMAINS), rest="base"), folder, noise=0.0)
+    return measured(folder, blocks)

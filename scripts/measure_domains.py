@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 from domain_figures import Losses, draw_heatmap, tables
-from domain_mixtures import WAYS, Parts, available, measured, oracle, write_text
+from domain_mixtures import WAYS, Parts, available, measured, oracle, unchanged, write_text
 from domain_models import DOMAINS, held_out_blocks, kept, train_base, train_specialist
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.peers import install_mergekit
 
+SPECIAL = {"four times the base": unchanged, "domain oracle": oracle}
 SETTINGS = ("ffn-base", "whole-base", "whole-mean")
 
 
@@ -74,7 +75,7 @@ class Experiment:
         )  # fmt: skip
         path = self.work / f"seed{seed}/{setting}.json"
         found: Losses = json.loads(path.read_text()) if path.is_file() else {}
-        for step in ("base", *DOMAINS, "domain oracle", *WAYS):
+        for step in ("base", *DOMAINS, *SPECIAL, *WAYS):
             if not available(step, parts) or (step in found and step not in again):
                 continue
             self.check_time(f"seed {seed}, {setting}: {step}")
@@ -89,10 +90,11 @@ class Experiment:
         if step in DOMAINS:
             return measured(parts.sources[DOMAINS.index(step)], self.blocks)
         with tempfile.TemporaryDirectory() as scratch:
-            if step == "domain oracle":
-                return oracle(parts, Path(scratch), self.blocks)
-            WAYS[step](parts, Path(scratch, "out"))
-            return measured(Path(scratch, "out"), self.blocks)
+            folder = Path(scratch, "out")
+            if step in SPECIAL:
+                return SPECIAL[step](parts, folder, self.blocks)
+            WAYS[step](parts, folder)
+            return measured(folder, self.blocks)
 
 
 def main() -> int:

@@ -57,6 +57,19 @@ class Record:
         """The record with one step more."""
         return Record(source=self.source, revision=self.revision, steps=(*self.steps, step))
 
+    def expert_labels(self) -> dict[int, str]:
+        """What each expert knows, as far as its source had a label; empty after pruning."""
+        labels: dict[int, str] = {}
+        for step in self.steps:
+            sources = step.results.get("sources")
+            for source in sources if isinstance(sources, list) else ():
+                experts = source.get("experts") if isinstance(source, dict) else None
+                for expert in experts if isinstance(experts, list) else ():
+                    labels[expert] = str(source.get("label"))
+            if step.command == "prune":
+                labels = {}
+        return labels
+
     def write(self, folder: Path) -> None:
         """Write moeify.json into ``folder``."""
         document = {
