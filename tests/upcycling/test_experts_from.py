@@ -15,7 +15,7 @@ from moeify.provenance.record import Record, Step
 from moeify.routing.loading import load_model
 from moeify.warming.routes import one_expert, rerouted
 from tests.tiny import LM_HEADS, VOCAB, save_tiny, state, tree
-from tests.upcycling.specialists import change_config, dense_view, ffn_tensors, specialist
+from tests.upcycling.specialists import change_config, dense_view, ffn_tensors, specialist, spoil
 
 FAMILIES = list(LM_HEADS)
 
@@ -242,6 +242,14 @@ def test_options_that_do_not_fit_are_refused(
     qwen: Path, tmp_path: Path, options: dict, part: str
 ) -> None:
     assert part in refused(qwen, tmp_path, qwen / "b", **options)
+
+
+def test_nan_in_any_source_is_found_and_nothing_is_kept(qwen: Path, tmp_path: Path) -> None:
+    shutil.copytree(qwen / "b", tmp_path / "b")
+    spoil(tmp_path / "b" / "model.safetensors", "model.layers.2.mlp.up_proj.weight")
+    message = refused(qwen, tmp_path, tmp_path / "b")
+    assert "'model.layers.2.mlp.up_proj.weight'" in message
+    assert "holds NaN" in message
 
 
 def test_more_sources_than_experts_are_refused(qwen: Path) -> None:
