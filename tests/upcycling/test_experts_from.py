@@ -257,6 +257,13 @@ def test_more_sources_than_experts_are_refused(qwen: Path) -> None:
         moeify.UpcycleConfig(experts_from=("a", "b", "c"), num_experts=2)
 
 
+def test_names_may_stand_in_one_string() -> None:
+    config = moeify.UpcycleConfig(experts_from="a, b,c", labels="x,y,z")
+    assert config.experts_from == ("a", "b", "c")
+    assert config.labels == ("x", "y", "z")
+    assert config.experts == 3
+
+
 def test_the_mean_of_nothing_is_refused() -> None:
     with pytest.raises(ConfigError, match="there are none"):
         moeify.UpcycleConfig(rest="mean")
