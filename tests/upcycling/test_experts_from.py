@@ -10,7 +10,7 @@ import torch
 import moeify
 from moeify.errors import CheckpointError, ConfigError
 from moeify.families.registry import moe_layout
-from moeify.provenance.card import _origin
+from moeify.provenance.card import _origins
 from moeify.provenance.record import Record, Step
 from moeify.routing.loading import load_model
 from moeify.warming.routes import one_expert, rerouted
@@ -184,9 +184,7 @@ def test_the_card_names_every_model_on_the_hub() -> None:
                {"name": "folder", "revision": None, "label": "x", "experts": [1]}]  # fmt: skip
     step = Step(command="upcycle", options={}, results={"sources": sources}, versions={})
     record = Record(source="org/base", revision="b" * 40, steps=(step,))
-    assert _origin(record) == {
-        "base_model": ["org/base", "me/code"], "base_model_relation": "merge",
-    }  # fmt: skip
+    assert _origins(record) == ["org/base", "me/code"]
 
 
 def refused(qwen: Path, tmp_path: Path, source: Path, **options: object) -> str:
