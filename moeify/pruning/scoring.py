@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import math
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from moeify.checkpoint.arithmetic import FLOAT_DTYPES
 from moeify.checkpoint.source import Source
+from moeify.checkpoint.staging import check_free_space
 from moeify.checkpoint.writer import Progress
-from moeify.errors import DatasetError, RoutingError
+from moeify.errors import ConfigError, DatasetError, RoutingError
 from moeify.pruning.aimer import aimer_scores, expert_slices
 from moeify.pruning.anatomy import Anatomy
-from moeify.pruning.calibration import calibrate, check_calibration
+from moeify.pruning.calibration import calibrate
 from moeify.pruning.config import PruneConfig
 from moeify.pruning.scores import LayerScores, Scores, checkpoint_fingerprint
 from moeify.routing.config import DataConfig
 from moeify.routing.data import Blocks, block_length, read_blocks, tokenizer_for
 from moeify.routing.loading import load_model
+from moeify.routing.passes import LayerByLayer, Passes, WholeModel, runs_by_layer
 
 __all__ = ["Text", "read_text", "stored_scores", "text_scores"]
 
@@ -38,7 +42,6 @@ def read_text(source: Source, anatomy: Anatomy, config: PruneConfig) -> Text | N
     """
     if config.dataset is None:
         return None
-    check_calibration(anatomy)
     data = DataConfig(
         dataset=config.dataset, split=config.split, text_column=config.text_column,
         seq_len=config.seq_len, seed=config.seed,
@@ -79,16 +82,21 @@ def text_scores(
 ) -> Scores:  # fmt: skip
     """Scores from a pass over ``text``, continued where an interrupted one in ``save_to`` ended."""
     view = anatomy.view
-    scores = _begun(save_to, anatomy, _data(text, config)) or Scores(
-        source=source.name,
-        fingerprint=checkpoint_fingerprint(anatomy),
-        data=_data(text, config),
-        dataset=Path(config.dataset or "").name,
-        layers={layer: LayerScores.empty(view.num_experts) for layer in view.moe_layers},
-    )
+    states = save_to.with_name(f".{save_to.name.lstrip('.')}.states")
+    passes = _passes(anatomy, config, text, states)
+    data = f"{text.fit.fingerprint}-{config.batch_size}-{len(passes)}"
+    scores = _begun(save_to, anatomy, data)
+    if scores is None or not _goes_on(passes, scores, text, config):
+        scores = Scores(
+            source=source.name,
+            fingerprint=checkpoint_fingerprint(anatomy),
+            data=data,
+            dataset=Path(config.dataset or "").name,
+            layers={layer: LayerScores.empty(view.num_experts) for layer in view.moe_layers},
+        )
     save_to.parent.mkdir(parents=True, exist_ok=True)
     calibrate(
-        load_model(source.folder), anatomy, text.fit, scores,
+        passes, anatomy, text.fit, scores,
         batch_size=config.batch_size, save_to=save_to, progress=progress,
     )  # fmt: skip
     if all(
@@ -97,12 +105,29 @@ def text_scores(
     ):
         scores.aimer = aimer_scores(anatomy)
     scores.complete = True
+    shutil.rmtree(states, ignore_errors=True)
     return scores
 
 
-def _data(text: Text, config: PruneConfig) -> str:
-    """What the text and its batches are; scores go on only where both are the same."""
-    return f"{text.fit.fingerprint}-{config.batch_size}"
+def _passes(anatomy: Anatomy, config: PruneConfig, text: Text, states: Path) -> Passes:
+    """One pass with the whole model, or one for each layer where memory asks for it."""
+    view = anatomy.view
+    if not runs_by_layer(view.checkpoint, config.low_memory):
+        return WholeModel(load_model(view.checkpoint.folder))
+    if view.checkpoint.config.get("quantization_config"):
+        raise ConfigError(
+            "a quantised checkpoint cannot be calibrated layer by layer",
+            "pass --no-low-memory where it fits into memory, or --by aimer on unquantised weights",
+        )
+    check_free_space(states, 2 * 4 * text.fit.input_ids.size * view.hidden_size)
+    return LayerByLayer(view.checkpoint.folder, view.layout, states)
+
+
+def _goes_on(passes: Passes, scores: Scores, text: Text, config: PruneConfig) -> bool:
+    """Whether what ``scores`` need from earlier layers is still there."""
+    batches = math.ceil(len(text.fit) / config.batch_size)
+    place = min(scores.batches // batches, len(passes) - 1)
+    return not isinstance(passes, LayerByLayer) or passes.holds(place, batches)
 
 
 def _begun(path: Path, anatomy: Anatomy, data: str) -> Scores | None:

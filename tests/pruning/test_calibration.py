@@ -16,6 +16,7 @@ from moeify.pruning.calibration import calibrate
 from moeify.pruning.prune import prune
 from moeify.pruning.scores import LayerScores, Scores, checkpoint_fingerprint
 from moeify.routing.data import Blocks
+from moeify.routing.passes import WholeModel
 from tests.pruning.oracle import brute_force
 from tests.pruning.tiny_mixtures import EXPERTS, MODEL_TYPES, TOP_K, save
 
@@ -39,13 +40,14 @@ def fresh(anatomy: Anatomy) -> Scores:
 
 
 @pytest.mark.parametrize(
-    "model_type", ["bert_moe", "gpt2_moe", "qwen2_moe", "mixtral", "deepseek_v3", "gpt_oss"]
+    "model_type",
+    ["bert_moe", "gpt2_moe", "qwen2_moe", "mixtral", "deepseek_v3", "gpt_oss", "llama4_text"],
 )
 def test_scores_are_the_formulas(model_type: str, tmp_path: Path) -> None:
     model = save(model_type, tmp_path / "m")
     anatomy = dissect(open_moe(Checkpoint.open(tmp_path / "m")))
     scores, text = fresh(anatomy), blocks()
-    calibrate(model, anatomy, text, scores, batch_size=4, save_to=tmp_path / "s.json")
+    calibrate(WholeModel(model), anatomy, text, scores, batch_size=4, save_to=tmp_path / "s.json")
     wanted = brute_force(model_type, model, text.inputs(), TOP_K)
     assert scores.layers.keys() == wanted.keys()
     for layer, sums in scores.layers.items():
@@ -64,7 +66,7 @@ def test_measuring_leaves_the_model_as_it_was(model_type: str, tmp_path: Path) -
     text, scores = blocks(), fresh(anatomy)
     with torch.no_grad():
         before = model(**text.inputs()).logits
-        with calibration.measured(model, scores.layers) as expect:
+        with calibration.measured(model, anatomy.view.layout, scores.layers) as expect:
             expect(text.inputs()["attention_mask"])
             during = model(**text.inputs()).logits
         after = model(**text.inputs()).logits
@@ -77,7 +79,7 @@ def test_an_interrupted_pass_goes_on_where_it_ended(tmp_path: Path) -> None:
     model = save("mixtral", tmp_path / "m")
     anatomy = dissect(open_moe(Checkpoint.open(tmp_path / "m")))
     whole, halved, path = fresh(anatomy), fresh(anatomy), tmp_path / "s.json"
-    calibrate(model, anatomy, blocks(), whole, batch_size=2, save_to=path)
+    calibrate(WholeModel(model), anatomy, blocks(), whole, batch_size=2, save_to=path)
     assert not path.exists()
     second_layer, calls = model.model.layers[1].mlp.experts, []
 
@@ -88,11 +90,11 @@ def test_an_interrupted_pass_goes_on_where_it_ended(tmp_path: Path) -> None:
 
     handle = second_layer.register_forward_pre_hook(stop)
     with pytest.raises(KeyboardInterrupt):
-        calibrate(model, anatomy, blocks(), halved, batch_size=2, save_to=path)
+        calibrate(WholeModel(model), anatomy, blocks(), halved, batch_size=2, save_to=path)
     handle.remove()
     kept = Scores.read(path, anatomy)
     assert kept.batches == 1 and not kept.complete
-    calibrate(model, anatomy, blocks(), kept, batch_size=2, save_to=path)
+    calibrate(WholeModel(model), anatomy, blocks(), kept, batch_size=2, save_to=path)
     for layer, sums in whole.layers.items():
         for name, row in sums.sums.items():
             assert np.array_equal(row, kept.layers[layer].sums[name])
@@ -181,7 +183,7 @@ def test_growth_of_weights_is_reported_and_can_be_folded_in(tmp_path: Path) -> N
     model = save("qwen2_moe", tmp_path / "m")
     anatomy = dissect(open_moe(Checkpoint.open(tmp_path / "m")))
     scores, path = fresh(anatomy), tmp_path / "s.json"
-    calibrate(model, anatomy, blocks(), scores, batch_size=4, save_to=path)
+    calibrate(WholeModel(model), anatomy, blocks(), scores, batch_size=4, save_to=path)
     scores.complete = True
     scores.write(path)
     plain = prune(tmp_path / "m", tmp_path / "plain", keep=4, scores=path)
