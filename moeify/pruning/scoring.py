@@ -20,7 +20,7 @@ from moeify.pruning.scores import LayerScores, Scores, checkpoint_fingerprint
 from moeify.routing.config import DataConfig
 from moeify.routing.data import Blocks, block_length, read_blocks, tokenizer_for
 from moeify.routing.loading import load_model
-from moeify.routing.passes import LayerByLayer, Passes, WholeModel, runs_by_layer
+from moeify.routing.passes import LayerByLayer, Passes, WholeModel
 
 __all__ = ["Text", "read_text", "stored_scores", "text_scores"]
 
@@ -77,13 +77,18 @@ def stored_scores(anatomy: Anatomy, config: PruneConfig) -> Scores | None:
 
 
 def text_scores(
-    source: Source, anatomy: Anatomy, config: PruneConfig, text: Text, save_to: Path,
-    progress: Progress | None = None,
+    source: Source, anatomy: Anatomy, config: PruneConfig, text: Text, save_to: Path, *,
+    by_layer: bool = False, progress: Progress | None = None,
 ) -> Scores:  # fmt: skip
-    """Scores from a pass over ``text``, continued where an interrupted one in ``save_to`` ended."""
+    """Scores from ``text``, continued where an interrupted calibration in ``save_to`` ended.
+
+    ``by_layer`` holds one layer's weights at a time, and what layers give in files.
+    """
     view = anatomy.view
     states = save_to.with_name(f".{save_to.name.lstrip('.')}.states")
-    passes = _passes(anatomy, config, text, states)
+    passes: Passes = (
+        _passes(anatomy, text, states) if by_layer else WholeModel(load_model(source.folder))
+    )
     data = f"{text.fit.fingerprint}-{config.batch_size}-{len(passes)}"
     scores = _begun(save_to, anatomy, data)
     if scores is None or not _goes_on(passes, scores, text, config):
@@ -109,15 +114,12 @@ def text_scores(
     return scores
 
 
-def _passes(anatomy: Anatomy, config: PruneConfig, text: Text, states: Path) -> Passes:
-    """One pass with the whole model, or one for each layer where memory asks for it."""
+def _passes(anatomy: Anatomy, text: Text, states: Path) -> LayerByLayer:
     view = anatomy.view
-    if not runs_by_layer(view.checkpoint, config.low_memory):
-        return WholeModel(load_model(view.checkpoint.folder))
     if view.checkpoint.config.get("quantization_config"):
         raise ConfigError(
             "a quantised checkpoint cannot be calibrated layer by layer",
-            "pass --no-low-memory where it fits into memory, or --by aimer on unquantised weights",
+            "pass --no-low-memory where it fits into memory, or calibrate its unquantised original",
         )
     check_free_space(states, 2 * 4 * text.fit.input_ids.size * view.hidden_size)
     return LayerByLayer(view.checkpoint.folder, view.layout, states)
