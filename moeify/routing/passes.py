@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -73,6 +76,8 @@ class LayerByLayer:
         self, folder: Path, layout: MoeLayout, scratch: Path, *, head: bool = False
     ) -> None:
         self.folder, self.head, self.states = folder, head, _States(scratch)
+        # oneDNN keeps buffers for the last 1,024 shapes, and experts meet a new one in each batch.
+        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
         model = outline(folder)
         names = {id(module): name for name, module in model.named_modules()}
         root = layout.layer.split(".{layer}")[0]
@@ -115,6 +120,9 @@ class LayerByLayer:
             yield Pass(model=model, run=run)
         finally:
             model.to("meta")  # whoever still holds the model holds no weights
+            del model, layers
+            gc.collect()
+            _trim()
 
     def _devices(self, place: int) -> dict[str, Any]:
         """Where each module goes, as ``from_pretrained`` takes it."""
@@ -174,6 +182,13 @@ def _forward(model: nn.Module, head: bool, number: int, inputs: Mapping[str, Ten
     placed = {name: tensor.to(device) for name, tensor in inputs.items()}
     called = model if head else base_model(model)
     return called(**placed, **({} if is_encoder(model) else {"use_cache": False}))
+
+
+def _trim() -> None:
+    """Give freed memory back to the system, which glibc keeps unless it is told to."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _handed_on(current: Mapping[str, Tensor], hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
