@@ -120,7 +120,6 @@ class LayerByLayer:
             yield Pass(model=model, run=run)
         finally:
             model.to("meta")  # whoever still holds the model holds no weights
-            del model, layers
             gc.collect()
             _trim()
 
