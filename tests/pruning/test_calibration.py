@@ -1,6 +1,7 @@
 """Scores of one pass over text: right to 1e-5, resumable, reusable, guarded."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -216,6 +217,12 @@ def test_bad_input(warm: Path, tmp_path: Path) -> None:
     assert "text.jsonl" in str(caught.value.hint)
     with pytest.raises(DatasetError):
         prune(warm, tmp_path / "x", keep=4, dataset=str(tmp_path / "nothing.txt"))
+    small = tmp_path / "small"
+    shutil.copytree(warm, small)
+    config = json.loads((small / "config.json").read_text())
+    (small / "config.json").write_text(json.dumps(config | {"vocab_size": 9}))
+    with pytest.raises(DatasetError, match=r"makes token \d+, the model knows 9 tokens"):
+        prune(small, tmp_path / "x", keep=4, **OPTIONS)
     with pytest.raises(ConfigError, match="nothing to rescale"):
         prune(warm, tmp_path / "x", keep=4, scores=scores, rescale=True)
     assert not (tmp_path / "x").exists()
