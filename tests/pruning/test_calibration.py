@@ -11,9 +11,9 @@ import torch
 import moeify
 from moeify.checkpoint.reader import Checkpoint
 from moeify.errors import ConfigError, DatasetError, RoutingError
-from moeify.pruning import calibration
 from moeify.pruning.anatomy import Anatomy, dissect, open_moe
 from moeify.pruning.calibration import calibrate
+from moeify.pruning.measuring import measured
 from moeify.pruning.prune import prune
 from moeify.pruning.scores import LayerScores, Scores, checkpoint_fingerprint
 from moeify.routing.data import Blocks
@@ -67,7 +67,7 @@ def test_measuring_leaves_the_model_as_it_was(model_type: str, tmp_path: Path) -
     text, scores = blocks(), fresh(anatomy)
     with torch.no_grad():
         before = model(**text.inputs()).logits
-        with calibration.measured(model, anatomy.view.layout, scores.layers) as expect:
+        with measured(model, anatomy.view.layout, scores.layers) as expect:
             expect(text.inputs()["attention_mask"])
             during = model(**text.inputs()).logits
         after = model(**text.inputs()).logits
