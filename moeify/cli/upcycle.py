@@ -75,7 +75,7 @@ def command(
     out = Output(as_json=as_json, quiet=quiet)
     with out.bytes_bar("upcycling") as progress:
         report = upcycle(source, output, config, dry_run=dry_run, progress=progress)
-    _show(out, report, source)
+    _show(out, report, source if revision is None else f"{source}@{revision}")
     if not dry_run:
         push_after(out, report.output, push_to)
 

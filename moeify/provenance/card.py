@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from moeify.checkpoint.reader import read_config
 from moeify.checkpoint.source import Source
-from moeify.errors import UnsupportedModelError
-from moeify.families.base import Config, Family
-from moeify.families.registry import moe_family
-from moeify.provenance.card_sections import PLACEHOLDER, card_sections, pipeline_task
+from moeify.families.base import Config
+from moeify.provenance.card_sections import PLACEHOLDER, card_sections
 from moeify.provenance.record import Record
+from moeify.provenance.subject import Subject
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData
@@ -19,38 +18,29 @@ if TYPE_CHECKING:
 __all__ = ["CARD_FILE", "PLACEHOLDER", "card_text", "write_card"]
 
 CARD_FILE = "README.md"
-_INHERITED = ("license", "license_name", "license_link", "language", "datasets")
+_INHERITED = ("license", "license_name", "license_link", "language", "datasets", "base_model")
 
 
 def write_card(
-    folder: Path, family: Family, config: Config, record: Record, base_folder: Path | None = None
+    folder: Path, config: Config, record: Record, base_folder: Path | None = None
 ) -> None:
-    """Write README.md into ``folder``.
+    """Write README.md into ``folder``, where weights and config.json lie already.
 
     Licence, languages and data sets are taken over from the card in ``base_folder``.
     """
-    text = _render(folder, family, config, record, base_folder)
+    text = _render(Subject.of(folder, config, record), base_folder)
     (folder / CARD_FILE).write_text(text, encoding="utf-8")
 
 
 def card_text(folder: Path) -> str:
     """The card of the checkpoint in ``folder``, which may have none of its own yet."""
-    config = read_config(folder)
     record = Record.read(Source(folder=folder, name=folder.resolve().name))
-    try:
-        family = moe_family(config)
-    except UnsupportedModelError:
-        return "---\nlibrary_name: transformers\n---\n"
-    return _render(folder, family, config, record, folder)
+    return _render(Subject.of(folder, read_config(folder), record), folder)
 
 
-def _render(
-    folder: Path, family: Family, config: Config, record: Record, base_folder: Path | None
-) -> str:
-    suffix = str(config["architectures"][0]).removeprefix(family.class_prefixes[1])
-    encoder = (folder / "modules.json").is_file()
-    metadata = _metadata(family, record, suffix, encoder, _base_metadata(base_folder))
-    body = "\n\n".join(card_sections(family, config, record, suffix, encoder))
+def _render(subject: Subject, base_folder: Path | None) -> str:
+    metadata = _metadata(subject, _base_metadata(base_folder))
+    body = "\n\n".join(card_sections(subject))
     return f"---\n{metadata.to_yaml()}\n---\n\n{body}\n"
 
 
@@ -68,19 +58,20 @@ def _base_metadata(folder: Path | None) -> dict[str, Any]:
     return {key: found[key] for key in _INHERITED if found.get(key) is not None}
 
 
-def _metadata(
-    family: Family, record: Record, suffix: str, encoder: bool, base: dict[str, Any]
-) -> ModelCardData:
+def _metadata(subject: Subject, data: dict[str, Any]) -> ModelCardData:
     from huggingface_hub import ModelCardData
 
-    # A folder's name as base_model would link to whatever model bears that name on the Hub.
-    origin: dict[str, Any] = {"base_model": record.source, "base_model_relation": "finetune"}
-    task = "sentence-similarity" if encoder else pipeline_task(suffix)
-    tags = ["moe", "mixture-of-experts", "moeify", family.model_type]
+    if subject.record.revision is not None:
+        data["base_model"] = subject.record.source
+    # A folder's name as base_model would link to whatever model bears that name on the Hub: there
+    # it is the one that the folder's own card names.
+    if "base_model" in data:
+        data["base_model_relation"] = "finetune"
+    kind = ["moe", "mixture-of-experts"] if subject.mixture is not None else []
+    tags = [*kind, "moeify", subject.model_type]
     return ModelCardData(
-        **base,
-        **(origin if record.revision is not None else {}),
+        **data,
         library_name="transformers",
-        pipeline_tag=task,
-        tags=[*tags, "sentence-transformers"] if encoder else tags,
+        pipeline_tag="sentence-similarity" if subject.encoder else subject.head.task,
+        tags=[*tags, "sentence-transformers"] if subject.encoder else tags,
     )
