@@ -34,9 +34,9 @@ import moeify
 from moeify.families.registry import moe_layout
 from moeify.routing.collection import InputReservoir, RoutedTokens, collect
 from moeify.routing.data import Blocks, block_length, pack, tokenizer_for
+from moeify.routing.fit import domain_router, kmeans_router, mean_entropy
 from moeify.routing.loading import load_model
 from moeify.routing.statistics import DomainFigures, RoutingStatistics
-from moeify.warming.fit import domain_router, kmeans_router, mean_entropy
 
 E, K, DOMAINS = 8, 2, ("english", "python", "german", "logs")
 FIT_TOKENS, HELD_OUT_TOKENS = 6_144, 3_072

@@ -20,10 +20,10 @@ def inline(text: object) -> str:
     return printable.replace("`", "'")
 
 
-def table(lines: Iterable[tuple[str, ...]], head: tuple[str, ...] = ("", "")) -> str:
-    """A table with as many columns as ``head`` has."""
-    top = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
-    return "\n".join([*top, *(f"| {' | '.join(map(inline, line))} |" for line in lines)])
+def table(cells: Iterable[tuple[str, ...]], head: tuple[str, ...] = ("", "")) -> str:
+    """A table with as many columns as ``head``."""
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    return "\n".join([*lines, *(f"| {' | '.join(map(inline, row))} |" for row in cells)])
 
 
 def rows(

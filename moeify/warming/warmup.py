@@ -25,10 +25,11 @@ from moeify.families.registry import moe_layout
 from moeify.provenance.record import Record
 from moeify.routing.collection import InputReservoir, collect, routers
 from moeify.routing.data import Blocks, block_length, read_blocks, tokenizer_for
+from moeify.routing.fit import domain_router, kmeans_router
 from moeify.routing.loading import load_model
 from moeify.routing.statistics import RoutingStatistics
 from moeify.warming.config import Fit, Loss, WarmupConfig
-from moeify.warming.fit import domain_router, kmeans_router
+from moeify.warming.fitting import expert_owners, fit_method
 from moeify.warming.headroom import Headroom, measure_headroom
 from moeify.warming.objective import Examples, Objective, choose_loss, evaluate
 from moeify.warming.output import output_bytes, write_output
@@ -52,6 +53,7 @@ class _Session:
     view: MoeView
     loss: Loss
     fit: Fit
+    owners: list[int] | None
     train_blocks: Blocks
     held_out: Blocks
     data_fingerprint: str
@@ -163,24 +165,17 @@ def _prepared(source: Source, config: WarmupConfig, progress: Progress | None) -
     loss = choose_loss(str(named[0]), config.loss, config.steps)
     seq_len = block_length(opened.config, config.seq_len)
     tokenizer = tokenizer_for(source.folder)
-    fit = _fit_method(config, Record.read(source))
+    record = Record.read(source)
+    fit = fit_method(config, record)
     blocks = read_blocks(config, tokenizer, seq_len, _tokens_needed(config, seq_len))
     _check_domains(blocks, config, view.num_experts)
     train, held_out = blocks.split(config.held_out)
     return _Session(
         config=config, source=source, view=view, loss=loss, fit=fit, tokenizer=tokenizer,
+        owners=expert_owners(record, blocks, view.num_experts),
         train_blocks=train, held_out=_some(held_out, config.eval_tokens, config.seed),
         data_fingerprint=blocks.fingerprint, progress=progress,
     )  # fmt: skip
-
-
-def _fit_method(config: WarmupConfig, record: Record) -> Fit:
-    if config.fit != "auto":
-        return config.fit
-    setting = [s.command for s in record.steps if s.command in ("upcycle", "attach", "warmup")]
-    if not setting or setting[-1] == "warmup":
-        return "none"
-    return "kmeans" if config.domain_column is None else "domains"
 
 
 def _tokens_needed(config: WarmupConfig, seq_len: int) -> int:
@@ -324,7 +319,9 @@ def _fit(session: _Session, reservoir: InputReservoir) -> None:
             rows = kmeans_router(inputs, *count, entropy=entropy, seed=seed)
         elif session.fit == "domains":
             domains = reservoir.domains(layer)
-            rows = domain_router(inputs, domains, *count, entropy=entropy, seed=seed)
+            rows = domain_router(
+                inputs, domains, *count, entropy=entropy, seed=seed, owners=session.owners
+            )
         else:
             continue
         with torch.no_grad():

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from moeify.warming.clustering import balanced_kmeans, even_offsets
+from moeify.routing.clustering import balanced_kmeans, even_offsets
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["domain_router", "kmeans_router", "mean_entropy"]
+__all__ = ["domain_router", "joining_row", "kmeans_router", "mean_entropy", "prompt_router"]
 
 _SAMPLE = 4096
 _SAMPLE_PER_EXPERT = 64
 _RIDGE = 1e-2
 _LABEL_ROUNDS = 30
 _BISECTIONS = 30
+_JOIN_ROUNDS = 100
+_JOIN_PENALTY = 1e-4  # keeps the size finite where the tokens can be told apart without error
 
 
 def kmeans_router(
@@ -42,9 +44,12 @@ def kmeans_router(
 
 
 def domain_router(
-    inputs: Tensor, domains: Tensor, num_experts: int, top_k: int, *, entropy: float, seed: int
-) -> Tensor:
+    inputs: Tensor, domains: Tensor, num_experts: int, top_k: int, *, entropy: float, seed: int,
+    owners: Sequence[int] | None = None,
+) -> Tensor:  # fmt: skip
     """Router rows [E, H] that send the tokens of each domain [T] to experts of its own.
+
+    ``owners`` names the domain of each expert; left out, experts go round the domains.
 
     Softmax regression of the centred ``inputs`` [T, H] on the domains, by steps with one fixed
     bound on the curvature (Boehning 1992): the first is ridge regression (arXiv 2603.29765), none
@@ -55,7 +60,9 @@ def domain_router(
     """
     import torch
 
-    labels = _expert_labels(inputs, domains, num_experts, seed)
+    if owners is None:
+        owners = [expert % (int(domains.max()) + 1) for expert in range(num_experts)]
+    labels = _expert_labels(inputs, domains, owners, seed)
     sizes = torch.bincount(labels, minlength=num_experts).clamp_min(1)
     weights = 1.0 / (sizes[labels] * num_experts)
     mean = weights @ inputs
@@ -76,15 +83,97 @@ def domain_router(
     return _finished(inputs, rows, mean, steady, (1, top_k), entropy, weights)
 
 
-def _expert_labels(inputs: Tensor, domains: Tensor, num_experts: int, seed: int) -> Tensor:
-    """Each token's expert [T]: experts go round the domains, and split a domain by clusters."""
+def prompt_router(
+    inputs: Tensor, domains: Tensor, negatives: Tensor, top_k: int, *, entropy: float, seed: int,
+    owners: Sequence[int],
+) -> Tensor:  # fmt: skip
+    """Router rows [E, H] that point from what is not a domain to what is.
+
+    Expert e belongs to domain ``owners[e]``. Of ``inputs`` [T, H] those of ``domains`` [T] are
+    its positive examples, except where ``negatives`` [T] makes them examples against it; a domain
+    without any is held against the mean of the others. Differences of mean hidden states,
+    divided by the variance within domains: a linear discriminant with a diagonal covariance.
+    """
     import torch
 
-    count = int(domains.max()) + 1
+    own, against = inputs[~negatives], inputs[negatives]
+    labels = _expert_labels(own, domains[~negatives], owners, seed)
+    num_experts = len(owners)
+    sizes = torch.bincount(labels, minlength=num_experts).clamp_min(1)
+    weights = 1.0 / (sizes[labels] * num_experts)
+    members = torch.nn.functional.one_hot(labels, num_experts).to(own.dtype)
+    centres = (members.T @ own) / sizes[:, None]
+    mean = weights @ own
+    spread = weights @ (own - centres[labels]).square()
+    opposite = torch.stack([
+        against[domains[negatives] == owner].mean(0)
+        if bool((domains[negatives] == owner).any())
+        else _mean_of_others(centres, owners, owner)
+        for owner in owners
+    ])  # fmt: skip
+    rows = (centres - opposite) / (spread + _RIDGE * spread.mean().clamp_min(1e-12))
+    steady = mean / mean.square().sum().clamp_min(1e-12)
+    return _finished(own, rows, mean, steady, top_k, entropy, weights)
+
+
+def joining_row(inputs: Tensor, own: Tensor, rows: Tensor) -> Tensor:
+    """A row [H] that wins the ``own`` [T] ones of ``inputs`` [T, H] from the ``rows`` [E, H].
+
+    Its direction is ridge regression on own against other tokens; its size and its offset make
+    softmax(rows and it) most likely, the other rows held fixed. Both kinds of tokens weigh half.
+    """
+    import torch
+
+    weights = own / (2 * own.sum().clamp_min(1)) + ~own / (2 * (~own).sum().clamp_min(1))
+    mean = weights @ inputs
+    centred = inputs - mean
+    gram = (centred * weights[:, None]).T @ centred
+    ridge = _RIDGE * gram.diagonal().mean().clamp_min(1e-12) * torch.eye(len(gram))
+    direction = torch.linalg.solve(gram + ridge, (weights * (2.0 * own - 1)) @ centred)
+    steady = torch.linalg.solve(gram + torch.outer(mean, mean) + ridge, mean)
+    direction = direction - (direction @ mean) * steady
+    features = torch.stack([inputs @ direction, inputs @ steady], dim=1).double()
+    size = features.square().mean(0).sqrt().clamp_min(1e-12)
+    factors = _most_likely(features / size, (inputs @ rows.T).logsumexp(-1).double(), own, weights)
+    chosen = (factors / size).float()
+    row: Tensor = chosen[0] * direction + chosen[1] * steady
+    return row
+
+
+def _most_likely(features: Tensor, others: Tensor, own: Tensor, weights: Tensor) -> Tensor:
+    """Factors [2] on ``features`` [T, 2] of the logit that stands against ``others`` [T]."""
+    import torch
+
+    factors = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+    search = torch.optim.LBFGS([factors], max_iter=_JOIN_ROUNDS, line_search_fn="strong_wolfe")
+    sign = torch.where(own, 1.0, -1.0).double()
+
+    def loss() -> Tensor:
+        search.zero_grad()
+        margin = sign * (features @ factors - others)
+        value = -(weights.double() * torch.nn.functional.logsigmoid(margin)).sum()
+        value = value + _JOIN_PENALTY * factors.square().sum()
+        value.backward()  # type: ignore[no-untyped-call]
+        return value
+
+    with torch.enable_grad():
+        search.step(loss)  # type: ignore[no-untyped-call]
+    return factors.detach()
+
+
+def _mean_of_others(centres: Tensor, owners: Sequence[int], owner: int) -> Tensor:
+    others = [expert for expert, other in enumerate(owners) if other != owner]
+    return centres[others].mean(0) if others else centres.mean(0)
+
+
+def _expert_labels(inputs: Tensor, domains: Tensor, owners: Sequence[int], seed: int) -> Tensor:
+    """Each token's expert [T]: the one that its domain owns, or a cluster's where it owns more."""
+    import torch
+
     labels = torch.zeros_like(domains)
-    for domain in range(count):
+    for domain in sorted(set(owners)):
         rows = (domains == domain).nonzero()[:, 0]
-        experts = torch.arange(domain, num_experts, count)
+        experts = torch.tensor([e for e, owner in enumerate(owners) if owner == domain])
         if len(experts) == 1:
             labels[rows] = experts[0]
             continue
