@@ -63,7 +63,7 @@ def plan_rewrite(
             kept.append(path)
         elif rest:
             kept.append(tuple(Job(t.name, t.dtype, t.shape, (copy_of(t, t.dtype),)) for t in rest))
-    parts = [*kept, *map(tuple, groups), *([tail] if tail else [])]
+    parts = [*kept, *(tuple(part) for part in (*groups, tail) if part)]
     linked: list[tuple[Path, str]] = []
     copied: list[tuple[Path, str]] = []
     shards: list[Shard] = []

@@ -113,7 +113,7 @@ def prompt_router(
     ])  # fmt: skip
     rows = (centres - opposite) / (spread + _RIDGE * spread.mean().clamp_min(1e-12))
     steady = mean / mean.square().sum().clamp_min(1e-12)
-    return _finished(own, rows, mean, steady, top_k, entropy, weights)
+    return _finished(own, rows, mean, steady, (top_k,), entropy, weights)
 
 
 def joining_row(inputs: Tensor, own: Tensor, rows: Tensor) -> Tensor:
