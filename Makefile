@@ -66,7 +66,7 @@ faults: $(READY_TESTS)
 
 bench: $(READY_TESTS)
 	$(BIN)/python -m benchmarks.upcycle
-	$(BIN)/python -m benchmarks.prune
+	$(BIN)/python -m benchmarks.prune --peers
 	$(BIN)/python -m benchmarks.inspect_costs
 
 docs: $(READY_TESTS)

@@ -20,6 +20,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
     Trainer,
     TrainingArguments,
@@ -70,10 +72,15 @@ def load_corpora(folder: Path | None, held_out_chars: int = 100_000) -> dict[str
             with tempfile.TemporaryDirectory() as scratch:
                 texts = passages(source, Path(scratch))
         texts = [text.translate(_PLAIN) for text in texts]
-        every = sum(map(len, texts)) // held_out_chars
-        kept = [text for number, text in enumerate(texts) if number % every]
-        corpora[domain] = Corpus(train=kept, held_out=texts[::every])
+        corpora[domain] = parted(texts, held_out_chars)
     return corpora
+
+
+def parted(texts: list[str], held_out_chars: int) -> Corpus:
+    """Passages spread evenly over a text are held out, about ``held_out_chars`` in all."""
+    every = sum(map(len, texts)) // held_out_chars
+    kept = [text for number, text in enumerate(texts) if number % every]
+    return Corpus(train=kept, held_out=texts[::every])
 
 
 def train_tokenizer(texts: list[str], recipe: Recipe) -> PreTrainedTokenizerFast:
@@ -98,7 +105,7 @@ def train_tokenizer(texts: list[str], recipe: Recipe) -> PreTrainedTokenizerFast
     )
 
 
-def blocks(tokenizer: PreTrainedTokenizerFast, texts: list[str], length: int) -> torch.Tensor:
+def blocks(tokenizer: PreTrainedTokenizerBase, texts: list[str], length: int) -> torch.Tensor:
     """All texts in a row, an end token after each, cut into blocks: [blocks, length]."""
     end = tokenizer.eos_token_id
     rows = tokenizer(texts, verbose=False)["input_ids"]
@@ -125,7 +132,7 @@ def build_model(recipe: Recipe, end: int) -> GPT2LMHeadModel:
     return GPT2LMHeadModel(config)
 
 
-def train(model: GPT2LMHeadModel, data: torch.Tensor, recipe: Recipe, log_every: int) -> None:
+def train(model: PreTrainedModel, data: torch.Tensor, recipe: Recipe, log_every: int) -> None:
     """One Trainer run; the blocks are shuffled by the recipe's seed."""
     with tempfile.TemporaryDirectory() as scratch:
         arguments = TrainingArguments(
@@ -149,7 +156,7 @@ def train(model: GPT2LMHeadModel, data: torch.Tensor, recipe: Recipe, log_every:
 
 
 @torch.no_grad()
-def held_out_loss(model: GPT2LMHeadModel, data: torch.Tensor) -> float:
+def held_out_loss(model: PreTrainedModel, data: torch.Tensor) -> float:
     """Mean cross-entropy in nats per token."""
     losses = []
     for batch in data.split(32):

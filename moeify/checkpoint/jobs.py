@@ -22,11 +22,13 @@ from moeify.checkpoint.arithmetic import (
 )
 from moeify.checkpoint.files import Slice, SourceFiles
 from moeify.checkpoint.header import DTYPE_BITS, StoredTensor, tensor_nbytes
+from moeify.checkpoint.lowrank import LowRank, LowRankRows
 from moeify.errors import CheckpointError
 
 __all__ = [
     "Blend",
     "Copy",
+    "Held",
     "Job",
     "Literal",
     "Noise",
@@ -142,12 +144,13 @@ class Blend:
     """A weighted sum of slices of equal length, computed in float32, plus optional noise.
 
     One slice with weight 1 is a cast. ``dtype`` is that of the output; the noise is relative to
-    the first slice's tensor times its weight.
+    the first slice's tensor times its weight. ``changes`` are added to the sum of whole tensors.
     """
 
     terms: tuple[tuple[Slice, float], ...]
     dtype: str
     noise: Noise | None = None
+    changes: tuple[LowRank, ...] = ()
 
     @property
     def nbytes(self) -> int:
@@ -156,6 +159,8 @@ class Blend:
     def sources(self) -> Iterator[StoredTensor]:
         for part, _ in self.terms:
             yield part.tensor
+        for change in self.changes:
+            yield from change.sources()
 
     @property
     def grain(self) -> int:
@@ -173,19 +178,20 @@ class Blend:
             stream = NoiseStream(self.noise.key, self.noise.relative * std)
         origin = self.terms[0][0].start + first
         chunk, raw = np.empty(CHUNK_ELEMENTS, np.float32), _raw_buffer()
+        changes = [change.open(files) for change in self.changes]
         tally, place = Tally(), 0
         while place < count:
             # Cut at multiples of a chunk, where a stream of noise goes on without a search.
             length = min(CHUNK_ELEMENTS - (origin + place) % CHUNK_ELEMENTS, count - place)
             values = chunk[:length]
-            self._sum_into(values, files, first + place, raw)
+            self._sum_into(values, files, first + place, raw, changes)
             if stream:
                 stream.add_to(values, origin + place)
             tally.overflows += self._overflows(values)
             begin, place = place * self._width, place + length
             encode_into(out[begin : place * self._width], values, self.dtype)
         if self.noise and start == 0:
-            tally.add(self._survived(files, out, std))
+            tally.add(self._survived(files, out, std, changes))
         return tally
 
     def _overflows(self, values: Float32) -> int:
@@ -198,8 +204,9 @@ class Blend:
         return files.stds[tensor] * abs(weight)
 
     def _sum_into(
-        self, values: Float32, files: SourceFiles, start: int, buffer: memoryview
-    ) -> None:
+        self, values: Float32, files: SourceFiles, start: int, buffer: memoryview,
+        changes: list[LowRankRows],
+    ) -> None:  # fmt: skip
         """The blend's elements from ``start`` on, before noise."""
         for number, (part, weight) in enumerate(self.terms):
             dtype = part.tensor.dtype
@@ -212,12 +219,16 @@ class Blend:
                     values *= np.float32(weight)
             else:
                 values += decode(raw, dtype) * np.float32(weight)
+        for change in changes:
+            change.add_to(values, start)
 
-    def _survived(self, files: SourceFiles, out: memoryview, std: float) -> Tally:
+    def _survived(
+        self, files: SourceFiles, out: memoryview, std: float, changes: list[LowRankRows]
+    ) -> Tally:
         """What is left of the noise after rounding, judged on the first chunk."""
         count = min(len(out) // self._width, CHUNK_ELEMENTS)
         values = np.empty(count, np.float32)
-        self._sum_into(values, files, 0, _raw_buffer())
+        self._sum_into(values, files, 0, _raw_buffer(), changes)
         stored = decode(out[: count * self._width], self.dtype)
         difference = np.where(np.isfinite(stored), stored - values, 0).astype(np.float64)
         # No BLAS here: its threads spin while they wait, and would take the cores from ours.
@@ -267,18 +278,33 @@ class Values(ABC):
         return None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Held(Values):
+    """Elements that are in memory already."""
+
+    array: Float32
+    dtype: str
+
+    @property
+    def elements(self) -> int:
+        return self.array.size
+
+    def values(self, files: SourceFiles) -> Float32:
+        return self.array
+
+
 def copy_of(
     tensor: StoredTensor, dtype: str, noise: Noise | None = None, start: int = 0,
-    elements: int | None = None, weight: float = 1.0,
+    elements: int | None = None, weight: float = 1.0, changes: tuple[LowRank, ...] = (),
 ) -> Piece:  # fmt: skip
     """The cheapest piece that yields ``elements`` of ``tensor`` from ``start`` on as ``dtype``.
 
-    They are multiplied by ``weight``.
+    They are changed by ``changes``, which take the whole tensor, and multiplied by ``weight``.
 
     Raises ``CheckpointError`` when the tensor cannot be cast or take noise.
     """
     part = Slice(tensor, start, tensor.elements if elements is None else elements)
-    if noise is None and dtype == tensor.dtype and weight == 1.0:
+    if noise is None and dtype == tensor.dtype and weight == 1.0 and not changes:
         return Copy(part)
     if tensor.dtype not in FLOAT_DTYPES:
         raise CheckpointError(
@@ -287,7 +313,7 @@ def copy_of(
             "upcycle the unquantised checkpoint, or pass --noise 0 --dtype auto",
             path=tensor.path,
         )
-    return Blend(((part, weight),), dtype, noise)
+    return Blend(((part, weight),), dtype, noise, tuple(c.times(weight) for c in changes))
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,16 +7,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from moeify.checkpoint.header import read_header
+from moeify.checkpoint.header import StoredTensor, read_header
 from moeify.checkpoint.jobs import Job, copy_of
 from moeify.checkpoint.ledger import Ledger
-from moeify.checkpoint.reader import Checkpoint
+from moeify.checkpoint.reader import WEIGHTS_FILE, Checkpoint
 from moeify.checkpoint.staging import existing_parent
 from moeify.checkpoint.writer import (
     Placed,
     Progress,
     Shard,
     aligned_jobs,
+    grouped,
     verify_shards,
     write_index,
     write_shard_files,
@@ -40,15 +41,20 @@ class Rewrite:
         return copied + sum(shard.nbytes for shard in self.shards)
 
 
-def plan_rewrite(checkpoint: Checkpoint, jobs: Iterable[Job], output: Path) -> Rewrite:
+def plan_rewrite(
+    checkpoint: Checkpoint, jobs: Iterable[Job], output: Path, max_shard_bytes: int | None = None,
+    last: Iterable[Job] = (),
+) -> Rewrite:  # fmt: skip
     """Plan ``checkpoint`` with ``jobs`` in place of the tensors of the same names.
 
     A file without any of them is linked, or copied where ``output`` lies on another file system;
     one that mixes them with others is written again without them, and the jobs get a file of their
-    own at the end. So no name ever stands in two files.
+    own at the end, or several of ``max_shard_bytes``; ``last`` are jobs that get one more. So no
+    name ever stands in two files.
     """
-    new = tuple(jobs)
-    names = {job.name for job in new}
+    new, tail = tuple(jobs), tuple(last)
+    names = {job.name for job in (*new, *tail)}
+    groups = [new] if max_shard_bytes is None else grouped(new, max_shard_bytes)
     kept: list[Path | tuple[Job, ...]] = []
     for path in checkpoint.shards:
         stored = [tensor for tensor in checkpoint.tensors.values() if tensor.path == path]
@@ -57,13 +63,14 @@ def plan_rewrite(checkpoint: Checkpoint, jobs: Iterable[Job], output: Path) -> R
             kept.append(path)
         elif rest:
             kept.append(tuple(Job(t.name, t.dtype, t.shape, (copy_of(t, t.dtype),)) for t in rest))
-    parts = [*kept, new]
+    parts = [*kept, *(tuple(part) for part in (*groups, tail) if part)]
     linked: list[tuple[Path, str]] = []
     copied: list[tuple[Path, str]] = []
     shards: list[Shard] = []
     device = os.stat(existing_parent(output)).st_dev
     for number, part in enumerate(parts, 1):
         file = f"model-{number:05d}-of-{len(parts):05d}.safetensors"
+        file = file if len(parts) > 1 else WEIGHTS_FILE
         if isinstance(part, Path):
             (linked if os.stat(part).st_dev == device else copied).append((part, file))
         else:
@@ -72,15 +79,17 @@ def plan_rewrite(checkpoint: Checkpoint, jobs: Iterable[Job], output: Path) -> R
 
 
 def write_rewrite(
-    folder: Path, plan: Rewrite, progress: Progress | None = None, ledger: Ledger | None = None,
+    folder: Path, plan: Rewrite, progress: Progress | None = None,
+    check: Iterable[StoredTensor] = (), ledger: Ledger | None = None,
     recorded: Mapping[Path, str] | None = None,
 ) -> None:  # fmt: skip
     """Write, link and copy the files of ``plan`` into ``folder``, with their index.
 
-    ``recorded`` are sums that the source knows of files that are linked.
+    Tensors in ``check`` are scanned for NaN and infinity first. ``recorded`` are sums that the
+    source knows of files that are linked.
     """
     ledger = ledger or Ledger()
-    write_shard_files(folder, plan.shards, progress, ledger=ledger)
+    write_shard_files(folder, plan.shards, progress, check, ledger=ledger)
     verify_shards(folder, plan.shards)
     placed = [
         Placed(job.name, job.shape, job.nbytes, s.file) for s in plan.shards for job in s.jobs

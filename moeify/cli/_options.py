@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from moeify.errors import ConfigError
 
 __all__ = [
     "ChecksumOption",
@@ -17,7 +21,11 @@ __all__ = [
     "RevisionOption",
     "RouterOption",
     "SeedOption",
+    "comma_list",
     "epilog",
+    "number_list",
+    "source_list",
+    "whole_numbers",
 ]
 
 OutputArgument = Annotated[
@@ -44,3 +52,37 @@ SeedOption = Annotated[int, typer.Option(help="Seed of everything that is drawn.
 def epilog(*examples: str) -> str:
     """Examples for the end of a command's help."""
     return "\n\n".join(["Examples:", *(f"$ {example}" for example in examples)])
+
+
+def comma_list(text: str | None) -> list[str]:
+    """The parts of ``a,b,c``."""
+    return [part.strip() for part in (text or "").split(",") if part.strip()]
+
+
+def number_list(option: str, text: str | None) -> tuple[float, ...]:
+    """The numbers of ``0.5,0.5``; raises ``ConfigError`` for anything else."""
+    try:
+        numbers = tuple(float(part) for part in comma_list(text))
+        if not all(map(math.isfinite, numbers)):
+            raise ValueError
+        return numbers
+    except ValueError:
+        raise ConfigError(
+            f"--{option} {text!r} is no list of numbers", f"write it as --{option} 0.5,0.5"
+        ) from None
+
+
+def whole_numbers(option: str, text: str | None) -> tuple[int, ...]:
+    """The numbers of ``0,3``; raises ``ConfigError`` for anything else."""
+    numbers = number_list(option, text)
+    if any(number != int(number) for number in numbers):
+        raise ConfigError(f"--{option} {text!r} is no list of whole numbers", f"--{option} 0,3")
+    return tuple(int(number) for number in numbers)
+
+
+def source_list(given: Iterable[str] | None) -> tuple[str, ...]:
+    """Checkpoints named one by one or with commas between them."""
+    found: list[str] = []
+    for text in given or ():
+        found += [text] if Path(text).is_dir() else comma_list(text)
+    return tuple(found)

@@ -10,7 +10,7 @@ from moeify.checkpoint.source import Source
 from moeify.families.base import Config
 from moeify.provenance.base_card import inherited_metadata
 from moeify.provenance.card_sections import PLACEHOLDER, card_sections
-from moeify.provenance.record import Record
+from moeify.provenance.record import Record, expert_sources
 from moeify.provenance.subject import Subject
 
 if TYPE_CHECKING:
@@ -47,12 +47,13 @@ def _render(subject: Subject, base_folder: Path | None) -> str:
 def _metadata(subject: Subject, data: dict[str, Any]) -> ModelCardData:
     from huggingface_hub import ModelCardData
 
-    if subject.record.revision is not None:
-        data["base_model"] = subject.record.source
     # A folder's name as base_model would link to whatever model bears that name on the Hub: there
     # it is the one that the folder's own card names.
+    if origins := _origins(subject.record):
+        data["base_model"] = origins if len(origins) > 1 else origins[0]
     if "base_model" in data:
-        data["base_model_relation"] = "finetune"
+        several = isinstance(data["base_model"], list) and len(data["base_model"]) > 1
+        data["base_model_relation"] = "merge" if several else "finetune"
     kind = ["moe", "mixture-of-experts"] if subject.mixture is not None else []
     tags = [*kind, "moeify", subject.model_type]
     return ModelCardData(
@@ -61,3 +62,11 @@ def _metadata(subject: Subject, data: dict[str, Any]) -> ModelCardData:
         pipeline_tag="sentence-similarity" if subject.encoder else subject.head.task,
         tags=[*tags, "sentence-transformers"] if subject.encoder else tags,
     )
+
+
+def _origins(record: Record) -> list[str]:
+    """The models on the Hub that it was made of."""
+    found = [(record.source, record.revision)]
+    for step in record.steps:
+        found += [(str(s.get("name")), s.get("revision")) for s in expert_sources(step)]
+    return list(dict.fromkeys(name for name, revision in found if revision is not None))

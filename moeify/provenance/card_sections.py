@@ -9,7 +9,7 @@ from moeify.provenance.citations import Citation, citations
 from moeify.provenance.engines import engines, ignores_renormalisation
 from moeify.provenance.exports import SCALED_FOR_OTHERS, is_as_exported
 from moeify.provenance.markdown import inline, rows, table
-from moeify.provenance.record import Step
+from moeify.provenance.record import Record, Step, expert_sources
 from moeify.provenance.subject import Mixture, Subject
 
 __all__ = ["PLACEHOLDER", "card_sections"]
@@ -17,14 +17,17 @@ __all__ = ["PLACEHOLDER", "card_sections"]
 PLACEHOLDER = "FOLDER_OR_REPO"
 """Stands in the snippets of a card until the checkpoint has an id on the Hub."""
 
+_EXPERT_COLUMNS = ("experts", "know", "made of")
 _COUNTS = ("params_dense", "params_total", "params_active")
-_HIDDEN = frozenset({*_COUNTS, "revision", "force", "max_shard_size", "push_to"})
+_HIDDEN = frozenset({*_COUNTS, "sources", "revision", "force", "max_shard_size", "push_to"})
 
 
 def card_sections(subject: Subject) -> Iterator[str]:
     """The sections of the card in order."""
     yield f"# {_title(subject)}"
     yield _summary(subject)
+    if made := list(_experts(subject.record)):
+        yield "## Experts\n\n" + table(made, _EXPERT_COLUMNS)
     if sizes := list(_sizes(subject)):
         yield "## Size\n\n" + table(sizes)
     yield "## Load it\n\n" + _snippets(subject)
@@ -61,6 +64,18 @@ def _summary(subject: Subject) -> str:
         f"{base}, with {experts}. Each {size.route_by} visits {size.top_k} of them."
         " Made with moeify."
     )
+
+
+def _experts(record: Record) -> Iterator[tuple[str, ...]]:
+    """Experts that were made of other models: their numbers, what they know, and the models."""
+    if any(step.command in ("prune", "extract") for step in record.steps):
+        return  # which numbers are left is in moeify.json, layer by layer
+    for step in record.steps:
+        for source in expert_sources(step):
+            kind = ", a LoRA adapter" if source.get("adapter") else ""
+            at = f" at {str(source['revision'])[:8]}" if source.get("revision") else ""
+            numbers = ", ".join(map(str, source.get("experts") or ()))
+            yield numbers, str(source.get("label")), f"{source.get('name')}{at}{kind}"
 
 
 def _sizes(subject: Subject) -> Iterator[tuple[str, str]]:
@@ -112,6 +127,11 @@ def _limits(subject: Subject) -> Iterable[str]:
     as_exported = is_as_exported(family, subject.record)
     if as_exported is False:
         yield SCALED_FOR_OTHERS
+    elif any(expert_sources(step) for step in steps):
+        yield (
+            "Its experts were trained apart from one another and put together without training:"
+            " measure the model on your own task before you rely on it."
+        )
     elif subject.upcycled:
         yield (
             "An upcycled model computes what its base computes until it is trained: experts that"
@@ -155,11 +175,23 @@ def _step(step: Step) -> str:
     parts = [f"### moeify {inline(step.command)}"]
     if options := list(rows(step.options, _HIDDEN)):
         parts.append(table(options, ("option", "value")))
-    if results := list(rows(step.results, _HIDDEN)):
+    pairs = {key.removesuffix("_before") for key in step.results if key.endswith("_before")}
+    compared = [key for key in sorted(pairs) if f"{key}_after" in step.results]
+    if compared:
+        parts.append(table(_compared(step.results, compared), ("measured", "before", "after")))
+    shown = frozenset(f"{key}_{when}" for key in compared for when in ("before", "after"))
+    if results := list(rows(step.results, _HIDDEN | shown)):
         parts.append(table(results, ("result", "value")))
     if versions := ", ".join(f"{name} {number}" for name, number in step.versions.items()):
         parts.append(f"Versions: {inline(versions)}.")
     return "\n\n".join(parts)
+
+
+def _compared(results: dict[str, Any], keys: list[str]) -> Iterator[tuple[str, ...]]:
+    """One row for each figure that was measured before and after."""
+    for key in keys:
+        both = {when: results[f"{key}_{when}"] for when in ("before", "after")}
+        yield (key.replace("_", " "), *(value for _, value in rows(both, _HIDDEN)))
 
 
 def _citation(citation: Citation) -> str:

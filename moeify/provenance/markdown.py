@@ -20,10 +20,10 @@ def inline(text: object) -> str:
     return printable.replace("`", "'")
 
 
-def table(pairs: Iterable[tuple[str, str]], head: tuple[str, str] = ("", "")) -> str:
-    """A table of two columns."""
-    lines = [f"| {head[0]} | {head[1]} |", "|---|---|"]
-    return "\n".join([*lines, *(f"| {inline(name)} | {inline(value)} |" for name, value in pairs)])
+def table(cells: Iterable[tuple[str, ...]], head: tuple[str, ...] = ("", "")) -> str:
+    """A table with as many columns as ``head``."""
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    return "\n".join([*lines, *(f"| {' | '.join(map(inline, row))} |" for row in cells)])
 
 
 def rows(

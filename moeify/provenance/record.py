@@ -18,7 +18,8 @@ from moeify.checkpoint.source import Source
 from moeify.errors import CheckpointError
 
 __all__ = [
-    "RECORD_FILE", "UNRECORDED", "FileEntry", "Record", "Step", "recorded_files", "recorded_sums",
+    "RECORD_FILE", "UNRECORDED", "FileEntry", "Record", "Step", "expert_sources",
+    "recorded_files", "recorded_sums",
     "write_files",
 ]  # fmt: skip
 
@@ -63,6 +64,20 @@ class Record:
             if isinstance(steps, list)
             else (),
         )
+
+    def expert_labels(self, num_experts: int) -> tuple[str, ...] | None:
+        """What each expert knows; None unless every one was made of a source and is still there."""
+        labels: dict[int, str] = {}
+        for step in self.steps:
+            if step.command == "prune":
+                return None
+            for source in expert_sources(step):
+                numbers = source.get("experts")
+                for expert in numbers if isinstance(numbers, list | tuple) else ():
+                    labels[expert] = str(source.get("label"))
+        if set(labels) != set(range(num_experts)):
+            return None
+        return tuple(labels[expert] for expert in range(num_experts))
 
     def with_step(self, step: Step) -> Record:
         """The record with one step more."""
@@ -131,6 +146,12 @@ def _digest(value: object) -> str | None:
     if value is not None and not (isinstance(value, str) and _SHA256.fullmatch(value)):
         raise ValueError(value)
     return value
+
+
+def expert_sources(step: Step) -> list[dict[str, Any]]:
+    """What a step made experts of, as it recorded it."""
+    listed = step.results.get("sources")
+    return [s for s in listed if isinstance(s, dict)] if isinstance(listed, list) else []
 
 
 def installed_versions() -> dict[str, str]:

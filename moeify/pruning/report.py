@@ -55,6 +55,8 @@ class PruneReport:
     held_out: HeldOutLoss | None = None
     tokens: int = 0
     """Tokens that the scores come from."""
+    layer_by_layer: bool = False
+    """Whether calibration held one layer's weights at a time."""
     warnings: tuple[str, ...] = ()
     seconds: float = 0.0
 
@@ -65,12 +67,14 @@ class PruneReport:
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractReport:
-    """What extraction did."""
+    """What extraction did; ``expert`` is None where several ``experts`` were averaged."""
 
     source: str
     output: str
     model_type: str
-    expert: int
+    expert: int | None
+    experts: tuple[int, ...]
+    weights: tuple[float, ...]
     moe_layers: tuple[int, ...]
     params: int
     bytes_written: int

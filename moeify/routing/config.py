@@ -7,10 +7,21 @@ from typing import Literal, get_args
 
 from moeify.errors import ConfigError
 
-__all__ = ["ROUTER_INITS", "ROUTE_BY", "DataConfig", "RouteBy", "RouterInit"]
+__all__ = [
+    "ROUTER_INITS",
+    "ROUTER_STARTS",
+    "ROUTE_BY",
+    "DataConfig",
+    "RouteBy",
+    "RouterInit",
+    "RouterStart",
+]
 
 RouterInit = Literal["calibrated", "normal", "zeros"]
 ROUTER_INITS: tuple[RouterInit, ...] = get_args(RouterInit)
+RouterStart = Literal["calibrated", "normal", "zeros", "prompts", "data"]
+"""The same, and those that are computed from text."""
+ROUTER_STARTS: tuple[RouterStart, ...] = get_args(RouterStart)
 RouteBy = Literal["token", "sequence"]
 ROUTE_BY: tuple[RouteBy, ...] = get_args(RouteBy)
 

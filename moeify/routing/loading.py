@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -20,10 +21,12 @@ from moeify.checkpoint.reader import (
     has_tokenizer,
     resolve_inside,
 )
-from moeify.errors import CheckpointError, DatasetError
+from moeify.errors import CheckpointError, DatasetError, MissingExtraError
 from moeify.modeling import REMOTE_CODE
 
-__all__ = ["encode", "load_model", "load_tokenizer", "model_class"]
+__all__ = [
+    "encode", "load_model", "load_tokenizer", "model_class", "outline", "quiet_transformers",
+]  # fmt: skip
 
 _READ_BY_TOKENIZERS = (
     *TOKENIZER_FILES, "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model",
@@ -36,22 +39,55 @@ _TOP_K = "num_experts_per_tok"
 _ALIGNED = 8  # elements of two bytes in 16 bytes
 
 
-def load_model(folder: Path, dtype: str = "auto") -> Any:
+def load_model(
+    folder: Path, dtype: str = "auto", device_map: Mapping[str, Any] | None = None
+) -> Any:
     """The model in ``folder``, in evaluation mode, as the class that config.json names.
 
-    Classes come from transformers and from moeify, never from the folder. Raises
-    ``CheckpointError`` when transformers cannot load it.
+    Classes come from transformers and from moeify, never from the folder. ``device_map`` names
+    modules and their devices: nothing is read for those on the meta device, and nothing moves
+    between devices later. Raises ``CheckpointError`` when transformers cannot load it.
     """
+    settle = None if device_map is None else _accelerate()
+    placing = {} if device_map is None else {"device_map": dict(device_map)}
     checkpoint = Checkpoint.open(folder)
     names = [path.relative_to(folder).as_posix() for path in checkpoint.shards]
     with _bare(folder, names, [CONFIG_FILE, INDEX_FILE]) as place, _quiet_loading(folder, place):
-        from transformers import AutoConfig
-
-        config = AutoConfig.from_pretrained(place, trust_remote_code=False)
+        config = _config(place)
         model = model_class(config).from_pretrained(
-            place, config=config, dtype=dtype, use_safetensors=True, **_experts(config)
+            place, config=config, dtype=dtype, use_safetensors=True, **_experts(config), **placing
         )
+    if settle is not None:
+        settle(model)
     return model.eval()
+
+
+def _accelerate() -> Callable[[Any], Any]:
+    """What takes accelerate's hooks, which move inputs from device to device, off a model."""
+    try:
+        from accelerate.hooks import remove_hook_from_submodules
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("accelerate", "train") from error
+    return remove_hook_from_submodules  # type: ignore[no-any-return]
+
+
+def outline(folder: Path) -> Any:
+    """The modules of the model in ``folder``, without weights."""
+    import torch
+
+    with (
+        _bare(folder, [], [CONFIG_FILE]) as place,
+        _quiet_loading(folder, place),
+        torch.device("meta"),
+    ):
+        config = _config(place)
+        return model_class(config)(config)
+
+
+def _config(folder: Path) -> Any:
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(folder, trust_remote_code=False)
 
 
 def _experts(config: Any) -> dict[str, str]:
@@ -135,27 +171,38 @@ def _bare(folder: Path, names: Iterable[str], settings: Iterable[str]) -> Iterat
 
 
 @contextmanager
-def _quiet_loading(folder: Path, place: Path) -> Iterator[None]:
-    """Keep transformers quiet, and turn its many exceptions into one.
-
-    What a damaged file makes of its own and the Rust library's code has no common class.
-    """
+def quiet_transformers() -> Iterator[None]:
+    """Keep transformers from logging and drawing bars."""
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            # A Qwen2-MoE whose shared expert has no neurons is what upcycle writes.
+            warnings.filterwarnings("ignore", "Initializing zero-element tensors")
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+@contextmanager
+def _quiet_loading(folder: Path, place: Path) -> Iterator[None]:
+    """Keep transformers quiet, and turn its many exceptions into one.
+
+    What a damaged file makes of its own and the Rust library's code has no common class.
+    """
+    try:
+        with quiet_transformers():
+            yield
     except CheckpointError:
         raise
     except BaseException as error:
         reason = _reason(error).replace(str(place), str(folder))
         raise CheckpointError(f"transformers cannot load {folder}: {reason}") from error
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def _reason(error: BaseException) -> str:

@@ -110,7 +110,8 @@ def attach(
     )
     ledger = Ledger(config.checksum)
     with staged(target, force=config.force) as stage, output_errors(target):
-        write_rewrite(stage, plan, progress, ledger, recorded_sums(source.folder))
+        recorded = recorded_sums(source.folder)
+        write_rewrite(stage, plan, progress, ledger=ledger, recorded=recorded)
         carry_files(source.folder, stage, ledger)
         record = _write_companions(stage, source, view, config, report)
         seal(stage, ledger)

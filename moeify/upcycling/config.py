@@ -1,22 +1,34 @@
-"""Options of upcycle and attach."""
+"""Options of upcycle, attach and verify."""
 
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
 from moeify.errors import ConfigError
-from moeify.routing.config import ROUTE_BY, ROUTER_INITS, RouteBy, RouterInit
+from moeify.routing.config import (
+    ROUTE_BY,
+    ROUTER_INITS,
+    ROUTER_STARTS,
+    RouteBy,
+    RouterInit,
+    RouterStart,
+)
 
 __all__ = [
     "COMPATS",
     "DTYPES",
+    "RESTS",
+    "AddConfig",
     "AttachConfig",
     "Compat",
     "Dtype",
+    "RestFrom",
+    "RouterTextConfig",
     "UpcycleConfig",
     "VerifyConfig",
     "select_layers",
@@ -26,32 +38,78 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 Compat = Literal["transformers", "gguf"]
 COMPATS: tuple[Compat, ...] = get_args(Compat)
+RestFrom = Literal["base", "mean"]
+RESTS: tuple[RestFrom, ...] = get_args(RestFrom)
+DEFAULT_EXPERTS = 8
 MAX_EXPERTS = 4096
 MAX_NOISE = 1.0
 _LAYER_ITEM = re.compile(r"(\d+)(?:-(\d+))?")
 
 
 @dataclass(frozen=True, kw_only=True)
-class UpcycleConfig:
+class RouterTextConfig:
+    """How routers start, and the text that they are computed from.
+
+    Raises ``ConfigError`` for values that cannot work, whatever the checkpoint.
+    """
+
+    router: RouterStart = "calibrated"
+    """How the routers start; prompts and data compute them from text."""
+    seed: int = 0
+    """Seed of noise, routers and the order of texts."""
+    prompts: Path | None = None
+    """YAML or JSON file from labels to examples, for router prompts."""
+    dataset: str | None = None
+    """Text for router data: a .txt, .jsonl, .json, .csv or .parquet file, or a Hub id."""
+    split: str = "train"
+    """Split of the dataset; a local file is one split, train."""
+    text_column: str = "text"
+    """Column that holds the text."""
+    domain_column: str | None = None
+    """Column that holds each text's label."""
+    fit_tokens: int = 24_576
+    """Tokens that routers are fitted to, at most; their inputs are held in memory."""
+    seq_len: int | None = None
+    """Tokens of a block of text; None takes 512, or the model's limit where that is less."""
+    entropy: float = 0.3
+    """Normalised entropy of routers that are computed from text: 1 undecided, 0 certain."""
+
+    def __post_init__(self) -> None:
+        check_choice("router", self.router, ROUTER_STARTS)
+        check_seed(self.seed)
+        _check_text(self)
+
+    @property
+    def needs_text(self) -> bool:
+        """Whether routers are computed from text."""
+        return self.router in ("prompts", "data")
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpcycleConfig(RouterTextConfig):
     """How a dense checkpoint becomes a mixture of experts.
 
     Raises ``ConfigError`` for values that cannot work, whatever the checkpoint.
     """
 
-    num_experts: int = 8
-    """Experts in each MoE layer."""
+    num_experts: int | None = None
+    """Experts in each MoE layer; None takes as many as ``experts_from`` names, or 8."""
     top_k: int = 2
     """Experts that each token visits."""
     layers: str = "all"
     """Layers to convert: all, odd, even, last-half, or numbers and ranges such as 0,2,4-7."""
     noise: float = 0.01
     """Standard deviation of the noise on each expert's weights, relative to the weights' own."""
-    router: RouterInit = "calibrated"
-    """How the routers start."""
     route_by: RouteBy = "token"
     """What a router decides for: each token, or a whole sequence by the mean of its tokens."""
-    seed: int = 0
-    """Seed of noise and routers."""
+    experts_from: tuple[str, ...] = ()
+    """Checkpoints or LoRA adapters that the experts are made of, dealt out in turn."""
+    labels: tuple[str, ...] = ()
+    """What each entry of ``experts_from`` knows; left out, the entries' own names."""
+    rest: RestFrom = "base"
+    """Where attention, norms and embeddings come from: the base, or the mean of all entries."""
+    weights: tuple[float, ...] = ()
+    """Weight of each entry in that mean; left out, all weigh the same."""
     dtype: Dtype = "auto"
     """Dtype of the output; auto keeps each tensor's own."""
     compat: Compat = "transformers"
@@ -65,23 +123,114 @@ class UpcycleConfig:
     checksum: bool = False
     """Sum every file, and read all of it back from the disk before the output appears."""
 
+    @property
+    def experts(self) -> int:
+        """Experts in each MoE layer, E."""
+        return self.num_experts or len(self.experts_from) or DEFAULT_EXPERTS
+
     def __post_init__(self) -> None:
-        if not 2 <= self.num_experts <= MAX_EXPERTS:
+        object.__setattr__(self, "experts_from", _listed(self.experts_from))
+        object.__setattr__(self, "labels", _listed(self.labels))
+        object.__setattr__(self, "weights", tuple(self.weights))
+        if self.experts < 2 or self.experts > MAX_EXPERTS or self.num_experts == 0:
             raise ConfigError(
-                f"a mixture needs 2 to {MAX_EXPERTS} experts, not {self.num_experts}",
+                f"a mixture needs 2 to {MAX_EXPERTS} experts, not {self.num_experts or 1}",
                 "pass --experts 8",
             )
-        check_top_k(self.top_k, self.num_experts)
+        check_top_k(self.top_k, self.experts)
         if not (math.isfinite(self.noise) and 0 <= self.noise <= MAX_NOISE):
             raise ConfigError(
                 f"noise must lie between 0 and {MAX_NOISE:g}, not {self.noise:g}",
                 "it is relative to the weights' standard deviation: try --noise 0.01",
             )
-        check_choice("router", self.router, ROUTER_INITS)
         check_choice("route-by", self.route_by, ROUTE_BY)
         check_choice("dtype", self.dtype, DTYPES)
         check_choice("compat", self.compat, COMPATS)
-        check_seed(self.seed)
+        check_choice("rest", self.rest, RESTS)
+        _check_entries(self)
+        super().__post_init__()
+        if self.needs_text and not self.experts_from:
+            raise ConfigError(
+                f"--router {self.router} needs to know what each expert knows",
+                "pass --experts-from and --labels",
+            )
+        if self.needs_text and self.compat == "gguf":
+            raise ConfigError(
+                f"--compat gguf starts with flat routers, so --router {self.router} cannot be kept",
+                "leave --compat out, or --router",
+            )
+
+
+def _listed(given: str | Iterable[object]) -> tuple[str, ...]:
+    """Names one by one, or in one string with commas between them."""
+    if isinstance(given, str):
+        return tuple(part.strip() for part in given.split(",") if part.strip())
+    return tuple(map(str, given))
+
+
+def _check_entries(config: UpcycleConfig) -> None:
+    """What belongs to ``experts_from`` must fit it."""
+    entries = len(config.experts_from)
+    for option in ("labels", "weights"):
+        given = len(getattr(config, option))
+        if given and given != entries:
+            raise ConfigError(
+                f"{given} {option} for {entries} entries of --experts-from",
+                f"pass one for each entry, or leave --{option} out",
+            )
+    if config.rest == "mean" and not entries:
+        raise ConfigError(
+            "--rest mean averages the entries of --experts-from, and there are none",
+            "pass --experts-from, or leave --rest out",
+        )
+    if config.weights and config.rest != "mean":
+        raise ConfigError("--weights belong to --rest mean", "pass --rest mean as well")
+    if config.weights and not (
+        all(math.isfinite(weight) and weight >= 0 for weight in config.weights)
+        and sum(config.weights) > 0
+    ):
+        raise ConfigError(
+            f"weights must be 0 or more and not all 0, not {', '.join(map(str, config.weights))}",
+            "leave --weights out to weigh all entries the same",
+        )
+    if entries > config.experts:
+        raise ConfigError(
+            f"{entries} entries of --experts-from do not fit into {config.experts} experts",
+            f"pass --experts {entries}, or leave it out",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AddConfig(RouterTextConfig):
+    """Which dense checkpoints join a mixture as experts, and how its routers learn of them.
+
+    Raises ``ConfigError`` for values that cannot work, whatever the checkpoint.
+    """
+
+    experts: tuple[str, ...] = ()
+    """Dense checkpoints whose feed-forward layers become one more expert each."""
+    labels: tuple[str, ...] = ()
+    """What each of them knows; left out, their own names."""
+    max_shard_size: str = "5GB"
+    """Largest size of a weights file that is written."""
+    revision: str | None = None
+    """Branch, tag or commit, where the mixture is a Hub id."""
+    force: bool = False
+    """Replace an output that exists."""
+    checksum: bool = False
+    """Sum every file, and read all of it back from the disk before the output appears."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "experts", _listed(self.experts))
+        object.__setattr__(self, "labels", _listed(self.labels))
+        if not self.experts:
+            raise ConfigError("no expert is named", "pass --add-experts with a dense checkpoint")
+        if self.labels and len(self.labels) != len(self.experts):
+            raise ConfigError(
+                f"{len(self.labels)} labels for {len(self.experts)} entries of --add-experts",
+                "pass one for each entry, or leave --labels out",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +257,35 @@ class AttachConfig:
         if self.route_by is not None:
             check_choice("route-by", self.route_by, ROUTE_BY)
         check_seed(self.seed)
+
+
+def _check_text(config: RouterTextConfig) -> None:
+    """Routers from text need labelled text, and others have no use for it."""
+    given = {"prompts": config.prompts is not None, "data": config.dataset is not None}
+    option = {"prompts": "--prompts FILE", "data": "--dataset FILE"}
+    for router, present in given.items():
+        if config.router == router and not present:
+            raise ConfigError(f"--router {router} needs text", f"pass {option[router]}")
+        if config.router != router and present:
+            raise ConfigError(
+                f"{option[router].split()[0]} has no use with --router {config.router}",
+                f"pass --router {router}",
+            )
+    if not any(given.values()):
+        return
+    if config.router == "data" and config.domain_column is None:
+        raise ConfigError(
+            "--router data needs to know each text's label", "pass --domain-column with its column"
+        )
+    for name in ("fit_tokens", "seq_len"):
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            shown = name.replace("_", "-")
+            raise ConfigError(f"{shown} must be positive, not {value}", f"leave --{shown} out")
+    if not 0 < config.entropy < 1:
+        raise ConfigError(
+            f"entropy must lie between 0 and 1, not {config.entropy}", "leave --entropy out"
+        )
 
 
 def check_route_by(route_by: RouteBy | None, model_type: str, own_classes: bool) -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
-from moeify.checkpoint.arithmetic import FLOAT_DTYPES
+from moeify.checkpoint.arithmetic import FLOAT_DTYPES, Float32
 from moeify.checkpoint.files import Slice
 from moeify.checkpoint.header import StoredTensor
-from moeify.checkpoint.jobs import Job, Noise, Piece, copy_of
+from moeify.checkpoint.jobs import Held, Job, Noise, Piece, copy_of
 from moeify.checkpoint.reader import Checkpoint
+from moeify.checkpoint.source import Source
 from moeify.checkpoint.writer import Shard, parse_size, plan_shards
 from moeify.errors import CheckpointError, ConfigError
 from moeify.families.base import (
@@ -23,8 +24,18 @@ from moeify.families.base import (
 )
 from moeify.families.dense_view import DenseView, view_dense
 from moeify.families.registry import dense_family
+from moeify.routing.config import ROUTER_INITS, RouterInit
 from moeify.routing.initialization import NormalRows, RouterRows, UpProjection
+from moeify.upcycling.comparing import compare_sources
 from moeify.upcycling.config import UpcycleConfig, check_route_by, select_layers
+from moeify.upcycling.rest import mean_piece
+from moeify.upcycling.sources import (
+    ExpertOrigin,
+    ExpertSource,
+    dealt,
+    expert_origins,
+    open_sources,
+)
 
 __all__ = ["ParameterCounts", "UpcyclePlan", "plan_upcycle"]
 
@@ -52,6 +63,8 @@ class UpcyclePlan:
     shards: tuple[Shard, ...]
     ffn: tuple[StoredTensor, ...]
     parameters: ParameterCounts
+    sources: tuple[ExpertSource, ...] = ()
+    origins: tuple[ExpertOrigin, ...] = ()
     warnings: tuple[str, ...] = field(default=())
 
     @property
@@ -59,14 +72,25 @@ class UpcyclePlan:
         """The family of the checkpoint."""
         return self.view.family
 
+    def with_routers(self, rows: Mapping[int, Float32]) -> UpcyclePlan:
+        """The same plan with these rows [E, H] in place of each layer's router."""
+        *others, last = self.shards  # routers have the last file to themselves
+        jobs = tuple(
+            replace(job, pieces=(Held(array=array, dtype=job.dtype),))
+            for job, array in zip(last.jobs, rows.values(), strict=True)
+        )
+        return replace(self, shards=(*others, replace(last, jobs=jobs)))
+
     @property
     def nbytes(self) -> int:
         """Bytes of all weight files."""
         return sum(shard.nbytes for shard in self.shards)
 
 
-def plan_upcycle(checkpoint: Checkpoint, options: UpcycleConfig) -> UpcyclePlan:
-    """Plan the mixture that ``options`` ask for.
+def plan_upcycle(
+    checkpoint: Checkpoint, options: UpcycleConfig, source: Source | None = None
+) -> UpcyclePlan:
+    """Plan the mixture that ``options`` ask for; ``source`` says where the checkpoint came from.
 
     Raises ``UnsupportedModelError``, ``CheckpointError`` and ``ConfigError``; nothing but headers
     has been read then.
@@ -75,15 +99,20 @@ def plan_upcycle(checkpoint: Checkpoint, options: UpcycleConfig) -> UpcyclePlan:
     check_route_by(options.route_by, family.moe.model_type, family.remote_code)
     view = view_dense(checkpoint, family)
     layers = select_layers(options.layers, view.num_layers)
+    source = source or Source(folder=checkpoint.folder, name=checkpoint.folder.resolve().name)
+    sources = open_sources(view, source, options)
+    compared = compare_sources(view, sources, options, layers)
     settings = MoeSettings(
-        num_experts=options.num_experts,
+        num_experts=options.experts,
         top_k=options.top_k,
         moe_layers=layers,
         num_layers=view.num_layers,
         renormalise=_renormalises(family, options, len(layers) == view.num_layers),
         route_by=options.route_by,
     )
-    planner = _Planner(view, settings, options)
+    # Without sources all experts are copies of the base.
+    entries = sources or (ExpertSource(source=source, label=source.name, view=view),)
+    planner = _Planner(view, settings, options, entries)
     shards = plan_shards(
         planner.weights(), parse_size(options.max_shard_size), last=planner.routers()
     )
@@ -92,9 +121,11 @@ def plan_upcycle(checkpoint: Checkpoint, options: UpcycleConfig) -> UpcyclePlan:
         settings=settings,
         config=planner.config,
         shards=shards,
-        ffn=tuple(tensor for layer in layers for tensor in view.ffn(layer).values()),
+        ffn=tuple(dict.fromkeys(planner.read_ffn())),
         parameters=planner.parameters(),
-        warnings=tuple(_warnings(view, settings, options.noise)),
+        sources=sources,
+        origins=expert_origins(sources, options.experts),
+        warnings=(*compared, *_warnings(view, settings, options.noise)),
     )
 
 
@@ -138,8 +169,11 @@ def _warnings(view: DenseView, settings: MoeSettings, noise: float) -> Iterator[
 class _Planner:
     """One pass over the dense tensors in the order of the source's files."""
 
-    def __init__(self, view: DenseView, settings: MoeSettings, options: UpcycleConfig) -> None:
-        self.view, self.settings, self.options = view, settings, options
+    def __init__(
+        self, view: DenseView, settings: MoeSettings, options: UpcycleConfig,
+        entries: tuple[ExpertSource, ...],
+    ) -> None:  # fmt: skip
+        self.view, self.settings, self.options, self.entries = view, settings, options, entries
         self.family = view.family
         self.cast = _DTYPE_NAMES.get(options.dtype)
         self.config = self._config()
@@ -168,21 +202,23 @@ class _Planner:
         prefix = self.view.head.prefix_out
         for name, tensor in self.view.base.items():
             if name not in replaced:
-                yield self._copy(prefix + name, tensor)
+                yield self._copy(prefix + name, tensor, name)
             elif replaced[name] is not None:
                 yield from self._layer(replaced[name] or 0)
-        for name, tensor in (*self.view.heads.items(), *self.view.unknown.items()):
+        for name, tensor in self.view.heads.items():
+            yield self._copy(name, tensor, name)
+        for name, tensor in self.view.unknown.items():
             yield self._copy(name, tensor)
-        for name, tensor in self._untied():
-            yield self._copy(name, tensor)
+        for name, origin in self._untied():
+            yield self._copy(name, self.view.base[origin], origin)
 
-    def _untied(self) -> list[tuple[str, StoredTensor]]:
+    def _untied(self) -> list[tuple[str, str]]:
         """Head tensors that the dense files share with others, and this form may not."""
         if self.settings.renormalise:
             return []
         head = self.view.head
         return [
-            (name, self.view.base[origin.removeprefix(head.prefix)])
+            (name, origin.removeprefix(head.prefix))
             for name, origin in head.tied.items()
             if name not in self.view.heads
         ]
@@ -198,26 +234,29 @@ class _Planner:
             replaced[present[0]] = layer
         return replaced
 
-    def _copy(self, name: str, tensor: StoredTensor) -> Job:
+    def _copy(self, name: str, tensor: StoredTensor, own: str | None = None) -> Job:
+        """A tensor of the rest; ``own`` is what the base and the sources call it."""
         dtype = self._out_dtype(tensor)
-        return Job(name, dtype, tensor.shape, (copy_of(tensor, dtype),))
+        if own is None or self.options.rest == "base":
+            return Job(name, dtype, tensor.shape, (copy_of(tensor, dtype),))
+        return Job(
+            name, dtype, tensor.shape, (mean_piece(self.entries, own, tensor, self.options, dtype),)
+        )
 
     def _layer(self, layer: int) -> Iterator[Job]:
         prefix = self.view.head.prefix_out + self.family.moe.layer.format(layer=layer)
         ffn = self.view.ffn(layer)
         for spec in self.family.moe.experts:
-            yield from self._experts(prefix, spec, ffn)
+            yield from self._experts(prefix, spec, layer)
         for extra in self.family.moe.extras:
             yield self._extra(prefix, extra, self._out_dtype(ffn["up"]))
 
-    def _experts(
-        self, prefix: str, spec: ExpertTensor, ffn: dict[str, StoredTensor]
-    ) -> Iterator[Job]:
+    def _experts(self, prefix: str, spec: ExpertTensor, layer: int) -> Iterator[Job]:
         shape = resolve_shape(spec.shape, self.dims)
-        dtype = self._out_dtype(ffn[spec.roles[0]])
+        dtype = self._out_dtype(self.view.ffn(layer)[spec.roles[0]])
         pieces = [
-            self._expert_piece(ffn[role], role, expert)
-            for expert in range(self.settings.num_experts)
+            self._expert_piece(entry, repeated, layer, role, expert)
+            for expert, entry, repeated in dealt(self.entries, self.settings.num_experts)
             for role in spec.roles
         ]
         if spec.fused:
@@ -226,8 +265,11 @@ class _Planner:
         for expert, piece in enumerate(pieces):
             yield Job(prefix + spec.name.format(expert=expert), dtype, shape, (piece,))
 
-    def _expert_piece(self, tensor: StoredTensor, role: str, expert: int) -> Piece:
-        dtype = self._out_dtype(tensor)
+    def _expert_piece(
+        self, entry: ExpertSource, repeated: bool, layer: int, role: str, expert: int
+    ) -> Piece:
+        name = self._ffn_names(layer)[role]
+        tensor = entry.tensor(name)
         if tensor.dtype not in FLOAT_DTYPES:
             raise CheckpointError(
                 f"tensor {tensor.name!r} has dtype {tensor.dtype}: a quantised FFN cannot be"
@@ -236,12 +278,26 @@ class _Planner:
                 path=tensor.path,
             )
         noise = None
-        if self.options.noise and not role.endswith("_bias"):
+        # Copies of one model all take noise; of experts that have sources only the repeats do.
+        noisy = repeated or not self.options.experts_from
+        if noisy and self.options.noise and not role.endswith("_bias"):
             noise = Noise(self.options.noise, (self.options.seed, "noise", tensor.name, expert))
         # Unrenormalised weights of a flat router sum to K/E, which the last product undoes.
         scaled = role == "down" and not self.settings.renormalise
         weight = self.settings.num_experts / self.settings.top_k if scaled else 1.0
-        return copy_of(tensor, dtype, noise, weight=weight)
+        dtype = self._out_dtype(self.view.base[name])
+        return copy_of(tensor, dtype, noise, weight=weight, changes=entry.changes(name))
+
+    def _ffn_names(self, layer: int) -> dict[str, str]:
+        prefix = self.family.dense.layer.format(layer=layer)
+        return {part.role: prefix + part.name for part in self.family.dense.ffn}
+
+    def read_ffn(self) -> Iterator[StoredTensor]:
+        """The tensors that experts are made of."""
+        for layer in self.settings.moe_layers:
+            for name in self._ffn_names(layer).values():
+                for entry in self.entries:
+                    yield from entry.read(name)
 
     def _extra(self, prefix: str, extra: ExtraTensor, dtype: str) -> Job:
         shape = resolve_shape(extra.shape, self.dims)
@@ -256,6 +312,9 @@ class _Planner:
     def routers(self) -> Iterator[Job]:
         """One router a layer."""
         moe, dense = self.family.moe, self.family.dense
+        # Routers from text take the place of calibrated ones once the text has been read.
+        known = [init for init in ROUTER_INITS if init == self.options.router]
+        init: RouterInit = known[0] if known else "calibrated"
         for layer in self.settings.moe_layers:
             source = dense.layer.format(layer=layer)
             name = self.view.head.prefix_out + moe.layer.format(layer=layer) + moe.router
@@ -264,7 +323,7 @@ class _Planner:
                 yield self._flat_router(name, self._out_dtype(norm))
                 continue
             piece = RouterRows(
-                init=self.options.router,
+                init=init,
                 num_experts=self.settings.num_experts,
                 hidden_size=self.dims["H"],
                 dtype=self._out_dtype(norm),
@@ -299,7 +358,7 @@ class _Planner:
             math.prod(resolve_shape(extra.shape, self.dims)) for extra in self.family.moe.extras
         )
         shared = self.view.parameters - layers * ffn + layers * added
-        shared += sum(tensor.elements for _, tensor in self._untied())
+        shared += sum(self.view.base[origin].elements for _, origin in self._untied())
         return ParameterCounts(
             dense=self.view.parameters,
             total=shared + layers * experts * ffn,

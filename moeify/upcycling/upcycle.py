@@ -5,19 +5,35 @@ from __future__ import annotations
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from moeify.checkpoint.carry import carried_files, carry_files
 from moeify.checkpoint.ledger import Ledger
 from moeify.checkpoint.reader import Checkpoint
 from moeify.checkpoint.source import Source, resolve_source
-from moeify.checkpoint.staging import check_free_space, check_output, output_errors, staged
+from moeify.checkpoint.staging import (
+    check_free_space,
+    check_output,
+    existing_parent,
+    output_errors,
+    staged,
+)
 from moeify.checkpoint.writer import Progress, write_shards
 from moeify.provenance.companions import write_companions
-from moeify.provenance.record import UNRECORDED, Record, Step
+from moeify.provenance.record import Record, Step
 from moeify.provenance.seal import seal
 from moeify.upcycling.config import UpcycleConfig
 from moeify.upcycling.plan import UpcyclePlan, plan_upcycle
+from moeify.upcycling.rest import write_mean_model
+from moeify.upcycling.routers import (
+    FittedRouters,
+    LabelledText,
+    fit_routers,
+    labelled_text,
+    recorded_options,
+)
+from moeify.upcycling.sources import ExpertOrigin
 
 __all__ = ["UpcycleReport", "upcycle"]
 
@@ -27,7 +43,10 @@ class UpcycleReport:
     """What upcycling did, or with ``dry_run`` would do.
 
     ``noise_effective`` is the root mean square of what the noise changed after rounding to the
-    output's dtype, relative to the weights' standard deviation.
+    output's dtype, relative to the weights' standard deviation. ``sources`` says which experts are
+    made of what, empty for copies of one model; ``label_agreement`` is the share of held-out tokens
+    (with prompts of the prompts') whose first expert has their label, averaged over layers, where
+    routers were computed from text.
     """
 
     source: str
@@ -46,6 +65,10 @@ class UpcycleReport:
     seconds: float
     noise_requested: float
     noise_effective: float
+    router: str
+    label_agreement: float | None
+    rest: str
+    sources: tuple[ExpertOrigin, ...]
     warnings: tuple[str, ...]
     dry_run: bool
 
@@ -78,20 +101,39 @@ def upcycle(
     target = Path(output) if output is not None else default_output(resolved, config)
     if not dry_run:
         check_output(target, resolved.folder, force=config.force)
-    plan = plan_upcycle(Checkpoint.open(resolved.folder), config)
+    plan = plan_upcycle(Checkpoint.open(resolved.folder), config, resolved)
+    if not dry_run:
+        check_output(target, *(s.source.folder for s in plan.sources), force=config.force)
     report = _report(plan, resolved, target, config)
-    if dry_run:
-        return replace(report, dry_run=True, seconds=time.perf_counter() - started)
-    check_free_space(target, plan.nbytes)
-    for _ in carried_files(resolved.folder):
-        pass  # a link out of the folder is refused before the long work
-    return _write(plan, resolved, target, config, replace(report, dry_run=False), progress, started)
+    labels = [origin.label for origin in plan.origins]
+    text = labelled_text(config, plan.view.checkpoint, labels) if config.needs_text else None
+    if not dry_run:
+        check_free_space(target, plan.nbytes)
+        for _ in carried_files(resolved.folder):
+            pass  # a link out of the folder is refused before the long work
+        if text is not None:
+            fitted = _fitted(plan, text, target, config)
+            plan = plan.with_routers(fitted.rows)
+            report = replace(report, label_agreement=fitted.agreement)
+        report = _write(plan, resolved, target, config, report, progress)
+    return replace(report, dry_run=dry_run, seconds=time.perf_counter() - started)
+
+
+def _fitted(
+    plan: UpcyclePlan, text: LabelledText, target: Path, config: UpcycleConfig
+) -> FittedRouters:
+    """Routers for the inputs of the model that attention, norms and embeddings come from."""
+    if config.rest == "base":
+        return fit_routers(plan, text, plan.view.checkpoint.folder, config)
+    with output_errors(target), TemporaryDirectory(dir=existing_parent(target)) as scratch:
+        write_mean_model(Path(scratch), plan.view, plan.sources, config)
+        return fit_routers(plan, text, Path(scratch), config)
 
 
 def default_output(source: Source, config: UpcycleConfig) -> Path:
     """``NAME-moe-e8-k2`` in the working directory."""
     name = source.name.rsplit("/", 1)[-1]
-    return Path(f"{name}-moe-e{config.num_experts}-k{config.top_k}")
+    return Path(f"{name}-moe-e{config.experts}-k{config.top_k}")
 
 
 def _report(
@@ -102,7 +144,7 @@ def _report(
         output=str(target),
         family=plan.family.model_type,
         model_type=plan.family.moe.model_type,
-        num_experts=config.num_experts,
+        num_experts=config.experts,
         top_k=config.top_k,
         route_by=config.route_by,
         num_layers=plan.settings.num_layers,
@@ -114,6 +156,10 @@ def _report(
         seconds=0.0,
         noise_requested=config.noise,
         noise_effective=0.0,
+        router=config.router,
+        label_agreement=None,
+        rest=config.rest,
+        sources=plan.origins,
         warnings=plan.warnings,
         dry_run=True,
     )
@@ -121,7 +167,7 @@ def _report(
 
 def _write(
     plan: UpcyclePlan, source: Source, target: Path, config: UpcycleConfig,
-    report: UpcycleReport, progress: Progress | None, started: float,
+    report: UpcycleReport, progress: Progress | None,
 ) -> UpcycleReport:  # fmt: skip
     ledger = Ledger(config.checksum)
     with staged(target, force=config.force) as stage, output_errors(target):
@@ -137,11 +183,21 @@ def _write(
         record = Record.read(source).with_step(_step(config, report))
         write_companions(stage, plan.config, record, source.folder)
         seal(stage, ledger)
-    return replace(report, seconds=time.perf_counter() - started)
+    return report
 
 
 def _step(config: UpcycleConfig, report: UpcycleReport) -> Step:
-    options = {k: v for k, v in asdict(config).items() if k not in UNRECORDED}
+    options = recorded_options(config)
+    options["num_experts"] = config.experts
+    for key in ("experts_from", "labels", "rest", "weights"):
+        if not config.experts_from:
+            del options[key]
+    if config.experts_from:
+        options["experts_from"] = [origin.name for origin in report.sources]
     keys = ("params_dense", "params_total", "params_active", "noise_effective")
     results = {key: getattr(report, key) for key in keys}
+    if report.sources:
+        results["sources"] = [asdict(origin) for origin in report.sources]
+    if report.label_agreement is not None:
+        results["label_agreement"] = report.label_agreement
     return Step(command="upcycle", options=options, results=results)

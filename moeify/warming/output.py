@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
-from moeify.checkpoint.arithmetic import Float32
 from moeify.checkpoint.carry import carry_files
 from moeify.checkpoint.files import SourceFiles
 from moeify.checkpoint.header import StoredTensor
-from moeify.checkpoint.jobs import Job, Values, copy_of
+from moeify.checkpoint.jobs import Held, Job, copy_of
 from moeify.checkpoint.ledger import Ledger
 from moeify.checkpoint.reader import Checkpoint
 from moeify.checkpoint.rewrite import Rewrite, plan_rewrite, write_rewrite
@@ -24,26 +23,12 @@ from moeify.provenance.companions import write_companions
 from moeify.provenance.record import UNRECORDED, Record, Step, recorded_sums
 from moeify.provenance.seal import seal
 from moeify.routing.collection import routers
+from moeify.routing.loading import quiet_transformers
 from moeify.warming.config import WarmupConfig
 
 __all__ = ["output_bytes", "write_output"]
 
 _UNRECORDED = (*UNRECORDED, "resume", "plot", "device")
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Held(Values):
-    """Elements that are in memory already."""
-
-    array: Float32
-    dtype: str
-
-    @property
-    def elements(self) -> int:
-        return self.array.size
-
-    def values(self, files: SourceFiles) -> Float32:
-        return self.array
 
 
 def output_bytes(view: MoeView, config: WarmupConfig, output: Path) -> int:
@@ -70,9 +55,8 @@ def _router_jobs(view: MoeView, model: Any) -> Iterator[Job]:
         stored = view.checkpoint[view.router_name(layer)]
         weight: Any = router.weight
         array = np.ascontiguousarray(weight.detach().float().cpu().numpy())
-        yield Job(
-            stored.name, stored.dtype, stored.shape, (_Held(array=array, dtype=stored.dtype),)
-        )
+        piece = Held(array=array, dtype=stored.dtype)
+        yield Job(stored.name, stored.dtype, stored.shape, (piece,))
 
 
 def write_output(
@@ -109,7 +93,8 @@ def _write_changed(
     if stored:
         model = model.to(torch.bfloat16 if "BF16" in stored else torch.float16)
     with TemporaryDirectory(dir=stage) as scratch:
-        model.save_pretrained(scratch)
+        with quiet_transformers():
+            model.save_pretrained(scratch)
         trained = Checkpoint.open(Path(scratch))
         with SourceFiles() as files:
             jobs = [

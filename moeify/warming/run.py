@@ -22,8 +22,8 @@ from moeify.routing.data import Blocks
 from moeify.warming.config import WarmupConfig
 
 __all__ = [
-    "TRAINED_FILE", "is_main_process", "kept_if_resumable", "last_checkpoint", "open_run",
-    "run_folder", "world_size",
+    "TRAINED_FILE", "close_run", "is_main_process", "kept_if_resumable", "last_checkpoint",
+    "open_run", "run_folder", "world_size",
 ]  # fmt: skip
 
 TRAINED_FILE = "trained.safetensors"
@@ -113,9 +113,14 @@ def kept_if_resumable(folder: Path) -> Iterator[None]:
         yield
     except BaseException:
         with Interruptions():
-            if is_main_process() and last_checkpoint(folder) is None:
-                shutil.rmtree(folder, ignore_errors=True)
+            close_run(folder, done=False)
         raise
+
+
+def close_run(folder: Path, *, done: bool) -> None:
+    """Remove ``folder`` where it is no longer needed: the run is done, or it saved nothing."""
+    if is_main_process() and (done or last_checkpoint(folder) is None):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _fingerprint(config: WarmupConfig, view: MoeView, blocks: Blocks) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -26,16 +25,18 @@ from moeify.families.registry import moe_layout
 from moeify.provenance.record import Record
 from moeify.routing.collection import InputReservoir, collect, routers
 from moeify.routing.data import Blocks, block_length, read_blocks, tokenizer_for
+from moeify.routing.fit import domain_router, kmeans_router
 from moeify.routing.loading import load_model
 from moeify.routing.statistics import RoutingStatistics
 from moeify.warming.config import Fit, Loss, WarmupConfig
-from moeify.warming.fit import domain_router, kmeans_router
+from moeify.warming.fitting import expert_owners, fit_method
 from moeify.warming.headroom import Headroom, measure_headroom
 from moeify.warming.objective import Examples, Objective, choose_loss, evaluate
 from moeify.warming.output import output_bytes, write_output
 from moeify.warming.plot import check_plotting, plot_warmup
 from moeify.warming.report import WarmupReport, layer_changes
 from moeify.warming.run import (
+    close_run,
     is_main_process,
     kept_if_resumable,
     last_checkpoint,
@@ -60,8 +61,10 @@ class _Session:
     view: MoeView
     loss: Loss
     fit: Fit
+    owners: list[int] | None
     train_blocks: Blocks
     held_out: Blocks
+    data_fingerprint: str
     tokenizer: Any
     progress: Progress | None
     model: Any = None
@@ -116,24 +119,31 @@ def warmup(
         _load(session)
         report = _measured(session, target)
     if is_main_process():
-        with staged(target, force=config.force) as stage, output_errors(target):
-            plan = write_output(
-                stage, source, session.view, session.model, config, report.results()
-            )
-        report = replace(
-            report, bytes_written=plan.bytes_written, files_linked=len(plan.linked),
-            files_copied=len(plan.copied),
-        )  # fmt: skip
-        if config.plot is not None:
-            plot_warmup(report, config.plot)
-        if config.steps and report.failed is None:
-            shutil.rmtree(run_folder(target), ignore_errors=True)
+        report = _written(session, report, target)
+        if config.steps:
+            close_run(run_folder(target), done=report.failed is None)
     report = replace(report, seconds=time.perf_counter() - started)
     if report.failed is not None:
         raise TrainingError(
             f"{report.failed}; {target} holds the last good weights",
             f"pass a smaller --learning-rate than {config.learning_rate:g}",
         )
+    return report
+
+
+def _written(session: _Session, report: WarmupReport, target: Path) -> WarmupReport:
+    """Publish the output, and the plot where one is asked for."""
+    config = session.config
+    with staged(target, force=config.force) as stage, output_errors(target):
+        plan = write_output(
+            stage, session.source, session.view, session.model, config, report.results()
+        )
+    report = replace(
+        report, bytes_written=plan.bytes_written, files_linked=len(plan.linked),
+        files_copied=len(plan.copied),
+    )  # fmt: skip
+    if config.plot is not None:
+        plot_warmup(report, config.plot)
     return report
 
 
@@ -159,24 +169,17 @@ def _prepared(source: Source, config: WarmupConfig, progress: Progress | None) -
     loss = choose_loss(str(named[0]), config.loss, config.steps)
     seq_len = block_length(opened.config, config.seq_len)
     tokenizer = tokenizer_for(source.folder)
-    fit = _fit_method(config, Record.read(source))
+    record = Record.read(source)
+    fit = fit_method(config, record)
     blocks = read_blocks(config, tokenizer, seq_len, _tokens_needed(config, seq_len))
     _check_domains(blocks, config, view.num_experts)
     train, held_out = blocks.split(config.held_out)
     return _Session(
         config=config, source=source, view=view, loss=loss, fit=fit, tokenizer=tokenizer,
+        owners=expert_owners(record, blocks, view.num_experts),
         train_blocks=train, held_out=_some(held_out, config.eval_tokens, config.seed),
-        progress=progress,
+        data_fingerprint=blocks.fingerprint, progress=progress,
     )  # fmt: skip
-
-
-def _fit_method(config: WarmupConfig, record: Record) -> Fit:
-    if config.fit != "auto":
-        return config.fit
-    setting = [s.command for s in record.steps if s.command in ("upcycle", "attach", "warmup")]
-    if not setting or setting[-1] == "warmup":
-        return "none"
-    return "kmeans" if config.domain_column is None else "domains"
 
 
 def _tokens_needed(config: WarmupConfig, seq_len: int) -> int:
@@ -268,6 +271,7 @@ def _measured(session: _Session, target: Path) -> WarmupReport:
         source=session.source.name, output=str(target), model_type=view.layout.model_type,
         num_experts=view.num_experts, top_k=view.top_k, fit=session.fit, train=config.train,
         loss=session.loss, steps=steps, tokens=steps * per_step,
+        data_fingerprint=session.data_fingerprint,
         fit_tokens=0 if session.fit == "none" else min(config.fit_tokens,
                                                        session.train_blocks.tokens),
         eval_tokens=session.held_out.tokens, reservoir_bytes=reservoir_bytes, headroom=headroom,
@@ -319,7 +323,9 @@ def _fit(session: _Session, reservoir: InputReservoir) -> None:
             rows = kmeans_router(inputs, *count, entropy=entropy, seed=seed)
         elif session.fit == "domains":
             domains = reservoir.domains(layer)
-            rows = domain_router(inputs, domains, *count, entropy=entropy, seed=seed)
+            rows = domain_router(
+                inputs, domains, *count, entropy=entropy, seed=seed, owners=session.owners
+            )
         else:
             continue
         with torch.no_grad():
@@ -383,6 +389,9 @@ def _note(
         f"experts' outputs differ by {headroom.expert_difference:.2g} of their mean"
     )
     if after > before:
-        session.notes.append(f"held-out loss got worse: {before:.4f} before, {after:.4f} after")
+        session.notes.append(
+            f"held-out loss got worse by {after - before:.2g}: {before:#.5g} before,"
+            f" {after:#.5g} after"
+        )
     if after > random:
-        session.notes.append(f"held-out loss is above that of random routing, {random:.4f}")
+        session.notes.append(f"held-out loss is above that of random routing, {random:#.5g}")

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn.functional import one_hot
 
-from moeify.warming.clustering import balanced_kmeans, even_offsets
-from moeify.warming.fit import domain_router, kmeans_router, mean_entropy
+from moeify.routing.clustering import balanced_kmeans, even_offsets
+from moeify.routing.fit import domain_router, kmeans_router, mean_entropy
 
 H, E, K = 48, 8, 2
 

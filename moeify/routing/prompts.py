@@ -1,0 +1,91 @@
+"""Example texts for labels, from a YAML or JSON file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moeify.checkpoint.json_text import read_json
+from moeify.checkpoint.regular import read_bytes
+from moeify.errors import CheckpointError, DatasetError
+from moeify.routing.data import Blocks
+
+__all__ = ["Prompts", "prompt_blocks", "read_prompts"]
+
+MAX_FILE_BYTES = 16_000_000
+_FORM = "write it as LABEL: [text, text], or LABEL: {positive: [...], negative: [...]}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompts:
+    """Texts that belong to a label, and texts that do not."""
+
+    positive: tuple[str, ...]
+    negative: tuple[str, ...] = ()
+
+
+def read_prompts(path: Path) -> dict[str, Prompts]:
+    """Prompts by label; raises ``DatasetError`` for a file that is not of the form."""
+    document = _document(path)
+    if not isinstance(document, dict) or not document:
+        raise DatasetError(f"{path.name} does not map labels to texts", _FORM)
+    return {str(label): _prompts(path, str(label), value) for label, value in document.items()}
+
+
+def _document(path: Path) -> Any:
+    import yaml
+
+    try:
+        if path.suffix == ".json":
+            return read_json(path)
+        return yaml.safe_load(read_bytes(path, MAX_FILE_BYTES))
+    except CheckpointError as error:
+        raise DatasetError(error.message, "name a YAML or JSON file of labels and texts") from error
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        line = (str(error).splitlines() or [""])[0]
+        raise DatasetError(f"{path.name} is no valid YAML: {line}", _FORM) from error
+
+
+def _prompts(path: Path, label: str, value: Any) -> Prompts:
+    parts = value if isinstance(value, dict) else {"positive": value}
+    if parts.keys() - {"positive", "negative"} or "positive" not in parts:
+        raise DatasetError(
+            f"{path.name}: label {label!r} has the keys {', '.join(map(str, parts))}", _FORM
+        )
+    texts = {}
+    for kind, given in parts.items():
+        listed = [given] if isinstance(given, str) else given
+        good = isinstance(listed, list) and all(
+            isinstance(text, str) and text.strip() for text in listed
+        )
+        if not good or (kind == "positive" and not listed):
+            raise DatasetError(f"{path.name}: {kind} of label {label!r} is no list of texts", _FORM)
+        texts[kind] = tuple(listed)
+    return Prompts(**texts)
+
+
+def prompt_blocks(
+    prompts: dict[str, Prompts], labels: Sequence[str], tokenizer: Any, seq_len: int
+) -> Blocks:
+    """Every text as one block; domain 2n holds label n's positive texts, 2n + 1 its negative."""
+    rows = []
+    for number, label in enumerate(labels):
+        for kind, texts in enumerate((prompts[label].positive, prompts[label].negative)):
+            for text in texts:
+                tokens = tokenizer(text, verbose=False)["input_ids"][:seq_len]
+                rows.append((tokens, 2 * number + kind))
+    width = max(1, max(len(tokens) for tokens, _ in rows))
+    input_ids = np.zeros((len(rows), width), np.int32)
+    for place, (tokens, _) in enumerate(rows):
+        input_ids[place, : len(tokens)] = tokens
+    return Blocks(
+        input_ids=input_ids,
+        lengths=np.array([len(tokens) for tokens, _ in rows], np.int64),
+        domains=np.array([domain for _, domain in rows], np.int64),
+        domain_names=tuple(labels),
+        documents=len(rows),
+    )

@@ -1,0 +1,258 @@
+"""What sets a source of experts apart from the base, found before anything is written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from moeify.checkpoint.arithmetic import FLOAT_DTYPES
+from moeify.checkpoint.json_text import read_json
+from moeify.checkpoint.reader import resolve_inside
+from moeify.errors import CheckpointError
+from moeify.families.base import Config, Family
+from moeify.families.dense_view import DenseView
+from moeify.families.moe_view import MoeView
+from moeify.upcycling.adapters import Adapter
+from moeify.upcycling.config import UpcycleConfig
+from moeify.upcycling.sources import ExpertSource
+
+__all__ = ["compare_joining", "compare_sources"]
+
+_ACTIVATIONS = {
+    "bert": ("hidden_act", "gelu"), "gpt2": ("activation_function", "gelu_new"),
+    "qwen2": ("hidden_act", "silu"), "qwen3": ("hidden_act", "silu"),
+}  # fmt: skip
+"""The config's key of the FFN's activation, and what it is where the key is missing."""
+_UNIMPORTANT = frozenset({
+    "_name_or_path", "architectures", "attn_implementation", "auto_map", "bos_token_id", "dtype",
+    "eos_token_id", "gradient_checkpointing", "id2label", "label2id", "output_attentions",
+    "output_hidden_states", "pad_token_id", "problem_type", "task_specific_params", "torch_dtype",
+    "transformers_version", "use_cache", "vocab_size", "hidden_act", "activation_function",
+})  # fmt: skip
+_NAMES = {
+    "L": "layers", "H": "hidden size", "F": "FFN width", "V": "vocabulary", "P": "positions",
+    "A": "query width", "K": "key and value width", "D": "head width", "C": "classes",
+}  # fmt: skip
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json")
+_SHOWN = 5
+
+
+def compare_sources(
+    base: DenseView, sources: tuple[ExpertSource, ...], options: UpcycleConfig,
+    layers: tuple[int, ...],
+) -> tuple[str, ...]:  # fmt: skip
+    """Warnings about differences that can be lived with, each source once.
+
+    Experts take the place of the FFN of ``layers``.
+
+    Raises ``CheckpointError`` with all differences that cannot, of every source.
+    """
+    mean = options.rest == "mean"
+    fatal: list[str] = []
+    warnings: list[str] = []
+    for entry in {entry.source.folder.resolve(): entry for entry in sources}.values():
+        name = entry.source.name
+        if entry.adapter is not None:
+            warnings += _besides_experts(base, entry, entry.adapter, mean, layers)
+        elif entry.source.folder.resolve() != base.checkpoint.folder.resolve():
+            fatal += [f"{name}: {found}" for found in _fatal(base, entry, mean)]
+            warnings += [f"{name}: {found}" for found in _bearable(base, entry, mean)]
+    if fatal:
+        raise CheckpointError(
+            f"experts cannot be made of these checkpoints beside {base.checkpoint.folder.name}: "
+            + "; ".join(fatal),
+            "name checkpoints that were trained from the same base",
+        )
+    return tuple(warnings)
+
+
+def compare_joining(
+    view: MoeView, family: Family, entries: tuple[ExpertSource, ...]
+) -> tuple[str, ...]:
+    """Warnings about dense checkpoints that join a mixture of ``family``.
+
+    Raises ``CheckpointError`` with all differences that cannot be lived with.
+    """
+    fatal = [
+        f"{entry.source.name}: {found}"
+        for entry in entries
+        for found in _cannot_join(view, family, entry)
+    ]
+    if fatal:
+        raise CheckpointError(
+            f"these checkpoints cannot join {view.checkpoint.folder.name}: " + "; ".join(fatal),
+            "name checkpoints that were trained from the base of the mixture",
+        )
+    return tuple(
+        f"{entry.source.name}: {found}"
+        for entry in entries
+        for found in _joins_changed(view, entry)
+    )
+
+
+def _cannot_join(view: MoeView, family: Family, entry: ExpertSource) -> Iterator[str]:
+    if entry.view.family is not family:
+        yield f"its model_type is {entry.view.family.model_type}, not {family.model_type}"
+        return
+    ours, theirs = view.checkpoint.config, entry.view.checkpoint.config
+    sizes, wanted = family.dense.dims(theirs), view.layout.dims(ours)
+    for symbol in ("L", "H", "F"):
+        if sizes[symbol] != wanted[symbol]:
+            yield f"{_NAMES[symbol]} {sizes[symbol]}, not {wanted[symbol]}"
+    yield from _activations(family, ours, theirs)
+
+
+def _joins_changed(view: MoeView, entry: ExpertSource) -> Iterator[str]:
+    if said := _tokenizer_difference(view.checkpoint.folder, entry.source.folder):
+        yield f"{said}; the mixture's tokenizer is used"
+    dtypes = {
+        (tensor.dtype, view.up(layer)[0].dtype)
+        for layer in view.moe_layers
+        for tensor in entry.view.ffn(layer).values()
+    }
+    for own, other in sorted(dtypes):
+        if own != other:
+            yield f"its weights are {own} and are converted to {other}"
+
+
+def _activations(family: Family, ours: Config, theirs: Config) -> Iterator[str]:
+    key, default = _ACTIVATIONS[family.model_type]
+    own, other = ours.get(key) or default, theirs.get(key) or default
+    if own != other:
+        yield f"{key} is {other!r}, not {own!r}"
+
+
+def _besides_experts(
+    base: DenseView, entry: ExpertSource, adapter: Adapter, mean: bool, layers: tuple[int, ...]
+) -> Iterator[str]:
+    """What an adapter changes outside of the FFNs, which all experts share."""
+    dense = base.family.dense
+    experts = {dense.layer.format(layer=n) + part.name for n in layers for part in dense.ffn}
+    if not experts & (adapter.changes.keys() | adapter.replaced.keys()):
+        raise CheckpointError(
+            f"adapter {entry.source.name} changes no FFN of the layers that get experts, but"
+            f" {', '.join(adapter.besides(()))}",
+            "name an adapter whose target_modules include the FFN's, or merge it into a checkpoint"
+            " of its own with peft's merge_and_unload",
+            path=entry.source.folder,
+        )
+    used = experts | base.base.keys() | base.heads.keys() if mean else experts
+    if others := adapter.besides(used):
+        yield (
+            f"{entry.source.name}: experts share everything but their FFNs, so what this adapter"
+            f" does to {', '.join(others)} is left out"
+        )
+
+
+def _fatal(base: DenseView, entry: ExpertSource, mean: bool) -> Iterator[str]:
+    ours, theirs = base.checkpoint.config, entry.view.checkpoint.config
+    if base.family is not entry.view.family:
+        yield f"its model_type is {entry.view.family.model_type}, not {base.family.model_type}"
+        return
+    yield from _sizes(base, entry, mean)
+    yield from _activations(base.family, ours, theirs)
+    if not mean:
+        return
+    class_name = base.family.architecture(ours)
+    if base.family.architecture(theirs) != class_name:
+        yield f"its class is {base.family.architecture(theirs)}, not {class_name}"
+    missing = sorted((base.base.keys() - entry.view.base) | (base.heads.keys() - entry.view.heads))
+    if missing:
+        yield f"it has no {', '.join(missing[:_SHOWN])}"
+
+
+def _sizes(base: DenseView, entry: ExpertSource, mean: bool) -> Iterator[str]:
+    ours = base.family.dense.dims(base.checkpoint.config)
+    theirs = base.family.dense.dims(entry.view.checkpoint.config)
+    needed = _NAMES.keys() if mean else ("L", "H", "F")
+    for symbol in needed:
+        if ours.get(symbol) != theirs.get(symbol):
+            yield f"{_NAMES[symbol]} {theirs.get(symbol)}, not {ours.get(symbol)}"
+
+
+def _bearable(base: DenseView, entry: ExpertSource, mean: bool) -> Iterator[str]:
+    ours, theirs = base.checkpoint.config, entry.view.checkpoint.config
+    if base.family is not entry.view.family:
+        return
+    if not mean and ours.get("vocab_size") != theirs.get("vocab_size"):
+        yield (
+            f"its vocabulary has {theirs.get('vocab_size')} entries and the base's"
+            f" {ours.get('vocab_size')}; the base's is used"
+        )
+    if changed := list(_config_changes(ours, theirs)):
+        yield f"config.json differs, and the base's is used: {', '.join(changed)}"
+    yield from _dtypes(base, entry)
+    if found := _tokenizer_difference(base.checkpoint.folder, entry.source.folder):
+        yield f"{found}; the base's tokenizer is used"
+
+
+def _config_changes(ours: Config, theirs: Config) -> Iterator[str]:
+    # A key that one side leaves out may hold its default there, so both must name it.
+    for key in sorted(ours.keys() & theirs.keys() - _UNIMPORTANT):
+        if ours[key] != theirs[key]:
+            yield f"{key} {_short(theirs[key])} instead of {_short(ours[key])}"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def _dtypes(base: DenseView, entry: ExpertSource) -> Iterator[str]:
+    pairs = {
+        (entry.view.base[name].dtype, tensor.dtype)
+        for name, tensor in base.base.items()
+        if name in entry.view.base
+    }
+    for theirs, ours in sorted(pairs):
+        if theirs != ours and theirs in FLOAT_DTYPES:
+            yield f"its weights are {theirs} and are converted to the output's dtype"
+
+
+def _tokenizer_difference(ours: Path, theirs: Path) -> str | None:
+    """How two folders' tokenizers differ; None where they do not, or one folder has none."""
+    for file in _TOKENIZER_FILES:
+        if not ((ours / file).is_file() and (theirs / file).is_file()):
+            continue
+        ours_path, theirs_path = resolve_inside(ours, file), resolve_inside(theirs, file)
+        if ours_path.read_bytes() == theirs_path.read_bytes():
+            return None  # most often, and no vocabulary has to be parsed then
+        left, right = _vocabulary(ours_path), _vocabulary(theirs_path)
+        differing = sorted(
+            (token for token in left.keys() | right.keys() if left.get(token) != right.get(token)),
+            key=lambda token: (right.get(token, left.get(token, 0)), token),
+        )
+        if not differing:
+            return f"its {file} holds the same tokens under other rules"
+        shown = ", ".join(repr(token) for token in differing[:_SHOWN])
+        more = ", ..." if len(differing) > _SHOWN else ""
+        return f"its tokenizer differs in {len(differing)} tokens ({shown}{more})"
+    return None
+
+
+def _vocabulary(path: Path) -> dict[str, int]:
+    """Tokens and their numbers."""
+    if path.suffix == ".txt":
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        return {token: number for number, token in enumerate(lines)}
+    document = read_json(path)
+    if path.name == "vocab.json":
+        return {str(token): number for token, number in document.items()}
+    model = document.get("model")
+    found = model.get("vocab") if isinstance(model, dict) else None
+    vocabulary: dict[str, object] = {}
+    if isinstance(found, dict):
+        vocabulary |= found
+    elif isinstance(found, list):  # Unigram models list tokens with their scores
+        vocabulary |= {
+            str(entry[0]): number
+            for number, entry in enumerate(found)
+            if isinstance(entry, list) and entry
+        }
+    added = document.get("added_tokens")
+    for token in added if isinstance(added, list) else ():
+        if isinstance(token, dict):
+            vocabulary[str(token.get("content"))] = token.get("id")
+    return {token: number for token, number in vocabulary.items() if type(number) is int}

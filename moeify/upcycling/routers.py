@@ -1,0 +1,264 @@
+"""Routers that know what their experts know, computed from labelled text without training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from moeify.checkpoint.arithmetic import Float32
+from moeify.checkpoint.reader import Checkpoint
+from moeify.errors import DatasetError
+from moeify.families.moe_layout import MoeLayout
+from moeify.provenance.record import UNRECORDED
+from moeify.routing.collection import InputReservoir, collect, routers
+from moeify.routing.config import DataConfig
+from moeify.routing.data import Blocks, block_length, read_blocks, tokenizer_for
+from moeify.routing.prompts import prompt_blocks, read_prompts
+from moeify.upcycling.config import RouterTextConfig, UpcycleConfig
+from moeify.upcycling.plan import UpcyclePlan
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = [
+    "FittedRouters",
+    "LabelledText",
+    "fit_routers",
+    "joining_rows",
+    "labelled_text",
+    "recorded_options",
+]
+
+_OVERSAMPLING = 8
+"""Text is read until there is this much more than is used, so that rare labels have some too."""
+BATCH_SIZE = 8
+_HELD_OUT = 0.1
+_TOKENS_PER_EXPERT = 4
+_HELD_BYTES = 512 << 20
+"""Inputs of as many layers as fit are held at a time; more layers take further passes."""
+_TEXT_OPTIONS = ("split", "text_column", "domain_column", "fit_tokens", "seq_len", "entropy")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FittedRouters:
+    """Rows [E, H] of each layer's router.
+
+    ``agreement`` is the share of tokens whose first expert has their label, averaged over layers:
+    of held-out tokens, or of the prompts themselves.
+    """
+
+    rows: dict[int, Float32]
+    agreement: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledText:
+    """Blocks to fit rows to, and blocks to judge them by: the same ones where these are prompts."""
+
+    fit: Blocks
+    held_out: Blocks
+
+
+def labelled_text(
+    config: RouterTextConfig, checkpoint: Checkpoint, labels: Sequence[str], *, others: bool = False
+) -> LabelledText:
+    """The text that routers are computed from, tokenised and checked against ``labels``.
+
+    ``others`` says that there may be text of what no expert is known for. Raises ``DatasetError``
+    where a label has no text, or a text no label.
+    """
+    labels = list(dict.fromkeys(labels))
+    tokenizer = tokenizer_for(checkpoint.folder)
+    seq_len = block_length(checkpoint.config, config.seq_len)
+    if config.prompts is not None:
+        prompts = read_prompts(config.prompts)
+        against = any(prompts[label].negative for label in prompts)
+        _check_labels(labels, list(prompts), config.prompts.name, others, against)
+        blocks = prompt_blocks(prompts, list(prompts), tokenizer, seq_len)
+        return LabelledText(fit=blocks, held_out=blocks)
+    assert config.dataset is not None, "checked with the options"
+    data = DataConfig(
+        dataset=config.dataset, split=config.split, text_column=config.text_column,
+        domain_column=config.domain_column, seq_len=config.seq_len, seed=config.seed,
+    )  # fmt: skip
+    blocks = read_blocks(data, tokenizer, seq_len, _OVERSAMPLING * config.fit_tokens)
+    _check_labels(labels, blocks.domain_names, f"column {config.domain_column!r}", others)
+    fit, held_out = _even(blocks, config.fit_tokens).split(_HELD_OUT)
+    return LabelledText(fit=fit, held_out=held_out)
+
+
+def recorded_options(config: RouterTextConfig) -> dict[str, Any]:
+    """The options that had a part in what is written, for moeify.json, without anyone's folders."""
+    options = {key: value for key, value in asdict(config).items() if key not in UNRECORDED}
+    for key in (*_TEXT_OPTIONS, "prompts", "dataset"):
+        if not config.needs_text or options[key] is None:
+            del options[key]
+    if "dataset" in options and Path(options["dataset"]).exists():
+        options["dataset"] = Path(options["dataset"]).name
+    return options
+
+
+def fit_routers(
+    plan: UpcyclePlan, text: LabelledText, folder: Path, config: UpcycleConfig
+) -> FittedRouters:
+    """Rows for every MoE layer of ``plan``, from the inputs that the dense model in ``folder`` has.
+
+    That model is the base, or the mean of the sources where the rest comes from it. Memory holds
+    it and the inputs of a few layers at a time, at most half a gigabyte. Experts that differ change
+    the inputs of later layers a little; that the rows still fit is measured in
+    docs/domain-experts.md.
+    """
+    from moeify.routing.dense_inputs import collect_dense_inputs
+    from moeify.routing.loading import load_model
+
+    model, layers = load_model(folder), plan.settings.moe_layers
+    tokens = min(config.fit_tokens, text.fit.tokens)
+    hidden = plan.family.dense.dims(plan.view.checkpoint.config)["H"]
+    together = max(1, _HELD_BYTES // (4 * tokens * hidden))
+    rows, agreement, owners = {}, 0.0, _owners(plan, text.fit)
+    _check_amount(text.fit, owners, config)
+
+    def collected(blocks: Blocks, group: Sequence[int]) -> InputReservoir:
+        reservoir = InputReservoir(min(tokens, blocks.tokens), config.seed)
+        collect_dense_inputs(
+            model, plan.family, group, blocks, reservoir, route_by=config.route_by,
+            batch_size=BATCH_SIZE,
+        )  # fmt: skip
+        return reservoir
+
+    for first in range(0, len(layers), together):
+        group = layers[first : first + together]
+        inputs, unseen = collected(text.fit, group), collected(text.held_out, group)
+        for layer in group:
+            fitted = _fit(inputs, owners, plan.settings.top_k, layer, config)
+            rows[layer] = np.ascontiguousarray(fitted.numpy())
+            agreement += _agreement(unseen, fitted, owners, layer, config) / len(layers)
+    return FittedRouters(rows=rows, agreement=agreement)
+
+
+def joining_rows(
+    folder: Path, layout: MoeLayout, text: LabelledText, labels: Sequence[str],
+    config: RouterTextConfig,
+) -> FittedRouters:  # fmt: skip
+    """Rows [N, H] of each layer for N experts that join the mixture in ``folder``.
+
+    The rows that are there stay as they are; a new one wins the tokens of its label from them.
+    Memory holds the mixture and ``fit_tokens`` inputs a layer.
+    """
+    import torch
+
+    from moeify.routing.fit import joining_row
+    from moeify.routing.loading import load_model
+
+    model = load_model(folder)
+
+    def collected(blocks: Blocks) -> InputReservoir:
+        reservoir = InputReservoir(min(config.fit_tokens, blocks.tokens), config.seed)
+        collect(model, layout, blocks, reservoir, batch_size=BATCH_SIZE)
+        return reservoir
+
+    known, unseen = collected(text.fit), collected(text.held_out)
+    rows, agreement = {}, 0.0
+    for layer, router in routers(model, layout).items():
+        old: Tensor = router.weight.detach().float()  # type: ignore[operator]
+        every = old
+        for label in labels:
+            own = known.domains(layer) == _place(text.fit, label, config)
+            every = torch.cat([every, joining_row(known.inputs(layer), own, every)[None]])
+        first = (unseen.inputs(layer) @ every.T).argmax(-1) - len(old)
+        for number, label in enumerate(labels):
+            own = unseen.domains(layer) == _place(text.held_out, label, config)
+            agreement += float((first[own] == number).float().mean()) / len(labels)
+        rows[layer] = np.ascontiguousarray(every[len(old) :].numpy())
+    return FittedRouters(rows=rows, agreement=agreement / len(rows))
+
+
+def _place(blocks: Blocks, label: str, config: RouterTextConfig) -> int:
+    """The domain of a label's own texts; prompts have a second one for texts against it."""
+    return blocks.domain_names.index(label) * (1 if config.prompts is None else 2)
+
+
+def _fit(
+    collected: InputReservoir, owners: list[int], top_k: int, layer: int, config: RouterTextConfig
+) -> Tensor:
+    from moeify.routing.fit import domain_router, prompt_router
+
+    inputs, domains = collected.inputs(layer), collected.domains(layer)
+    seed, entropy = config.seed + layer, config.entropy
+    if config.prompts is None:
+        return domain_router(
+            inputs, domains, len(owners), top_k, entropy=entropy, seed=seed, owners=owners
+        )
+    return prompt_router(
+        inputs, domains // 2, domains % 2 == 1, top_k, entropy=entropy, seed=seed, owners=owners
+    )
+
+
+def _agreement(
+    unseen: InputReservoir, rows: Tensor, owners: list[int], layer: int, config: RouterTextConfig
+) -> float:
+    import torch
+
+    inputs, domains = unseen.inputs(layer), unseen.domains(layer)
+    if config.prompts is not None:
+        positive = domains % 2 == 0
+        inputs, domains = inputs[positive], domains[positive] // 2
+    first = torch.tensor(owners)[(inputs @ rows.T).argmax(-1)]
+    return float((first == domains).float().mean())
+
+
+def _owners(plan: UpcyclePlan, blocks: Blocks) -> list[int]:
+    """For each expert the place of its label in ``blocks.domain_names``."""
+    owners = [0] * plan.settings.num_experts
+    for origin in plan.origins:
+        for expert in origin.experts:
+            owners[expert] = blocks.domain_names.index(origin.label)
+    return owners
+
+
+def _check_labels(
+    labels: Sequence[str], found: Sequence[str], where: str, others: bool, against: bool = False
+) -> None:
+    """``against`` says that there are texts which stand against a label."""
+    if missing := [label for label in labels if label not in found]:
+        raise DatasetError(
+            f"{where} has no text for {', '.join(map(repr, missing))}:"
+            f" it names {', '.join(map(repr, found[:10]))}",
+            "give text for every label, or pass --labels with the names that are used there",
+        )
+    unknown = [name for name in found if name not in labels]
+    if unknown and not others:
+        raise DatasetError(
+            f"{where} names {', '.join(map(repr, unknown[:10]))}, which no expert has as its label",
+            "leave that text out, or pass --labels with a label for each entry of --experts-from",
+        )
+    if len(found) < 2 and not (others and against):
+        raise DatasetError(
+            f"{where} has text of {found[0]!r} alone, so a router has nothing to tell apart",
+            "add text of something else, or leave --router out",
+        )
+
+
+def _check_amount(blocks: Blocks, owners: list[int], config: RouterTextConfig) -> None:
+    """Experts that share a label divide its tokens, of which each needs some."""
+    for number, label in enumerate(blocks.domain_names):
+        own = blocks.domains == (number if config.prompts is None else 2 * number)
+        tokens, experts = int(blocks.lengths[own].sum()), owners.count(number)
+        if tokens < _TOKENS_PER_EXPERT * experts:
+            raise DatasetError(
+                f"label {label!r} has {tokens} tokens for {experts} experts, which need"
+                f" {_TOKENS_PER_EXPERT} each",
+                "give more text, or make fewer experts",
+            )
+
+
+def _even(blocks: Blocks, tokens: int) -> Blocks:
+    """Blocks with about as many ``tokens`` of every label, as far as there is text."""
+    assert blocks.domains is not None, "the column was read"
+    share = max(1, round(tokens / blocks.seq_len / len(blocks.domain_names)))
+    chosen = [np.flatnonzero(blocks.domains == d)[:share] for d in range(len(blocks.domain_names))]
+    return blocks.take(np.sort(np.concatenate(chosen)))

@@ -1,0 +1,140 @@
+"""The checkpoints that experts are made of, opened and dealt out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from moeify.checkpoint.header import StoredTensor
+from moeify.checkpoint.lowrank import LowRank
+from moeify.checkpoint.reader import CONFIG_FILE, Checkpoint, read_config
+from moeify.checkpoint.source import Source, resolve_source
+from moeify.errors import CheckpointError
+from moeify.families.dense_view import DenseView, view_dense
+from moeify.families.registry import MOE_LAYOUTS, dense_family
+from moeify.upcycling.adapters import Adapter, is_adapter, open_adapter
+from moeify.upcycling.config import UpcycleConfig
+
+__all__ = [
+    "ExpertOrigin",
+    "ExpertSource",
+    "dealt",
+    "expert_origins",
+    "open_dense",
+    "open_sources",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertSource:
+    """A checkpoint that experts are made of, or an ``adapter`` on ``view``.
+
+    ``label`` says what it knows.
+    """
+
+    source: Source
+    label: str
+    view: DenseView
+    adapter: Adapter | None = None
+
+    def tensor(self, name: str) -> StoredTensor:
+        """A tensor by its name relative to the base model, or by its full name in a head."""
+        if self.adapter is not None and name in self.adapter.replaced:
+            return self.adapter.replaced[name]
+        return self.view.base[name] if name in self.view.base else self.view.heads[name]
+
+    def changes(self, name: str) -> tuple[LowRank, ...]:
+        """What is added to that tensor."""
+        found = None if self.adapter is None else self.adapter.changes.get(name)
+        return () if found is None else (found,)
+
+    def read(self, name: str) -> Iterator[StoredTensor]:
+        """Every stored tensor that this one is made of."""
+        yield self.tensor(name)
+        for change in self.changes(name):
+            yield from change.sources()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertOrigin:
+    """Which experts an entry of ``experts_from`` became, as reports and moeify.json say it."""
+
+    name: str
+    revision: str | None
+    label: str
+    experts: tuple[int, ...]
+    adapter: bool = False
+
+
+def open_sources(
+    base: DenseView, base_source: Source, config: UpcycleConfig
+) -> tuple[ExpertSource, ...]:
+    """The entries of ``experts_from`` in their order, each folder opened once.
+
+    Raises ``MoeifyError`` for an entry that cannot be opened or is a mixture itself.
+    """
+    opened: dict[str, ExpertSource] = {}
+    for text in config.experts_from:
+        if text not in opened:
+            opened[text] = _open(resolve_source(text), base, base_source)
+    labels = config.labels or tuple(opened[text].label for text in config.experts_from)
+    return tuple(
+        replace(opened[text], label=label)
+        for text, label in zip(config.experts_from, labels, strict=True)
+    )
+
+
+def _open(source: Source, base: DenseView, base_source: Source) -> ExpertSource:
+    if not is_adapter(source.folder):
+        return open_dense(source)
+    adapter = open_adapter(source, base, base_source)
+    return ExpertSource(source=source, label=_base_name(source), view=base, adapter=adapter)
+
+
+def open_dense(source: Source) -> ExpertSource:
+    """A dense checkpoint that experts can be made of; raises ``MoeifyError`` for anything else."""
+    if is_adapter(source.folder):
+        raise CheckpointError(
+            f"{source.name} is an adapter, which needs its base",
+            "merge it into its base with peft's merge_and_unload, and name the result",
+            path=source.folder,
+        )
+    model_type = read_config(source.folder).get("model_type")
+    if model_type in MOE_LAYOUTS:
+        raise CheckpointError(
+            f"{source.name}, a source of experts, is a mixture of experts itself ({model_type})",
+            f"take one of its experts out first: moeify extract {source.name} OUT --expert 0",
+            path=source.folder / CONFIG_FILE,
+        )
+    checkpoint = Checkpoint.open(source.folder)
+    view = view_dense(checkpoint, dense_family(checkpoint.config))
+    return ExpertSource(source=source, label=_base_name(source), view=view)
+
+
+def _base_name(source: Source) -> str:
+    return source.name.rsplit("/", 1)[-1]
+
+
+def expert_origins(sources: tuple[ExpertSource, ...], num_experts: int) -> tuple[ExpertOrigin, ...]:
+    """Each entry with the experts that ``dealt`` gives it."""
+    return tuple(
+        ExpertOrigin(
+            name=entry.source.name,
+            revision=entry.source.revision,
+            label=entry.label,
+            experts=tuple(range(number, num_experts, len(sources))),
+            adapter=entry.adapter is not None,
+        )
+        for number, entry in enumerate(sources)
+    )
+
+
+def dealt(
+    sources: tuple[ExpertSource, ...], num_experts: int
+) -> Iterator[tuple[int, ExpertSource, bool]]:
+    """Each expert's number and source, in turn, and whether an earlier expert has the same."""
+    seen = set()
+    for expert in range(num_experts):
+        entry = sources[expert % len(sources)]
+        yield expert, entry, entry.source.folder in seen
+        seen.add(entry.source.folder)

@@ -1,0 +1,104 @@
+"""Tables and a heatmap of what ways to combine specialists keep of their gains."""
+
+from pathlib import Path
+
+import numpy as np
+from domain_models import DOMAINS
+
+Losses = dict[str, dict[str, float]]
+"""Way -> domain -> held-out loss, in nats a token."""
+
+TITLES = {
+    "ffn-base": "FFNs tuned, rest as in the base",
+    "whole-base": "whole models tuned, rest from the base",
+    "whole-mean": "whole models tuned, rest averaged",
+}
+
+
+def losses_of(found: Losses, way: str) -> np.ndarray:
+    """Loss by domain [D]; of ``best single`` the specialist with the lowest mean."""
+    if way == "own specialist":
+        return np.array([found[name][name] for name in DOMAINS])
+    if way == "best single specialist":
+        return min((losses_of(found, name) for name in DOMAINS), key=np.mean)
+    return np.array([found[way][name] for name in DOMAINS])
+
+
+def recovered(found: Losses, way: str) -> np.ndarray:
+    """Share of each specialist's gain over the base that is kept, by domain [D]."""
+    base, own = losses_of(found, "base"), losses_of(found, "own specialist")
+    return (base - losses_of(found, way)) / (base - own)
+
+
+def rows_of(results: list[Losses]) -> list[str]:
+    """The ways in the order of the table."""
+    ways = [way for way in results[0] if way != "base" and way not in DOMAINS]
+    return ["base", "own specialist", "best single specialist", *ways]
+
+
+def tables(results: dict[str, list[Losses]]) -> str:
+    """One Markdown table for each setting: means over seeds, spreads as lowest to highest."""
+    lines = []
+    for setting, seeds in results.items():
+        lines += [
+            "", f"**{TITLES[setting]}**, {len(seeds)} seeds", "",
+            f"| | {' | '.join(DOMAINS)} | gain kept | by domain, lowest to highest |"
+            " domains worse than base | weight on own expert |",
+            "|---" * (len(DOMAINS) + 5) + "|",
+        ]  # fmt: skip
+        lines += [_line(seeds, way) for way in rows_of(seeds)]
+    return "\n".join(lines)
+
+
+def _line(seeds: list[Losses], way: str) -> str:
+    losses = np.array([losses_of(found, way) for found in seeds])  # [seeds, D]
+    kept = np.array([recovered(found, way) for found in seeds])
+    worse = (losses > np.array([losses_of(found, "base") for found in seeds])).sum(1)
+    by_domain = ", ".join(f"{100 * value:.0f}" for value in kept.mean(0))
+    aim = [np.mean([found[way][f"own {n}"] for n in DOMAINS]) for found in seeds
+           if f"own {DOMAINS[0]}" in found.get(way, {})]  # fmt: skip
+    cells = [
+        way,
+        *(f"{value:.3f}" for value in losses.mean(0)),
+        f"**{100 * kept.mean():.0f} %** ({100 * kept.mean(1).min():.0f}"
+        f" to {100 * kept.mean(1).max():.0f})",
+        by_domain,
+        f"{worse.min()}" if worse.min() == worse.max() else f"{worse.min()} to {worse.max()}",
+        f"{np.mean(aim):.2f}" if aim else "",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def draw_heatmap(results: dict[str, list[Losses]], path: Path) -> None:
+    """Loss above or below the base's, by way and domain, one panel for each setting."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    panels = {}
+    for setting, seeds in results.items():
+        ways = [*DOMAINS, *rows_of(seeds)[2:]]
+        above = [
+            np.mean([losses_of(f, way) - losses_of(f, "base") for f in seeds], axis=0)
+            for way in ways
+        ]
+        panels[setting] = (ways, np.array(above))
+    tallest = max(len(ways) for ways, _ in panels.values())
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(4.6 * len(panels), 0.36 * tallest + 1.4), squeeze=False,
+        layout="constrained",
+    )  # fmt: skip
+    for axis, (setting, (ways, above)) in zip(axes[0], panels.items(), strict=True):
+        image = axis.imshow(above, cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto")
+        axis.set_title(TITLES[setting], fontsize=9)
+        axis.set_xticks(range(len(DOMAINS)), DOMAINS, fontsize=8)
+        names = [f"specialist: {way}" if way in DOMAINS else way for way in ways]
+        axis.set_yticks(range(len(ways)), names, fontsize=8)
+        axis.axhline(len(DOMAINS) - 0.5, color="black", linewidth=1)
+        for (row, column), value in np.ndenumerate(above):
+            colour = "white" if abs(value) > 0.6 else "black"
+            axis.text(column, row, f"{value:+.2f}", ha="center", va="center", fontsize=7,
+                      color=colour)  # fmt: skip
+    figure.colorbar(image, ax=axes[0, -1], label="held-out loss minus the base's, nats a token")
+    figure.savefig(path, dpi=110, metadata={"Software": None})

@@ -1,0 +1,194 @@
+"""Ways to make one model of four specialists: moeify's, mergekit-moe's, and averaging."""
+
+import json
+import os
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from domain_models import BASE, DOMAINS, balanced
+from safetensors.torch import load_file, save_file
+from train_demo import held_out_loss
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+import moeify
+from moeify.families.registry import moe_layout
+from moeify.routing.loading import load_model
+from moeify.warming.routes import one_expert, rerouted
+
+PROMPTS_PER_DOMAIN = 16
+WARMUP_STEPS = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What a way has to work with."""
+
+    base: Path
+    sources: list[Path]
+    """The specialists, in the order of ``DOMAINS``."""
+    rest: str
+    """Where attention, norms and embeddings come from: base or mean."""
+    text: Path
+    """Training passages of every domain, equally many, as .jsonl with a column ``domain``."""
+    prompts: Path
+    """Some of them by domain, as .json."""
+    mergekit: Path | None
+    """The command mergekit-moe."""
+    seed: int
+
+
+Way = Callable[[Parts, Path], None]
+
+
+def write_text(text: Path, prompts: Path, seed: int) -> None:
+    """The two files that routers are computed from."""
+    rows = balanced(seed)
+    text.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    by_domain = {name: [r["text"] for r in rows if r["domain"] == name] for name in DOMAINS}
+    shown = {name: {"positive": found[:PROMPTS_PER_DOMAIN]} for name, found in by_domain.items()}
+    prompts.write_text(json.dumps(shown, indent=1), encoding="utf-8")
+
+
+def assemble(parts: Parts, folder: Path, **options: object) -> None:
+    """``moeify upcycle BASE --experts-from ...``."""
+    moeify.upcycle(
+        parts.base,
+        folder,
+        experts_from=[str(source) for source in parts.sources],
+        labels=DOMAINS,
+        rest=parts.rest,
+        seed=parts.seed,
+        **options,
+    )
+
+
+def _random(parts: Parts, folder: Path) -> None:
+    assemble(parts, folder)
+
+
+def _prompts(top_k: int) -> Way:
+    def way(parts: Parts, folder: Path) -> None:
+        assemble(parts, folder, router="prompts", prompts=parts.prompts, top_k=top_k)
+
+    return way
+
+
+def _data(top_k: int) -> Way:
+    def way(parts: Parts, folder: Path) -> None:
+        text = {"dataset": str(parts.text), "domain_column": "domain", "seq_len": BASE.context}
+        assemble(parts, folder, router="data", top_k=top_k, **text)
+
+    return way
+
+
+def _warmed(parts: Parts, folder: Path) -> None:
+    fitted = folder.with_name("fitted")
+    _data(2)(parts, fitted)
+    moeify.warmup(
+        fitted,
+        folder,
+        dataset=str(parts.text),
+        domain_column="domain",
+        seq_len=BASE.context,
+        steps=WARMUP_STEPS,
+        seed=parts.seed,
+    )
+
+
+def _average(parts: Parts, folder: Path) -> None:
+    """Every tensor is the mean of the specialists'."""
+    model = AutoModelForCausalLM.from_pretrained(parts.base)
+    model.save_pretrained(folder)
+    loaded = [load_file(source / "model.safetensors") for source in parts.sources]
+    mean = {name: torch.stack([one[name] for one in loaded]).mean(0) for name in loaded[0]}
+    save_file(mean, folder / "model.safetensors", {"format": "pt"})
+
+
+def _mergekit(gate_mode: str) -> Way:
+    def way(parts: Parts, folder: Path) -> None:
+        prompts = json.loads(parts.prompts.read_text(encoding="utf-8"))
+        recipe = {
+            "base_model": str(parts.base.resolve()),
+            "gate_mode": gate_mode,
+            "dtype": "float32",
+            "experts": [
+                {
+                    "source_model": str(source.resolve()),
+                    "positive_prompts": prompts[name]["positive"],
+                }
+                for name, source in zip(DOMAINS, parts.sources, strict=True)
+            ],
+        }
+        path = folder.with_name("recipe.yaml")
+        path.write_text(json.dumps(recipe), encoding="utf-8")  # JSON is YAML
+        command = [str(parts.mergekit), str(path), str(folder), "--device", "cpu"]
+        done = subprocess.run(
+            command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        )
+        if done.returncode:
+            raise RuntimeError(f"mergekit-moe failed: {done.stderr[-2000:]}")
+
+    return way
+
+
+WAYS: dict[str, Way] = {
+    "weights averaged": _average,
+    "mergekit-moe, hidden": _mergekit("hidden"),
+    "mergekit-moe, hidden_avg": _mergekit("hidden_avg"),
+    "random routers": _random,
+    "prompts": _prompts(2),
+    "prompts, top-1": _prompts(1),
+    "data": _data(2),
+    "data, top-1": _data(1),
+    "data, warmed up": _warmed,
+}
+
+
+def available(way: str, parts: Parts) -> bool:
+    """Whether ``way`` can be had: mergekit-moe is needed for its own, and keeps the base's rest."""
+    return not way.startswith("mergekit") or (parts.mergekit is not None and parts.rest == "base")
+
+
+def measured(folder: Path, blocks: dict[str, torch.Tensor]) -> dict[str, float]:
+    """Held-out loss of a model on each domain, in nats a token, and its routers' aim.
+
+    ``own ...`` is the weight that the domain's own expert gets, averaged over tokens and layers.
+    """
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    found = {name: held_out_loss(model, rows) for name, rows in blocks.items()}
+    if hasattr(model.config, "num_experts_per_tok"):
+        for place, (name, rows) in enumerate(blocks.items()):
+            found[f"own {name}"] = own_weight(model, rows, place)
+    return found
+
+
+@torch.no_grad()
+def own_weight(model: PreTrainedModel, rows: torch.Tensor, expert: int) -> float:
+    """Mean weight of one expert after the top-k, over tokens and layers."""
+    weights = []
+    for batch in rows.split(32):
+        for logits in model(input_ids=batch, output_router_logits=True).router_logits:
+            top, chosen = logits.float().softmax(-1).topk(model.config.num_experts_per_tok)
+            share = (top / top.sum(-1, keepdim=True)) * (chosen == expert)
+            weights.append(share.sum(-1))
+    return float(torch.cat(weights).mean())
+
+
+def oracle(parts: Parts, folder: Path, blocks: dict[str, torch.Tensor]) -> dict[str, float]:
+    """Loss where every token visits the expert of its domain and no other."""
+    assemble(parts, folder)
+    model = load_model(folder)
+    layout, found = moe_layout(model.config.to_dict()), {}
+    for place, (name, rows) in enumerate(blocks.items()):
+        with rerouted(model, layout, one_expert(place)):
+            found[name] = held_out_loss(model, rows)
+    return found
+
+
+def unchanged(parts: Parts, folder: Path, blocks: dict[str, torch.Tensor]) -> dict[str, float]:
+    """Loss of a mixture whose experts are all the base's FFNs."""
+    assemble(replace(parts, sources=[parts.base] * len(DOMAINS), rest="base"), folder, noise=0.0)
+    return measured(folder, blocks)

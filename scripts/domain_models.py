@@ -1,0 +1,123 @@
+"""A small Qwen3, and specialists of it for four domains, each trained once and kept in a folder."""
+
+import json
+import random
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import torch
+from train_demo import END, Corpus, Recipe, blocks, parted, train
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    Qwen2Tokenizer,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    set_seed,
+)
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from real import corpora
+
+DOMAINS = ("english", "python", "german", "logs")
+TUNED = ("ffn", "whole")
+BASE = Recipe(context=256, batch=8, steps=900, learning_rate=3e-3)
+TUNING = replace(BASE, steps=120, learning_rate=1e-3)
+HELD_OUT_CHARS = 60_000
+FFN_WIDTH, HEAD_WIDTH = 384, 32
+
+
+@cache
+def texts() -> dict[str, Corpus]:
+    """The passages of each domain, those that nothing is trained or fitted on apart."""
+    found = {}
+    for domain in DOMAINS:
+        lines = corpora.corpus_file(domain).read_text(encoding="utf-8").splitlines()
+        passages = [json.loads(line)["text"] for line in lines]
+        # Of the smallest text, the logs, a fifth.
+        found[domain] = parted(passages, min(HELD_OUT_CHARS, sum(map(len, passages)) // 5))
+    return found
+
+
+def balanced(seed: int) -> list[dict[str, str]]:
+    """As many training passages of each domain, shuffled, as {"text", "domain"}."""
+    draw = random.Random(seed)
+    each = min(len(corpus.train) for corpus in texts().values())
+    rows = [
+        {"text": text, "domain": domain}
+        for domain, corpus in texts().items()
+        for text in draw.sample(corpus.train, each)
+    ]
+    draw.shuffle(rows)
+    return rows
+
+
+def held_out_blocks(base: Path) -> dict[str, torch.Tensor]:
+    """Blocks [N, S] of each domain's held-out passages."""
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    return {name: blocks(tokenizer, c.held_out, BASE.context) for name, c in texts().items()}
+
+
+def kept(folder: Path, make: Callable[[Path], None]) -> Path:
+    """``folder``, made by ``make`` where it does not exist; it appears when it is complete."""
+    if not folder.is_dir():
+        draft = folder.with_name(f".{folder.name}")
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+        make(draft)
+        draft.rename(folder)
+    return folder
+
+
+def train_base(folder: Path) -> None:
+    """A Qwen3 of 1.1M parameters, on all four texts as they come: the logs are 1 % of it."""
+    passages = [text for corpus in texts().values() for text in corpus.train]
+    blank = Qwen2Tokenizer(vocab={END: 0}, merges=[])
+    tokenizer = blank.train_new_from_iterator(passages, BASE.vocabulary, show_progress=False)
+    tokenizer.model_max_length = BASE.context
+    set_seed(BASE.seed)
+    heads = BASE.hidden // HEAD_WIDTH
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=BASE.hidden,
+        intermediate_size=FFN_WIDTH,
+        num_hidden_layers=BASE.layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        head_dim=HEAD_WIDTH,
+        max_position_embeddings=BASE.context,
+        initializer_range=0.06,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.eos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.eos_token_id,
+    )
+    model = Qwen3ForCausalLM(config)
+    train(model, blocks(tokenizer, passages, BASE.context), BASE, log_every=200)
+    _save(model, folder)
+    tokenizer.save_pretrained(folder)
+
+
+def train_specialist(base: Path, folder: Path, domain: str, tuned: str, seed: int) -> None:
+    """The base trained on one domain: its FFNs alone, or whole."""
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    model = AutoModelForCausalLM.from_pretrained(base)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(tuned == "whole" or ".mlp." in name)
+    recipe = replace(TUNING, seed=seed)
+    data = blocks(tokenizer, texts()[domain].train, recipe.context)
+    train(model, data, recipe, log_every=100)
+    _save(model, folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _save(model: PreTrainedModel, folder: Path) -> None:
+    # The Trainer switches the cache off in the config.
+    model.config.use_cache = True
+    model.save_pretrained(folder)

@@ -1,0 +1,134 @@
+"""Four specialists of one base, put together in several ways, and what each way keeps of them.
+
+    python scripts/measure_domains.py WORK [--seeds 3] [--settings ffn-base,whole-base,whole-mean]
+        [--mergekit VENV] [--minutes 8] [--again WAY] [--heatmap FILE.png]
+
+A Qwen3 of 1.1M parameters is trained on real text in four domains and then on each domain by
+itself, its FFNs alone (ffn) or whole. The four become one model: as experts of a mixture (moeify,
+mergekit-moe), the rest taken from the base or averaged, or as averaged weights. Losses are on
+passages that nothing was trained or fitted on. Everything is kept in WORK: the same command goes
+on where --minutes stopped it. Tables are Markdown, on stdout. VENV is made where it is missing.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from domain_figures import Losses, draw_heatmap, tables
+from domain_mixtures import WAYS, Parts, available, measured, oracle, unchanged, write_text
+from domain_models import DOMAINS, held_out_blocks, kept, train_base, train_specialist
+from transformers.utils.logging import disable_progress_bar, set_verbosity_error
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.peers import install_mergekit
+
+SPECIAL = {"four times the base": unchanged, "domain oracle": oracle}
+SETTINGS = ("ffn-base", "whole-base", "whole-mean")
+
+
+class OutOfTimeError(Exception):
+    """The minutes of this call are used up."""
+
+
+class Experiment:
+    """The folder WORK: models that were trained and losses that were measured."""
+
+    def __init__(self, work: Path, minutes: float, mergekit: Path | None) -> None:
+        self.work, self.mergekit = work, mergekit
+        self.deadline = time.monotonic() + 60 * minutes
+        work.mkdir(parents=True, exist_ok=True)
+        self.base = self.model("base", train_base)
+        self.blocks = held_out_blocks(self.base)
+
+    def model(self, name: str, make) -> Path:
+        """A folder of WORK, made once."""
+        if not (self.work / name).is_dir():
+            self.check_time(name)
+        return kept(self.work / name, make)
+
+    def check_time(self, step: str) -> None:
+        """Raise ``OutOfTimeError`` where no new step is to begin."""
+        if time.monotonic() > self.deadline:
+            raise OutOfTimeError(step)
+        print(f"{time.strftime('%H:%M:%S')} {step}", file=sys.stderr, flush=True)
+
+    def losses(self, seed: int, setting: str, again: set[str]) -> Losses:
+        """Every way's losses for one seed and setting; measures what is missing."""
+        tuned, rest = setting.split("-")
+        sources = [
+            self.model(
+                f"seed{seed}/{tuned}/{domain}",
+                lambda out, d=domain: train_specialist(self.base, out, d, tuned, seed),
+            )
+            for domain in DOMAINS
+        ]
+        text, prompts = self.work / f"seed{seed}/fit.jsonl", self.work / f"seed{seed}/prompts.json"
+        write_text(text, prompts, seed)
+        parts = Parts(
+            base=self.base, sources=sources, rest=rest, text=text, prompts=prompts,
+            mergekit=self.mergekit, seed=seed,
+        )  # fmt: skip
+        path = self.work / f"seed{seed}/{setting}.json"
+        found: Losses = json.loads(path.read_text()) if path.is_file() else {}
+        for step in ("base", *DOMAINS, *SPECIAL, *WAYS):
+            if not available(step, parts) or (step in found and step not in again):
+                continue
+            self.check_time(f"seed {seed}, {setting}: {step}")
+            found[step] = self.step(step, parts)
+            path.write_text(json.dumps(found, indent=1))
+        return found
+
+    def step(self, step: str, parts: Parts) -> dict[str, float]:
+        """The losses of the base, a specialist, the oracle or a way."""
+        if step == "base":
+            return measured(parts.base, self.blocks)
+        if step in DOMAINS:
+            return measured(parts.sources[DOMAINS.index(step)], self.blocks)
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch, "out")
+            if step in SPECIAL:
+                return SPECIAL[step](parts, folder, self.blocks)
+            WAYS[step](parts, folder)
+            return measured(folder, self.blocks)
+
+
+def main() -> int:
+    """Train and measure what is missing, then print the tables and draw the heatmap."""
+    parser = argparse.ArgumentParser(description="Measure mixtures of specialists.")
+    parser.add_argument("work", type=Path, metavar="WORK")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--settings", default=",".join(SETTINGS))
+    parser.add_argument("--mergekit", type=Path, metavar="VENV", help="made where it is missing")
+    parser.add_argument("--minutes", type=float, default=1e9, help="begin nothing new after them")
+    parser.add_argument("--again", action="append", default=[], metavar="WAY")
+    parser.add_argument("--heatmap", type=Path, metavar="FILE.png")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    disable_progress_bar()
+    set_verbosity_error()
+    tool = options.mergekit and options.mergekit / "bin" / "mergekit-moe"
+    if tool and not tool.is_file():
+        tool = install_mergekit(options.mergekit)
+    results: dict[str, list[Losses]] = {}
+    try:
+        experiment = Experiment(options.work, options.minutes, tool)
+        for seed in range(options.seeds):
+            for setting in options.settings.split(","):
+                found = experiment.losses(seed, setting, set(options.again))
+                results.setdefault(setting, []).append(found)
+    except OutOfTimeError as step:
+        print(f"out of time before {step}: run the same command again", file=sys.stderr)
+        return 1
+    print(tables(results))
+    if options.heatmap:
+        draw_heatmap(results, options.heatmap)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

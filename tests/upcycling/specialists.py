@@ -1,0 +1,55 @@
+"""Dense checkpoints that differ from a base as fine-tuned ones do."""
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from moeify.checkpoint.reader import Checkpoint
+from moeify.families.dense_view import DenseView, view_dense
+from moeify.families.registry import dense_family
+
+
+def dense_view(folder: Path) -> DenseView:
+    checkpoint = Checkpoint.open(folder)
+    return view_dense(checkpoint, dense_family(checkpoint.config))
+
+
+def specialist(
+    base: Path, folder: Path, seed: int, *, scale: float = 0.3, everything: bool = False
+) -> Path:
+    """A copy of ``base`` with other FFN weights, or with every weight changed."""
+    shutil.copytree(base, folder)
+    view = dense_view(folder)
+    ffn = {t.name for layer in range(view.num_layers) for t in view.ffn(layer).values()}
+    generator = torch.Generator().manual_seed(seed)
+    tensors = load_file(folder / "model.safetensors")
+    for name, tensor in tensors.items():
+        if everything or name in ffn:
+            noise = torch.randn(tensor.shape, generator=generator) * tensor.float().std()
+            tensors[name] = (tensor.float() + scale * noise).to(tensor.dtype)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def change_config(folder: Path, **changes: object) -> Path:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    return folder
+
+
+def ffn_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """FFN tensors by their names relative to the base model."""
+    view = dense_view(folder)
+    tensors = load_file(folder / "model.safetensors")
+    stored = {t.name for layer in range(view.num_layers) for t in view.ffn(layer).values()}
+    return {name: tensors[t.name] for name, t in view.base.items() if t.name in stored}
+
+
+def spoil(path: Path, name: str) -> None:
+    """Put a NaN into one tensor."""
+    tensors = load_file(path)
+    tensors[name][0, 0] = float("nan")
+    save_file(tensors, path, metadata={"format": "pt"})

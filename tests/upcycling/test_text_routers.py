@@ -1,0 +1,186 @@
+"""Routers that are computed from labelled text or prompts, on the shipped GPT-2."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import moeify
+from moeify.errors import DatasetError, MoeifyError
+from moeify.families.registry import moe_layout
+from moeify.routing.collection import RoutedTokens, collect
+from moeify.routing.data import pack
+from moeify.routing.loading import load_model, load_tokenizer
+from tests.tiny import tree
+from tests.upcycling.specialists import specialist
+from tests.warming.mixtures import DEMO, corpus
+
+BASE = DEMO / "gpt2"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """Two specialists, texts of two domains, and prompts."""
+    folder = tmp_path_factory.mktemp("text-routers")
+    for number, name in enumerate(("one", "two")):
+        specialist(BASE, folder / name, number, scale=0.1)
+    corpus(folder)
+    texts: dict[str, list[str]] = {"prose": [], "code": []}
+    for line in (folder / "corpus.jsonl").read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        texts[row["domain"]].append(row["text"])
+    prompts = {"code": texts["code"][:8], "prose": {"positive": texts["prose"][:8],
+                                                   "negative": texts["code"][8:12]}}  # fmt: skip
+    (folder / "prompts.json").write_text(json.dumps(prompts), encoding="utf-8")
+    held_out = {name: listed[-12:] for name, listed in texts.items()}
+    (folder / "held_out.json").write_text(json.dumps(held_out), encoding="utf-8")
+    return folder
+
+
+def own_share(moe: Path, place: Path, owners: dict[str, set[int]]) -> float:
+    """How many of the texts' tokens have an expert of their domain as their first, on average."""
+    model, tokenizer = load_model(moe), load_tokenizer(moe)
+    texts = json.loads((place / "held_out.json").read_text(encoding="utf-8"))
+    documents = [
+        (tokenizer(t)["input_ids"], name) for name, listed in texts.items() for t in listed
+    ]
+    blocks = pack(documents, 64, 0)
+    hits: list[torch.Tensor] = []
+
+    def observe(tokens: RoutedTokens) -> None:
+        assert tokens.domains is not None
+        for domain, name in enumerate(blocks.domain_names):
+            first = tokens.experts[tokens.domains == domain, 0]
+            hits.append(torch.isin(first, torch.tensor(sorted(owners[name]))))
+
+    collect(model, moe_layout(model.config.to_dict()), blocks, observe)
+    return float(torch.cat(hits).float().mean())
+
+
+@pytest.mark.parametrize("router", ["data", "prompts"])
+@pytest.mark.parametrize("rest", ["base", "mean"])
+def test_tokens_go_to_the_experts_of_their_label(
+    place: Path, tmp_path: Path, router: str, rest: str
+) -> None:
+    text = {"prompts": place / "prompts.json"} if router == "prompts" else {
+        "dataset": str(place / "corpus.jsonl"), "domain_column": "domain",
+    }  # fmt: skip
+    report = moeify.upcycle(
+        BASE, tmp_path / "moe", experts_from=[place / "one", place / "two"], num_experts=4,
+        labels=["prose", "code"], router=router, rest=rest, fit_tokens=4096, seq_len=64, **text,
+    )  # fmt: skip
+    share = own_share(tmp_path / "moe", place, {"prose": {0, 2}, "code": {1, 3}})
+    assert report.label_agreement is not None
+    assert report.label_agreement > (0.9 if router == "data" else 0.75)
+    assert share > (0.85 if router == "data" else 0.75)
+    step = json.loads((tmp_path / "moe" / "moeify.json").read_text())["steps"][0]
+    assert step["results"]["label_agreement"] == report.label_agreement
+    assert str(tmp_path.parent) not in json.dumps(step)
+
+
+def test_rows_are_fitted_to_what_routers_of_sequences_read(place: Path, tmp_path: Path) -> None:
+    text = options(place, fit_tokens=8192)
+    for route_by in ("token", "sequence"):
+        moeify.upcycle(BASE, tmp_path / route_by, route_by=route_by, **text)
+    shares = [
+        own_share(tmp_path / name, place, {"prose": {0}, "code": {1}})
+        for name in ("token", "sequence")
+    ]
+    assert shares[1] > shares[0] > 0.85
+
+
+def test_layers_are_fitted_a_few_at_a_time_with_the_same_result(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moeify.upcycle(BASE, tmp_path / "at-once", **options(place))
+    monkeypatch.setattr("moeify.upcycling.routers._HELD_BYTES", 1)
+    moeify.upcycle(BASE, tmp_path / "one-by-one", **options(place))
+    last = sorted((tmp_path / "at-once").glob("*.safetensors"))[-1].name
+    first, second = (tmp_path / name / last for name in ("at-once", "one-by-one"))
+    assert first.read_bytes() == second.read_bytes()
+
+
+def options(place: Path, **changes: object) -> dict[str, object]:
+    return {
+        "experts_from": [place / "one", place / "two"], "labels": ["prose", "code"],
+        "router": "data", "dataset": str(place / "corpus.jsonl"), "domain_column": "domain",
+        "fit_tokens": 1024, "seq_len": 64, **changes,
+    }  # fmt: skip
+
+
+def refused(place: Path, tmp_path: Path, **changes: object) -> MoeifyError:
+    before = tree(tmp_path)
+    with pytest.raises(MoeifyError) as caught:
+        moeify.upcycle(BASE, tmp_path / "moe", **options(place, **changes))
+    assert tree(tmp_path) == before
+    assert caught.value.hint
+    return caught.value
+
+
+def test_a_label_without_text_is_refused(place: Path, tmp_path: Path) -> None:
+    error = refused(place, tmp_path, labels=["prose", "german"])
+    assert isinstance(error, DatasetError)
+    assert error.message == "column 'domain' has no text for 'german': it names 'code', 'prose'"
+
+
+def test_text_without_an_expert_is_refused(place: Path, tmp_path: Path) -> None:
+    error = refused(place, tmp_path, labels=["prose", "prose"])
+    assert error.message == "column 'domain' names 'code', which no expert has as its label"
+
+
+def test_fewer_prompts_than_labels_are_refused(place: Path, tmp_path: Path) -> None:
+    path = tmp_path / "prompts.yaml"
+    path.write_text("prose: [once upon a time]\n")
+    changes = {"router": "prompts", "dataset": None, "domain_column": None, "prompts": path}
+    error = refused(place, tmp_path, **changes)
+    assert error.message == "prompts.yaml has no text for 'code': it names 'prose'"
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("[1, 2]", "does not map labels to texts"),
+        ("prose: [once]\ncode: {good: [x]}", "label 'code' has the keys good"),
+        ("prose: [once]\ncode: [1]", "positive of label 'code' is no list of texts"),
+        ("prose: [once]\ncode: []", "positive of label 'code' is no list of texts"),
+        ("prose: [once\ncode", "is no valid YAML"),
+    ],
+)
+def test_prompts_of_another_form_are_refused(
+    place: Path, tmp_path: Path, text: str, part: str
+) -> None:
+    path = tmp_path / "prompts.yaml"
+    path.write_text(text)
+    changes = {"router": "prompts", "dataset": None, "domain_column": None, "prompts": path}
+    assert part in refused(place, tmp_path, **changes).message
+
+
+def test_a_label_needs_tokens_for_each_of_its_experts(place: Path, tmp_path: Path) -> None:
+    path = tmp_path / "prompts.yaml"
+    path.write_text(
+        "prose: [once upon a time there was a king who had three sons and a garden]\ncode: [x]\n"
+    )
+    changes = {"router": "prompts", "dataset": None, "domain_column": None, "prompts": path}
+    message = refused(place, tmp_path, **changes, num_experts=6).message
+    assert message.startswith("label 'code' has ")
+    assert message.endswith(" tokens for 3 experts, which need 4 each")
+
+
+def test_a_missing_file_of_prompts_is_refused(place: Path, tmp_path: Path) -> None:
+    changes = {"router": "prompts", "dataset": None, "domain_column": None}
+    error = refused(place, tmp_path, **changes, prompts=tmp_path / "none.yaml")
+    assert error.message == f"none.yaml is missing from {tmp_path}"
+
+
+def test_prompts_that_are_no_json_are_refused(place: Path, tmp_path: Path) -> None:
+    path = tmp_path / "prompts.json"
+    path.write_text("{prose: [once]}")
+    changes = {"router": "prompts", "dataset": None, "domain_column": None, "prompts": path}
+    assert refused(place, tmp_path, **changes).message == "prompts.json is not valid JSON"
+
+
+def test_a_dry_run_checks_the_text_and_writes_nothing(place: Path, tmp_path: Path) -> None:
+    report = moeify.upcycle(BASE, tmp_path / "moe", dry_run=True, **options(place))
+    assert report.dry_run
+    assert not (tmp_path / "moe").exists()
