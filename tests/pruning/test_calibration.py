@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 import moeify
 from moeify.checkpoint.reader import Checkpoint
@@ -72,7 +73,7 @@ def test_whole_sequences_are_counted_where_they_go(model_type: str, tmp_path: Pa
     model = load_model(tmp_path / "m")
     anatomy = dissect(open_moe(Checkpoint.open(tmp_path / "m")))
     scores, text, routed = fresh(anatomy), blocks(), RoutingStatistics()
-    calibrate(model, anatomy, text, scores, batch_size=4, save_to=tmp_path / "s.json")
+    calibrate(WholeModel(model), anatomy, text, scores, batch_size=4, save_to=tmp_path / "s.json")
     collect(model, anatomy.view.layout, text, routed)
     for layer, sums in scores.layers.items():
         counts = routed.layers[layer].tokens_per_expert
@@ -240,9 +241,11 @@ def test_bad_input(warm: Path, tmp_path: Path) -> None:
         prune(warm, tmp_path / "x", keep=4, dataset=str(tmp_path / "nothing.txt"))
     small = tmp_path / "small"
     shutil.copytree(warm, small)
-    config = json.loads((small / "config.json").read_text())
-    (small / "config.json").write_text(json.dumps(config | {"vocab_size": 9}))
-    with pytest.raises(DatasetError, match=r"makes token \d+, the model knows 9 tokens"):
+    tokenizer = AutoTokenizer.from_pretrained(small)
+    known = len(tokenizer)
+    assert tokenizer.add_tokens(["of the"])  # stands in the text; the embeddings do not grow
+    tokenizer.save_pretrained(small)
+    with pytest.raises(DatasetError, match=f"makes token {known}, the model knows {known} tokens"):
         prune(small, tmp_path / "x", keep=4, **OPTIONS)
     with pytest.raises(ConfigError, match="nothing to rescale"):
         prune(warm, tmp_path / "x", keep=4, scores=scores, rescale=True)

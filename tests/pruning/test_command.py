@@ -62,7 +62,7 @@ def test_dense_and_extract(work: Path) -> None:
             "is not a checkpoint folder",
             "name a",
         ),
-        (["extract", "moe", "--expert", "9"], "there is no expert 9", "--expert 7"),
+        (["extract", "moe", "--expert", "9"], "there is no expert 9", "0 to 7"),
     ],
 )
 def test_failures_are_a_sentence_and_a_hint(

@@ -20,6 +20,7 @@ from moeify.pruning.prune import prune
 from moeify.pruning.scores import LayerScores, Scores, checkpoint_fingerprint
 from moeify.routing import memory, passes
 from moeify.routing.data import Blocks
+from moeify.routing.loading import load_model
 from moeify.routing.passes import LayerByLayer, WholeModel
 from tests.families.published_models import MODEL_TYPES, tiny
 
@@ -69,6 +70,23 @@ def test_scores_are_those_of_the_whole_model(model_type: str, tied: bool, tmp_pa
             assert np.allclose(row, layered.layers[layer].sums[name], rtol=1e-5, atol=1e-6), name
     names = {path.name for path in (tmp_path / "h").iterdir()}
     assert names == {f"{parity}-{n}.safetensors" for parity in (0, 1) for n in (0, 1)}
+
+
+@pytest.mark.parametrize("model_type", ["bert_moe", "gpt2_moe"])
+def test_whole_sequences_go_where_they_go_in_the_whole_model(
+    model_type: str, tmp_path: Path
+) -> None:
+    _, anatomy = saved(model_type, tmp_path / "m")
+    config = json.loads((tmp_path / "m" / "config.json").read_text()) | {"route_by": "sequence"}
+    (tmp_path / "m" / "config.json").write_text(json.dumps(config))
+    whole, layered, path = fresh(anatomy), fresh(anatomy), tmp_path / "s.json"
+    model = load_model(tmp_path / "m")
+    calibrate(WholeModel(model), anatomy, text(), whole, batch_size=4, save_to=path)
+    calibrate(by_layer(anatomy, tmp_path / "h"), anatomy, text(), layered, batch_size=4,
+              save_to=path)  # fmt: skip
+    for layer, sums in whole.layers.items():
+        assert np.array_equal(sums.sums["frequency"], layered.layers[layer].sums["frequency"])
+        assert np.allclose(sums.reap, layered.layers[layer].reap, rtol=1e-5)
 
 
 @pytest.mark.parametrize("model_type", ["bert_moe", "gpt2_moe", "qwen3_moe", "deepseek_v3"])
