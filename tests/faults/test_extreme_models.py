@@ -129,7 +129,8 @@ def huge(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with open(folder / "model.safetensors", "wb") as file:
         file.write(header)
         os.truncate(file.fileno(), len(header) + sum(tensor_nbytes(d, s) for _, d, s in listed))
-    config = {**CONFIG, "num_hidden_layers": LAYERS, "num_experts_per_tok": 1}
+    config = {**CONFIG, "num_hidden_layers": LAYERS, "num_experts_per_tok": 1,
+              "num_attention_heads": 2, "vocab_size": 1000}  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config))
     return folder
 

@@ -204,8 +204,8 @@ def test_names_in_the_list_do_not_lead_out_of_the_folder(summed: Path, tmp_path:
     document = json.loads((folder / "moeify.json").read_text())
     document["files"] = {"../secret": {"bytes": 1, "sha256": "0" * 64}}
     (folder / "moeify.json").write_text(json.dumps(document))
-    (problem,) = moeify.inspect(folder, verify=True).problems
-    assert "leads out of the checkpoint folder" in problem.message
+    with pytest.raises(CheckpointError, match=r"'../secret' leads out of the checkpoint folder"):
+        moeify.inspect(folder, verify=True)
 
 
 def test_what_is_pulled_is_what_was_pushed(sources: Sources, tmp_path: Path) -> None:
