@@ -27,9 +27,9 @@ from real import corpora
 
 DOMAINS = ("english", "python", "german", "logs")
 TUNED = ("ffn", "whole")
-BASE = Recipe(context=256, batch=8, steps=900, learning_rate=3e-3)
-TUNING = replace(BASE, steps=120, learning_rate=1e-3)
-HELD_OUT_CHARS = 60_000
+BASE = Recipe(context=256, batch=8, steps=600, learning_rate=3e-3)
+TUNING = replace(BASE, steps=80, learning_rate=1e-3)
+HELD_OUT_CHARS, HELD_OUT_BLOCKS = 60_000, 32
 FFN_WIDTH, HEAD_WIDTH = 384, 32
 
 
@@ -59,9 +59,12 @@ def balanced(seed: int) -> list[dict[str, str]]:
 
 
 def held_out_blocks(base: Path) -> dict[str, torch.Tensor]:
-    """Blocks [N, S] of each domain's held-out passages."""
-    tokenizer = AutoTokenizer.from_pretrained(base)
-    return {name: blocks(tokenizer, c.held_out, BASE.context) for name, c in texts().items()}
+    """Blocks [N, S] of each domain's held-out passages, spread evenly over them."""
+    tokenizer, found = AutoTokenizer.from_pretrained(base), {}
+    for name, corpus in texts().items():
+        rows = blocks(tokenizer, corpus.held_out, BASE.context)
+        found[name] = rows[torch.linspace(0, len(rows) - 1, HELD_OUT_BLOCKS).long()]
+    return found
 
 
 def kept(folder: Path, make: Callable[[Path], None]) -> Path:

@@ -73,15 +73,22 @@ class Experiment:
             base=self.base, sources=sources, rest=rest, text=text, prompts=prompts,
             mergekit=self.mergekit, seed=seed,
         )  # fmt: skip
-        path = self.work / f"seed{seed}/{setting}.json"
+        dense = self.steps(seed, tuned, ["base", *DOMAINS], parts, again)
+        ways = [way for way in (*SPECIAL, *WAYS) if available(way, parts)]
+        return dense | self.steps(seed, setting, ways, parts, again)
+
+    def steps(
+        self, seed: int, name: str, steps: list[str], parts: Parts, again: set[str]
+    ) -> Losses:
+        """Losses by step, kept in one file of WORK."""
+        path = self.work / f"seed{seed}/{name}.json"
         found: Losses = json.loads(path.read_text()) if path.is_file() else {}
-        for step in ("base", *DOMAINS, *SPECIAL, *WAYS):
-            if not available(step, parts) or (step in found and step not in again):
-                continue
-            self.check_time(f"seed {seed}, {setting}: {step}")
-            found[step] = self.step(step, parts)
-            path.write_text(json.dumps(found, indent=1))
-        return found
+        for step in steps:
+            if step not in found or step in again:
+                self.check_time(f"seed {seed}, {name}: {step}")
+                found[step] = self.step(step, parts)
+                path.write_text(json.dumps(found, indent=1))
+        return {step: found[step] for step in steps}
 
     def step(self, step: str, parts: Parts) -> dict[str, float]:
         """The losses of the base, a specialist, the oracle or a way."""
