@@ -22,6 +22,7 @@ from moeify.checkpoint.arithmetic import (
 )
 from moeify.checkpoint.files import Slice, SourceFiles
 from moeify.checkpoint.header import DTYPE_BITS, StoredTensor, tensor_nbytes
+from moeify.checkpoint.lowrank import LowRank, LowRankRows
 from moeify.errors import CheckpointError
 
 __all__ = [
@@ -137,12 +138,13 @@ class Blend:
     """A weighted sum of slices of equal length, computed in float32, plus optional noise.
 
     One slice with weight 1 is a cast. ``dtype`` is that of the output; the noise is relative to
-    the first slice's tensor times its weight.
+    the first slice's tensor times its weight. ``changes`` are added to the sum of whole tensors.
     """
 
     terms: tuple[tuple[Slice, float], ...]
     dtype: str
     noise: Noise | None = None
+    changes: tuple[LowRank, ...] = ()
 
     @property
     def nbytes(self) -> int:
@@ -151,6 +153,8 @@ class Blend:
     def sources(self) -> Iterator[StoredTensor]:
         for part, _ in self.terms:
             yield part.tensor
+        for change in self.changes:
+            yield from change.sources()
 
     @property
     def grain(self) -> int:
@@ -167,21 +171,24 @@ class Blend:
             std = self._std(files)
             stream = NoiseStream(self.noise.key, self.noise.relative * std)
         origin = self.terms[0][0].start
+        changes = [change.open(files) for change in self.changes]
         chunk = np.empty(min(count, CHUNK_ELEMENTS), np.float32)
         for place in range(0, count, CHUNK_ELEMENTS):
             values = chunk[: min(CHUNK_ELEMENTS, count - place)]
-            self._sum_into(values, files, first + place)
+            self._sum_into(values, files, first + place, changes)
             if stream:
                 stream.add_to(values, origin + first + place)
             begin = place * self._width
             encode_into(out[begin : begin + len(values) * self._width], values, self.dtype)
-        return self._survived(files, out, std) if self.noise and start == 0 else None
+        return self._survived(files, out, std, changes) if self.noise and start == 0 else None
 
     def _std(self, files: SourceFiles) -> float:
         tensor, weight = self.terms[0][0].tensor, self.terms[0][1]
         return files.stds[tensor] * abs(weight)
 
-    def _sum_into(self, values: Float32, files: SourceFiles, start: int) -> None:
+    def _sum_into(
+        self, values: Float32, files: SourceFiles, start: int, changes: list[LowRankRows]
+    ) -> None:
         """The blend's elements from ``start`` on, before noise."""
         for number, (part, weight) in enumerate(self.terms):
             raw = files.read_elements(part, start, len(values))
@@ -191,12 +198,16 @@ class Blend:
                     values *= np.float32(weight)
             else:
                 values += decode(raw, part.tensor.dtype) * np.float32(weight)
+        for change in changes:
+            change.add_to(values, start)
 
-    def _survived(self, files: SourceFiles, out: memoryview, std: float) -> Tally:
+    def _survived(
+        self, files: SourceFiles, out: memoryview, std: float, changes: list[LowRankRows]
+    ) -> Tally:
         """What is left of the noise after rounding, judged on the first chunk."""
         count = min(len(out) // self._width, CHUNK_ELEMENTS)
         values = np.empty(count, np.float32)
-        self._sum_into(values, files, 0)
+        self._sum_into(values, files, 0, changes)
         stored = decode(out[: count * self._width], self.dtype)
         overflows = int(np.count_nonzero(~np.isfinite(stored)))
         difference = np.where(np.isfinite(stored), stored - values, 0).astype(np.float64)
@@ -259,16 +270,16 @@ class Held(Values):
 
 def copy_of(
     tensor: StoredTensor, dtype: str, noise: Noise | None = None, start: int = 0,
-    elements: int | None = None, weight: float = 1.0,
+    elements: int | None = None, weight: float = 1.0, changes: tuple[LowRank, ...] = (),
 ) -> Piece:  # fmt: skip
     """The cheapest piece that yields ``elements`` of ``tensor`` from ``start`` on as ``dtype``.
 
-    They are multiplied by ``weight``.
+    They are changed by ``changes``, which take the whole tensor, and multiplied by ``weight``.
 
     Raises ``CheckpointError`` when the tensor cannot be cast or take noise.
     """
     part = Slice(tensor, start, tensor.elements if elements is None else elements)
-    if noise is None and dtype == tensor.dtype and weight == 1.0:
+    if noise is None and dtype == tensor.dtype and weight == 1.0 and not changes:
         return Copy(part)
     if tensor.dtype not in FLOAT_DTYPES:
         raise CheckpointError(
@@ -277,7 +288,7 @@ def copy_of(
             "upcycle the unquantised checkpoint, or pass --noise 0 --dtype auto",
             path=tensor.path,
         )
-    return Blend(((part, weight),), dtype, noise)
+    return Blend(((part, weight),), dtype, noise, tuple(c.times(weight) for c in changes))
 
 
 @dataclass(frozen=True, slots=True)

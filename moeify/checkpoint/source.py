@@ -8,12 +8,16 @@ from pathlib import Path
 
 from moeify.errors import CheckpointError, ConfigError, HubError
 
-__all__ = ["Source", "is_hub_id", "resolve_source"]
+__all__ = ["ADAPTER_CONFIG", "ADAPTER_WEIGHTS", "Source", "is_hub_id", "resolve_source"]
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
 _WANTED = [
     "model.safetensors",
     "model-*-of-*.safetensors",
+    ADAPTER_WEIGHTS,
     "*.json",
     "*.txt",
     "*.model",
@@ -81,7 +85,7 @@ def _download(repo_id: str, revision: str | None) -> Path:
                 repo_id, revision=revision, allow_patterns=_WANTED, ignore_patterns=_UNWANTED
             )
         )
-    if not any(folder.glob("model*.safetensors")):
+    if not any(folder.glob("model*.safetensors")) and not (folder / ADAPTER_CONFIG).is_file():
         _explain_missing_weights(repo_id, folder)
     return folder
 

@@ -9,7 +9,7 @@ from moeify.checkpoint.reader import Checkpoint
 from moeify.errors import CheckpointError, TensorNotFoundError
 from moeify.families.base import Family, Head, resolve_shape
 
-__all__ = ["DenseView", "view_dense"]
+__all__ = ["DenseView", "relative_name", "view_dense"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +77,13 @@ def view_dense(checkpoint: Checkpoint, family: Family) -> DenseView:
         unknown=unknown,
         parameters=sum(t.elements for t in counted),
     )
+
+
+def relative_name(name: str, view: DenseView) -> str | None:
+    """A full tensor name relative to the base model of ``view``; None for one of the head."""
+    modern = _modern(name, view.family)
+    roots = {known.split(".")[0] for known in view.base}
+    return None if modern is None else _relative(modern, view.family, view.head, roots)
 
 
 def _modern(name: str, family: Family) -> str | None:

@@ -12,6 +12,7 @@ from moeify.checkpoint.reader import read_json, resolve_inside
 from moeify.errors import CheckpointError
 from moeify.families.base import Config
 from moeify.families.dense_view import DenseView
+from moeify.upcycling.adapters import Adapter
 from moeify.upcycling.config import UpcycleConfig
 from moeify.upcycling.sources import ExpertSource
 
@@ -29,23 +30,25 @@ _SHOWN = 5
 
 
 def compare_sources(
-    base: DenseView, sources: tuple[ExpertSource, ...], options: UpcycleConfig
-) -> tuple[str, ...]:
+    base: DenseView, sources: tuple[ExpertSource, ...], options: UpcycleConfig,
+    layers: tuple[int, ...],
+) -> tuple[str, ...]:  # fmt: skip
     """Warnings about differences that can be lived with, each source once.
+
+    Experts take the place of the FFN of ``layers``.
 
     Raises ``CheckpointError`` with all differences that cannot, of every source.
     """
-    different = {
-        entry.source.folder: entry
-        for entry in sources
-        if entry.source.folder.resolve() != base.checkpoint.folder.resolve()
-    }
+    mean = options.rest == "mean"
     fatal: list[str] = []
     warnings: list[str] = []
-    for entry in different.values():
+    for entry in {entry.source.folder.resolve(): entry for entry in sources}.values():
         name = entry.source.name
-        fatal += [f"{name}: {found}" for found in _fatal(base, entry, options.rest == "mean")]
-        warnings += [f"{name}: {found}" for found in _bearable(base, entry, options.rest == "mean")]
+        if entry.adapter is not None:
+            warnings += _besides_experts(base, entry, entry.adapter, mean, layers)
+        elif entry.source.folder.resolve() != base.checkpoint.folder.resolve():
+            fatal += [f"{name}: {found}" for found in _fatal(base, entry, mean)]
+            warnings += [f"{name}: {found}" for found in _bearable(base, entry, mean)]
     if fatal:
         raise CheckpointError(
             f"experts cannot be made of these checkpoints beside {base.checkpoint.folder.name}: "
@@ -53,6 +56,28 @@ def compare_sources(
             "name checkpoints that were trained from the same base",
         )
     return tuple(warnings)
+
+
+def _besides_experts(
+    base: DenseView, entry: ExpertSource, adapter: Adapter, mean: bool, layers: tuple[int, ...]
+) -> Iterator[str]:
+    """What an adapter changes outside of the FFNs, which all experts share."""
+    dense = base.family.dense
+    experts = {dense.layer.format(layer=n) + part.name for n in layers for part in dense.ffn}
+    if not experts & (adapter.changes.keys() | adapter.replaced.keys()):
+        raise CheckpointError(
+            f"adapter {entry.source.name} changes no FFN of the layers that get experts, but"
+            f" {', '.join(adapter.besides(()))}",
+            "name an adapter whose target_modules include the FFN's, or merge it into a checkpoint"
+            " of its own with peft's merge_and_unload",
+            path=entry.source.folder,
+        )
+    used = experts | base.base.keys() | base.heads.keys() if mean else experts
+    if others := adapter.besides(used):
+        yield (
+            f"{entry.source.name}: experts share everything but their FFNs, so what this adapter"
+            f" does to {', '.join(others)} is left out"
+        )
 
 
 def _fatal(base: DenseView, entry: ExpertSource, mean: bool) -> Iterator[str]:

@@ -11,6 +11,7 @@ from moeify.checkpoint.files import Slice
 from moeify.checkpoint.header import StoredTensor
 from moeify.checkpoint.jobs import Held, Job, Noise, Piece, copy_of
 from moeify.checkpoint.reader import Checkpoint
+from moeify.checkpoint.source import Source
 from moeify.checkpoint.writer import Shard, parse_size, plan_shards
 from moeify.errors import CheckpointError, ConfigError
 from moeify.families.base import (
@@ -27,6 +28,7 @@ from moeify.routing.config import ROUTER_INITS, RouterInit
 from moeify.routing.initialization import NormalRows, RouterRows, UpProjection
 from moeify.upcycling.comparing import compare_sources
 from moeify.upcycling.config import UpcycleConfig, select_layers
+from moeify.upcycling.rest import mean_piece
 from moeify.upcycling.sources import (
     ExpertOrigin,
     ExpertSource,
@@ -85,8 +87,10 @@ class UpcyclePlan:
         return sum(shard.nbytes for shard in self.shards)
 
 
-def plan_upcycle(checkpoint: Checkpoint, options: UpcycleConfig) -> UpcyclePlan:
-    """Plan the mixture that ``options`` ask for.
+def plan_upcycle(
+    checkpoint: Checkpoint, options: UpcycleConfig, source: Source | None = None
+) -> UpcyclePlan:
+    """Plan the mixture that ``options`` ask for; ``source`` says where the checkpoint came from.
 
     Raises ``UnsupportedModelError``, ``CheckpointError`` and ``ConfigError``; nothing but headers
     has been read then.
@@ -94,8 +98,9 @@ def plan_upcycle(checkpoint: Checkpoint, options: UpcycleConfig) -> UpcyclePlan:
     family = dense_family(checkpoint.config)
     view = view_dense(checkpoint, family)
     layers = select_layers(options.layers, view.num_layers)
-    sources = open_sources(view, options)
-    compared = compare_sources(view, sources, options)
+    source = source or Source(folder=checkpoint.folder, name=checkpoint.folder.resolve().name)
+    sources = open_sources(view, source, options)
+    compared = compare_sources(view, sources, options, layers)
     settings = MoeSettings(
         num_experts=options.experts,
         top_k=options.top_k,
@@ -103,7 +108,9 @@ def plan_upcycle(checkpoint: Checkpoint, options: UpcycleConfig) -> UpcyclePlan:
         num_layers=view.num_layers,
         renormalise=_renormalises(family, options, len(layers) == view.num_layers),
     )
-    planner = _Planner(view, settings, options, sources)
+    # Without sources all experts are copies of the base.
+    entries = sources or (ExpertSource(source=source, label=source.name, view=view),)
+    planner = _Planner(view, settings, options, entries)
     shards = plan_shards(
         planner.weights(), parse_size(options.max_shard_size), last=planner.routers()
     )
@@ -162,9 +169,9 @@ class _Planner:
 
     def __init__(
         self, view: DenseView, settings: MoeSettings, options: UpcycleConfig,
-        sources: tuple[ExpertSource, ...],
+        entries: tuple[ExpertSource, ...],
     ) -> None:  # fmt: skip
-        self.view, self.settings, self.options, self.sources = view, settings, options, sources
+        self.view, self.settings, self.options, self.entries = view, settings, options, entries
         self.family = view.family
         self.cast = _DTYPE_NAMES.get(options.dtype)
         self.config = self._config()
@@ -193,21 +200,23 @@ class _Planner:
         prefix = self.view.head.prefix_out
         for name, tensor in self.view.base.items():
             if name not in replaced:
-                yield self._copy(prefix + name, tensor)
+                yield self._copy(prefix + name, tensor, name)
             elif replaced[name] is not None:
                 yield from self._layer(replaced[name] or 0)
-        for name, tensor in (*self.view.heads.items(), *self.view.unknown.items()):
+        for name, tensor in self.view.heads.items():
+            yield self._copy(name, tensor, name)
+        for name, tensor in self.view.unknown.items():
             yield self._copy(name, tensor)
-        for name, tensor in self._untied():
-            yield self._copy(name, tensor)
+        for name, origin in self._untied():
+            yield self._copy(name, self.view.base[origin], origin)
 
-    def _untied(self) -> list[tuple[str, StoredTensor]]:
+    def _untied(self) -> list[tuple[str, str]]:
         """Head tensors that the dense files share with others, and this form may not."""
         if self.settings.renormalise:
             return []
         head = self.view.head
         return [
-            (name, self.view.base[origin.removeprefix(head.prefix)])
+            (name, origin.removeprefix(head.prefix))
             for name, origin in head.tied.items()
             if name not in self.view.heads
         ]
@@ -223,9 +232,14 @@ class _Planner:
             replaced[present[0]] = layer
         return replaced
 
-    def _copy(self, name: str, tensor: StoredTensor) -> Job:
+    def _copy(self, name: str, tensor: StoredTensor, own: str | None = None) -> Job:
+        """A tensor of the rest; ``own`` is what the base and the sources call it."""
         dtype = self._out_dtype(tensor)
-        return Job(name, dtype, tensor.shape, (copy_of(tensor, dtype),))
+        if own is None or self.options.rest == "base":
+            return Job(name, dtype, tensor.shape, (copy_of(tensor, dtype),))
+        return Job(
+            name, dtype, tensor.shape, (mean_piece(self.entries, own, tensor, self.options, dtype),)
+        )
 
     def _layer(self, layer: int) -> Iterator[Job]:
         prefix = self.view.head.prefix_out + self.family.moe.layer.format(layer=layer)
@@ -239,8 +253,8 @@ class _Planner:
         shape = resolve_shape(spec.shape, self.dims)
         dtype = self._out_dtype(self.view.ffn(layer)[spec.roles[0]])
         pieces = [
-            self._expert_piece(source, repeated, layer, role, expert)
-            for expert, source, repeated in self._experts_of()
+            self._expert_piece(entry, repeated, layer, role, expert)
+            for expert, entry, repeated in dealt(self.entries, self.settings.num_experts)
             for role in spec.roles
         ]
         if spec.fused:
@@ -249,22 +263,11 @@ class _Planner:
         for expert, piece in enumerate(pieces):
             yield Job(prefix + spec.name.format(expert=expert), dtype, shape, (piece,))
 
-    def _experts_of(self) -> Iterator[tuple[int, DenseView | ExpertSource, bool]]:
-        """Each expert's number, where its FFN comes from, and whether it takes noise.
-
-        Copies of one model all take noise; of experts that have sources only the repeats do.
-        """
-        if self.sources:
-            yield from dealt(self.sources, self.settings.num_experts)
-        else:
-            for expert in range(self.settings.num_experts):
-                yield expert, self.view, True
-
     def _expert_piece(
-        self, source: DenseView | ExpertSource, noisy: bool, layer: int, role: str, expert: int
+        self, entry: ExpertSource, repeated: bool, layer: int, role: str, expert: int
     ) -> Piece:
-        tensor = source.ffn(layer)[role]
-        dtype = self._out_dtype(self.view.ffn(layer)[role])
+        name = self._ffn_names(layer)[role]
+        tensor = entry.tensor(name)
         if tensor.dtype not in FLOAT_DTYPES:
             raise CheckpointError(
                 f"tensor {tensor.name!r} has dtype {tensor.dtype}: a quantised FFN cannot be"
@@ -273,18 +276,26 @@ class _Planner:
                 path=tensor.path,
             )
         noise = None
+        # Copies of one model all take noise; of experts that have sources only the repeats do.
+        noisy = repeated or not self.options.experts_from
         if noisy and self.options.noise and not role.endswith("_bias"):
             noise = Noise(self.options.noise, (self.options.seed, "noise", tensor.name, expert))
         # Unrenormalised weights of a flat router sum to K/E, which the last product undoes.
         scaled = role == "down" and not self.settings.renormalise
         weight = self.settings.num_experts / self.settings.top_k if scaled else 1.0
-        return copy_of(tensor, dtype, noise, weight=weight)
+        dtype = self._out_dtype(self.view.base[name])
+        return copy_of(tensor, dtype, noise, weight=weight, changes=entry.changes(name))
+
+    def _ffn_names(self, layer: int) -> dict[str, str]:
+        prefix = self.family.dense.layer.format(layer=layer)
+        return {part.role: prefix + part.name for part in self.family.dense.ffn}
 
     def read_ffn(self) -> Iterator[StoredTensor]:
-        """The FFN tensors that experts are made of."""
+        """The tensors that experts are made of."""
         for layer in self.settings.moe_layers:
-            for source in self.sources or (self.view,):
-                yield from source.ffn(layer).values()
+            for name in self._ffn_names(layer).values():
+                for entry in self.entries:
+                    yield from entry.read(name)
 
     def _extra(self, prefix: str, extra: ExtraTensor, dtype: str) -> Job:
         shape = resolve_shape(extra.shape, self.dims)
@@ -345,7 +356,7 @@ class _Planner:
             math.prod(resolve_shape(extra.shape, self.dims)) for extra in self.family.moe.extras
         )
         shared = self.view.parameters - layers * ffn + layers * added
-        shared += sum(tensor.elements for _, tensor in self._untied())
+        shared += sum(self.view.base[origin].elements for _, origin in self._untied())
         return ParameterCounts(
             dense=self.view.parameters,
             total=shared + layers * experts * ffn,

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 from moeify.checkpoint.header import StoredTensor
+from moeify.checkpoint.lowrank import LowRank
 from moeify.checkpoint.reader import CONFIG_FILE, Checkpoint, read_config
 from moeify.checkpoint.source import Source, resolve_source
 from moeify.errors import CheckpointError
 from moeify.families.dense_view import DenseView, view_dense
 from moeify.families.registry import MOE_LAYOUTS, dense_family
+from moeify.upcycling.adapters import Adapter, is_adapter, open_adapter
 from moeify.upcycling.config import UpcycleConfig
 
 __all__ = ["ExpertOrigin", "ExpertSource", "dealt", "expert_origins", "open_sources"]
@@ -19,15 +20,32 @@ __all__ = ["ExpertOrigin", "ExpertSource", "dealt", "expert_origins", "open_sour
 
 @dataclass(frozen=True, kw_only=True)
 class ExpertSource:
-    """A checkpoint that experts are made of. ``label`` says what it knows."""
+    """A checkpoint that experts are made of, or an ``adapter`` on ``view``.
+
+    ``label`` says what it knows.
+    """
 
     source: Source
     label: str
     view: DenseView
+    adapter: Adapter | None = None
 
-    def ffn(self, layer: int) -> dict[str, StoredTensor]:
-        """The FFN tensors of one layer by role."""
-        return self.view.ffn(layer)
+    def tensor(self, name: str) -> StoredTensor:
+        """A tensor by its name relative to the base model, or by its full name in a head."""
+        if self.adapter is not None and name in self.adapter.replaced:
+            return self.adapter.replaced[name]
+        return self.view.base[name] if name in self.view.base else self.view.heads[name]
+
+    def changes(self, name: str) -> tuple[LowRank, ...]:
+        """What is added to that tensor."""
+        found = None if self.adapter is None else self.adapter.changes.get(name)
+        return () if found is None else (found,)
+
+    def read(self, name: str) -> Iterator[StoredTensor]:
+        """Every stored tensor that this one is made of."""
+        yield self.tensor(name)
+        for change in self.changes(name):
+            yield from change.sources()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,27 +56,33 @@ class ExpertOrigin:
     revision: str | None
     label: str
     experts: tuple[int, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data."""
-        return asdict(self)
+    adapter: bool = False
 
 
-def open_sources(base: DenseView, config: UpcycleConfig) -> tuple[ExpertSource, ...]:
+def open_sources(
+    base: DenseView, base_source: Source, config: UpcycleConfig
+) -> tuple[ExpertSource, ...]:
     """The entries of ``experts_from`` in their order, each folder opened once.
 
     Raises ``MoeifyError`` for an entry that cannot be opened or is a mixture itself.
     """
-    opened: dict[str, tuple[Source, DenseView]] = {}
+    opened: dict[str, ExpertSource] = {}
     for text in config.experts_from:
         if text not in opened:
-            source = resolve_source(text)
-            opened[text] = source, _view(source)
-    labels = config.labels or tuple(_base_name(opened[text][0]) for text in config.experts_from)
+            opened[text] = _open(resolve_source(text), base, base_source)
+    labels = config.labels or tuple(opened[text].label for text in config.experts_from)
     return tuple(
-        ExpertSource(source=opened[text][0], label=label, view=opened[text][1])
+        replace(opened[text], label=label)
         for text, label in zip(config.experts_from, labels, strict=True)
     )
+
+
+def _open(source: Source, base: DenseView, base_source: Source) -> ExpertSource:
+    label = _base_name(source)
+    if is_adapter(source.folder):
+        adapter = open_adapter(source, base, base_source)
+        return ExpertSource(source=source, label=label, view=base, adapter=adapter)
+    return ExpertSource(source=source, label=label, view=_view(source))
 
 
 def _base_name(source: Source) -> str:
@@ -85,6 +109,7 @@ def expert_origins(sources: tuple[ExpertSource, ...], num_experts: int) -> tuple
             revision=entry.source.revision,
             label=entry.label,
             experts=tuple(range(number, num_experts, len(sources))),
+            adapter=entry.adapter is not None,
         )
         for number, entry in enumerate(sources)
     )

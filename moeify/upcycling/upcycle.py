@@ -5,18 +5,27 @@ from __future__ import annotations
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from moeify.checkpoint.carry import carried_files, carry_files
 from moeify.checkpoint.reader import Checkpoint
 from moeify.checkpoint.source import Source, resolve_source
-from moeify.checkpoint.staging import check_free_space, check_output, output_errors, staged
+from moeify.checkpoint.staging import (
+    check_free_space,
+    check_output,
+    existing_parent,
+    output_errors,
+    staged,
+)
 from moeify.checkpoint.writer import Progress, write_shards
 from moeify.provenance.companions import write_companions
 from moeify.provenance.record import Record, Step
+from moeify.routing.data import Blocks
 from moeify.upcycling.config import UpcycleConfig
 from moeify.upcycling.plan import UpcyclePlan, plan_upcycle
-from moeify.upcycling.routers import fit_routers, labelled_text
+from moeify.upcycling.rest import write_mean_model
+from moeify.upcycling.routers import FittedRouters, fit_routers, labelled_text
 from moeify.upcycling.sources import ExpertOrigin
 
 __all__ = ["UpcycleReport", "upcycle"]
@@ -83,7 +92,7 @@ def upcycle(
     target = Path(output) if output is not None else default_output(resolved, config)
     if not dry_run:
         check_output(target, resolved.folder, force=config.force)
-    plan = plan_upcycle(Checkpoint.open(resolved.folder), config)
+    plan = plan_upcycle(Checkpoint.open(resolved.folder), config, resolved)
     if not dry_run:
         folders = (entry.source.folder for entry in plan.sources)
         check_output(target, *folders, force=config.force)
@@ -95,10 +104,21 @@ def upcycle(
     for _ in carried_files(resolved.folder):
         pass  # a link out of the folder is refused before the long work
     if blocks is not None:
-        fitted = fit_routers(plan, blocks, resolved.folder, config)
+        fitted = _fitted(plan, blocks, target, config)
         plan = plan.with_routers(fitted.rows)
         report = replace(report, label_agreement=fitted.agreement)
     return _write(plan, resolved, target, config, replace(report, dry_run=False), progress, started)
+
+
+def _fitted(
+    plan: UpcyclePlan, blocks: Blocks, target: Path, config: UpcycleConfig
+) -> FittedRouters:
+    """Routers for the inputs of the model that attention, norms and embeddings come from."""
+    if config.rest == "base":
+        return fit_routers(plan, blocks, plan.view.checkpoint.folder, config)
+    with output_errors(target), TemporaryDirectory(dir=existing_parent(target)) as scratch:
+        write_mean_model(Path(scratch), plan.view, plan.sources, config)
+        return fit_routers(plan, blocks, Path(scratch), config)
 
 
 def _needs_text(config: UpcycleConfig) -> bool:

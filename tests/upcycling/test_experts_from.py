@@ -109,6 +109,25 @@ def test_the_rest_comes_from_the_base(family: Path, tmp_path: Path) -> None:
         assert torch.equal(written[tensor.name], experts.get(name, base[stored[name].name]))
 
 
+@pytest.mark.parametrize("weights", [None, [3.0, 1.0]])
+def test_the_rest_can_be_the_mean_of_all(family: Path, tmp_path: Path, weights) -> None:
+    for number, name in enumerate("xy"):
+        specialist(family / "base", tmp_path / name, number, everything=True)
+    moeify.upcycle(
+        family / "base", tmp_path / "moe", rest="mean", weights=weights or (),
+        experts_from=[tmp_path / "x", tmp_path / "y"],
+    )  # fmt: skip
+    moeify.extract(tmp_path / "moe", tmp_path / "dense", expert=1)
+    first, second = (state(tmp_path / name) for name in "xy")
+    share = 0.75 if weights else 0.5
+    experts, written = ffn_tensors(tmp_path / "y"), state(tmp_path / "dense")
+    stored = dense_view(tmp_path / "x").base
+    for name, tensor in dense_view(tmp_path / "dense").base.items():
+        old = stored[name].name
+        mean = share * first[old] + (1 - share) * second[old]
+        torch.testing.assert_close(written[tensor.name], experts.get(name, mean))
+
+
 def test_what_was_done_is_recorded(qwen: Path, tmp_path: Path) -> None:
     moeify.upcycle(
         qwen / "base", tmp_path / "moe", experts_from=[qwen / "a", qwen / "b"], labels=["x", "y"]
@@ -117,6 +136,7 @@ def test_what_was_done_is_recorded(qwen: Path, tmp_path: Path) -> None:
     assert step["options"]["experts_from"] == ["a", "b"]
     assert step["results"]["sources"][1] == {
         "name": "b", "revision": None, "label": "y", "experts": [1],
+        "adapter": False,
     }  # fmt: skip
     assert str(tmp_path) not in (tmp_path / "moe" / "moeify.json").read_text()
 

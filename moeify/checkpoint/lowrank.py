@@ -1,0 +1,71 @@
+"""Low-rank changes to a stored matrix, added a few rows at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from moeify.checkpoint.arithmetic import Float32, decode
+from moeify.checkpoint.files import Slice, SourceFiles
+from moeify.checkpoint.header import StoredTensor
+
+__all__ = ["LowRank"]
+
+
+@dataclass(frozen=True, slots=True)
+class LowRank:
+    """``scale`` x B A, with ``up`` B [out, r] and ``down`` A [r, in] (LoRA, arXiv 2106.09685).
+
+    It changes a matrix [out, in], or one stored as [in, out] where ``transposed``.
+    """
+
+    up: StoredTensor
+    down: StoredTensor
+    scale: float
+    transposed: bool = False
+
+    def sources(self) -> Iterator[StoredTensor]:
+        """The tensors that are read."""
+        yield self.down
+        yield self.up
+
+    def times(self, weight: float) -> LowRank:
+        """The same change ``weight`` times."""
+        return replace(self, scale=self.scale * weight)
+
+    def open(self, files: SourceFiles) -> LowRankRows:
+        """Ready to be added: one factor in memory, the other read as it is needed."""
+        return LowRankRows(self, files)
+
+
+class LowRankRows:
+    """The rows of one change, computed as they are asked for."""
+
+    def __init__(self, change: LowRank, files: SourceFiles) -> None:
+        self._change, self._files = change, files
+        whole = _matrix(files, change.up if change.transposed else change.down)
+        self._right = np.ascontiguousarray(whole.T) if change.transposed else whole
+        self._down = _matrix(files, change.down) if change.transposed else None
+
+    def add_to(self, values: Float32, start: int) -> None:
+        """Add elements ``start`` .. ``start + len(values)`` of the change, in row-major order."""
+        width = self._right.shape[1]
+        first, last = start // width, -(-(start + len(values)) // width)
+        rows = (self._left(first, last) @ self._right).reshape(-1)
+        rows *= np.float32(self._change.scale)
+        values += rows[start - first * width :][: len(values)]
+
+    def _left(self, first: int, last: int) -> Float32:
+        if self._down is not None:
+            return np.ascontiguousarray(self._down[:, first:last].T)
+        up, rank = self._change.up, self._change.up.shape[1]
+        part = Slice(up, first * rank, (last - first) * rank)
+        raw = self._files.read_elements(part, 0, part.elements)
+        return decode(raw, up.dtype).reshape(-1, rank)
+
+
+def _matrix(files: SourceFiles, tensor: StoredTensor) -> Float32:
+    raw = files.read(tensor.path, tensor.start, tensor.nbytes)
+    return decode(raw, tensor.dtype).reshape(tensor.shape)

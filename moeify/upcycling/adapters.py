@@ -1,0 +1,213 @@
+"""LoRA adapters as PEFT saves them: which of the base's tensors they change, and how."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Container
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from moeify.checkpoint.arithmetic import FLOAT_DTYPES
+from moeify.checkpoint.header import StoredTensor, read_header
+from moeify.checkpoint.lowrank import LowRank
+from moeify.checkpoint.reader import read_json, resolve_inside
+from moeify.checkpoint.source import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Source
+from moeify.errors import CheckpointError
+from moeify.families.dense_view import DenseView, relative_name
+
+__all__ = ["Adapter", "is_adapter", "open_adapter"]
+
+_ROOT = "base_model.model."
+_FACTOR = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_([AB])(?:\.[^.]+)?\.weight")
+_LAYER = re.compile(r"^.*?\.\d+\.")
+_UNSUPPORTED = ("use_dora", "lora_bias", "target_parameters", "layer_replication", "use_qalora",
+                "use_bdlora", "alora_invocation_tokens", "kasa_config",
+                "monteclora_config", "arrow_config", "velora_config")  # fmt: skip
+_KEPT_BASE = (True, False, None, "gaussian", "eva", "orthogonal")
+"""Ways to initialise that leave the base's own weights alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapter:
+    """What an adapter does to its base, by the base's canonical tensor names.
+
+    ``changes`` are added to a tensor, ``replaced`` take its place; heads go by their full names.
+    ``others`` are changes to what the base's files do not hold, such as a tied head.
+    """
+
+    changes: dict[str, LowRank]
+    replaced: dict[str, StoredTensor]
+    others: tuple[str, ...] = ()
+
+    def besides(self, used: Container[str]) -> list[str]:
+        """What it changes besides the tensors ``used``, each kind of module once."""
+        unused = [name for name in (*self.changes, *self.replaced) if name not in used]
+        short = (_LAYER.sub("", f".{name}").removeprefix(".") for name in (*unused, *self.others))
+        return list(dict.fromkeys(name.removesuffix(".weight") for name in short))
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether ``folder`` holds an adapter and no checkpoint."""
+    return (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file()
+
+
+def open_adapter(source: Source, base: DenseView, base_source: Source) -> Adapter:
+    """The adapter in ``source`` on ``base``, from its config and its file's header.
+
+    Raises ``CheckpointError`` for a kind that is no plain LoRA, and for one of another base.
+    """
+    config = read_json(resolve_inside(source.folder, ADAPTER_CONFIG))
+    _check_kind(source, config)
+    _check_base(source, config, base, base_source)
+    path = resolve_inside(source.folder, ADAPTER_WEIGHTS)
+    if not path.is_file():
+        raise CheckpointError(
+            f"adapter {source.name} has no {ADAPTER_WEIGHTS}",
+            "save it again with peft's save_pretrained, which writes safetensors",
+            path=source.folder,
+        )
+    factors: dict[str, dict[str, StoredTensor]] = {}
+    replaced: dict[str, StoredTensor] = {}
+    for name, tensor in read_header(path)[0].items():
+        if found := _FACTOR.fullmatch(name):
+            factors.setdefault(found[1], {})[found[2]] = tensor
+        else:
+            whole = name.removeprefix(_ROOT).replace(".base_layer.", ".")
+            replaced[_canonical(whole, base)] = tensor
+    known = base.base.keys() | base.heads.keys()
+    modules = {_canonical(f"{module}.weight", base): module for module in factors}
+    for name, tensor in replaced.items():
+        _check_replaced(source, base, name, tensor)
+    return Adapter(
+        changes={
+            name: _change(source, config, base, module, name, factors[module])
+            for name, module in modules.items()
+            if name in known or name not in _heads(base)
+        },
+        replaced={name: tensor for name, tensor in replaced.items() if name in known},
+        others=tuple(name for name in (*modules, *replaced) if name not in known),
+    )
+
+
+def _canonical(name: str, base: DenseView) -> str:
+    """A tensor's name relative to the base model, or its full name in a head."""
+    return relative_name(name, base) or name
+
+
+def _heads(base: DenseView) -> set[str]:
+    """Every head's tensors: an adapter may have been trained with another head, or a tied one."""
+    heads = base.family.dense.heads.values()
+    return {name for head in heads for name in (*head.tensors, *head.tied)}
+
+
+def _check_kind(source: Source, config: dict[str, Any]) -> None:
+    kind = config.get("peft_type")
+    if kind != "LORA":
+        raise CheckpointError(
+            f"adapter {source.name} is of the kind {kind!r}, and experts take LORA only",
+            "merge it into its base with peft's merge_and_unload, and name the result",
+            path=source.folder,
+        )
+    for option in _UNSUPPORTED:
+        if config.get(option):
+            raise CheckpointError(
+                f"adapter {source.name} uses {option}, and experts take plain LoRA only",
+                "merge it into its base with peft's merge_and_unload, and name the result",
+                path=source.folder,
+            )
+    start = config.get("init_lora_weights")
+    if start not in _KEPT_BASE:
+        raise CheckpointError(
+            f"adapter {source.name} was initialised by {start!r}, which changes the base's weights",
+            "merge it into its base with peft's merge_and_unload, and name the result",
+            path=source.folder,
+        )
+
+
+def _check_base(
+    source: Source, config: dict[str, Any], base: DenseView, base_source: Source
+) -> None:
+    wanted = config.get("base_model_name_or_path")
+    if not wanted:
+        return
+    own = base.checkpoint.config.get("_name_or_path")
+    known = {_last(base_source.name), _last(str(base_source.folder.resolve())), _last(str(own))}
+    if _last(str(wanted)) not in known:
+        raise CheckpointError(
+            f"adapter {source.name} was trained on {wanted}, not on {base_source.name}",
+            f"upcycle {wanted}, or, if it is the same model, correct base_model_name_or_path in"
+            f" {ADAPTER_CONFIG}",
+            path=source.folder,
+        )
+
+
+def _last(name: str) -> str:
+    return name.rstrip("/").rsplit("/", 1)[-1].lower()
+
+
+def _change(
+    source: Source, config: dict[str, Any], base: DenseView, module: str, name: str,
+    pair: dict[str, StoredTensor],
+) -> LowRank:  # fmt: skip
+    target = base.base.get(name) or base.heads.get(name)
+    if len(pair) != 2 or target is None:
+        what = "only one of its two matrices" if target is not None else "no tensor of the base"
+        raise CheckpointError(
+            f"adapter {source.name} changes {module!r}, for which there is {what}",
+            "name an adapter of this base, saved by peft",
+            path=source.folder,
+        )
+    down, up = pair["A"], pair["B"]
+    shape = (up.shape[0], down.shape[-1]) if len(up.shape) == len(down.shape) == 2 else None
+    transposed = _is_transposed(base, name)
+    stored = target.shape[::-1] if transposed else target.shape
+    if shape != stored or up.shape[1] != down.shape[0]:
+        raise CheckpointError(
+            f"adapter {source.name} changes {module!r} by a product of {list(up.shape)} and"
+            f" {list(down.shape)}, the base's weight is {list(target.shape)}",
+            "it belongs to another base: name one of this base",
+            path=source.folder,
+        )
+    for tensor in (up, down):
+        _check_float(source, tensor)
+    scale = _alpha(config, module) / (
+        math.sqrt(down.shape[0]) if config.get("use_rslora") else down.shape[0]
+    )
+    return LowRank(up=up, down=down, scale=scale, transposed=transposed)
+
+
+def _is_transposed(base: DenseView, name: str) -> bool:
+    """Whether a tensor is stored [in, out], as GPT-2's Conv1D has its matrices within layers."""
+    up = next(part for part in base.family.dense.ffn if part.role == "up")
+    return up.shape[0] == "H" and _LAYER.match(f".{name}") is not None
+
+
+def _alpha(config: dict[str, Any], module: str) -> float:
+    """The adapter's alpha for a module; patterns are matched against the end of its name."""
+    for pattern, value in (config.get("alpha_pattern") or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            return float(value)
+    return float(config.get("lora_alpha", 8))
+
+
+def _check_replaced(source: Source, base: DenseView, name: str, tensor: StoredTensor) -> None:
+    target = base.base.get(name) or base.heads.get(name)
+    if target is not None and target.shape != tensor.shape:
+        raise CheckpointError(
+            f"adapter {source.name} replaces {name!r} of shape {list(target.shape)} by"
+            f" {list(tensor.shape)}",
+            "it belongs to another base: name one of this base",
+            path=source.folder,
+        )
+    _check_float(source, tensor)
+
+
+def _check_float(source: Source, tensor: StoredTensor) -> None:
+    if tensor.dtype not in FLOAT_DTYPES:
+        raise CheckpointError(
+            f"adapter {source.name}: {tensor.name!r} has dtype {tensor.dtype}, which is no float",
+            "name an adapter that is not quantised",
+            path=tensor.path,
+        )
