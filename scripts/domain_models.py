@@ -28,8 +28,10 @@ from real import corpora
 DOMAINS = ("english", "python", "german", "logs")
 TUNED = ("ffn", "whole")
 BASE = Recipe(context=256, batch=8, steps=600, learning_rate=3e-3)
-TUNING = replace(BASE, steps=80, learning_rate=1e-3)
+TUNING = replace(BASE, steps=50, learning_rate=1e-3)
 HELD_OUT_CHARS, HELD_OUT_BLOCKS = 60_000, 32
+PASSAGES = 1024
+"""As many as a specialist needs, of more than 100 tokens each."""
 FFN_WIDTH, HEAD_WIDTH = 384, 32
 
 
@@ -114,8 +116,9 @@ def train_specialist(base: Path, folder: Path, domain: str, tuned: str, seed: in
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(tuned == "whole" or ".mlp." in name)
     recipe = replace(TUNING, seed=seed)
-    data = blocks(tokenizer, texts()[domain].train, recipe.context)
-    train(model, data, recipe, log_every=100)
+    passages = texts()[domain].train
+    some = random.Random(seed).sample(passages, min(PASSAGES, len(passages)))
+    train(model, blocks(tokenizer, some, recipe.context), recipe, log_every=100)
     _save(model, folder)
     tokenizer.save_pretrained(folder)
 
