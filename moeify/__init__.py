@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from moeify.pruning.config import ExtractConfig, PruneConfig
     from moeify.pruning.extract import ExtractReport, extract
     from moeify.pruning.prune import PruneReport, prune
+    from moeify.upcycling.adding import AddReport, add_experts
     from moeify.upcycling.attach import AttachReport, attach
-    from moeify.upcycling.config import AttachConfig, UpcycleConfig, VerifyConfig
+    from moeify.upcycling.config import AddConfig, AttachConfig, UpcycleConfig, VerifyConfig
     from moeify.upcycling.upcycle import UpcycleReport, upcycle
     from moeify.upcycling.verify import VerifyReport, verify
     from moeify.warming.config import WarmupConfig
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "AddConfig": "moeify.upcycling.config",
+    "AddReport": "moeify.upcycling.adding",
     "AttachConfig": "moeify.upcycling.config",
     "AttachReport": "moeify.upcycling.attach",
     "ExtractConfig": "moeify.pruning.config",
@@ -49,6 +52,7 @@ _HOMES = {
     "VerifyReport": "moeify.upcycling.verify",
     "WarmupConfig": "moeify.warming.config",
     "WarmupReport": "moeify.warming.report",
+    "add_experts": "moeify.upcycling.adding",
     "attach": "moeify.upcycling.attach",
     "extract": "moeify.pruning.extract",
     "inspect": "moeify.inspection.inspect",
@@ -60,6 +64,8 @@ _HOMES = {
 }
 
 __all__ = [
+    "AddConfig",
+    "AddReport",
     "AttachConfig",
     "AttachReport",
     "ExtractConfig",
@@ -78,6 +84,7 @@ __all__ = [
     "WarmupConfig",
     "WarmupReport",
     "__version__",
+    "add_experts",
     "attach",
     "extract",
     "inspect",

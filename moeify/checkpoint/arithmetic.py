@@ -28,7 +28,7 @@ __all__ = [
 
 Float32 = NDArray[np.float32]
 FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
-CHUNK_ELEMENTS = 1 << 16
+CHUNK_ELEMENTS = 1 << 15
 """How much is made at a time: what one chunk needs stays in a core's cache."""
 NOISE_BLOCK_ELEMENTS = 1 << 18
 """Elements that share a generator. The bits of the noise depend on it: it must not change."""
@@ -43,15 +43,16 @@ _EXPONENT_MASK: dict[str, tuple[type[np.unsignedinteger[Any]], int]] = {
     "F16": (np.uint16, 0x7C00),
     "BF16": (np.uint16, 0x7F80),
 }
-_DRAWS_PER_WORD = 4
+_INDICES_PER_WORD = 4
+_DRAWS_PER_WORD = 2 * _INDICES_PER_WORD
 
 
 class _Scratch(threading.local):
     """One thread's arrays: fresh ones would be mapped, faulted in and unmapped each time."""
 
     def __init__(self) -> None:
-        self.draws = np.empty(CHUNK_ELEMENTS, np.float32)
-        self.index = np.empty(CHUNK_ELEMENTS, np.intp)
+        self.pairs = np.empty(CHUNK_ELEMENTS // 2 + _DRAWS_PER_WORD, np.uint64)
+        self.index = np.empty(CHUNK_ELEMENTS // 2 + _DRAWS_PER_WORD, np.intp)
         self.rounding = np.empty(CHUNK_ELEMENTS, np.uint32)
 
 
@@ -118,33 +119,43 @@ def generator(key: Sequence[int | str]) -> np.random.Generator:
         if isinstance(part, str):
             words += [len(part), *part.encode()]
         else:
-            words.append(part)
-    return np.random.Generator(np.random.SFC64(np.random.SeedSequence(words)))
+            words += [part] if part < 1 << 32 else [part & 0xFFFF_FFFF, part >> 32]
+    # As an array, because a list of numbers takes ten times as long to become one.
+    seeds = np.random.SeedSequence(np.array(words, np.uint32))
+    return np.random.Generator(np.random.SFC64(seeds))
 
 
 @functools.cache
-def _quantiles() -> Float32:
-    """The midpoints of 2^16 equally likely slices of N(0, 1), scaled to unit variance."""
+def _pairs() -> Float32:
+    """2^16 pairs of draws [2^16, 2] from N(0, 1).
+
+    Either column holds the midpoints of 2^16 equally likely slices, scaled to unit variance. The
+    second is ordered by the reversed bits of the index (Hammersley's points), so that the pairs
+    cover the plane evenly and the columns are uncorrelated.
+    """
     inverse = NormalDist().inv_cdf
     upper = [inverse((i + 0.5) / 65536) for i in range(32768, 65536)]
-    table = np.array([-value for value in reversed(upper)] + upper)
-    table /= table.std()
-    return table.astype(np.float32)
+    column = np.array([-value for value in reversed(upper)] + upper)
+    column /= column.std()
+    bits = np.unpackbits(np.arange(65536, dtype=">u2").view(np.uint8)).reshape(-1, 16)
+    reverse = np.packbits(bits[:, ::-1], axis=1).view(">u2").reshape(-1)
+    return np.stack([column, column[reverse]], axis=1).astype(np.float32)
 
 
-def _words(source: np.random.Generator, count: int) -> NDArray[np.uint16]:
-    """Random bits, sixteen at a time, for ``count`` draws or a few more."""
-    words = source.integers(0, 1 << 64, dtype=np.uint64, size=-(-count // _DRAWS_PER_WORD))
+def _indices(source: np.random.Generator, count: int) -> NDArray[np.uint16]:
+    """Random places in a table of pairs, for ``count`` draws or a few more."""
+    words = source.bit_generator.random_raw(-(-count // _DRAWS_PER_WORD))
     return words.astype("<u8", copy=False).view("<u2")
 
 
 def normal(key: Sequence[int | str], count: int) -> Float32:
     """``count`` draws from N(0, 1) that depend on ``key`` alone, the same on every machine.
 
-    Each draw looks 16 random bits up in a table of quantiles (largest value 4.3): it needs no
-    logarithm, whose last bit differs between processors, and is twice as fast as a ziggurat.
+    Sixteen random bits look a pair of draws up in a table of quantiles (largest value 4.3): that
+    needs no logarithm, whose last bit differs between processors, and takes a fifth of the time
+    of a ziggurat.
     """
-    return np.take(_quantiles(), _words(generator(key), count)[:count], mode="clip")
+    return _pairs()[_indices(generator(key), count)].reshape(-1)[:count]
 
 
 class NoiseStream:
@@ -155,7 +166,8 @@ class NoiseStream:
 
     def __init__(self, key: Sequence[int | str], scale: float) -> None:
         self._key = key
-        self._table = _quantiles() * np.float32(scale)
+        # A pair is looked up as one number.
+        self._table = (_pairs() * np.float32(scale)).view(np.uint64).reshape(-1)
         self._source = generator(())
         self._next = (-1, 0)  # block and place in it that the source stands at
 
@@ -171,10 +183,12 @@ class NoiseStream:
         skip = place % _DRAWS_PER_WORD
         if self._next != (block, place):
             self._source = generator((*self._key, block))
-            _words(self._source, place - skip)
-        indices = _words(self._source, skip + count)
+            _indices(self._source, place - skip)
+        places = _indices(self._source, skip + count)
         # A word whose draws were used in part only cannot be taken up again: seek then.
-        self._next = (block, place + count) if len(indices) == skip + count else (-1, 0)
-        index, draws = _scratch.index[:count], _scratch.draws[:count]
-        index[:] = indices[skip : skip + count]
-        return np.take(self._table, index, out=draws, mode="clip")
+        whole = 2 * len(places) == skip + count
+        self._next = (block, place + count) if whole else (-1, 0)
+        index, pairs = _scratch.index[: len(places)], _scratch.pairs[: len(places)]
+        index[:] = places
+        np.take(self._table, index, out=pairs, mode="clip")
+        return pairs.view(np.float32)[skip : skip + count]

@@ -17,7 +17,7 @@ from moeify.errors import CheckpointError
 
 __all__ = ["Slice", "SourceFiles"]
 
-_SCAN_BYTES = 1 << 20
+_SCAN_BYTES = 1 << 17
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +102,9 @@ class SourceFiles:
             )
             if not is_finite(raw, tensor.dtype):
                 raise _not_finite(tensor)
-            values = decode(raw, tensor.dtype)
-            total += float(values.sum(dtype=np.float64))
-            squares += float(np.square(values, dtype=np.float64).sum())
+            values = decode(raw, tensor.dtype).astype(np.float64)
+            total += float(values.sum())
+            squares += float(np.square(values, out=values).sum())
         mean = total / max(tensor.elements, 1)
         return math.sqrt(max(squares / max(tensor.elements, 1) - mean * mean, 0.0))
 

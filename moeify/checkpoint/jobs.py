@@ -170,16 +170,19 @@ class Blend:
         if self.noise:
             std = self._std(files)
             stream = NoiseStream(self.noise.key, self.noise.relative * std)
-        origin = self.terms[0][0].start
+        origin = self.terms[0][0].start + first
+        chunk, raw = np.empty(CHUNK_ELEMENTS, np.float32), _raw_buffer()
         changes = [change.open(files) for change in self.changes]
-        chunk = np.empty(min(count, CHUNK_ELEMENTS), np.float32)
-        for place in range(0, count, CHUNK_ELEMENTS):
-            values = chunk[: min(CHUNK_ELEMENTS, count - place)]
-            self._sum_into(values, files, first + place, changes)
+        place = 0
+        while place < count:
+            # Cut at multiples of a chunk, where a stream of noise goes on without a search.
+            length = min(CHUNK_ELEMENTS - (origin + place) % CHUNK_ELEMENTS, count - place)
+            values = chunk[:length]
+            self._sum_into(values, files, first + place, raw, changes)
             if stream:
-                stream.add_to(values, origin + first + place)
-            begin = place * self._width
-            encode_into(out[begin : begin + len(values) * self._width], values, self.dtype)
+                stream.add_to(values, origin + place)
+            begin, place = place * self._width, place + length
+            encode_into(out[begin : place * self._width], values, self.dtype)
         return self._survived(files, out, std, changes) if self.noise and start == 0 else None
 
     def _std(self, files: SourceFiles) -> float:
@@ -187,17 +190,21 @@ class Blend:
         return files.stds[tensor] * abs(weight)
 
     def _sum_into(
-        self, values: Float32, files: SourceFiles, start: int, changes: list[LowRankRows]
-    ) -> None:
+        self, values: Float32, files: SourceFiles, start: int, buffer: memoryview,
+        changes: list[LowRankRows],
+    ) -> None:  # fmt: skip
         """The blend's elements from ``start`` on, before noise."""
         for number, (part, weight) in enumerate(self.terms):
-            raw = files.read_elements(part, start, len(values))
+            dtype = part.tensor.dtype
+            raw = buffer[: tensor_nbytes(dtype, (len(values),))]
+            begin = part.byte_start + tensor_nbytes(dtype, (start,))
+            files.read_into(raw, part.tensor.path, begin)
             if number == 0:
-                decode_into(values, raw, part.tensor.dtype)
+                decode_into(values, raw, dtype)
                 if weight != 1.0:
                     values *= np.float32(weight)
             else:
-                values += decode(raw, part.tensor.dtype) * np.float32(weight)
+                values += decode(raw, dtype) * np.float32(weight)
         for change in changes:
             change.add_to(values, start)
 
@@ -207,13 +214,18 @@ class Blend:
         """What is left of the noise after rounding, judged on the first chunk."""
         count = min(len(out) // self._width, CHUNK_ELEMENTS)
         values = np.empty(count, np.float32)
-        self._sum_into(values, files, 0, changes)
+        self._sum_into(values, files, 0, _raw_buffer(), changes)
         stored = decode(out[: count * self._width], self.dtype)
         overflows = int(np.count_nonzero(~np.isfinite(stored)))
         difference = np.where(np.isfinite(stored), stored - values, 0).astype(np.float64)
         # No BLAS here: its threads spin while they wait, and would take the cores from ours.
         squares = float(np.square(difference).sum()) / std**2 if std else 0.0
         return Tally(elements=count, squares=squares, overflows=overflows)
+
+
+def _raw_buffer() -> memoryview:
+    """Room for a chunk of elements of any float dtype, as they lie in a file."""
+    return memoryview(bytearray(8 * CHUNK_ELEMENTS))
 
 
 class Values(ABC):

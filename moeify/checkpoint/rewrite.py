@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from moeify.checkpoint.header import read_header
+from moeify.checkpoint.header import StoredTensor, read_header
 from moeify.checkpoint.jobs import Job, copy_of
 from moeify.checkpoint.reader import Checkpoint
 from moeify.checkpoint.staging import existing_parent
@@ -17,6 +17,7 @@ from moeify.checkpoint.writer import (
     Progress,
     Shard,
     aligned_jobs,
+    grouped,
     verify_shards,
     write_index,
     write_shard_files,
@@ -40,15 +41,20 @@ class Rewrite:
         return copied + sum(shard.nbytes for shard in self.shards)
 
 
-def plan_rewrite(checkpoint: Checkpoint, jobs: Iterable[Job], output: Path) -> Rewrite:
+def plan_rewrite(
+    checkpoint: Checkpoint, jobs: Iterable[Job], output: Path, max_shard_bytes: int | None = None,
+    last: Iterable[Job] = (),
+) -> Rewrite:  # fmt: skip
     """Plan ``checkpoint`` with ``jobs`` in place of the tensors of the same names.
 
     A file without any of them is linked, or copied where ``output`` lies on another file system;
     one that mixes them with others is written again without them, and the jobs get a file of their
-    own at the end. So no name ever stands in two files.
+    own at the end, or several of ``max_shard_bytes``; ``last`` are jobs that get one more. So no
+    name ever stands in two files.
     """
-    new = tuple(jobs)
-    names = {job.name for job in new}
+    new, tail = tuple(jobs), tuple(last)
+    names = {job.name for job in (*new, *tail)}
+    groups = [new] if max_shard_bytes is None else grouped(new, max_shard_bytes)
     kept: list[Path | tuple[Job, ...]] = []
     for path in checkpoint.shards:
         stored = [tensor for tensor in checkpoint.tensors.values() if tensor.path == path]
@@ -57,7 +63,7 @@ def plan_rewrite(checkpoint: Checkpoint, jobs: Iterable[Job], output: Path) -> R
             kept.append(path)
         elif rest:
             kept.append(tuple(Job(t.name, t.dtype, t.shape, (copy_of(t, t.dtype),)) for t in rest))
-    parts = [*kept, new]
+    parts = [*kept, *map(tuple, groups), *([tail] if tail else [])]
     linked: list[tuple[Path, str]] = []
     copied: list[tuple[Path, str]] = []
     shards: list[Shard] = []
@@ -71,9 +77,15 @@ def plan_rewrite(checkpoint: Checkpoint, jobs: Iterable[Job], output: Path) -> R
     return Rewrite(linked=tuple(linked), copied=tuple(copied), shards=tuple(shards))
 
 
-def write_rewrite(folder: Path, plan: Rewrite, progress: Progress | None = None) -> None:
-    """Write, link and copy the files of ``plan`` into ``folder``, with their index."""
-    write_shard_files(folder, plan.shards, progress)
+def write_rewrite(
+    folder: Path, plan: Rewrite, progress: Progress | None = None,
+    check: Iterable[StoredTensor] = (),
+) -> None:  # fmt: skip
+    """Write, link and copy the files of ``plan`` into ``folder``, with their index.
+
+    Tensors in ``check`` are scanned for NaN and infinity first.
+    """
+    write_shard_files(folder, plan.shards, progress, check)
     verify_shards(folder, plan.shards)
     placed = [
         Placed(job.name, job.shape, job.nbytes, s.file) for s in plan.shards for job in s.jobs

@@ -26,6 +26,7 @@ __all__ = [
     "Progress",
     "Shard",
     "aligned_jobs",
+    "grouped",
     "parse_size",
     "place",
     "plan_shards",
@@ -77,14 +78,7 @@ def plan_shards(
 
     A tensor larger than the limit gets a file of its own, as transformers does it.
     """
-    groups: list[list[Job]] = []
-    room = 0
-    for job in jobs:
-        if not groups or job.nbytes > room:
-            groups.append([])
-            room = max_shard_bytes
-        groups[-1].append(job)
-        room -= job.nbytes
+    groups = grouped(jobs, max_shard_bytes)
     if tail := list(last):
         groups.append(tail)
     if len(groups) == 1:
@@ -93,6 +87,19 @@ def plan_shards(
         Shard(file=f"model-{i:05d}-of-{len(groups):05d}.safetensors", jobs=aligned_jobs(group))
         for i, group in enumerate(groups, 1)
     )
+
+
+def grouped(jobs: Iterable[Job], max_shard_bytes: int) -> list[list[Job]]:
+    """Jobs in their order, in groups of at most ``max_shard_bytes`` or of one job."""
+    groups: list[list[Job]] = []
+    room = 0
+    for job in jobs:
+        if not groups or job.nbytes > room:
+            groups.append([])
+            room = max_shard_bytes
+        groups[-1].append(job)
+        room -= job.nbytes
+    return groups
 
 
 def aligned_jobs(jobs: Iterable[Job]) -> tuple[Job, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
@@ -23,6 +24,7 @@ __all__ = [
     "epilog",
     "number_list",
     "source_list",
+    "whole_numbers",
 ]
 
 OutputArgument = Annotated[
@@ -56,11 +58,22 @@ def comma_list(text: str | None) -> list[str]:
 def number_list(option: str, text: str | None) -> tuple[float, ...]:
     """The numbers of ``0.5,0.5``; raises ``ConfigError`` for anything else."""
     try:
-        return tuple(float(part) for part in comma_list(text))
+        numbers = tuple(float(part) for part in comma_list(text))
+        if not all(map(math.isfinite, numbers)):
+            raise ValueError
+        return numbers
     except ValueError:
         raise ConfigError(
             f"--{option} {text!r} is no list of numbers", f"write it as --{option} 0.5,0.5"
         ) from None
+
+
+def whole_numbers(option: str, text: str | None) -> tuple[int, ...]:
+    """The numbers of ``0,3``; raises ``ConfigError`` for anything else."""
+    numbers = number_list(option, text)
+    if any(number != int(number) for number in numbers):
+        raise ConfigError(f"--{option} {text!r} is no list of whole numbers", f"--{option} 0,3")
+    return tuple(int(number) for number in numbers)
 
 
 def source_list(given: Iterable[str] | None) -> tuple[str, ...]:

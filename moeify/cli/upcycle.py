@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from moeify.cli._adding import add, refuse_others
 from moeify.cli._options import (
     ForceOption,
     JsonOption,
@@ -23,7 +25,7 @@ from moeify.cli._options import (
 from moeify.cli._output import Output, count, size
 from moeify.cli._pushing import check_push_target, push_after
 from moeify.routing.config import ROUTER_STARTS, RouterStart
-from moeify.upcycling.config import Compat, Dtype, RestFrom, UpcycleConfig
+from moeify.upcycling.config import RouterTextConfig, UpcycleConfig
 
 if TYPE_CHECKING:
     from moeify.upcycling.upcycle import UpcycleReport
@@ -36,12 +38,16 @@ EPILOG = epilog(
     "moeify upcycle ./base ./moe --experts-from ./code,./german --labels code,german",
     "moeify upcycle ./base ./moe --experts-from ./code,./german --labels code,german"
     " --router data --dataset texts.jsonl --domain-column domain",
+    "moeify upcycle ./moe ./moe-logs --add-experts ./logs --router prompts --prompts logs.yaml",
 )
 _DEFAULT = UpcycleConfig()
 
 
 def command(
-    source: Annotated[str, typer.Argument(help="Dense checkpoint: a folder or a Hub id.")],
+    source: Annotated[
+        str,
+        typer.Argument(help="Dense checkpoint, or a mixture to add to: a folder or a Hub id."),
+    ],
     output: OutputArgument = None,
     experts: Annotated[
         int | None,
@@ -62,6 +68,12 @@ def command(
         typer.Option(
             help="Make experts of these checkpoints or LoRA adapters; repeat it or use commas.",
             metavar="SOURCE,...",
+        ),
+    ] = None,
+    add_experts: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="SOURCE is a mixture: let these dense checkpoints join it.", metavar="SOURCE,..."
         ),
     ] = None,
     labels: Annotated[
@@ -112,24 +124,36 @@ def command(
     quiet: QuietOption = False,
 ) -> None:
     """Turn the feed-forward layers of a dense checkpoint into experts."""
-    config = UpcycleConfig(
-        num_experts=experts, top_k=top_k, layers=layers, noise=noise,
-        router=cast(RouterStart, router), seed=seed, dtype=cast(Dtype, dtype),
-        compat=cast(Compat, compat), max_shard_size=max_shard_size, revision=revision, force=force,
-        experts_from=source_list(experts_from), labels=tuple(comma_list(labels)),
-        rest=cast(RestFrom, rest), weights=number_list("weights", weights), prompts=prompts,
-        dataset=dataset, split=split, text_column=text_column, domain_column=domain_column,
-        fit_tokens=fit_tokens, seq_len=seq_len, entropy=entropy,
+    text = RouterTextConfig(
+        router=cast(RouterStart, router), seed=seed, prompts=prompts, dataset=dataset, split=split,
+        text_column=text_column, domain_column=domain_column, fit_tokens=fit_tokens,
+        seq_len=seq_len, entropy=entropy,
     )  # fmt: skip
+    out = Output(as_json=as_json, quiet=quiet)
     check_push_target(push_to)
+    common: dict[str, Any] = {"labels": tuple(comma_list(labels)), "max_shard_size": max_shard_size,
+              "revision": revision, "force": force, **asdict(text)}  # fmt: skip
+    own: dict[str, Any] = {"num_experts": experts, "top_k": top_k, "layers": layers, "noise": noise,
+           "dtype": dtype, "compat": compat, "experts_from": source_list(experts_from),
+           "rest": rest, "weights": number_list("weights", weights)}  # fmt: skip
+    if add_experts:
+        refuse_others(own)
+        written = add(out, source, output, source_list(add_experts), common, dry_run)
+    else:
+        written = _upcycle(out, source, output, UpcycleConfig(**own, **common), dry_run)
+    if not dry_run:
+        push_after(out, written, push_to)
+
+
+def _upcycle(
+    out: Output, source: str, output: Path | None, config: UpcycleConfig, dry_run: bool
+) -> str:
     from moeify.upcycling.upcycle import upcycle
 
-    out = Output(as_json=as_json, quiet=quiet)
     with out.bytes_bar("upcycling") as progress:
         report = upcycle(source, output, config, dry_run=dry_run, progress=progress)
     _show(out, report, source)
-    if not dry_run:
-        push_after(out, report.output, push_to)
+    return report.output
 
 
 def _show(out: Output, report: UpcycleReport, source: str) -> None:
@@ -148,12 +172,11 @@ def _show(out: Output, report: UpcycleReport, source: str) -> None:
     ]  # fmt: skip
     if report.label_agreement is not None:
         rows.append(("routers", f"{report.label_agreement:.1%} of the tokens go to their label"))
+    if not report.dry_run and (report.noise_effective or not report.sources):
+        noise = f"asked for {report.noise_requested:g}, after rounding {report.noise_effective:.3g}"
+        rows.append(("noise", noise))
     if not report.dry_run:
-        rows += [
-            ("noise", f"asked for {report.noise_requested:g}, after rounding"
-                      f" {report.noise_effective:.3g}"),
-            ("time", f"{report.seconds:.1f} s"),
-        ]  # fmt: skip
+        rows.append(("time", f"{report.seconds:.1f} s"))
     verb = "would become" if report.dry_run else "became"
     out.table(f"{report.source} {verb} {report.output}", rows)
     if not report.dry_run:

@@ -10,7 +10,12 @@ from moeify.checkpoint.source import Source
 from moeify.errors import UnsupportedModelError
 from moeify.families.base import Config, Family
 from moeify.families.registry import moe_family
-from moeify.provenance.card_sections import PLACEHOLDER, card_sections, pipeline_task
+from moeify.provenance.card_sections import (
+    PLACEHOLDER,
+    card_sections,
+    expert_sources,
+    pipeline_task,
+)
 from moeify.provenance.record import Record
 
 if TYPE_CHECKING:
@@ -73,14 +78,26 @@ def _metadata(
 ) -> ModelCardData:
     from huggingface_hub import ModelCardData
 
-    # A folder's name as base_model would link to whatever model bears that name on the Hub.
-    origin: dict[str, Any] = {"base_model": record.source, "base_model_relation": "finetune"}
     task = "sentence-similarity" if encoder else pipeline_task(suffix)
     tags = ["moe", "mixture-of-experts", "moeify", family.model_type]
     return ModelCardData(
         **base,
-        **(origin if record.revision is not None else {}),
+        **_origin(record),
         library_name="transformers",
         pipeline_tag=task,
         tags=[*tags, "sentence-transformers"] if encoder else tags,
     )
+
+
+def _origin(record: Record) -> dict[str, Any]:
+    """The models that it was made of, as far as they are on the Hub."""
+    found = [(record.source, record.revision)]
+    for step in record.steps:
+        found += [(str(s.get("name")), s.get("revision")) for s in expert_sources(step)]
+    # A folder's name as base_model would link to whatever model bears that name on the Hub.
+    names = list(dict.fromkeys(name for name, revision in found if revision is not None))
+    if not names:
+        return {}
+    if len(names) == 1:
+        return {"base_model": names[0], "base_model_relation": "finetune"}
+    return {"base_model": names, "base_model_relation": "merge"}

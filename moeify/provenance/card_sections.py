@@ -10,7 +10,7 @@ from moeify.provenance.citations import Citation, citations
 from moeify.provenance.engines import engines, ignores_renormalisation
 from moeify.provenance.record import Record, Step
 
-__all__ = ["PLACEHOLDER", "card_sections", "inline", "pipeline_task"]
+__all__ = ["PLACEHOLDER", "card_sections", "expert_sources", "inline", "pipeline_task"]
 
 PLACEHOLDER = "FOLDER_OR_REPO"
 """Stands in the snippets of a card until the checkpoint has an id on the Hub."""
@@ -37,8 +37,9 @@ _AUTO_CLASSES = {
     "ForMultipleChoice": "AutoModelForMultipleChoice",
     "ForNextSentencePrediction": "AutoModelForNextSentencePrediction",
 }
+_EXPERT_COLUMNS = ("experts", "know", "made of")
 _COUNTS = ("params_dense", "params_total", "params_active")
-_HIDDEN = frozenset({*_COUNTS, "revision", "force", "max_shard_size", "push_to"})
+_HIDDEN = frozenset({*_COUNTS, "sources", "revision", "force", "max_shard_size", "push_to"})
 
 
 def pipeline_task(suffix: str) -> str:
@@ -52,6 +53,8 @@ def card_sections(
     """The sections of the card in order; ``encoder`` says that it is a sentence encoder."""
     yield f"# {inline(record.source)} as a mixture of {family.moe.num_experts(config)} experts"
     yield _summary(family, config, record)
+    if rows := _experts(record):
+        yield "## Experts\n\n" + _table(rows, _EXPERT_COLUMNS)
     yield "## Size\n\n" + _table(_sizes(family, config, record))
     yield "## Load it\n\n" + _snippets(family, suffix, encoder)
     yield "## Where it runs\n\n" + _table(
@@ -77,6 +80,26 @@ def _summary(family: Family, config: Config, record: Record) -> str:
         f" its {family.dense.num_layers(config)} layers. Each token visits {top_k} of them. Made"
         " with moeify."
     )
+
+
+def _experts(record: Record) -> list[tuple[str, ...]]:
+    """Experts that were made of other models: their numbers, what they know, and the models."""
+    rows: list[tuple[str, ...]] = []
+    for step in record.steps:
+        if step.command == "prune":
+            return []  # which numbers are left is in moeify.json, layer by layer
+        for source in expert_sources(step):
+            kind = ", a LoRA adapter" if source.get("adapter") else ""
+            at = f" at {str(source['revision'])[:8]}" if source.get("revision") else ""
+            numbers = ", ".join(map(str, source.get("experts") or ()))
+            rows.append((numbers, str(source.get("label")), f"{source.get('name')}{at}{kind}"))
+    return rows
+
+
+def expert_sources(step: Step) -> list[dict[str, Any]]:
+    """What a step made experts of, as it recorded it."""
+    listed = step.results.get("sources")
+    return [s for s in listed if isinstance(s, dict)] if isinstance(listed, list) else []
 
 
 def _sizes(family: Family, config: Config, record: Record) -> list[tuple[str, str]]:
@@ -124,10 +147,16 @@ def _snippets(family: Family, suffix: str, encoder: bool) -> str:
 
 def _limits(family: Family, config: Config, record: Record) -> Iterable[str]:
     commands = {step.command for step in record.steps}
-    yield (
-        "An upcycled model computes what its base computes until it is trained: experts that"
-        " start as copies give the router nothing to choose between."
-    )
+    if any(expert_sources(step) for step in record.steps):
+        yield (
+            "Its experts were trained apart from one another and put together without training:"
+            " measure the model on your own task before you rely on it."
+        )
+    else:
+        yield (
+            "An upcycled model computes what its base computes until it is trained: experts that"
+            " start as copies give the router nothing to choose between."
+        )
     if _rounding_chooses(family, record):
         yield (
             "The routers are as `--compat gguf` left them, so flat that rounding chooses between"
@@ -196,9 +225,9 @@ def _rows(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]
             yield from list(_rows(value, f"{key} "))[:12]
 
 
-def _table(rows: Iterable[tuple[str, str]], head: tuple[str, str] = ("", "")) -> str:
-    lines = [f"| {head[0]} | {head[1]} |", "|---|---|"]
-    return "\n".join([*lines, *(f"| {inline(name)} | {inline(value)} |" for name, value in rows)])
+def _table(rows: Iterable[tuple[str, ...]], head: tuple[str, ...] = ("", "")) -> str:
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    return "\n".join([*lines, *(f"| {' | '.join(map(inline, row))} |" for row in rows)])
 
 
 def _citation(citation: Citation) -> str:

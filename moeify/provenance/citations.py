@@ -27,6 +27,18 @@ _UPCYCLING = Citation(
     title="Sparse Upcycling: Training Mixture-of-Experts from Dense Checkpoints",
     arxiv="2212.05055",
 )
+_MIXING = Citation(
+    used_for="experts from models that were trained apart",
+    authors="Sukhbaatar et al.",
+    title="Branch-Train-MiX: Mixing Expert LLMs into a Mixture-of-Experts LLM",
+    arxiv="2403.07816",
+)
+_LORA = Citation(
+    used_for="experts from low-rank adapters",
+    authors="Hu et al.",
+    title="LoRA: Low-Rank Adaptation of Large Language Models",
+    arxiv="2106.09685",
+)
 _BALANCE = Citation(
     used_for="the balance loss",
     authors="Fedus et al.",
@@ -107,13 +119,21 @@ def citations(steps: Iterable[Step]) -> list[Citation]:
     """The papers that ``steps`` rest on, each once, in the order of use."""
     found: list[Citation] = []
     for step in steps:
-        if step.command == "upcycle":
-            found.append(_UPCYCLING)
+        if step.command in ("upcycle", "add-experts"):
+            found += _made(step)
         elif step.command == "prune":
             found += _pruning(step.options)
         elif step.command == "warmup":
             found += _warmup(step.options, step.results)
     return list(dict.fromkeys(found))
+
+
+def _made(step: Step) -> list[Citation]:
+    sources = step.results.get("sources") or []
+    found = [_MIXING if sources else _UPCYCLING]
+    if any(isinstance(source, dict) and source.get("adapter") for source in sources):
+        found.append(_LORA)
+    return [*found, _DOMAINS] if step.options.get("router") == "data" else found
 
 
 def _pruning(options: dict[str, Any]) -> list[Citation]:

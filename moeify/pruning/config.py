@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,10 +160,14 @@ class PruneConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractConfig:
-    """Which expert becomes the feed-forward network of a dense checkpoint."""
+    """Which expert, or mean of experts, becomes a dense checkpoint's feed-forward network."""
 
     expert: int = 0
     """Number of the expert, in every MoE layer."""
+    experts: tuple[int, ...] = ()
+    """Experts to average, in place of ``expert``."""
+    weights: tuple[float, ...] = ()
+    """Weight of each of ``experts`` in the mean; left out, all weigh the same."""
     max_shard_size: str = "5GB"
     """Largest size of a weights file."""
     revision: str | None = None
@@ -173,6 +178,31 @@ class ExtractConfig:
     def __post_init__(self) -> None:
         if self.expert < 0:
             raise ConfigError(f"experts are counted from 0, not {self.expert}", "pass --expert 0")
+        object.__setattr__(self, "experts", tuple(self.experts))
+        object.__setattr__(self, "weights", tuple(self.weights))
+        if any(expert < 0 for expert in self.experts):
+            raise ConfigError(
+                f"experts are counted from 0, not {min(self.experts)}", "pass --experts 0,1"
+            )
+        if len(set(self.experts)) != len(self.experts):
+            raise ConfigError("an expert is named twice", "name each once, and weigh it instead")
+        if self.weights and len(self.weights) != len(self.experts):
+            raise ConfigError(
+                f"{len(self.weights)} weights for {len(self.experts)} experts",
+                "pass one for each of --experts, or leave --weights out",
+            )
+        if not all(math.isfinite(weight) for weight in self.weights) or (
+            self.weights and sum(self.weights) <= 0
+        ):
+            raise ConfigError("weights must be numbers of a positive sum", "leave --weights out")
+
+    @property
+    def shares(self) -> tuple[tuple[int, float], ...]:
+        """Experts and their shares of the mean, which sum to 1."""
+        if not self.experts:
+            return ((self.expert, 1.0),)
+        weights = self.weights or (1.0,) * len(self.experts)
+        return tuple((e, w / sum(weights)) for e, w in zip(self.experts, weights, strict=True))
 
 
 def parse_experts(text: str) -> dict[int | None, tuple[int, ...]]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
+from moeify.checkpoint.arithmetic import FLOAT_DTYPES
 from moeify.checkpoint.header import StoredTensor
-from moeify.checkpoint.jobs import Copy, Job, Slice
+from moeify.checkpoint.jobs import Blend, Copy, Job, Piece, Slice
 from moeify.checkpoint.writer import plan_shards
 from moeify.errors import CheckpointError
 from moeify.families.base import Config, Family
@@ -16,11 +18,16 @@ from moeify.pruning.plan import PrunePlan
 __all__ = ["plan_dense"]
 
 
-def plan_dense(anatomy: Anatomy, experts: Mapping[int, int], max_shard_bytes: int) -> PrunePlan:
-    """Plan the dense checkpoint whose FFN in each MoE layer is that layer's one of ``experts``.
+Shares = Sequence[tuple[int, float]]
+"""Experts and their shares in a mean."""
 
-    Every tensor is a copy. Raises ``UnsupportedModelError`` for a mixture that no dense family
-    belongs to, and ``CheckpointError`` where the dense class cannot express it.
+
+def plan_dense(anatomy: Anatomy, experts: Mapping[int, Shares], max_shard_bytes: int) -> PrunePlan:
+    """Plan the dense checkpoint whose FFN in each MoE layer is the mean of that layer's experts.
+
+    Every tensor is a copy, but for a mean of several experts. Raises ``UnsupportedModelError`` for
+    a mixture that no dense family belongs to, and ``CheckpointError`` where the dense class cannot
+    express it.
     """
     source = anatomy.view.checkpoint.config
     family = moe_family(source)
@@ -32,13 +39,12 @@ def plan_dense(anatomy: Anatomy, experts: Mapping[int, int], max_shard_bytes: in
         config=config,
         shards=plan_shards(jobs, max_shard_bytes),
         params_before=sum(t.elements for t in anatomy.stored()),
-        params_after=sum(piece.source.elements for job in jobs for piece in job.pieces
-                         if isinstance(piece, Copy)),
-    )  # fmt: skip
+        params_after=sum(math.prod(job.shape) for job in jobs),
+    )
 
 
 def _jobs(
-    anatomy: Anatomy, family: Family, config: Config, experts: Mapping[int, int]
+    anatomy: Anatomy, family: Family, config: Config, experts: Mapping[int, Shares]
 ) -> Iterator[Job]:
     view, head = anatomy.view, family.head(config)
     roots = {name.split(".")[0] for name in family.dense.base_tensors(config)}
@@ -57,26 +63,46 @@ def _jobs(
         if part is None:
             whole = Copy(Slice(stored, 0, stored.elements))
             yield Job(renamed(stored.name), stored.dtype, stored.shape, (whole,))
-        elif part.kind == "fused" or part.expert == experts[part.layer]:
+        elif part.kind == "fused" or part.expert == experts[part.layer][0][0]:
             yield _ffn(anatomy, family, stored, part, experts[part.layer], renamed)
 
 
 def _ffn(
-    anatomy: Anatomy, family: Family, stored: StoredTensor, part: Part, expert: int, renamed: object
-) -> Job:
-    prefix = anatomy.view.layer_prefix(part.layer)
+    anatomy: Anatomy, family: Family, stored: StoredTensor, part: Part, experts: Shares,
+    renamed: Callable[[str], str],
+) -> Job:  # fmt: skip
+    """The FFN tensor that ``stored`` becomes: the tensor of all experts, or of the first one."""
+    view = anatomy.view
+    prefix = view.layer_prefix(part.layer)
     names = {ffn.role: ffn.name for ffn in family.dense.ffn}
     for spec in family.moe.experts:
-        if prefix + spec.name.format(expert=expert) != stored.name:
+        if prefix + spec.name.format(expert=experts[0][0]) != stored.name:
             continue
-        shape = stored.shape[1:] if spec.fused else stored.shape
-        size = stored.elements // anatomy.view.num_experts if spec.fused else stored.elements
-        start = expert * size if spec.fused else 0
-        assert callable(renamed), "a function from MoE names to dense names"
         name = renamed(prefix + names[spec.roles[0]])
-        return Job(name, stored.dtype, shape, (Copy(Slice(stored, start, size)),))
+        if spec.fused:
+            size = stored.elements // view.num_experts
+            terms = [(Slice(stored, expert * size, size), share) for expert, share in experts]
+            return Job(name, stored.dtype, stored.shape[1:], (_mean(terms, stored),))
+        every = [
+            (view.checkpoint[prefix + spec.name.format(expert=expert)], share)
+            for expert, share in experts
+        ]
+        terms = [(Slice(tensor, 0, tensor.elements), share) for tensor, share in every]
+        return Job(name, stored.dtype, stored.shape, (_mean(terms, stored),))
     raise CheckpointError(
         f"tensor {stored.name!r} has no place in a dense {family.model_type}",
         "use the unquantised checkpoint",
         path=stored.path,
     )
+
+
+def _mean(terms: list[tuple[Slice, float]], stored: StoredTensor) -> Piece:
+    if len(terms) == 1:
+        return Copy(terms[0][0])
+    if stored.dtype not in FLOAT_DTYPES:
+        raise CheckpointError(
+            f"tensor {stored.name!r} has dtype {stored.dtype}, of which no mean can be taken",
+            "use the unquantised checkpoint, or extract one expert",
+            path=stored.path,
+        )
+    return Blend(tuple(terms), stored.dtype)

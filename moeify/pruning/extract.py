@@ -1,4 +1,4 @@
-"""One expert of a mixture as a dense checkpoint."""
+"""One expert of a mixture, or a mean of several, as a dense checkpoint."""
 
 from __future__ import annotations
 
@@ -28,21 +28,23 @@ def extract(
 ) -> ExtractReport:  # fmt: skip
     """Write the dense checkpoint of the original family whose FFNs are one expert's.
 
-    Every tensor is copied as it is. Raises ``MoeifyError``; nothing is left behind then.
+    Every tensor is copied as it is; the FFNs of several ``experts`` are their weighted mean. Raises
+    ``MoeifyError``; nothing is left behind then.
     """
     started = time.perf_counter()
     config = replace(config or ExtractConfig(), **options)
     source = resolve_source(checkpoint, config.revision)
     name = source.name.rsplit("/", 1)[-1]
-    target = Path(output) if output is not None else Path(f"{name}-expert{config.expert}")
+    numbers = "-".join(str(expert) for expert, _ in config.shares)
+    target = Path(output) if output is not None else Path(f"{name}-expert{numbers}")
     check_output(target, source.folder, force=config.force)
     view = open_moe(Checkpoint.open(source.folder))
-    if config.expert >= view.num_experts:
+    if (last := max(expert for expert, _ in config.shares)) >= view.num_experts:
         raise ConfigError(
-            f"there is no expert {config.expert}: the experts are 0 to {view.num_experts - 1}",
-            f"pass --expert {view.num_experts - 1} or less",
+            f"there is no expert {last}: the experts are 0 to {view.num_experts - 1}",
+            f"name one of 0 to {view.num_experts - 1}",
         )
-    experts = dict.fromkeys(view.moe_layers, config.expert)
+    experts = dict.fromkeys(view.moe_layers, config.shares)
     plan = plan_dense(dissect(view), experts, parse_size(config.max_shard_size))
     check_room(source, target, plan.nbytes)
     named = {key: value for key, value in asdict(config).items() if key != "force"}
@@ -55,7 +57,9 @@ def extract(
         source=source.name,
         output=str(target),
         model_type=str(plan.config["model_type"]),
-        expert=config.expert,
+        expert=config.shares[0][0] if len(config.shares) == 1 else None,
+        experts=tuple(expert for expert, _ in config.shares),
+        weights=tuple(weight for _, weight in config.shares),
         moe_layers=view.moe_layers,
         params=plan.params_after,
         bytes_written=plan.nbytes,

@@ -135,7 +135,7 @@ def _default_output(source: Source, config: PruneConfig, keep: int) -> Path:
 def _plan(anatomy: Anatomy, choice: _Choice, config: PruneConfig) -> PrunePlan:
     limit = parse_size(config.max_shard_size)
     if config.dense:
-        return plan_dense(anatomy, {n: e[0] for n, e in choice.kept.items()}, limit)
+        return plan_dense(anatomy, {n: ((e[0], 1.0),) for n, e in choice.kept.items()}, limit)
     factors = {}
     if config.rescale and choice.calibrated is not None:
         layers = choice.calibrated.layers

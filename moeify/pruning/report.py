@@ -65,12 +65,14 @@ class PruneReport:
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractReport:
-    """What extraction did."""
+    """What extraction did; ``expert`` is None where several ``experts`` were averaged."""
 
     source: str
     output: str
     model_type: str
-    expert: int
+    expert: int | None
+    experts: tuple[int, ...]
+    weights: tuple[float, ...]
     moe_layers: tuple[int, ...]
     params: int
     bytes_written: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from moeify.families.base import Family
@@ -15,13 +16,17 @@ if TYPE_CHECKING:
 __all__ = ["collect_dense_inputs"]
 
 
+class _SeenEnoughError(Exception):
+    """Ends a forward pass after the last layer that is asked for."""
+
+
 def collect_dense_inputs(
     model: nn.Module, family: Family, layers: Sequence[int], blocks: Blocks,
     reservoir: InputReservoir, *, batch_size: int = 8,
 ) -> None:  # fmt: skip
-    """Run a dense ``model`` over ``blocks`` and keep FFN inputs [T, H] with their domains.
+    """Run a dense ``model`` over ``blocks`` and keep the FFN inputs [T, H] of ``layers``.
 
-    A mixture of its copies has the same inputs. The head is not run.
+    A mixture of its copies has the same inputs. What follows the last of ``layers`` is not run.
     """
     import torch
 
@@ -36,6 +41,8 @@ def collect_dense_inputs(
         def seen(_: Any, args: Any) -> None:
             inputs = args[0].reshape(-1, args[0].shape[-1])
             reservoir.add(layer, inputs[current["real"].to(inputs.device)], current["domains"])
+            if layer == max(layers):
+                raise _SeenEnoughError
 
         return seen
 
@@ -51,7 +58,8 @@ def collect_dense_inputs(
                 assert part.domains is not None, "the texts have labels"
                 per_token = torch.from_numpy(part.domains).repeat_interleave(part.seq_len)
                 current["domains"] = per_token[current["real"]]
-                base(**{name: tensor.to(device) for name, tensor in inputs.items()}, **options)
+                with suppress(_SeenEnoughError):
+                    base(**{name: tensor.to(device) for name, tensor in inputs.items()}, **options)
     finally:
         for handle in handles:
             handle.remove()

@@ -11,13 +11,15 @@ from moeify.routing.clustering import balanced_kmeans, even_offsets
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["domain_router", "kmeans_router", "mean_entropy", "prompt_router"]
+__all__ = ["domain_router", "joining_row", "kmeans_router", "mean_entropy", "prompt_router"]
 
 _SAMPLE = 4096
 _SAMPLE_PER_EXPERT = 64
 _RIDGE = 1e-2
 _LABEL_ROUNDS = 30
 _BISECTIONS = 30
+_JOIN_ROUNDS = 100
+_JOIN_PENALTY = 1e-4  # keeps the size finite where the tokens can be told apart without error
 
 
 def kmeans_router(
@@ -110,6 +112,51 @@ def prompt_router(
     rows = (centres - opposite) / (spread + _RIDGE * spread.mean().clamp_min(1e-12))
     steady = mean / mean.square().sum().clamp_min(1e-12)
     return _finished(own, rows, mean, steady, top_k, entropy, weights)
+
+
+def joining_row(inputs: Tensor, own: Tensor, rows: Tensor) -> Tensor:
+    """A row [H] that wins the ``own`` [T] ones of ``inputs`` [T, H] from the ``rows`` [E, H].
+
+    Its direction is ridge regression on own against other tokens; its size and its offset make
+    softmax(rows and it) most likely, the other rows held fixed. Both kinds of tokens weigh half.
+    """
+    import torch
+
+    weights = own / (2 * own.sum().clamp_min(1)) + ~own / (2 * (~own).sum().clamp_min(1))
+    mean = weights @ inputs
+    centred = inputs - mean
+    gram = (centred * weights[:, None]).T @ centred
+    ridge = _RIDGE * gram.diagonal().mean().clamp_min(1e-12) * torch.eye(len(gram))
+    direction = torch.linalg.solve(gram + ridge, (weights * (2.0 * own - 1)) @ centred)
+    steady = torch.linalg.solve(gram + torch.outer(mean, mean) + ridge, mean)
+    direction = direction - (direction @ mean) * steady
+    features = torch.stack([inputs @ direction, inputs @ steady], dim=1).double()
+    size = features.square().mean(0).sqrt().clamp_min(1e-12)
+    factors = _most_likely(features / size, (inputs @ rows.T).logsumexp(-1).double(), own, weights)
+    chosen = (factors / size).float()
+    row: Tensor = chosen[0] * direction + chosen[1] * steady
+    return row
+
+
+def _most_likely(features: Tensor, others: Tensor, own: Tensor, weights: Tensor) -> Tensor:
+    """Factors [2] on ``features`` [T, 2] of the logit that stands against ``others`` [T]."""
+    import torch
+
+    factors = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+    search = torch.optim.LBFGS([factors], max_iter=_JOIN_ROUNDS, line_search_fn="strong_wolfe")
+    sign = torch.where(own, 1.0, -1.0).double()
+
+    def loss() -> Tensor:
+        search.zero_grad()
+        margin = sign * (features @ factors - others)
+        value = -(weights.double() * torch.nn.functional.logsigmoid(margin)).sum()
+        value = value + _JOIN_PENALTY * factors.square().sum()
+        value.backward()  # type: ignore[no-untyped-call]
+        return value
+
+    with torch.enable_grad():
+        search.step(loss)  # type: ignore[no-untyped-call]
+    return factors.detach()
 
 
 def _mean_of_others(centres: Tensor, owners: Sequence[int], owner: int) -> Tensor:

@@ -10,21 +10,30 @@ from typing import Any
 from moeify.checkpoint.arithmetic import FLOAT_DTYPES
 from moeify.checkpoint.reader import read_json, resolve_inside
 from moeify.errors import CheckpointError
-from moeify.families.base import Config
+from moeify.families.base import Config, Family
 from moeify.families.dense_view import DenseView
+from moeify.families.moe_view import MoeView
 from moeify.upcycling.adapters import Adapter
 from moeify.upcycling.config import UpcycleConfig
 from moeify.upcycling.sources import ExpertSource
 
-__all__ = ["compare_sources"]
+__all__ = ["compare_joining", "compare_sources"]
 
-_ACTIVATIONS = ("hidden_act", "activation_function")
+_ACTIVATIONS = {
+    "bert": ("hidden_act", "gelu"), "gpt2": ("activation_function", "gelu_new"),
+    "qwen2": ("hidden_act", "silu"), "qwen3": ("hidden_act", "silu"),
+}  # fmt: skip
+"""The config's key of the FFN's activation, and what it is where the key is missing."""
 _UNIMPORTANT = frozenset({
     "_name_or_path", "architectures", "attn_implementation", "auto_map", "bos_token_id", "dtype",
     "eos_token_id", "gradient_checkpointing", "id2label", "label2id", "output_attentions",
     "output_hidden_states", "pad_token_id", "problem_type", "task_specific_params", "torch_dtype",
-    "transformers_version", "use_cache", "vocab_size", *_ACTIVATIONS,
+    "transformers_version", "use_cache", "vocab_size", "hidden_act", "activation_function",
 })  # fmt: skip
+_NAMES = {
+    "L": "layers", "H": "hidden size", "F": "FFN width", "V": "vocabulary", "P": "positions",
+    "A": "query width", "K": "key and value width", "D": "head width", "C": "classes",
+}  # fmt: skip
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json")
 _SHOWN = 5
 
@@ -58,6 +67,60 @@ def compare_sources(
     return tuple(warnings)
 
 
+def compare_joining(
+    view: MoeView, family: Family, entries: tuple[ExpertSource, ...]
+) -> tuple[str, ...]:
+    """Warnings about dense checkpoints that join a mixture of ``family``.
+
+    Raises ``CheckpointError`` with all differences that cannot be lived with.
+    """
+    ours = view.checkpoint.config
+    fatal: list[str] = []
+    warnings: list[str] = []
+    for entry in entries:
+        name, theirs = entry.source.name, entry.view.checkpoint.config
+        if entry.view.family is not family:
+            found = entry.view.family.model_type
+            fatal.append(f"{name}: its model_type is {found}, not {family.model_type}")
+            continue
+        sizes, wanted = family.dense.dims(theirs), view.layout.dims(ours)
+        fatal += [
+            f"{name}: {_NAMES[symbol]} {sizes[symbol]}, not {wanted[symbol]}"
+            for symbol in ("L", "H", "F")
+            if sizes[symbol] != wanted[symbol]
+        ]
+        fatal += [f"{name}: {found}" for found in _activations(family, ours, theirs)]
+        if said := _tokenizer_difference(view.checkpoint.folder, entry.source.folder):
+            warnings.append(f"{name}: {said}; the mixture's tokenizer is used")
+        dtypes = (
+            {
+                (tensor.dtype, view.up(layer)[0].dtype)
+                for layer in view.moe_layers
+                for tensor in entry.view.ffn(layer).values()
+            }
+            if not fatal
+            else set()
+        )
+        warnings += [
+            f"{name}: its weights are {own} and are converted to {other}"
+            for own, other in sorted(dtypes)
+            if own != other
+        ]
+    if fatal:
+        raise CheckpointError(
+            f"these checkpoints cannot join {view.checkpoint.folder.name}: " + "; ".join(fatal),
+            "name checkpoints that were trained from the base of the mixture",
+        )
+    return tuple(warnings)
+
+
+def _activations(family: Family, ours: Config, theirs: Config) -> Iterator[str]:
+    key, default = _ACTIVATIONS[family.model_type]
+    own, other = ours.get(key) or default, theirs.get(key) or default
+    if own != other:
+        yield f"{key} is {other!r}, not {own!r}"
+
+
 def _besides_experts(
     base: DenseView, entry: ExpertSource, adapter: Adapter, mean: bool, layers: tuple[int, ...]
 ) -> Iterator[str]:
@@ -86,9 +149,7 @@ def _fatal(base: DenseView, entry: ExpertSource, mean: bool) -> Iterator[str]:
         yield f"its model_type is {entry.view.family.model_type}, not {base.family.model_type}"
         return
     yield from _sizes(base, entry, mean)
-    for key in _ACTIVATIONS:
-        if ours.get(key) != theirs.get(key):
-            yield f"{key} is {theirs.get(key)!r}, not {ours.get(key)!r}"
+    yield from _activations(base.family, ours, theirs)
     if not mean:
         return
     class_name = base.family.architecture(ours)
@@ -102,14 +163,10 @@ def _fatal(base: DenseView, entry: ExpertSource, mean: bool) -> Iterator[str]:
 def _sizes(base: DenseView, entry: ExpertSource, mean: bool) -> Iterator[str]:
     ours = base.family.dense.dims(base.checkpoint.config)
     theirs = base.family.dense.dims(entry.view.checkpoint.config)
-    names = {
-        "L": "layers", "H": "hidden size", "F": "FFN width", "V": "vocabulary", "P": "positions",
-        "A": "query width", "K": "key and value width", "D": "head width", "C": "classes",
-    }  # fmt: skip
-    needed = names.keys() if mean else ("L", "H", "F")
+    needed = _NAMES.keys() if mean else ("L", "H", "F")
     for symbol in needed:
         if ours.get(symbol) != theirs.get(symbol):
-            yield f"{names[symbol]} {theirs.get(symbol)}, not {ours.get(symbol)}"
+            yield f"{_NAMES[symbol]} {theirs.get(symbol)}, not {ours.get(symbol)}"
 
 
 def _bearable(base: DenseView, entry: ExpertSource, mean: bool) -> Iterator[str]:

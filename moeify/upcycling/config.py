@@ -15,10 +15,12 @@ __all__ = [
     "COMPATS",
     "DTYPES",
     "RESTS",
+    "AddConfig",
     "AttachConfig",
     "Compat",
     "Dtype",
     "RestFrom",
+    "RouterTextConfig",
     "UpcycleConfig",
     "VerifyConfig",
     "select_layers",
@@ -37,32 +39,16 @@ _LAYER_ITEM = re.compile(r"(\d+)(?:-(\d+))?")
 
 
 @dataclass(frozen=True, kw_only=True)
-class UpcycleConfig:
-    """How a dense checkpoint becomes a mixture of experts.
+class RouterTextConfig:
+    """How routers start, and the text that they are computed from.
 
     Raises ``ConfigError`` for values that cannot work, whatever the checkpoint.
     """
 
-    num_experts: int | None = None
-    """Experts in each MoE layer; None takes as many as ``experts_from`` names, or 8."""
-    top_k: int = 2
-    """Experts that each token visits."""
-    layers: str = "all"
-    """Layers to convert: all, odd, even, last-half, or numbers and ranges such as 0,2,4-7."""
-    noise: float = 0.01
-    """Standard deviation of the noise on each expert's weights, relative to the weights' own."""
     router: RouterStart = "calibrated"
     """How the routers start; prompts and data compute them from text."""
     seed: int = 0
     """Seed of noise, routers and the order of texts."""
-    experts_from: tuple[str, ...] = ()
-    """Checkpoints or LoRA adapters that the experts are made of, dealt out in turn."""
-    labels: tuple[str, ...] = ()
-    """What each entry of ``experts_from`` knows; left out, the entries' own names."""
-    rest: RestFrom = "base"
-    """Where attention, norms and embeddings come from: the base, or the mean of all entries."""
-    weights: tuple[float, ...] = ()
-    """Weight of each entry in that mean; left out, all weigh the same."""
     prompts: Path | None = None
     """YAML or JSON file from labels to examples, for router prompts."""
     dataset: str | None = None
@@ -79,6 +65,41 @@ class UpcycleConfig:
     """Tokens of a block of text; None takes 512, or the model's limit where that is less."""
     entropy: float = 0.3
     """Normalised entropy of routers that are computed from text: 1 undecided, 0 certain."""
+
+    def __post_init__(self) -> None:
+        check_choice("router", self.router, ROUTER_STARTS)
+        check_seed(self.seed)
+        _check_text(self)
+
+    @property
+    def needs_text(self) -> bool:
+        """Whether routers are computed from text."""
+        return self.router in ("prompts", "data")
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpcycleConfig(RouterTextConfig):
+    """How a dense checkpoint becomes a mixture of experts.
+
+    Raises ``ConfigError`` for values that cannot work, whatever the checkpoint.
+    """
+
+    num_experts: int | None = None
+    """Experts in each MoE layer; None takes as many as ``experts_from`` names, or 8."""
+    top_k: int = 2
+    """Experts that each token visits."""
+    layers: str = "all"
+    """Layers to convert: all, odd, even, last-half, or numbers and ranges such as 0,2,4-7."""
+    noise: float = 0.01
+    """Standard deviation of the noise on each expert's weights, relative to the weights' own."""
+    experts_from: tuple[str, ...] = ()
+    """Checkpoints or LoRA adapters that the experts are made of, dealt out in turn."""
+    labels: tuple[str, ...] = ()
+    """What each entry of ``experts_from`` knows; left out, the entries' own names."""
+    rest: RestFrom = "base"
+    """Where attention, norms and embeddings come from: the base, or the mean of all entries."""
+    weights: tuple[float, ...] = ()
+    """Weight of each entry in that mean; left out, all weigh the same."""
     dtype: Dtype = "auto"
     """Dtype of the output; auto keeps each tensor's own."""
     compat: Compat = "transformers"
@@ -110,13 +131,21 @@ class UpcycleConfig:
                 f"noise must lie between 0 and {MAX_NOISE:g}, not {self.noise:g}",
                 "it is relative to the weights' standard deviation: try --noise 0.01",
             )
-        check_choice("router", self.router, ROUTER_STARTS)
         check_choice("dtype", self.dtype, DTYPES)
         check_choice("compat", self.compat, COMPATS)
         check_choice("rest", self.rest, RESTS)
-        check_seed(self.seed)
         _check_entries(self)
-        _check_router_text(self)
+        super().__post_init__()
+        if self.needs_text and not self.experts_from:
+            raise ConfigError(
+                f"--router {self.router} needs to know what each expert knows",
+                "pass --experts-from and --labels",
+            )
+        if self.needs_text and self.compat == "gguf":
+            raise ConfigError(
+                f"--compat gguf starts with flat routers, so --router {self.router} cannot be kept",
+                "leave --compat out, or --router",
+            )
 
 
 def _check_entries(config: UpcycleConfig) -> None:
@@ -151,43 +180,35 @@ def _check_entries(config: UpcycleConfig) -> None:
         )
 
 
-def _check_router_text(config: UpcycleConfig) -> None:
-    """Routers from text need labelled experts and the text."""
-    given = {"prompts": config.prompts is not None, "data": config.dataset is not None}
-    option = {"prompts": "--prompts FILE", "data": "--dataset FILE"}
-    for router, present in given.items():
-        if config.router == router and not present:
-            raise ConfigError(f"--router {router} needs text", f"pass {option[router]}")
-        if config.router != router and present:
+@dataclass(frozen=True, kw_only=True)
+class AddConfig(RouterTextConfig):
+    """Which dense checkpoints join a mixture as experts, and how its routers learn of them.
+
+    Raises ``ConfigError`` for values that cannot work, whatever the checkpoint.
+    """
+
+    experts: tuple[str, ...] = ()
+    """Dense checkpoints whose feed-forward layers become one more expert each."""
+    labels: tuple[str, ...] = ()
+    """What each of them knows; left out, their own names."""
+    max_shard_size: str = "5GB"
+    """Largest size of a weights file that is written."""
+    revision: str | None = None
+    """Branch, tag or commit, where the mixture is a Hub id."""
+    force: bool = False
+    """Replace an output that exists."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "experts", tuple(map(str, self.experts)))
+        object.__setattr__(self, "labels", tuple(self.labels))
+        if not self.experts:
+            raise ConfigError("no expert is named", "pass --add-experts with a dense checkpoint")
+        if self.labels and len(self.labels) != len(self.experts):
             raise ConfigError(
-                f"{option[router].split()[0]} has no use with --router {config.router}",
-                f"pass --router {router}",
+                f"{len(self.labels)} labels for {len(self.experts)} entries of --add-experts",
+                "pass one for each entry, or leave --labels out",
             )
-    if not any(given.values()):
-        return
-    if config.router == "data" and config.domain_column is None:
-        raise ConfigError(
-            "--router data needs to know each text's label", "pass --domain-column with its column"
-        )
-    if not config.experts_from:
-        raise ConfigError(
-            f"--router {config.router} needs to know what each expert knows",
-            "pass --experts-from and --labels",
-        )
-    if config.compat == "gguf":
-        raise ConfigError(
-            f"--compat gguf starts with flat routers, so --router {config.router} cannot be kept",
-            "leave --compat out, or --router",
-        )
-    for name in ("fit_tokens", "seq_len"):
-        value = getattr(config, name)
-        if value is not None and value < 1:
-            shown = name.replace("_", "-")
-            raise ConfigError(f"{shown} must be positive, not {value}", f"leave --{shown} out")
-    if not 0 < config.entropy < 1:
-        raise ConfigError(
-            f"entropy must lie between 0 and 1, not {config.entropy}", "leave --entropy out"
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,6 +229,35 @@ class AttachConfig:
     def __post_init__(self) -> None:
         check_choice("router", self.router, ROUTER_INITS)
         check_seed(self.seed)
+
+
+def _check_text(config: RouterTextConfig) -> None:
+    """Routers from text need labelled text, and others have no use for it."""
+    given = {"prompts": config.prompts is not None, "data": config.dataset is not None}
+    option = {"prompts": "--prompts FILE", "data": "--dataset FILE"}
+    for router, present in given.items():
+        if config.router == router and not present:
+            raise ConfigError(f"--router {router} needs text", f"pass {option[router]}")
+        if config.router != router and present:
+            raise ConfigError(
+                f"{option[router].split()[0]} has no use with --router {config.router}",
+                f"pass --router {router}",
+            )
+    if not any(given.values()):
+        return
+    if config.router == "data" and config.domain_column is None:
+        raise ConfigError(
+            "--router data needs to know each text's label", "pass --domain-column with its column"
+        )
+    for name in ("fit_tokens", "seq_len"):
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            shown = name.replace("_", "-")
+            raise ConfigError(f"{shown} must be positive, not {value}", f"leave --{shown} out")
+    if not 0 < config.entropy < 1:
+        raise ConfigError(
+            f"entropy must lie between 0 and 1, not {config.entropy}", "leave --entropy out"
+        )
 
 
 def check_top_k(top_k: int, num_experts: int) -> None:

@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from moeify.checkpoint.arithmetic import Float32
+from moeify.checkpoint.reader import Checkpoint
 from moeify.errors import DatasetError
-from moeify.routing.collection import InputReservoir
+from moeify.families.moe_layout import MoeLayout
+from moeify.routing.collection import InputReservoir, collect, routers
 from moeify.routing.config import DataConfig
 from moeify.routing.data import Blocks, block_length, read_blocks, tokenizer_for
 from moeify.routing.prompts import prompt_blocks, read_prompts
-from moeify.upcycling.config import UpcycleConfig
+from moeify.upcycling.config import RouterTextConfig, UpcycleConfig
 from moeify.upcycling.plan import UpcyclePlan
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["FittedRouters", "fit_routers", "labelled_text"]
+__all__ = ["FittedRouters", "fit_routers", "joining_rows", "labelled_text", "recorded_options"]
 
 _OVERSAMPLING = 8
 """Text is read until there is this much more than is used, so that rare labels have some too."""
 BATCH_SIZE = 8
+_HELD_BYTES = 512 << 20
+"""Inputs of as many layers as fit are held at a time; more layers take further passes."""
+_TEXT_OPTIONS = ("split", "text_column", "domain_column", "fit_tokens", "seq_len", "entropy")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,26 +46,41 @@ class FittedRouters:
     tokens: int
 
 
-def labelled_text(config: UpcycleConfig, folder: Path, plan: UpcyclePlan) -> Blocks:
-    """The text that routers are computed from, tokenised and checked against the labels.
+def labelled_text(
+    config: RouterTextConfig, checkpoint: Checkpoint, labels: Sequence[str], *, others: bool = False
+) -> Blocks:
+    """The text that routers are computed from, tokenised and checked against ``labels``.
 
-    Raises ``DatasetError`` where a label has no text, or a text no label.
+    ``others`` says that there may be text of what no expert is known for. Raises ``DatasetError``
+    where a label has no text, or a text no label.
     """
-    labels = _labels(plan)
-    tokenizer = tokenizer_for(folder)
-    seq_len = block_length(plan.view.checkpoint.config, config.seq_len)
+    labels = list(dict.fromkeys(labels))
+    tokenizer = tokenizer_for(checkpoint.folder)
+    seq_len = block_length(checkpoint.config, config.seq_len)
     if config.prompts is not None:
         prompts = read_prompts(config.prompts)
-        _check_labels(labels, list(prompts), config.prompts.name)
-        return prompt_blocks(prompts, labels, tokenizer, seq_len)
+        against = any(prompts[label].negative for label in prompts)
+        _check_labels(labels, list(prompts), config.prompts.name, others, against)
+        return prompt_blocks(prompts, list(prompts), tokenizer, seq_len)
     assert config.dataset is not None, "checked with the options"
     data = DataConfig(
         dataset=config.dataset, split=config.split, text_column=config.text_column,
         domain_column=config.domain_column, seq_len=config.seq_len, seed=config.seed,
     )  # fmt: skip
     blocks = read_blocks(data, tokenizer, seq_len, _OVERSAMPLING * config.fit_tokens)
-    _check_labels(labels, blocks.domain_names, f"column {config.domain_column!r}")
+    _check_labels(labels, blocks.domain_names, f"column {config.domain_column!r}", others)
     return _even(blocks, config.fit_tokens)
+
+
+def recorded_options(config: RouterTextConfig) -> dict[str, Any]:
+    """The options that had a part in what is written, for moeify.json, without anyone's folders."""
+    options = {key: value for key, value in asdict(config).items() if key != "force"}
+    for key in (*_TEXT_OPTIONS, "prompts", "dataset"):
+        if not config.needs_text or options[key] is None:
+            del options[key]
+    if "dataset" in options and Path(options["dataset"]).exists():
+        options["dataset"] = Path(options["dataset"]).name
+    return options
 
 
 def fit_routers(
@@ -68,30 +89,75 @@ def fit_routers(
     """Rows for every MoE layer of ``plan``, from the inputs that the dense model in ``folder`` has.
 
     That model is the base, or the mean of the sources where the rest comes from it. Memory holds
-    it and ``fit_tokens`` inputs a layer. Experts that differ change the inputs of later layers a
-    little; that the rows still fit is measured in docs/domain-experts.md.
+    it and the inputs of a few layers at a time, at most half a gigabyte. Experts that differ change
+    the inputs of later layers a little; that the rows still fit is measured in
+    docs/domain-experts.md.
     """
     from moeify.routing.dense_inputs import collect_dense_inputs
     from moeify.routing.loading import load_model
 
-    reservoir = InputReservoir(min(config.fit_tokens, blocks.tokens), config.seed)
+    model, layers = load_model(folder), plan.settings.moe_layers
+    tokens = min(config.fit_tokens, blocks.tokens)
+    hidden = plan.family.dense.dims(plan.view.checkpoint.config)["H"]
+    together = max(1, _HELD_BYTES // (4 * tokens * hidden))
+    rows, agreement, owners = {}, 0.0, _owners(plan, blocks)
+    for first in range(0, len(layers), together):
+        group = layers[first : first + together]
+        reservoir = InputReservoir(tokens, config.seed)
+        collect_dense_inputs(model, plan.family, group, blocks, reservoir, batch_size=BATCH_SIZE)
+        for layer in group:
+            inputs, domains = reservoir.inputs(layer), reservoir.domains(layer)
+            fitted, share = _fit(inputs, domains, owners, plan.settings.top_k, layer, config)
+            rows[layer] = np.ascontiguousarray(fitted.numpy())
+            agreement += share / len(layers)
+    return FittedRouters(rows=rows, agreement=agreement, tokens=tokens)
+
+
+def joining_rows(
+    folder: Path, layout: MoeLayout, blocks: Blocks, labels: Sequence[str],
+    config: RouterTextConfig,
+) -> FittedRouters:  # fmt: skip
+    """Rows [N, H] of each layer for N experts that join the mixture in ``folder``.
+
+    The rows that are there stay as they are; a new one wins the tokens of its label from them.
+    Memory holds the mixture and ``fit_tokens`` inputs a layer.
+    """
+    import torch
+
+    from moeify.routing.fit import joining_row
+    from moeify.routing.loading import load_model
+
     model = load_model(folder)
-    layers = plan.settings.moe_layers
-    collect_dense_inputs(model, plan.family, layers, blocks, reservoir, batch_size=BATCH_SIZE)
+    reservoir = InputReservoir(min(config.fit_tokens, blocks.tokens), config.seed)
+    collect(model, layout, blocks, reservoir, batch_size=BATCH_SIZE)
+    present = {
+        layer: router.weight.detach().float()  # type: ignore[operator]
+        for layer, router in routers(model, layout).items()
+    }
     del model
     rows, agreement = {}, 0.0
-    owners = _owners(plan, blocks)
-    for layer in layers:
+    for layer, old in present.items():
         inputs, domains = reservoir.inputs(layer), reservoir.domains(layer)
-        fitted, share = _fit(inputs, domains, owners, plan.settings.top_k, layer, config)
-        rows[layer] = np.ascontiguousarray(fitted.numpy())
-        agreement += share / len(layers)
+        every = old
+        for label in labels:
+            own = domains == _place(blocks, label, config)
+            every = torch.cat([every, joining_row(inputs, own, every)[None]])
+        first = (inputs @ every.T).argmax(-1) - len(old)
+        for number, label in enumerate(labels):
+            own = domains == _place(blocks, label, config)
+            agreement += float((first[own] == number).float().mean()) / len(labels) / len(present)
+        rows[layer] = np.ascontiguousarray(every[len(old) :].numpy())
     return FittedRouters(rows=rows, agreement=agreement, tokens=reservoir.capacity)
+
+
+def _place(blocks: Blocks, label: str, config: RouterTextConfig) -> int:
+    """The domain of a label's own texts; prompts have a second one for texts against it."""
+    return blocks.domain_names.index(label) * (1 if config.prompts is None else 2)
 
 
 def _fit(
     inputs: Tensor, domains: Tensor, owners: list[int], top_k: int, layer: int,
-    config: UpcycleConfig,
+    config: RouterTextConfig,
 ) -> tuple[Tensor, float]:  # fmt: skip
     import torch
 
@@ -112,10 +178,6 @@ def _fit(
     return rows, float((first == domains).float().mean())
 
 
-def _labels(plan: UpcyclePlan) -> list[str]:
-    return list(dict.fromkeys(origin.label for origin in plan.origins))
-
-
 def _owners(plan: UpcyclePlan, blocks: Blocks) -> list[int]:
     """For each expert the place of its label in ``blocks.domain_names``."""
     owners = [0] * plan.settings.num_experts
@@ -125,22 +187,26 @@ def _owners(plan: UpcyclePlan, blocks: Blocks) -> list[int]:
     return owners
 
 
-def _check_labels(labels: list[str], found: list[str] | tuple[str, ...], where: str) -> None:
+def _check_labels(
+    labels: Sequence[str], found: Sequence[str], where: str, others: bool, against: bool = False
+) -> None:
+    """``against`` says that there are texts which stand against a label."""
     if missing := [label for label in labels if label not in found]:
         raise DatasetError(
             f"{where} has no text for {', '.join(map(repr, missing))}:"
             f" it names {', '.join(map(repr, found[:10]))}",
             "give text for every label, or pass --labels with the names that are used there",
         )
-    if unknown := [name for name in found if name not in labels]:
+    unknown = [name for name in found if name not in labels]
+    if unknown and not others:
         raise DatasetError(
             f"{where} names {', '.join(map(repr, unknown[:10]))}, which no expert has as its label",
             "leave that text out, or pass --labels with a label for each entry of --experts-from",
         )
-    if len(labels) < 2:
+    if len(found) < 2 and not (others and against):
         raise DatasetError(
-            f"all experts have the label {labels[0]!r}, so a router has nothing to tell apart",
-            "pass --labels with two or more labels, or leave --router out",
+            f"{where} has text of {found[0]!r} alone, so a router has nothing to tell apart",
+            "add text of something else, or leave --router out",
         )
 
 

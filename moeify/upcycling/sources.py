@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from moeify.checkpoint.header import StoredTensor
 from moeify.checkpoint.lowrank import LowRank
@@ -15,7 +16,15 @@ from moeify.families.registry import MOE_LAYOUTS, dense_family
 from moeify.upcycling.adapters import Adapter, is_adapter, open_adapter
 from moeify.upcycling.config import UpcycleConfig
 
-__all__ = ["ExpertOrigin", "ExpertSource", "dealt", "expert_origins", "open_sources"]
+__all__ = [
+    "ExpertOrigin",
+    "ExpertSource",
+    "dealt",
+    "expert_origins",
+    "open_dense",
+    "open_sources",
+    "resolve_entry",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +78,7 @@ def open_sources(
     opened: dict[str, ExpertSource] = {}
     for text in config.experts_from:
         if text not in opened:
-            opened[text] = _open(resolve_source(text), base, base_source)
+            opened[text] = _open(resolve_entry(text), base, base_source)
     labels = config.labels or tuple(opened[text].label for text in config.experts_from)
     return tuple(
         replace(opened[text], label=label)
@@ -77,19 +86,29 @@ def open_sources(
     )
 
 
+def resolve_entry(text: str) -> Source:
+    """The source behind a folder, a Hub id, or a Hub id with a revision, ``id@revision``."""
+    name, at, revision = text.rpartition("@")
+    if at and not Path(text).expanduser().exists():
+        return resolve_source(name, revision)
+    return resolve_source(text)
+
+
 def _open(source: Source, base: DenseView, base_source: Source) -> ExpertSource:
-    label = _base_name(source)
+    if not is_adapter(source.folder):
+        return open_dense(source)
+    adapter = open_adapter(source, base, base_source)
+    return ExpertSource(source=source, label=_base_name(source), view=base, adapter=adapter)
+
+
+def open_dense(source: Source) -> ExpertSource:
+    """A dense checkpoint that experts can be made of; raises ``MoeifyError`` for anything else."""
     if is_adapter(source.folder):
-        adapter = open_adapter(source, base, base_source)
-        return ExpertSource(source=source, label=label, view=base, adapter=adapter)
-    return ExpertSource(source=source, label=label, view=_view(source))
-
-
-def _base_name(source: Source) -> str:
-    return source.name.rsplit("/", 1)[-1]
-
-
-def _view(source: Source) -> DenseView:
+        raise CheckpointError(
+            f"{source.name} is an adapter, which needs its base",
+            "merge it into its base with peft's merge_and_unload, and name the result",
+            path=source.folder,
+        )
     model_type = read_config(source.folder).get("model_type")
     if model_type in MOE_LAYOUTS:
         raise CheckpointError(
@@ -98,7 +117,12 @@ def _view(source: Source) -> DenseView:
             path=source.folder / CONFIG_FILE,
         )
     checkpoint = Checkpoint.open(source.folder)
-    return view_dense(checkpoint, dense_family(checkpoint.config))
+    view = view_dense(checkpoint, dense_family(checkpoint.config))
+    return ExpertSource(source=source, label=_base_name(source), view=view)
+
+
+def _base_name(source: Source) -> str:
+    return source.name.rsplit("/", 1)[-1]
 
 
 def expert_origins(sources: tuple[ExpertSource, ...], num_experts: int) -> tuple[ExpertOrigin, ...]:

@@ -25,7 +25,12 @@ from moeify.routing.data import Blocks
 from moeify.upcycling.config import UpcycleConfig
 from moeify.upcycling.plan import UpcyclePlan, plan_upcycle
 from moeify.upcycling.rest import write_mean_model
-from moeify.upcycling.routers import FittedRouters, fit_routers, labelled_text
+from moeify.upcycling.routers import (
+    FittedRouters,
+    fit_routers,
+    labelled_text,
+    recorded_options,
+)
 from moeify.upcycling.sources import ExpertOrigin
 
 __all__ = ["UpcycleReport", "upcycle"]
@@ -94,20 +99,20 @@ def upcycle(
         check_output(target, resolved.folder, force=config.force)
     plan = plan_upcycle(Checkpoint.open(resolved.folder), config, resolved)
     if not dry_run:
-        folders = (entry.source.folder for entry in plan.sources)
-        check_output(target, *folders, force=config.force)
+        check_output(target, *(s.source.folder for s in plan.sources), force=config.force)
     report = _report(plan, resolved, target, config)
-    blocks = labelled_text(config, resolved.folder, plan) if _needs_text(config) else None
-    if dry_run:
-        return replace(report, dry_run=True, seconds=time.perf_counter() - started)
-    check_free_space(target, plan.nbytes)
-    for _ in carried_files(resolved.folder):
-        pass  # a link out of the folder is refused before the long work
-    if blocks is not None:
-        fitted = _fitted(plan, blocks, target, config)
-        plan = plan.with_routers(fitted.rows)
-        report = replace(report, label_agreement=fitted.agreement)
-    return _write(plan, resolved, target, config, replace(report, dry_run=False), progress, started)
+    labels = [origin.label for origin in plan.origins]
+    blocks = labelled_text(config, plan.view.checkpoint, labels) if config.needs_text else None
+    if not dry_run:
+        check_free_space(target, plan.nbytes)
+        for _ in carried_files(resolved.folder):
+            pass  # a link out of the folder is refused before the long work
+        if blocks is not None:
+            fitted = _fitted(plan, blocks, target, config)
+            plan = plan.with_routers(fitted.rows)
+            report = replace(report, label_agreement=fitted.agreement)
+        report = _write(plan, resolved, target, config, report, progress)
+    return replace(report, dry_run=dry_run, seconds=time.perf_counter() - started)
 
 
 def _fitted(
@@ -119,10 +124,6 @@ def _fitted(
     with output_errors(target), TemporaryDirectory(dir=existing_parent(target)) as scratch:
         write_mean_model(Path(scratch), plan.view, plan.sources, config)
         return fit_routers(plan, blocks, Path(scratch), config)
-
-
-def _needs_text(config: UpcycleConfig) -> bool:
-    return config.router in ("prompts", "data")
 
 
 def default_output(source: Source, config: UpcycleConfig) -> Path:
@@ -161,7 +162,7 @@ def _report(
 
 def _write(
     plan: UpcyclePlan, source: Source, target: Path, config: UpcycleConfig,
-    report: UpcycleReport, progress: Progress | None, started: float,
+    report: UpcycleReport, progress: Progress | None,
 ) -> UpcycleReport:  # fmt: skip
     with staged(target, force=config.force) as stage, output_errors(target):
         tally = write_shards(stage, plan.shards, progress, check=plan.ffn)
@@ -172,16 +173,17 @@ def _write(
         carry_files(source.folder, stage)
         record = Record.read(source).with_step(_step(config, report))
         write_companions(stage, plan.family, plan.config, record, source.folder)
-    return replace(report, seconds=time.perf_counter() - started)
+    return report
 
 
 def _step(config: UpcycleConfig, report: UpcycleReport) -> Step:
-    options = {key: value for key, value in asdict(config).items() if _recorded(config, key)}
+    options = recorded_options(config)
     options["num_experts"] = config.experts
+    for key in ("experts_from", "labels", "rest", "weights"):
+        if not config.experts_from:
+            del options[key]
     if config.experts_from:
         options["experts_from"] = [origin.name for origin in report.sources]
-    if config.dataset is not None and Path(config.dataset).exists():
-        options["dataset"] = Path(config.dataset).name  # never a home folder in what is published
     keys = ("params_dense", "params_total", "params_active", "noise_effective")
     results = {key: getattr(report, key) for key in keys}
     if report.sources:
@@ -189,17 +191,3 @@ def _step(config: UpcycleConfig, report: UpcycleReport) -> Step:
     if report.label_agreement is not None:
         results["label_agreement"] = report.label_agreement
     return Step(command="upcycle", options=options, results=results)
-
-
-_TEXT_OPTIONS = ("split", "text_column", "domain_column", "fit_tokens", "seq_len", "entropy")
-
-
-def _recorded(config: UpcycleConfig, key: str) -> bool:
-    """Whether an option had a part in what was written."""
-    if key in _TEXT_OPTIONS:
-        return _needs_text(config)
-    if key in ("experts_from", "labels", "rest", "weights"):
-        return bool(config.experts_from)
-    return key != "force" and (
-        key not in ("prompts", "dataset") or getattr(config, key) is not None
-    )

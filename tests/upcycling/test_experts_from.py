@@ -10,6 +10,8 @@ import torch
 import moeify
 from moeify.errors import CheckpointError, ConfigError
 from moeify.families.registry import moe_layout
+from moeify.provenance.card import _origin
+from moeify.provenance.record import Record, Step
 from moeify.routing.loading import load_model
 from moeify.warming.routes import one_expert, rerouted
 from tests.tiny import LM_HEADS, VOCAB, save_tiny, state, tree
@@ -79,6 +81,38 @@ def test_extract_returns_the_source_bit_for_bit(family: Path, tmp_path: Path) ->
         assert torch.equal(found[name], wanted if layer % 2 else base[name])
 
 
+@pytest.mark.parametrize("weights", [(), (3.0, 1.0)])
+def test_extract_averages_experts(family: Path, tmp_path: Path, weights) -> None:
+    sources = [family / name for name in "abc"]
+    moeify.upcycle(family / "base", tmp_path / "moe", experts_from=sources)
+    report = moeify.extract(tmp_path / "moe", tmp_path / "dense", experts=(2, 0), weights=weights)
+    share = 0.75 if weights else 0.5
+    assert (report.expert, report.experts, report.weights) == (None, (2, 0), (share, 1 - share))
+    first, third = ffn_tensors(family / "a"), ffn_tensors(family / "c")
+    for name, tensor in ffn_tensors(tmp_path / "dense").items():
+        torch.testing.assert_close(tensor, share * third[name] + (1 - share) * first[name])
+    assert load_model(tmp_path / "dense").num_parameters() == report.params
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        ({"experts": (0, 7)}, "there is no expert 7: the experts are 0 to 2"),
+        ({"experts": (0, 0)}, "an expert is named twice"),
+        ({"experts": (0, -1)}, "experts are counted from 0, not -1"),
+        ({"experts": (0, 1), "weights": (1.0,)}, "1 weights for 2 experts"),
+        ({"experts": (0, 1), "weights": (1.0, -1.0)}, "numbers of a positive sum"),
+    ],
+)
+def test_means_that_cannot_be_are_refused(
+    qwen: Path, tmp_path: Path, options: dict, part: str
+) -> None:
+    moeify.upcycle(qwen / "base", tmp_path / "moe", num_experts=3)
+    with pytest.raises(ConfigError, match=part):
+        moeify.extract(tmp_path / "moe", tmp_path / "dense", **options)
+    assert not (tmp_path / "dense").exists()
+
+
 def test_experts_are_dealt_out_and_only_repeats_take_noise(family: Path, tmp_path: Path) -> None:
     report = moeify.upcycle(
         family / "base", tmp_path / "moe", num_experts=5, noise=0.05, labels=["code", "german"],
@@ -139,6 +173,20 @@ def test_what_was_done_is_recorded(qwen: Path, tmp_path: Path) -> None:
         "adapter": False,
     }  # fmt: skip
     assert str(tmp_path) not in (tmp_path / "moe" / "moeify.json").read_text()
+    card = (tmp_path / "moe" / "README.md").read_text()
+    assert "| 1 | y | b |" in card
+    assert "put together without training" in card
+    assert "arXiv:2403.07816" in card
+
+
+def test_the_card_names_every_model_on_the_hub() -> None:
+    sources = [{"name": "me/code", "revision": "c" * 40, "label": "code", "experts": [0]},
+               {"name": "folder", "revision": None, "label": "x", "experts": [1]}]  # fmt: skip
+    step = Step(command="upcycle", options={}, results={"sources": sources}, versions={})
+    record = Record(source="org/base", revision="b" * 40, steps=(step,))
+    assert _origin(record) == {
+        "base_model": ["org/base", "me/code"], "base_model_relation": "merge",
+    }  # fmt: skip
 
 
 def refused(qwen: Path, tmp_path: Path, source: Path, **options: object) -> str:

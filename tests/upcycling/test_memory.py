@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -81,6 +82,55 @@ def test_memory_does_not_grow_with_experts_or_shards(
     assert max(run["peak"] for run in (few, many, small)) <= (100 if noise == 0 else 150)
     for run in (many, small):
         assert run["peak"] <= 1.1 * few["peak"]
+
+
+def sources(base: Path, folder: Path) -> list[str]:
+    """Eight checkpoints of the shape of ``base``, in folders of their own."""
+    for number in range(8):
+        place = folder / f"source{number}"
+        place.mkdir()
+        for name in ("config.json", "model.safetensors"):
+            os.link(base / name, place / name)
+    return [str(folder / f"source{number}") for number in range(8)]
+
+
+def adapter(base: Path, folder: Path, rank: int = 32) -> str:
+    """A LoRA adapter of every FFN matrix."""
+    folder.mkdir()
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": rank}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    shapes: dict[str, tuple[int, ...]] = {}
+    for layer in range(4):
+        for name, width, height in (("gate", 1024, 4096), ("up", 1024, 4096), ("down", 4096, 1024)):
+            prefix = f"base_model.model.model.layers.{layer}.mlp.{name}_proj"
+            shapes[f"{prefix}.lora_A.weight"] = (rank, width)
+            shapes[f"{prefix}.lora_B.weight"] = (height, rank)
+    rng = np.random.default_rng(1)
+    with open(folder / "adapter_model.safetensors", "wb") as file:
+        file.write(encode_header((name, "F32", shape) for name, shape in shapes.items()))
+        for shape in shapes.values():
+            file.write(rng.standard_normal(int(np.prod(shape)), dtype=np.float32).tobytes())
+    return str(folder)
+
+
+@pytest.mark.parametrize("rest", ["base", "mean"])
+def test_memory_does_not_grow_with_sources(qwen: Path, tmp_path: Path, rest: str) -> None:
+    eight = sources(qwen, tmp_path)
+    options = {"num_experts": 8, "noise": 0.0, "rest": rest}
+    one = measure(qwen, tmp_path / "one", **options, experts_from=eight[:1])
+    many = measure(qwen, tmp_path / "many", **options, experts_from=eight)
+    assert many["bytes"] == one["bytes"] > 800e6
+    assert not many["torch"]
+    assert many["peak"] <= max(1.1 * one["peak"], one["peak"] + 5)
+    assert many["peak"] <= (100 if rest == "base" else 150)
+
+
+def test_adapters_are_merged_in_little_memory(qwen: Path, tmp_path: Path) -> None:
+    lora = [adapter(qwen, tmp_path / f"lora{number}") for number in range(4)]
+    run = measure(qwen, tmp_path / "moe", experts_from=lora, noise=0.0)
+    assert run["bytes"] > 400e6
+    assert not run["torch"]
+    assert run["peak"] <= 150
 
 
 def test_a_dry_run_reads_little(qwen: Path, tmp_path: Path) -> None:

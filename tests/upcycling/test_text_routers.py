@@ -79,6 +79,17 @@ def test_tokens_go_to_the_experts_of_their_label(
     assert str(tmp_path.parent) not in json.dumps(step)
 
 
+def test_layers_are_fitted_a_few_at_a_time_with_the_same_result(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moeify.upcycle(BASE, tmp_path / "at-once", **options(place))
+    monkeypatch.setattr("moeify.upcycling.routers._HELD_BYTES", 1)
+    moeify.upcycle(BASE, tmp_path / "one-by-one", **options(place))
+    last = sorted((tmp_path / "at-once").glob("*.safetensors"))[-1].name
+    first, second = (tmp_path / name / last for name in ("at-once", "one-by-one"))
+    assert first.read_bytes() == second.read_bytes()
+
+
 def options(place: Path, **changes: object) -> dict[str, object]:
     return {
         "experts_from": [place / "one", place / "two"], "labels": ["prose", "code"],

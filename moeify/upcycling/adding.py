@@ -1,0 +1,288 @@
+"""One expert more in a mixture that exists, with a router row of its own."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moeify.checkpoint.arithmetic import FLOAT_DTYPES, Float32, decode
+from moeify.checkpoint.carry import carried_files, carry_files
+from moeify.checkpoint.files import Slice, SourceFiles
+from moeify.checkpoint.header import StoredTensor
+from moeify.checkpoint.jobs import Copy, Held, Job, copy_of
+from moeify.checkpoint.reader import Checkpoint
+from moeify.checkpoint.rewrite import Rewrite, plan_rewrite, write_rewrite
+from moeify.checkpoint.source import Source, resolve_source
+from moeify.checkpoint.staging import check_free_space, check_output, output_errors, staged
+from moeify.checkpoint.writer import Progress, parse_size
+from moeify.errors import CheckpointError, ConfigError
+from moeify.families.base import Config, Family
+from moeify.families.moe_view import MoeView, view_moe
+from moeify.families.registry import moe_family
+from moeify.provenance.companions import write_companions
+from moeify.provenance.record import Record, Step
+from moeify.routing.config import ROUTER_INITS, RouterInit
+from moeify.routing.initialization import RouterRows, logit_std
+from moeify.upcycling.comparing import compare_joining
+from moeify.upcycling.config import MAX_EXPERTS, AddConfig
+from moeify.upcycling.routers import joining_rows, labelled_text, recorded_options
+from moeify.upcycling.sources import ExpertOrigin, ExpertSource, open_dense, resolve_entry
+
+__all__ = ["AddReport", "add_experts"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AddReport:
+    """What adding experts did, or with ``dry_run`` would do.
+
+    ``label_agreement`` is the share of the labels' tokens that visit their new expert first,
+    averaged over layers, where its row was computed from text.
+    """
+
+    source: str
+    output: str
+    model_type: str
+    num_experts_before: int
+    num_experts: int
+    top_k: int
+    moe_layers: tuple[int, ...]
+    added: tuple[ExpertOrigin, ...]
+    router: str
+    label_agreement: float | None
+    params_added: int
+    files_linked: int
+    files_copied: int
+    bytes_written: int
+    warnings: tuple[str, ...]
+    dry_run: bool
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON document of ``moeify upcycle --add-experts --json``."""
+        return {"schema": "moeify.add/1", **asdict(self)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Joining:
+    """A mixture and the dense checkpoints that join it."""
+
+    view: MoeView
+    family: Family
+    entries: tuple[ExpertSource, ...]
+
+    @property
+    def origins(self) -> tuple[ExpertOrigin, ...]:
+        return tuple(
+            ExpertOrigin(
+                name=entry.source.name, revision=entry.source.revision, label=entry.label,
+                experts=(self.view.num_experts + place,),
+            )
+            for place, entry in enumerate(self.entries)
+        )  # fmt: skip
+
+    def ffn(self, layer: int, role: str) -> Iterator[StoredTensor]:
+        """One FFN tensor of a layer in every newcomer."""
+        for entry in self.entries:
+            yield entry.view.ffn(layer)[role]
+
+
+def add_experts(
+    checkpoint: str | Path, output: str | Path | None = None, config: AddConfig | None = None,
+    *, dry_run: bool = False, progress: Progress | None = None, **options: Any,
+) -> AddReport:  # fmt: skip
+    """Let the FFNs of dense checkpoints join a mixture as its last experts.
+
+    Every other tensor, and every other row of the routers, stays bit for bit what it was; files
+    that hold no routers and no stacked experts are linked. Raises ``MoeifyError``; nothing is left
+    behind then.
+    """
+    started = time.perf_counter()
+    config = replace(config, **options) if config is not None else AddConfig(**options)
+    source = resolve_source(checkpoint, config.revision)
+    joining = _open(source, config)
+    view, labels = joining.view, [entry.label for entry in joining.entries]
+    number = view.num_experts + len(joining.entries)
+    target = Path(output) if output is not None else Path(f"{_base_name(source)}-e{number}")
+    if not dry_run:
+        folders = (entry.source.folder for entry in joining.entries)
+        check_output(target, source.folder, *folders, force=config.force)
+    warnings = compare_joining(view, joining.family, joining.entries)
+    blocks = None
+    if config.needs_text:
+        blocks = labelled_text(config, view.checkpoint, labels, others=True)
+    rows, agreement = _calibrated(joining, config), None
+    if blocks is not None and not dry_run:
+        fitted = joining_rows(source.folder, view.layout, blocks, labels, config)
+        rows, agreement = fitted.rows, fitted.agreement
+    plan = _plan(joining, rows, target, parse_size(config.max_shard_size))
+    report = _report(joining, plan, source, target, config)
+    report = replace(report, warnings=warnings, label_agreement=agreement, dry_run=dry_run)
+    if not dry_run:
+        _write(joining, plan, source, config, report, progress)
+    return replace(report, seconds=time.perf_counter() - started)
+
+
+def _base_name(source: Source) -> str:
+    return source.name.rsplit("/", 1)[-1]
+
+
+def _open(source: Source, config: AddConfig) -> _Joining:
+    opened = Checkpoint.open(source.folder)
+    family = moe_family(opened.config)
+    view = view_moe(opened, family.moe)
+    _check_mixture(source, view, family)
+    if view.num_experts + len(config.experts) > MAX_EXPERTS:
+        raise ConfigError(
+            f"{view.num_experts} experts and {len(config.experts)} more are over {MAX_EXPERTS}",
+            "add fewer",
+        )
+    found = [open_dense(resolve_entry(text)) for text in config.experts]
+    labels = config.labels or tuple(entry.label for entry in found)
+    entries = (replace(entry, label=label) for entry, label in zip(found, labels, strict=True))
+    return _Joining(view=view, family=family, entries=tuple(entries))
+
+
+def _check_mixture(source: Source, view: MoeView, family: Family) -> None:
+    for layer in view.moe_layers:
+        if view.router(layer) is None:
+            raise CheckpointError(
+                f"layer {layer} has no router", f"run moeify attach {source.name} first"
+            )
+    upcycled = [step for step in Record.read(source).steps if step.command == "upcycle"]
+    exported = any(step.options.get("compat") == "gguf" for step in upcycled)
+    if exported and family.gguf_renormalises is False:
+        raise ConfigError(
+            f"{source.name} was made with --compat gguf: its experts are scaled by their number",
+            "upcycle again without --compat, add experts, and export that",
+        )
+
+
+def _calibrated(joining: _Joining, config: AddConfig) -> dict[int, Float32]:
+    """Rows of independent directions, as large as those that are there."""
+    view, rows = joining.view, {}
+    init: RouterInit = "calibrated"
+    if config.router in ROUTER_INITS:
+        init = config.router
+    with SourceFiles() as files:
+        for layer in view.moe_layers:
+            norm, router = view.norm(layer), view.router(layer)
+            assert router is not None, "checked when it was opened"
+            piece = RouterRows(
+                init=init, num_experts=len(joining.entries),
+                hidden_size=view.hidden_size, dtype=router.dtype, norm=norm,
+                norm_bias=view.norm_bias(layer),
+                key=(config.seed, "joining", view.layout.layer.format(layer=layer)),
+            )  # fmt: skip
+            drawn = piece.values(files)
+            old, gain = (decode(files.read(t.path, t.start, t.nbytes), t.dtype)
+                         for t in (router, norm))  # fmt: skip
+            size = logit_std(old.reshape(view.num_experts, -1), gain)
+            own = logit_std(drawn, gain)
+            rows[layer] = drawn * np.float32(size / own) if init == "calibrated" and own else drawn
+    return rows
+
+
+def _plan(
+    joining: _Joining, rows: dict[int, Float32], target: Path, max_shard_bytes: int
+) -> Rewrite:
+    view = joining.view
+    jobs = [job for layer in view.moe_layers for job in _expert_jobs(joining, layer)]
+    routers = [_router_job(view, layer, rows[layer]) for layer in view.moe_layers]
+    return plan_rewrite(view.checkpoint, jobs, target, max_shard_bytes, last=routers)
+
+
+def _expert_jobs(joining: _Joining, layer: int) -> Iterator[Job]:
+    view, prefix = joining.view, joining.view.layer_prefix(layer)
+    count = len(joining.entries)
+    for spec in view.layout.experts:
+        old = view.checkpoint[prefix + spec.name.format(expert=0)]
+        if old.dtype not in FLOAT_DTYPES:
+            raise CheckpointError(
+                f"tensor {old.name!r} has dtype {old.dtype}: no expert can join quantised ones",
+                "use the unquantised checkpoint",
+                path=old.path,
+            )
+        pieces = [copy_of(tensor, old.dtype) for tensor in joining.ffn(layer, spec.roles[0])]
+        if spec.fused:
+            shape = (view.num_experts + count, *old.shape[1:])
+            kept = Copy(Slice(old, 0, old.elements))
+            yield Job(old.name, old.dtype, shape, (kept, *pieces))
+            continue
+        for place, piece in enumerate(pieces, view.num_experts):
+            yield Job(prefix + spec.name.format(expert=place), old.dtype, old.shape, (piece,))
+
+
+def _router_job(view: MoeView, layer: int, rows: Float32) -> Job:
+    old = view.router(layer)
+    assert old is not None, "checked when it was opened"
+    pieces = (Copy(Slice(old, 0, old.elements)), Held(array=rows, dtype=old.dtype))
+    return Job(old.name, old.dtype, (view.num_experts + len(rows), view.hidden_size), pieces)
+
+
+def _report(
+    joining: _Joining, plan: Rewrite, source: Source, target: Path, config: AddConfig
+) -> AddReport:
+    view, count = joining.view, len(joining.entries)
+    ffn = sum(t.elements for t in joining.entries[0].view.ffn(view.moe_layers[0]).values())
+    return AddReport(
+        source=source.name, output=str(target), model_type=view.layout.model_type,
+        num_experts_before=view.num_experts, num_experts=view.num_experts + count,
+        top_k=view.top_k, moe_layers=view.moe_layers, added=joining.origins,
+        router=config.router, label_agreement=None,
+        params_added=len(view.moe_layers) * count * (ffn + view.hidden_size),
+        files_linked=len(plan.linked), files_copied=len(plan.copied),
+        bytes_written=plan.bytes_written, warnings=(), dry_run=False, seconds=0.0,
+    )  # fmt: skip
+
+
+def _write(
+    joining: _Joining, plan: Rewrite, source: Source, config: AddConfig, report: AddReport,
+    progress: Progress | None,
+) -> None:  # fmt: skip
+    target = Path(report.output)
+    check_free_space(target, plan.bytes_written)
+    for _ in carried_files(source.folder):
+        pass  # a link out of the folder is refused before the long work
+    check = [
+        tensor
+        for layer in joining.view.moe_layers
+        for entry in joining.entries
+        for tensor in entry.view.ffn(layer).values()
+    ]
+    with staged(target, force=config.force) as stage, output_errors(target):
+        write_rewrite(stage, plan, progress, check)
+        carry_files(source.folder, stage)
+        record = Record.read(source)
+        record = record.with_step(_step(joining, record, config, report))
+        model_config = _config(joining.view, report.num_experts)
+        write_companions(stage, joining.family, model_config, record, source.folder)
+
+
+def _config(view: MoeView, num_experts: int) -> Config:
+    config = copy.deepcopy(view.checkpoint.config)
+    present = [key for key in view.layout.num_experts_keys if config.get(key) is not None]
+    return config | dict.fromkeys(present, num_experts)
+
+
+def _step(joining: _Joining, record: Record, config: AddConfig, report: AddReport) -> Step:
+    options = recorded_options(config) | {"experts": [origin.name for origin in report.added]}
+    results: dict[str, Any] = {
+        "num_experts": report.num_experts,
+        "sources": [asdict(origin) for origin in report.added],
+    }
+    if report.label_agreement is not None:
+        results["label_agreement"] = report.label_agreement
+    known = {key: value for step in record.steps for key, value in step.results.items()}
+    if isinstance(known.get("params_total"), int):
+        view = joining.view
+        rows = len(view.moe_layers) * len(joining.entries) * view.hidden_size
+        results["params_total"] = known["params_total"] + report.params_added
+        if isinstance(known.get("params_active"), int):
+            results["params_active"] = known["params_active"] + rows
+    return Step(command="add-experts", options=options, results=results)
