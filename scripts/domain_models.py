@@ -28,7 +28,7 @@ from real import corpora
 DOMAINS = ("english", "python", "german", "logs")
 TUNED = ("ffn", "whole")
 BASE = Recipe(context=256, batch=8, steps=600, learning_rate=3e-3)
-TUNING = replace(BASE, steps=50, learning_rate=1e-3)
+TUNING = replace(BASE, steps=80, learning_rate=2e-3)
 HELD_OUT_CHARS, HELD_OUT_BLOCKS = 60_000, 32
 PASSAGES = 1024
 """As many as a specialist needs, of more than 100 tokens each."""
