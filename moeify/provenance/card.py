@@ -13,10 +13,9 @@ from moeify.families.registry import moe_family
 from moeify.provenance.card_sections import (
     PLACEHOLDER,
     card_sections,
-    expert_sources,
     pipeline_task,
 )
-from moeify.provenance.record import Record
+from moeify.provenance.record import Record, expert_sources
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData

@@ -8,9 +8,9 @@ from typing import Any
 from moeify.families.base import Config, Family
 from moeify.provenance.citations import Citation, citations
 from moeify.provenance.engines import engines, ignores_renormalisation
-from moeify.provenance.record import Record, Step
+from moeify.provenance.record import Record, Step, expert_sources
 
-__all__ = ["PLACEHOLDER", "card_sections", "expert_sources", "inline", "pipeline_task"]
+__all__ = ["PLACEHOLDER", "card_sections", "inline", "pipeline_task"]
 
 PLACEHOLDER = "FOLDER_OR_REPO"
 """Stands in the snippets of a card until the checkpoint has an id on the Hub."""
@@ -94,12 +94,6 @@ def _experts(record: Record) -> list[tuple[str, ...]]:
             numbers = ", ".join(map(str, source.get("experts") or ()))
             rows.append((numbers, str(source.get("label")), f"{source.get('name')}{at}{kind}"))
     return rows
-
-
-def expert_sources(step: Step) -> list[dict[str, Any]]:
-    """What a step made experts of, as it recorded it."""
-    listed = step.results.get("sources")
-    return [s for s in listed if isinstance(s, dict)] if isinstance(listed, list) else []
 
 
 def _sizes(family: Family, config: Config, record: Record) -> list[tuple[str, str]]:

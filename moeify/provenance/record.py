@@ -12,7 +12,7 @@ from typing import Any
 from moeify.checkpoint.reader import read_json
 from moeify.checkpoint.source import Source
 
-__all__ = ["RECORD_FILE", "Record", "Step"]
+__all__ = ["RECORD_FILE", "Record", "Step", "expert_sources"]
 
 RECORD_FILE = "moeify.json"
 SCHEMA = "moeify.provenance/1"
@@ -53,22 +53,23 @@ class Record:
             else (),
         )
 
+    def expert_labels(self, num_experts: int) -> tuple[str, ...] | None:
+        """What each expert knows; None unless every one was made of a source and is still there."""
+        labels: dict[int, str] = {}
+        for step in self.steps:
+            if step.command == "prune":
+                return None
+            for source in expert_sources(step):
+                numbers = source.get("experts")
+                for expert in numbers if isinstance(numbers, list | tuple) else ():
+                    labels[expert] = str(source.get("label"))
+        if set(labels) != set(range(num_experts)):
+            return None
+        return tuple(labels[expert] for expert in range(num_experts))
+
     def with_step(self, step: Step) -> Record:
         """The record with one step more."""
         return Record(source=self.source, revision=self.revision, steps=(*self.steps, step))
-
-    def expert_labels(self) -> dict[int, str]:
-        """What each expert knows, as far as its source had a label; empty after pruning."""
-        labels: dict[int, str] = {}
-        for step in self.steps:
-            sources = step.results.get("sources")
-            for source in sources if isinstance(sources, list) else ():
-                experts = source.get("experts") if isinstance(source, dict) else None
-                for expert in experts if isinstance(experts, list) else ():
-                    labels[expert] = str(source.get("label"))
-            if step.command == "prune":
-                labels = {}
-        return labels
 
     def write(self, folder: Path) -> None:
         """Write moeify.json into ``folder``."""
@@ -80,6 +81,12 @@ class Record:
         }
         text = json.dumps(document, indent=2, ensure_ascii=False, default=_plain)
         (folder / RECORD_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def expert_sources(step: Step) -> list[dict[str, Any]]:
+    """What a step made experts of, as it recorded it."""
+    listed = step.results.get("sources")
+    return [s for s in listed if isinstance(s, dict)] if isinstance(listed, list) else []
 
 
 def installed_versions() -> dict[str, str]:

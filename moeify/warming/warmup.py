@@ -25,12 +25,12 @@ from moeify.families.moe_view import MoeView, view_moe
 from moeify.families.registry import moe_layout
 from moeify.provenance.record import Record
 from moeify.routing.collection import InputReservoir, collect, routers
-from moeify.routing.config import ROUTER_INITS
 from moeify.routing.data import Blocks, block_length, read_blocks, tokenizer_for
 from moeify.routing.fit import domain_router, kmeans_router
 from moeify.routing.loading import load_model
 from moeify.routing.statistics import RoutingStatistics
 from moeify.warming.config import Fit, Loss, WarmupConfig
+from moeify.warming.fitting import expert_owners, fit_method
 from moeify.warming.headroom import Headroom, measure_headroom
 from moeify.warming.objective import Examples, Objective, choose_loss, evaluate
 from moeify.warming.output import output_bytes, write_output
@@ -54,11 +54,11 @@ class _Session:
     view: MoeView
     loss: Loss
     fit: Fit
+    owners: list[int] | None
     train_blocks: Blocks
     held_out: Blocks
     tokenizer: Any
     progress: Progress | None
-    labels: dict[int, str]
     model: Any = None
     objective: Objective | None = None
     seconds: dict[str, float] = field(default_factory=dict)
@@ -154,26 +154,16 @@ def _prepared(source: Source, config: WarmupConfig, progress: Progress | None) -
     seq_len = block_length(opened.config, config.seq_len)
     tokenizer = tokenizer_for(source.folder)
     record = Record.read(source)
-    fit = _fit_method(config, record)
+    fit = fit_method(config, record)
     blocks = read_blocks(config, tokenizer, seq_len, _tokens_needed(config, seq_len))
     _check_domains(blocks, config, view.num_experts)
     train, held_out = blocks.split(config.held_out)
     return _Session(
         config=config, source=source, view=view, loss=loss, fit=fit, tokenizer=tokenizer,
+        owners=expert_owners(record, blocks, view.num_experts),
         train_blocks=train, held_out=_some(held_out, config.eval_tokens, config.seed),
-        progress=progress, labels=record.expert_labels(),
+        progress=progress,
     )  # fmt: skip
-
-
-def _fit_method(config: WarmupConfig, record: Record) -> Fit:
-    if config.fit != "auto":
-        return config.fit
-    setting = [s for s in record.steps if s.command in ("upcycle", "attach", "warmup")]
-    if not setting or setting[-1].command == "warmup":
-        return "none"
-    if setting[-1].options.get("router") not in ROUTER_INITS:
-        return "none"  # computed from text already
-    return "kmeans" if config.domain_column is None else "domains"
 
 
 def _tokens_needed(config: WarmupConfig, seq_len: int) -> int:
@@ -317,21 +307,13 @@ def _fit(session: _Session, reservoir: InputReservoir) -> None:
         elif session.fit == "domains":
             domains = reservoir.domains(layer)
             rows = domain_router(
-                inputs, domains, *count, entropy=entropy, seed=seed, owners=_owners(session)
+                inputs, domains, *count, entropy=entropy, seed=seed, owners=session.owners
             )
         else:
             continue
         with torch.no_grad():
             router.weight.copy_(rows)  # type: ignore[operator]
     session.seconds["fit"] = time.perf_counter() - started
-
-
-def _owners(session: _Session) -> list[int] | None:
-    """For each expert the place of its label among the text's domains, where they are the same."""
-    names, labels = session.train_blocks.domain_names, session.labels
-    if labels.keys() != set(range(session.view.num_experts)) or set(labels.values()) != set(names):
-        return None
-    return [names.index(labels[expert]) for expert in range(session.view.num_experts)]
 
 
 def _train(session: _Session, target: Path, *, task: bool) -> None:
