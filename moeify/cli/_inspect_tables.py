@@ -106,7 +106,7 @@ def _layers(report: InspectReport) -> str:
 
 
 def _routing(router: RouterFacts) -> str:
-    parts = [router.scores]
+    parts = [f"by {router.route_by}", router.scores]
     if router.selection_bias:
         parts.append("bias for choosing")
     if router.groups is not None:

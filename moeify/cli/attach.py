@@ -17,7 +17,7 @@ from moeify.cli._options import (
     epilog,
 )
 from moeify.cli._output import Output, written
-from moeify.routing.config import RouterInit
+from moeify.routing.config import RouteBy, RouterInit
 from moeify.upcycling.config import AttachConfig
 
 if TYPE_CHECKING:
@@ -37,6 +37,12 @@ def command(
     top_k: Annotated[
         int | None, typer.Option(help="Experts that each token visits; unchanged if left out.")
     ] = None,
+    route_by: Annotated[
+        str | None,
+        typer.Option(
+            help="What a router decides for; unchanged if left out.", metavar="token|sequence"
+        ),
+    ] = None,
     seed: SeedOption = _DEFAULT.seed,
     revision: RevisionOption = None,
     force: ForceOption = False,
@@ -45,8 +51,9 @@ def command(
 ) -> None:
     """Give a mixture of experts fresh routers, writing no other weight again."""
     config = AttachConfig(
-        router=cast(RouterInit, router), top_k=top_k, seed=seed, revision=revision, force=force
-    )
+        router=cast(RouterInit, router), top_k=top_k, route_by=cast(RouteBy | None, route_by),
+        seed=seed, revision=revision, force=force,
+    )  # fmt: skip
     from moeify.upcycling.attach import attach
 
     out = Output(as_json=as_json, quiet=quiet)

@@ -106,6 +106,9 @@ def command(
     entropy: Annotated[
         float, typer.Option(help="Normalised entropy of routers from text.")
     ] = _DEFAULT.entropy,
+    route_by: Annotated[
+        str, typer.Option(help="What a router decides for.", metavar="token|sequence")
+    ] = _DEFAULT.route_by,
     seed: SeedOption = _DEFAULT.seed,
     dtype: Annotated[
         str, typer.Option(metavar="auto|float32|bfloat16|float16", help="Dtype of the output.")
@@ -135,7 +138,8 @@ def command(
               "revision": revision, "force": force, **asdict(text)}  # fmt: skip
     own: dict[str, Any] = {"num_experts": experts, "top_k": top_k, "layers": layers, "noise": noise,
            "dtype": dtype, "compat": compat, "experts_from": source_list(experts_from),
-           "rest": rest, "weights": number_list("weights", weights)}  # fmt: skip
+           "rest": rest, "route_by": route_by,
+           "weights": number_list("weights", weights)}  # fmt: skip
     if add_experts:
         refuse_others(own)
         written = add(out, source, output, source_list(add_experts), common, dry_run)
@@ -163,7 +167,8 @@ def _show(out: Output, report: UpcycleReport, source: str) -> None:
     rows = [
         ("model", f"{report.family} -> {report.model_type}"),
         ("MoE layers", f"{len(report.moe_layers)} of {report.num_layers}"),
-        ("experts", f"{report.num_experts}, top-{report.top_k}"),
+        ("experts", f"{report.num_experts}, top-{report.top_k}"
+                    + (", one choice for a sequence" if report.route_by == "sequence" else "")),
         ("parameters", f"{count(report.params_dense)} dense -> {count(report.params_total)} total,"
                        f" {count(report.params_active)} active"),
         ("bytes", size(report.bytes_written)),

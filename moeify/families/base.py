@@ -109,6 +109,7 @@ class MoeSettings:
 
     ``renormalise`` has the weights of the chosen experts sum to 1. Without it they sum to K/E as
     long as the router is near zero, and the experts are scaled by E/K to make up for it.
+    ``route_by`` says what a router decides for, token or sequence.
     """
 
     num_experts: int
@@ -116,6 +117,7 @@ class MoeSettings:
     moe_layers: tuple[int, ...]
     num_layers: int
     renormalise: bool = True
+    route_by: str = "token"
 
     @property
     def dense_layers(self) -> list[int]:
@@ -207,6 +209,7 @@ def own_moe_config(config: Config, settings: MoeSettings) -> Config:
         "num_experts": settings.num_experts,
         "num_experts_per_tok": settings.top_k,
         "moe_layers": list(settings.moe_layers),
+        "route_by": settings.route_by,
         "norm_topk_prob": True,
         "output_router_logits": False,
         "router_aux_loss_coef": 0.01,
@@ -219,6 +222,6 @@ def own_dense_config(config: Config) -> Config:
 
 
 _OWN_KEYS = (
-    "num_experts", "num_experts_per_tok", "moe_layers", "norm_topk_prob", "output_router_logits",
-    "router_aux_loss_coef", "router_z_loss_coef", "experts_implementation",
+    "num_experts", "num_experts_per_tok", "moe_layers", "route_by", "norm_topk_prob",
+    "output_router_logits", "router_aux_loss_coef", "router_z_loss_coef", "experts_implementation",
 )  # fmt: skip

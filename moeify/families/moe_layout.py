@@ -67,7 +67,8 @@ class RouterRule:
     has ``groups`` (number, kept), a token first keeps the groups whose two best scores are largest.
     Weights of the chosen are scores, divided by their sum where ``norm_key`` says so
     (``norm_default`` where the config is silent or ``norm_key`` is None) and multiplied by
-    ``scaling_key``.
+    ``scaling_key``. ``route_by_key`` says whether routers decide for tokens or whole sequences,
+    where a class can do both.
     """
 
     scores: Literal["softmax", "sigmoid", "sparsemixer"] = "softmax"
@@ -79,6 +80,7 @@ class RouterRule:
     groups: tuple[str, str] | None = None
     scaling_key: str | None = None
     scaling_default: float = 1.0
+    route_by_key: str | None = None
 
     def renormalises(self, config: Config) -> bool:
         """Whether the weights of the chosen experts are divided by their sum."""
@@ -89,6 +91,11 @@ class RouterRule:
         """What the weights of the chosen experts are multiplied by."""
         value = None if self.scaling_key is None else text_config(config).get(self.scaling_key)
         return self.scaling_default if value is None else float(value)
+
+    def route_by(self, config: Config) -> str:
+        """What a router decides for, token or sequence."""
+        value = None if self.route_by_key is None else config.get(self.route_by_key)
+        return "token" if value is None else str(value)
 
     def group_counts(self, config: Config) -> tuple[int, int] | None:
         """Number of groups and how many a token keeps; None where there is one group."""

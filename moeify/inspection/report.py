@@ -22,6 +22,7 @@ class RouterFacts:
     """How routers turn logits into experts and weights.
 
     ``groups`` is the number of expert groups and how many a token keeps; None for one group.
+    ``route_by`` says what a router decides for, token or sequence.
     """
 
     scores: str
@@ -29,6 +30,7 @@ class RouterFacts:
     scaling: float
     selection_bias: bool
     groups: tuple[int, int] | None
+    route_by: str
 
     @classmethod
     def of(cls, layout: MoeLayout, config: Config) -> RouterFacts:
@@ -40,6 +42,7 @@ class RouterFacts:
             scaling=rule.scaling(config),
             selection_bias=rule.selection_bias is not None,
             groups=rule.group_counts(config),
+            route_by=rule.route_by(config),
         )
 
 

@@ -17,6 +17,9 @@ class MoeOptions:
     moe_layers: list[int] | None = None
     """Layers, counted from 0, that hold experts; the others stay dense. None means all layers."""
 
+    route_by: str = "token"
+    """What a router decides for: each "token" by itself, or a "sequence" by its tokens' mean."""
+
     norm_topk_prob: bool = True
     """Whether the K chosen weights are scaled to sum to 1, which makes copied experts exact."""
 
@@ -47,6 +50,8 @@ class MoeOptions:
                 f"num_experts_per_tok must lie between 1 and num_experts = {experts}, "
                 f"not {top_k!r}."
             )
+        if self.route_by not in ("token", "sequence"):
+            raise ValueError(f"route_by must be 'token' or 'sequence', not {self.route_by!r}.")
         for key in ("router_aux_loss_coef", "router_z_loss_coef"):
             coefficient = getattr(self, key)
             if not isinstance(coefficient, int | float) or not coefficient >= 0:

@@ -1,6 +1,6 @@
 """BERT whose feed-forward networks are mixtures of experts, with every head BERT has.
 
-The classes extend transformers' own: attention, embeddings, heads and forward passes are
+The classes extend transformers' own: attention, embeddings, heads and models' forward passes are
 inherited, and only the modules that hold a feed-forward network are built anew.
 """
 
@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from transformers import initialization as init
+from transformers.cache_utils import Cache
 from transformers.integrations.moe import use_experts_implementation
 from transformers.models.bert import modeling_bert as dense
 from transformers.utils import logging
@@ -28,8 +29,10 @@ from .moe_outputs import (
     MoeTokenClassifierOutput,
     RouterOutput,
     add_router_losses,
+    add_router_mask,
     record_router,
 )
+from .moe_pooling import SequencePool
 
 logger = logging.get_logger(__name__)
 
@@ -66,9 +69,6 @@ class BertMoeLayer(dense.BertLayer):
     def __init__(self, config: BertMoeConfig, layer_idx: int | None = None) -> None:
         # BertLayer's own constructor would allocate the dense network.
         super(dense.BertLayer, self).__init__()
-        # Chunks would route piecewise and record one set of logits each; the result is the same.
-        self.chunk_size_feed_forward = 0
-        self.seq_len_dim = 1
         self.is_decoder = config.is_decoder
         self.add_cross_attention = config.add_cross_attention
         self.attention = dense.BertAttention(
@@ -80,17 +80,48 @@ class BertMoeLayer(dense.BertLayer):
             self.crossattention = dense.BertAttention(
                 config, is_causal=False, layer_idx=layer_idx, is_cross_attention=True
             )
+        pool = None
+        if config.route_by == "sequence":
+            pool = SequencePool(
+                causal=config.is_decoder,
+                layer=layer_idx or 0,
+                num_layers=config.num_hidden_layers,
+            )
         self.moe = MoeFeedForward(
             BertMoeExperts(config),
             hidden_size=config.hidden_size,
             top_k=config.num_experts_per_tok,
             norm_topk_prob=config.norm_topk_prob,
+            pool=pool,
         )
         self.output = BertMoeOutput(config)
 
-    def feed_forward_chunk(self, attention_output: Tensor) -> Tensor:
-        """Map the attention's output [B, S, H] to the layer's output [B, S, H]."""
-        return self.output(self.moe(attention_output), attention_output)
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        router_mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Map [B, S, H] to [B, S, H]; `router_mask` is the mask of `SequencePool`."""
+        attended, _ = self.attention(
+            hidden_states, attention_mask, past_key_values=past_key_values, **kwargs
+        )
+        if self.is_decoder and encoder_hidden_states is not None:
+            if not self.add_cross_attention:
+                raise ValueError("encoder_hidden_states need a config with add_cross_attention.")
+            attended, _ = self.crossattention(
+                attended,
+                None,
+                encoder_hidden_states,
+                encoder_attention_mask,
+                past_key_values=past_key_values,
+                **kwargs,
+            )
+        return self.output(self.moe(attended, mask=router_mask, cache=past_key_values), attended)
 
 
 class BertMoeEncoder(dense.BertEncoder):
@@ -197,6 +228,9 @@ class BertMoeLMHeadModel(dense.BertLMHeadModel, BertMoePreTrainedModel):
         self.post_init()
 
     forward = add_router_losses(MoeCausalLMOutput)(dense.BertLMHeadModel.forward)
+    prepare_inputs_for_generation = add_router_mask(
+        dense.BertLMHeadModel.prepare_inputs_for_generation
+    )
 
 
 class BertMoeForMaskedLM(dense.BertForMaskedLM, BertMoePreTrainedModel):

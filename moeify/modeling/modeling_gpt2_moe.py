@@ -1,6 +1,6 @@
 """GPT-2 whose feed-forward networks are mixtures of experts, with every head GPT-2 has.
 
-The classes extend transformers' own: attention, embeddings, heads and forward passes are
+The classes extend transformers' own: attention, embeddings, heads and models' forward passes are
 inherited, and only the modules that hold a feed-forward network are built anew.
 """
 
@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from transformers import initialization as init
+from transformers.cache_utils import Cache
 from transformers.integrations.moe import use_experts_implementation
 from transformers.models.gpt2 import modeling_gpt2 as dense
 from transformers.utils.output_capturing import OutputRecorder
@@ -25,8 +26,10 @@ from .moe_outputs import (
     MoeTokenClassifierOutput,
     RouterOutput,
     add_router_losses,
+    add_router_mask,
     record_router,
 )
+from .moe_pooling import SequencePool
 
 
 @use_experts_implementation(has_gate=False, has_bias=True, is_transposed=True)
@@ -46,18 +49,19 @@ class GPT2MoeExperts(Experts):
 class GPT2MoeMLP(MoeFeedForward):
     """`MoeFeedForward` followed by the dropout that ends `GPT2MLP`."""
 
-    def __init__(self, config: GPT2MoeConfig) -> None:
+    def __init__(self, config: GPT2MoeConfig, pool: SequencePool | None = None) -> None:
         super().__init__(
             GPT2MoeExperts(config),
             hidden_size=config.n_embd,
             top_k=config.num_experts_per_tok,
             norm_topk_prob=config.norm_topk_prob,
+            pool=pool,
         )
         self.dropout = nn.Dropout(config.resid_pdrop)
 
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        """Map [B, S, H] to [B, S, H]."""
-        return self.dropout(super().forward(hidden_states))
+    def forward(self, hidden_states: Tensor, **batch: Any) -> Tensor:
+        """Map [B, S, H] to [B, S, H]; `batch` are the keywords of `SequencePool`."""
+        return self.dropout(super().forward(hidden_states, **batch))
 
 
 class GPT2MoeBlock(dense.GPT2Block):
@@ -75,7 +79,44 @@ class GPT2MoeBlock(dense.GPT2Block):
                 config=config, is_cross_attention=True, layer_idx=layer_idx
             )
             self.ln_cross_attn = nn.LayerNorm(config.n_embd, eps=eps)
-        self.mlp = GPT2MoeMLP(config)
+        pool = None
+        if config.route_by == "sequence":
+            pool = SequencePool(causal=True, layer=layer_idx or 0, num_layers=config.n_layer)
+        self.mlp = GPT2MoeMLP(config, pool)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        past_key_values: Cache | None = None,
+        attention_mask: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        router_mask: Tensor | None = None,
+        router_starts: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Map [B, S, H] to [B, S, H]; the router's arguments are those of `SequencePool`."""
+        attended, _ = self.attn(
+            self.ln_1(hidden_states),
+            past_key_values=past_key_values,
+            attention_mask=attention_mask,
+            **kwargs,
+        )
+        hidden_states = hidden_states + attended
+        if encoder_hidden_states is not None:
+            if not hasattr(self, "crossattention"):
+                raise ValueError("encoder_hidden_states need a config with add_cross_attention.")
+            attended, _ = self.crossattention(
+                self.ln_cross_attn(hidden_states),
+                past_key_values=past_key_values,
+                attention_mask=attention_mask,
+                encoder_hidden_states=encoder_hidden_states,
+                encoder_attention_mask=encoder_attention_mask,
+            )
+            hidden_states = hidden_states + attended
+        return hidden_states + self.mlp(
+            self.ln_2(hidden_states), mask=router_mask, starts=router_starts, cache=past_key_values
+        )
 
 
 class GPT2MoePreTrainedModel(dense.GPT2PreTrainedModel):
@@ -156,6 +197,9 @@ class GPT2MoeLMHeadModel(dense.GPT2LMHeadModel, GPT2MoePreTrainedModel):
         self.post_init()
 
     forward = add_router_losses(MoeCausalLMOutput)(dense.GPT2LMHeadModel.forward)
+    prepare_inputs_for_generation = add_router_mask(
+        dense.GPT2LMHeadModel.prepare_inputs_for_generation
+    )
 
 
 @dataclass
@@ -178,6 +222,9 @@ class GPT2MoeDoubleHeadsModel(dense.GPT2DoubleHeadsModel, GPT2MoePreTrainedModel
         self.post_init()
 
     forward = add_router_losses(GPT2MoeDoubleHeadsModelOutput)(dense.GPT2DoubleHeadsModel.forward)
+    prepare_inputs_for_generation = add_router_mask(
+        dense.GPT2DoubleHeadsModel.prepare_inputs_for_generation
+    )
 
 
 class GPT2MoeForSequenceClassification(dense.GPT2ForSequenceClassification, GPT2MoePreTrainedModel):

@@ -1,6 +1,6 @@
 """Router, experts and router losses that the BERT-MoE and GPT-2-MoE models are built from.
 
-This file travels inside checkpoints: it imports torch and transformers only.
+This file travels inside checkpoints: it imports torch, transformers and its siblings only.
 
 Shapes: B batch, S sequence, N = B * S tokens, H hidden, F expert width, E experts, K top-k.
 """
@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 from transformers.utils.generic import maybe_autocast
+
+from .moe_pooling import SequencePool
 
 
 class Router(nn.Linear):
@@ -159,21 +161,34 @@ class MoeFeedForward(nn.Module):
         hidden_size: H.
         top_k: K, experts per token.
         norm_topk_prob: whether the K weights are scaled to sum to 1.
+        pool: what gives the router its inputs where it decides for a sequence; None where it
+            decides for each token.
     """
 
     def __init__(
-        self, experts: Experts, *, hidden_size: int, top_k: int, norm_topk_prob: bool
+        self,
+        experts: Experts,
+        *,
+        hidden_size: int,
+        top_k: int,
+        norm_topk_prob: bool,
+        pool: SequencePool | None = None,
     ) -> None:
         super().__init__()
         self.router = Router(hidden_size, experts.num_experts)
         self.routing = TopKRouting(top_k, norm_topk_prob)
         self.experts = experts
+        self.pool = pool
 
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        """Map [B, S, H] to [B, S, H]."""
+    def forward(self, hidden_states: Tensor, **batch: Any) -> Tensor:
+        """Map [B, S, H] to [B, S, H]; `batch` are the keywords of `SequencePool`."""
         # [B, S, H] -> [N, H]
         tokens = hidden_states.reshape(-1, hidden_states.shape[-1])
-        _, weights, experts = self.routing(self.router(tokens))
+        logits = self.router(tokens if self.pool is None else self.pool(hidden_states, **batch))
+        if len(logits) != len(tokens):
+            # [B, E] -> [N, E]: all tokens of a sequence go where it goes
+            logits = logits.repeat_interleave(hidden_states.shape[1], dim=0)
+        _, weights, experts = self.routing(logits)
         return self.experts(tokens, experts, weights.to(tokens.dtype)).view_as(hidden_states)
 
 

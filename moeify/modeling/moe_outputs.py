@@ -14,6 +14,7 @@ from transformers import modeling_outputs as dense
 from transformers.utils.generic import ModelOutput
 
 from .moe_layers import balance_loss, token_mask, z_loss
+from .moe_pooling import generation_mask, pooling_arguments
 
 
 @dataclass
@@ -86,9 +87,12 @@ def record_router(output_class: type[ModelOutput]) -> Callable[[Forward], Forwar
 
     transformers' own recording collects the logits; this puts them into `output_class`, and into
     the dict `router_record` that a head passes along, with the mask of the tokens that count.
+    Where whole sequences are routed, it tells the layers what tokens they are made of.
     """
 
     def decorate(forward: Forward) -> Forward:
+        names = list(inspect.signature(forward).parameters)[1:]
+
         @wraps(forward)
         def wrapper(
             self: Any,
@@ -99,10 +103,16 @@ def record_router(output_class: type[ModelOutput]) -> Callable[[Forward], Forwar
             **kwargs: Any,
         ) -> Any:
             wanted = _default(output_router_logits, self.config.output_router_logits)
+            given = dict(zip(names, args, strict=False)) | kwargs
+            if self.config.route_by == "sequence":
+                kwargs |= pooling_arguments(given)
             outputs = forward(self, *args, output_router_logits=wanted, return_dict=True, **kwargs)
             if router_record is not None and wanted:
                 router_record["router_logits"] = outputs["router_logits"]
-                router_record["attention_mask"] = kwargs.get("attention_mask")
+                mask = kwargs.get("router_mask")
+                router_record["attention_mask"] = (
+                    given.get("attention_mask") if mask is None else mask
+                )
             outputs = output_class(**outputs)
             return outputs if _default(return_dict, self.config.return_dict) else outputs.to_tuple()
 
@@ -145,6 +155,27 @@ def add_router_losses(output_class: type[ModelOutput]) -> Callable[[Forward], Fo
         return _with_router_argument(wrapper, forward)
 
     return decorate
+
+
+def add_router_mask(prepare: Forward) -> Forward:
+    """Have an inherited `prepare_inputs_for_generation` tell which tokens of a step are real.
+
+    With a static cache `generate` hands on a mask of another shape, which does not say; a model
+    that routes whole sequences gets `router_mask` [B, S] beside it.
+    """
+
+    @wraps(prepare)
+    def wrapper(
+        self: Any, input_ids: Tensor, *args: Any, attention_mask: Any = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        inputs = prepare(self, input_ids, *args, attention_mask=attention_mask, **kwargs)
+        if self.config.route_by == "sequence" and getattr(attention_mask, "ndim", 2) == 2:
+            embedded = inputs.get("inputs_embeds")
+            tokens = inputs["input_ids"] if embedded is None else embedded
+            inputs["router_mask"] = generation_mask(attention_mask, tokens)
+        return inputs
+
+    return wrapper
 
 
 def _apply_router_losses(

@@ -70,6 +70,7 @@ def card_sections(
 def _summary(family: Family, config: Config, record: Record) -> str:
     experts, top_k = family.moe.num_experts(config), family.moe.top_k(config)
     layers = family.moe.moe_layers(config)
+    unit = family.moe.rule.route_by(config)
     if record.revision is None:
         base = f"`{inline(record.source)}`"
     else:
@@ -77,7 +78,7 @@ def _summary(family: Family, config: Config, record: Record) -> str:
         base = f"[{name}](https://huggingface.co/{name}) at revision `{inline(record.revision)}`"
     return (
         f"{base}, with {experts} experts in place of the feed-forward network of {len(layers)} of"
-        f" its {family.dense.num_layers(config)} layers. Each token visits {top_k} of them. Made"
+        f" its {family.dense.num_layers(config)} layers. Each {unit} visits {top_k} of them. Made"
         " with moeify."
     )
 

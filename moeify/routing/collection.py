@@ -32,13 +32,14 @@ __all__ = [
 class RoutedTokens:
     """The T real tokens of one batch in one MoE layer; padding is left out.
 
-    ``inputs`` [T, H] are what router and experts read, in the model's dtype; ``logits`` [T, E]
-    the router's, float32; ``experts`` [T, K] the chosen experts, best first; ``weights`` [T, K]
-    what multiplies their outputs, float32. ``domains`` [T] is each token's domain, None where
-    the data names none; ``token_ids`` [T] its place in the vocabulary. Where a family does not
-    choose by a softmax of the logits alone, ``scores`` [T, E] are its scores, scaled to sum to 1,
-    and ``selection`` [T, E] what it takes the best of (with the bias for choosing; -inf for
-    experts of groups that a token does not keep).
+    ``inputs`` [T, H] are what the router reads, in the model's dtype; ``expert_inputs`` [T, H]
+    what the experts read where that is something else: whole sequences are routed by the mean of
+    their tokens. ``logits`` [T, E] are the router's, float32; ``experts`` [T, K] the chosen
+    experts, best first; ``weights`` [T, K] what multiplies their outputs, float32. ``domains`` [T]
+    is each token's domain, None where the data names none; ``token_ids`` [T] its place in the
+    vocabulary. Where a family does not choose by a softmax of the logits alone, ``scores`` [T, E]
+    are its scores, scaled to sum to 1, and ``selection`` [T, E] what it takes the best of (with the
+    bias for choosing; -inf for experts of groups that a token does not keep).
     """
 
     layer: int
@@ -50,7 +51,10 @@ class RoutedTokens:
     token_ids: Tensor | None = None
     scores: Tensor | None = None
     selection: Tensor | None = None
+    expert_inputs: Tensor | None = None
 
+
+_EXPERT_INPUTS = 256
 
 Observer = Callable[[RoutedTokens], None]
 
@@ -135,7 +139,18 @@ def observed(
             per_token = torch.from_numpy(part.domains).repeat_interleave(mask.shape[-1])
             current["domains"] = per_token[current["real"]]
 
-    def seen(layer: int, inputs: Tensor, logits: Tensor, weights: Tensor, experts: Tensor) -> None:
+    def rows(values: Tensor) -> Tensor:
+        """The real tokens' rows [T, H] of [N, H], or of [B, H] with one row for a sequence."""
+        real = current["real"]
+        flat = values.reshape(-1, values.shape[-1])
+        if len(flat) != len(real):
+            flat = flat.repeat_interleave(len(real) // len(flat), dim=0)
+        return flat[real.to(flat.device)]
+
+    def seen(
+        layer: int, inputs: Tensor, logits: Tensor, weights: Tensor, experts: Tensor,
+        expert_inputs: Tensor | None = None,
+    ) -> None:  # fmt: skip
         real = current["real"]
         if len(real) != len(logits):
             raise RoutingError(
@@ -145,12 +160,13 @@ def observed(
         observe(
             RoutedTokens(
                 layer=layer,
-                inputs=inputs.reshape(len(real), -1)[real.to(inputs.device)],
+                inputs=rows(inputs),
                 logits=logits,
                 experts=experts.cpu()[real],
                 weights=weights.float().cpu()[real],
                 domains=current["domains"],
                 token_ids=current["token_ids"],
+                expert_inputs=None if expert_inputs is None else rows(expert_inputs),
                 **choosing[layer](logits),
             )
         )
@@ -178,25 +194,32 @@ def _hook(
 
     Both return logits, weights and experts, in that order.
     """
-    beside = _sibling(model, router, "routing")
-    if beside is None:
+    parent = _parent(model, router)
+    beside = getattr(parent, "routing", None)
+    if parent is None or beside is None:
         return [
             router.register_forward_hook(
                 lambda _, args, out: seen(layer, args[0], *best_first(out, top_k))
             )
         ]
-    inputs: list[Tensor] = []
-    return [
-        router.register_forward_hook(lambda _, args, out: inputs.append(args[0])),
-        beside.register_forward_hook(lambda _, args, out: seen(layer, inputs.pop(), *out)),
+    read: dict[str, Tensor] = {}
+    handles = [
+        router.register_forward_hook(lambda _, args, out: read.update(router=args[0])),
+        beside.register_forward_hook(
+            lambda _, args, out: seen(layer, read.pop("router"), *out, read.pop("experts", None))
+        ),
     ]
+    if getattr(parent, "pool", None) is not None:
+        handles.append(
+            parent.register_forward_pre_hook(lambda _, args: read.update(experts=args[0]))
+        )
+    return handles
 
 
-def _sibling(model: nn.Module, module: nn.Module, name: str) -> nn.Module | None:
+def _parent(model: nn.Module, module: nn.Module) -> nn.Module | None:
     for parent in model.modules():
         if any(child is module for child in parent.children()):
-            found: nn.Module | None = getattr(parent, name, None)
-            return found
+            return parent
     return None
 
 
@@ -209,13 +232,15 @@ class InputReservoir:
     """Per layer a uniform sample of at most ``capacity`` tokens: inputs, domains.
 
     An observer for ``collect``. It holds capacity x H x 4 bytes for each layer, however many tokens
-    pass. Every layer keeps the same tokens (Vitter's algorithm R, vectorised per batch).
+    pass, and where experts read something else, that of the first 256 tokens. Every layer keeps the
+    same tokens (Vitter's algorithm R, vectorised per batch).
     """
 
     def __init__(self, capacity: int, seed: int = 0) -> None:
         self.capacity, self.seed = capacity, seed
         self._rows: dict[int, Tensor] = {}
         self._domains: dict[int, Tensor] = {}
+        self._expert_inputs: dict[int, list[Tensor]] = {}
         self._seen: dict[int, int] = {}
         self._draws: dict[int, Any] = {}
 
@@ -226,6 +251,11 @@ class InputReservoir:
 
     def __call__(self, tokens: RoutedTokens) -> None:
         self.add(tokens.layer, tokens.inputs, tokens.domains)
+        if tokens.expert_inputs is not None:
+            kept = self._expert_inputs.setdefault(tokens.layer, [])
+            wanted = _EXPERT_INPUTS - sum(len(part) for part in kept)
+            if wanted > 0:
+                kept.append(tokens.expert_inputs[:wanted].detach().float().cpu())
 
     def add(self, layer: int, inputs: Tensor, domains: Tensor | None) -> None:
         """Show it ``inputs`` [T, H] of one layer and their domains [T]."""
@@ -254,6 +284,13 @@ class InputReservoir:
     def inputs(self, layer: int) -> Tensor:
         """The kept inputs [T, H] of one layer, float32."""
         return self._rows[layer][: self._seen[layer]]
+
+    def expert_inputs(self, layer: int) -> Tensor:
+        """What the experts of one layer read for some tokens [T, H], T at most 256, float32."""
+        import torch
+
+        kept = self._expert_inputs.get(layer)
+        return self.inputs(layer)[:_EXPERT_INPUTS] if kept is None else torch.cat(kept)
 
     def domains(self, layer: int) -> Tensor:
         """The kept tokens' domains [T], -1 where none is named."""

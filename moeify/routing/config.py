@@ -1,4 +1,4 @@
-"""Names of the ways to set an untrained router, and where the text to route comes from."""
+"""Ways to set an untrained router, what a router decides for, and the text that is routed."""
 
 from __future__ import annotations
 
@@ -7,13 +7,23 @@ from typing import Literal, get_args
 
 from moeify.errors import ConfigError
 
-__all__ = ["ROUTER_INITS", "ROUTER_STARTS", "DataConfig", "RouterInit", "RouterStart"]
+__all__ = [
+    "ROUTER_INITS",
+    "ROUTER_STARTS",
+    "ROUTE_BY",
+    "DataConfig",
+    "RouteBy",
+    "RouterInit",
+    "RouterStart",
+]
 
 RouterInit = Literal["calibrated", "normal", "zeros"]
 ROUTER_INITS: tuple[RouterInit, ...] = get_args(RouterInit)
 RouterStart = Literal["calibrated", "normal", "zeros", "prompts", "data"]
 """The same, and those that are computed from text."""
 ROUTER_STARTS: tuple[RouterStart, ...] = get_args(RouterStart)
+RouteBy = Literal["token", "sequence"]
+ROUTE_BY: tuple[RouteBy, ...] = get_args(RouteBy)
 
 
 @dataclass(frozen=True, kw_only=True)

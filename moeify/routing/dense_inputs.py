@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from moeify.families.base import Family
 from moeify.routing.collection import InputReservoir, base_model
+from moeify.routing.config import RouteBy
 from moeify.routing.data import Blocks
 
 if TYPE_CHECKING:
@@ -22,13 +23,16 @@ class _SeenEnoughError(Exception):
 
 def collect_dense_inputs(
     model: nn.Module, family: Family, layers: Sequence[int], blocks: Blocks,
-    reservoir: InputReservoir, *, batch_size: int = 8,
+    reservoir: InputReservoir, *, route_by: RouteBy = "token", batch_size: int = 8,
 ) -> None:  # fmt: skip
     """Run a dense ``model`` over ``blocks`` and keep the FFN inputs [T, H] of ``layers``.
 
-    A mixture of its copies has the same inputs. What follows the last of ``layers`` is not run.
+    A mixture of its copies has the same inputs; where it routes by sequence, the kept inputs are
+    the means that its routers read. What follows the last of ``layers`` is not run.
     """
     import torch
+
+    from moeify.modeling.moe_pooling import SequencePool
 
     base = base_model(model)
     device = next(model.parameters()).device
@@ -37,10 +41,20 @@ def collect_dense_inputs(
     # An encoder's forward has no use_cache.
     options = {} if family.model_type == "bert" else {"use_cache": False}
 
+    causal, total = family.model_type != "bert", family.dense.num_layers(model.config.to_dict())  # type: ignore[operator, union-attr]
+
     def hook(layer: int) -> Any:
+        pool = SequencePool(causal=causal, layer=layer, num_layers=total)
+
         def seen(_: Any, args: Any) -> None:
-            inputs = args[0].reshape(-1, args[0].shape[-1])
-            reservoir.add(layer, inputs[current["real"].to(inputs.device)], current["domains"])
+            inputs = args[0]
+            if route_by == "sequence":
+                inputs = pool(inputs, mask=current["mask"])
+            rows = inputs.reshape(-1, inputs.shape[-1])
+            real = current["real"].to(rows.device)
+            if len(rows) != len(real):  # an encoder's mean holds for every token
+                rows = rows.repeat_interleave(len(real) // len(rows), dim=0)
+            reservoir.add(layer, rows[real], current["domains"])
             if layer == max(layers):
                 raise _SeenEnoughError
 
@@ -54,6 +68,7 @@ def collect_dense_inputs(
     try:
         with torch.no_grad():
             for inputs, part in blocks.batches(batch_size):
+                current["mask"] = inputs["attention_mask"]
                 current["real"] = inputs["attention_mask"].flatten().bool()
                 assert part.domains is not None, "the texts have labels"
                 per_token = torch.from_numpy(part.domains).repeat_interleave(part.seq_len)

@@ -41,8 +41,8 @@ __all__ = ["AddReport", "add_experts"]
 class AddReport:
     """What adding experts did, or with ``dry_run`` would do.
 
-    ``label_agreement`` is the share of the labels' tokens that visit their new expert first,
-    averaged over layers, where its row was computed from text.
+    ``label_agreement`` is the share of the labels' held-out tokens (with prompts of the prompts')
+    that visit their new expert first, averaged over layers, where its row was computed from text.
     """
 
     source: str
@@ -113,12 +113,12 @@ def add_experts(
         folders = (entry.source.folder for entry in joining.entries)
         check_output(target, source.folder, *folders, force=config.force)
     warnings = compare_joining(view, joining.family, joining.entries)
-    blocks = None
+    text = None
     if config.needs_text:
-        blocks = labelled_text(config, view.checkpoint, labels, others=True)
+        text = labelled_text(config, view.checkpoint, labels, others=True)
     rows, agreement = _calibrated(joining, config), None
-    if blocks is not None and not dry_run:
-        fitted = joining_rows(source.folder, view.layout, blocks, labels, config)
+    if text is not None and not dry_run:
+        fitted = joining_rows(source.folder, view.layout, text, labels, config)
         rows, agreement = fitted.rows, fitted.agreement
     plan = _plan(joining, rows, target, parse_size(config.max_shard_size))
     report = _report(joining, plan, source, target, config)

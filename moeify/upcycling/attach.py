@@ -22,10 +22,11 @@ from moeify.checkpoint.writer import Progress
 from moeify.families.moe_view import MoeView, view_moe
 from moeify.families.registry import mixture_family, moe_layout
 from moeify.families.values import text_config
+from moeify.modeling import REMOTE_CODE
 from moeify.provenance.companions import write_companions
 from moeify.provenance.record import Record, Step
 from moeify.routing.initialization import RouterRows, UpProjection, expected_entropy, logit_std
-from moeify.upcycling.config import AttachConfig, check_top_k
+from moeify.upcycling.config import AttachConfig, check_route_by, check_top_k
 
 __all__ = ["AttachReport", "RouterOutlook", "attach"]
 
@@ -83,6 +84,8 @@ def attach(
     opened = Checkpoint.open(source.folder)
     view = view_moe(opened, moe_layout(opened.config, opened.tensors))
     check_top_k(config.top_k or view.top_k, view.num_experts)
+    model_type = view.layout.model_type
+    check_route_by(config.route_by, model_type, model_type in REMOTE_CODE)
     pieces = {layer: _rows(view, layer, config) for layer in view.moe_layers}
     plan = plan_rewrite(opened, _jobs(view, pieces), target)
     check_free_space(target, plan.bytes_written)
@@ -90,7 +93,7 @@ def attach(
     report = AttachReport(
         source=source.name,
         output=str(target),
-        model_type=view.layout.model_type,
+        model_type=model_type,
         num_experts=view.num_experts,
         top_k_before=view.top_k,
         top_k=config.top_k or view.top_k,
@@ -179,4 +182,6 @@ def _write_companions(
     sizes = text_config(model_config)
     key = next((key for key in view.layout.top_k_keys if key in sizes), view.layout.top_k_keys[0])
     sizes[key] = report.top_k
+    if config.route_by is not None and report.model_type in REMOTE_CODE:
+        model_config["route_by"] = config.route_by
     write_companions(stage, mixture_family(model_config), model_config, record, source.folder)

@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from moeify.errors import ConfigError
-from moeify.routing.config import ROUTER_INITS, ROUTER_STARTS, RouterInit, RouterStart
+from moeify.routing.config import (
+    ROUTE_BY,
+    ROUTER_INITS,
+    ROUTER_STARTS,
+    RouteBy,
+    RouterInit,
+    RouterStart,
+)
 
 __all__ = [
     "COMPATS",
@@ -92,6 +99,8 @@ class UpcycleConfig(RouterTextConfig):
     """Layers to convert: all, odd, even, last-half, or numbers and ranges such as 0,2,4-7."""
     noise: float = 0.01
     """Standard deviation of the noise on each expert's weights, relative to the weights' own."""
+    route_by: RouteBy = "token"
+    """What a router decides for: each token, or a whole sequence by the mean of its tokens."""
     experts_from: tuple[str, ...] = ()
     """Checkpoints or LoRA adapters that the experts are made of, dealt out in turn."""
     labels: tuple[str, ...] = ()
@@ -131,6 +140,7 @@ class UpcycleConfig(RouterTextConfig):
                 f"noise must lie between 0 and {MAX_NOISE:g}, not {self.noise:g}",
                 "it is relative to the weights' standard deviation: try --noise 0.01",
             )
+        check_choice("route-by", self.route_by, ROUTE_BY)
         check_choice("dtype", self.dtype, DTYPES)
         check_choice("compat", self.compat, COMPATS)
         check_choice("rest", self.rest, RESTS)
@@ -219,6 +229,8 @@ class AttachConfig:
     """How the routers start."""
     top_k: int | None = None
     """Experts that each token visits; None keeps the checkpoint's number."""
+    route_by: RouteBy | None = None
+    """What a router decides for, token or sequence; None keeps what the checkpoint has."""
     seed: int = 0
     """Seed of the routers."""
     revision: str | None = None
@@ -228,6 +240,8 @@ class AttachConfig:
 
     def __post_init__(self) -> None:
         check_choice("router", self.router, ROUTER_INITS)
+        if self.route_by is not None:
+            check_choice("route-by", self.route_by, ROUTE_BY)
         check_seed(self.seed)
 
 
@@ -257,6 +271,16 @@ def _check_text(config: RouterTextConfig) -> None:
     if not 0 < config.entropy < 1:
         raise ConfigError(
             f"entropy must lie between 0 and 1, not {config.entropy}", "leave --entropy out"
+        )
+
+
+def check_route_by(route_by: RouteBy | None, model_type: str, own_classes: bool) -> None:
+    """Raise ``ConfigError`` where a family's class cannot route whole sequences."""
+    if route_by == "sequence" and not own_classes:
+        raise ConfigError(
+            f"--route-by sequence needs a class of moeify's own, and {model_type} is transformers':"
+            " its routers decide for each token",
+            "leave --route-by out, or upcycle a BERT or GPT-2",
         )
 
 

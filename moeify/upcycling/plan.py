@@ -27,7 +27,7 @@ from moeify.families.registry import dense_family
 from moeify.routing.config import ROUTER_INITS, RouterInit
 from moeify.routing.initialization import NormalRows, RouterRows, UpProjection
 from moeify.upcycling.comparing import compare_sources
-from moeify.upcycling.config import UpcycleConfig, select_layers
+from moeify.upcycling.config import UpcycleConfig, check_route_by, select_layers
 from moeify.upcycling.rest import mean_piece
 from moeify.upcycling.sources import (
     ExpertOrigin,
@@ -96,6 +96,7 @@ def plan_upcycle(
     has been read then.
     """
     family = dense_family(checkpoint.config)
+    check_route_by(options.route_by, family.moe.model_type, family.remote_code)
     view = view_dense(checkpoint, family)
     layers = select_layers(options.layers, view.num_layers)
     source = source or Source(folder=checkpoint.folder, name=checkpoint.folder.resolve().name)
@@ -107,6 +108,7 @@ def plan_upcycle(
         moe_layers=layers,
         num_layers=view.num_layers,
         renormalise=_renormalises(family, options, len(layers) == view.num_layers),
+        route_by=options.route_by,
     )
     # Without sources all experts are copies of the base.
     entries = sources or (ExpertSource(source=source, label=source.name, view=view),)

@@ -23,11 +23,19 @@ from moeify.upcycling.plan import UpcyclePlan
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["FittedRouters", "fit_routers", "joining_rows", "labelled_text", "recorded_options"]
+__all__ = [
+    "FittedRouters",
+    "LabelledText",
+    "fit_routers",
+    "joining_rows",
+    "labelled_text",
+    "recorded_options",
+]
 
 _OVERSAMPLING = 8
 """Text is read until there is this much more than is used, so that rare labels have some too."""
 BATCH_SIZE = 8
+_HELD_OUT = 0.1
 _HELD_BYTES = 512 << 20
 """Inputs of as many layers as fit are held at a time; more layers take further passes."""
 _TEXT_OPTIONS = ("split", "text_column", "domain_column", "fit_tokens", "seq_len", "entropy")
@@ -37,18 +45,25 @@ _TEXT_OPTIONS = ("split", "text_column", "domain_column", "fit_tokens", "seq_len
 class FittedRouters:
     """Rows [E, H] of each layer's router.
 
-    ``agreement`` is the share of the fitted tokens whose first expert has their label, averaged
-    over layers.
+    ``agreement`` is the share of tokens whose first expert has their label, averaged over layers:
+    of held-out tokens, or of the prompts themselves.
     """
 
     rows: dict[int, Float32]
     agreement: float
-    tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledText:
+    """Blocks to fit rows to, and blocks to judge them by: the same ones where these are prompts."""
+
+    fit: Blocks
+    held_out: Blocks
 
 
 def labelled_text(
     config: RouterTextConfig, checkpoint: Checkpoint, labels: Sequence[str], *, others: bool = False
-) -> Blocks:
+) -> LabelledText:
     """The text that routers are computed from, tokenised and checked against ``labels``.
 
     ``others`` says that there may be text of what no expert is known for. Raises ``DatasetError``
@@ -61,7 +76,8 @@ def labelled_text(
         prompts = read_prompts(config.prompts)
         against = any(prompts[label].negative for label in prompts)
         _check_labels(labels, list(prompts), config.prompts.name, others, against)
-        return prompt_blocks(prompts, list(prompts), tokenizer, seq_len)
+        blocks = prompt_blocks(prompts, list(prompts), tokenizer, seq_len)
+        return LabelledText(fit=blocks, held_out=blocks)
     assert config.dataset is not None, "checked with the options"
     data = DataConfig(
         dataset=config.dataset, split=config.split, text_column=config.text_column,
@@ -69,7 +85,8 @@ def labelled_text(
     )  # fmt: skip
     blocks = read_blocks(data, tokenizer, seq_len, _OVERSAMPLING * config.fit_tokens)
     _check_labels(labels, blocks.domain_names, f"column {config.domain_column!r}", others)
-    return _even(blocks, config.fit_tokens)
+    fit, held_out = _even(blocks, config.fit_tokens).split(_HELD_OUT)
+    return LabelledText(fit=fit, held_out=held_out)
 
 
 def recorded_options(config: RouterTextConfig) -> dict[str, Any]:
@@ -84,7 +101,7 @@ def recorded_options(config: RouterTextConfig) -> dict[str, Any]:
 
 
 def fit_routers(
-    plan: UpcyclePlan, blocks: Blocks, folder: Path, config: UpcycleConfig
+    plan: UpcyclePlan, text: LabelledText, folder: Path, config: UpcycleConfig
 ) -> FittedRouters:
     """Rows for every MoE layer of ``plan``, from the inputs that the dense model in ``folder`` has.
 
@@ -97,24 +114,31 @@ def fit_routers(
     from moeify.routing.loading import load_model
 
     model, layers = load_model(folder), plan.settings.moe_layers
-    tokens = min(config.fit_tokens, blocks.tokens)
+    tokens = min(config.fit_tokens, text.fit.tokens)
     hidden = plan.family.dense.dims(plan.view.checkpoint.config)["H"]
     together = max(1, _HELD_BYTES // (4 * tokens * hidden))
-    rows, agreement, owners = {}, 0.0, _owners(plan, blocks)
+    rows, agreement, owners = {}, 0.0, _owners(plan, text.fit)
+
+    def collected(blocks: Blocks, group: Sequence[int]) -> InputReservoir:
+        reservoir = InputReservoir(min(tokens, blocks.tokens), config.seed)
+        collect_dense_inputs(
+            model, plan.family, group, blocks, reservoir, route_by=config.route_by,
+            batch_size=BATCH_SIZE,
+        )  # fmt: skip
+        return reservoir
+
     for first in range(0, len(layers), together):
         group = layers[first : first + together]
-        reservoir = InputReservoir(tokens, config.seed)
-        collect_dense_inputs(model, plan.family, group, blocks, reservoir, batch_size=BATCH_SIZE)
+        inputs, unseen = collected(text.fit, group), collected(text.held_out, group)
         for layer in group:
-            inputs, domains = reservoir.inputs(layer), reservoir.domains(layer)
-            fitted, share = _fit(inputs, domains, owners, plan.settings.top_k, layer, config)
+            fitted = _fit(inputs, owners, plan.settings.top_k, layer, config)
             rows[layer] = np.ascontiguousarray(fitted.numpy())
-            agreement += share / len(layers)
-    return FittedRouters(rows=rows, agreement=agreement, tokens=tokens)
+            agreement += _agreement(unseen, fitted, owners, layer, config) / len(layers)
+    return FittedRouters(rows=rows, agreement=agreement)
 
 
 def joining_rows(
-    folder: Path, layout: MoeLayout, blocks: Blocks, labels: Sequence[str],
+    folder: Path, layout: MoeLayout, text: LabelledText, labels: Sequence[str],
     config: RouterTextConfig,
 ) -> FittedRouters:  # fmt: skip
     """Rows [N, H] of each layer for N experts that join the mixture in ``folder``.
@@ -128,26 +152,26 @@ def joining_rows(
     from moeify.routing.loading import load_model
 
     model = load_model(folder)
-    reservoir = InputReservoir(min(config.fit_tokens, blocks.tokens), config.seed)
-    collect(model, layout, blocks, reservoir, batch_size=BATCH_SIZE)
-    present = {
-        layer: router.weight.detach().float()  # type: ignore[operator]
-        for layer, router in routers(model, layout).items()
-    }
-    del model
+
+    def collected(blocks: Blocks) -> InputReservoir:
+        reservoir = InputReservoir(min(config.fit_tokens, blocks.tokens), config.seed)
+        collect(model, layout, blocks, reservoir, batch_size=BATCH_SIZE)
+        return reservoir
+
+    known, unseen = collected(text.fit), collected(text.held_out)
     rows, agreement = {}, 0.0
-    for layer, old in present.items():
-        inputs, domains = reservoir.inputs(layer), reservoir.domains(layer)
+    for layer, router in routers(model, layout).items():
+        old: Tensor = router.weight.detach().float()  # type: ignore[operator]
         every = old
         for label in labels:
-            own = domains == _place(blocks, label, config)
-            every = torch.cat([every, joining_row(inputs, own, every)[None]])
-        first = (inputs @ every.T).argmax(-1) - len(old)
+            own = known.domains(layer) == _place(text.fit, label, config)
+            every = torch.cat([every, joining_row(known.inputs(layer), own, every)[None]])
+        first = (unseen.inputs(layer) @ every.T).argmax(-1) - len(old)
         for number, label in enumerate(labels):
-            own = domains == _place(blocks, label, config)
-            agreement += float((first[own] == number).float().mean()) / len(labels) / len(present)
+            own = unseen.domains(layer) == _place(text.held_out, label, config)
+            agreement += float((first[own] == number).float().mean()) / len(labels)
         rows[layer] = np.ascontiguousarray(every[len(old) :].numpy())
-    return FittedRouters(rows=rows, agreement=agreement, tokens=reservoir.capacity)
+    return FittedRouters(rows=rows, agreement=agreement / len(rows))
 
 
 def _place(blocks: Blocks, label: str, config: RouterTextConfig) -> int:
@@ -156,26 +180,32 @@ def _place(blocks: Blocks, label: str, config: RouterTextConfig) -> int:
 
 
 def _fit(
-    inputs: Tensor, domains: Tensor, owners: list[int], top_k: int, layer: int,
-    config: RouterTextConfig,
-) -> tuple[Tensor, float]:  # fmt: skip
-    import torch
-
+    collected: InputReservoir, owners: list[int], top_k: int, layer: int, config: RouterTextConfig
+) -> Tensor:
     from moeify.routing.fit import domain_router, prompt_router
 
+    inputs, domains = collected.inputs(layer), collected.domains(layer)
     seed, entropy = config.seed + layer, config.entropy
     if config.prompts is None:
-        rows = domain_router(
+        return domain_router(
             inputs, domains, len(owners), top_k, entropy=entropy, seed=seed, owners=owners
         )
-    else:
-        negatives, domains = domains % 2 == 1, domains // 2
-        rows = prompt_router(
-            inputs, domains, negatives, top_k, entropy=entropy, seed=seed, owners=owners
-        )
-        inputs, domains = inputs[~negatives], domains[~negatives]
+    return prompt_router(
+        inputs, domains // 2, domains % 2 == 1, top_k, entropy=entropy, seed=seed, owners=owners
+    )
+
+
+def _agreement(
+    unseen: InputReservoir, rows: Tensor, owners: list[int], layer: int, config: RouterTextConfig
+) -> float:
+    import torch
+
+    inputs, domains = unseen.inputs(layer), unseen.domains(layer)
+    if config.prompts is not None:
+        positive = domains % 2 == 0
+        inputs, domains = inputs[positive], domains[positive] // 2
     first = torch.tensor(owners)[(inputs @ rows.T).argmax(-1)]
-    return rows, float((first == domains).float().mean())
+    return float((first == domains).float().mean())
 
 
 def _owners(plan: UpcyclePlan, blocks: Blocks) -> list[int]:

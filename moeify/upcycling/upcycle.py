@@ -21,12 +21,12 @@ from moeify.checkpoint.staging import (
 from moeify.checkpoint.writer import Progress, write_shards
 from moeify.provenance.companions import write_companions
 from moeify.provenance.record import Record, Step
-from moeify.routing.data import Blocks
 from moeify.upcycling.config import UpcycleConfig
 from moeify.upcycling.plan import UpcyclePlan, plan_upcycle
 from moeify.upcycling.rest import write_mean_model
 from moeify.upcycling.routers import (
     FittedRouters,
+    LabelledText,
     fit_routers,
     labelled_text,
     recorded_options,
@@ -42,8 +42,9 @@ class UpcycleReport:
 
     ``noise_effective`` is the root mean square of what the noise changed after rounding to the
     output's dtype, relative to the weights' standard deviation. ``sources`` says which experts are
-    made of what, empty for copies of one model; ``label_agreement`` is the share of tokens whose
-    first expert has their label, averaged over layers, where routers were computed from text.
+    made of what, empty for copies of one model; ``label_agreement`` is the share of held-out tokens
+    (with prompts of the prompts') whose first expert has their label, averaged over layers, where
+    routers were computed from text.
     """
 
     source: str
@@ -52,6 +53,7 @@ class UpcycleReport:
     model_type: str
     num_experts: int
     top_k: int
+    route_by: str
     num_layers: int
     moe_layers: tuple[int, ...]
     params_dense: int
@@ -102,13 +104,13 @@ def upcycle(
         check_output(target, *(s.source.folder for s in plan.sources), force=config.force)
     report = _report(plan, resolved, target, config)
     labels = [origin.label for origin in plan.origins]
-    blocks = labelled_text(config, plan.view.checkpoint, labels) if config.needs_text else None
+    text = labelled_text(config, plan.view.checkpoint, labels) if config.needs_text else None
     if not dry_run:
         check_free_space(target, plan.nbytes)
         for _ in carried_files(resolved.folder):
             pass  # a link out of the folder is refused before the long work
-        if blocks is not None:
-            fitted = _fitted(plan, blocks, target, config)
+        if text is not None:
+            fitted = _fitted(plan, text, target, config)
             plan = plan.with_routers(fitted.rows)
             report = replace(report, label_agreement=fitted.agreement)
         report = _write(plan, resolved, target, config, report, progress)
@@ -116,14 +118,14 @@ def upcycle(
 
 
 def _fitted(
-    plan: UpcyclePlan, blocks: Blocks, target: Path, config: UpcycleConfig
+    plan: UpcyclePlan, text: LabelledText, target: Path, config: UpcycleConfig
 ) -> FittedRouters:
     """Routers for the inputs of the model that attention, norms and embeddings come from."""
     if config.rest == "base":
-        return fit_routers(plan, blocks, plan.view.checkpoint.folder, config)
+        return fit_routers(plan, text, plan.view.checkpoint.folder, config)
     with output_errors(target), TemporaryDirectory(dir=existing_parent(target)) as scratch:
         write_mean_model(Path(scratch), plan.view, plan.sources, config)
-        return fit_routers(plan, blocks, Path(scratch), config)
+        return fit_routers(plan, text, Path(scratch), config)
 
 
 def default_output(source: Source, config: UpcycleConfig) -> Path:
@@ -142,6 +144,7 @@ def _report(
         model_type=plan.family.moe.model_type,
         num_experts=config.experts,
         top_k=config.top_k,
+        route_by=config.route_by,
         num_layers=plan.settings.num_layers,
         moe_layers=plan.settings.moe_layers,
         params_dense=plan.parameters.dense,

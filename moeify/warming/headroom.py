@@ -17,7 +17,6 @@ __all__ = ["Headroom", "expert_difference", "measure_headroom"]
 
 IDENTICAL = 1e-6
 """Experts whose outputs differ relatively by less than this are one function, up to rounding."""
-_TOKENS = 256
 _MOST_STATIC = 16
 
 
@@ -72,7 +71,7 @@ def expert_difference(model: nn.Module, layout: MoeLayout, inputs: InputReservoi
         for layer, router in routers(model, layout).items():
             experts = _experts_beside(model, router)
             first = next(experts.parameters())
-            tokens = inputs.inputs(layer)[:_TOKENS].to(device=first.device, dtype=first.dtype)
+            tokens = inputs.expert_inputs(layer).to(device=first.device, dtype=first.dtype)
             outputs = torch.stack(
                 [_one(experts, tokens, number) for number in range(len(first))]
             ).float()

@@ -20,6 +20,7 @@ from moeify.routing.collection import routers
 from moeify.warming.config import Trained, WarmupConfig
 from moeify.warming.losses import RouterSums, balance_loss, router_sums, z_loss
 from moeify.warming.objective import Examples, Objective
+from moeify.warming.routes import choosing_module
 
 __all__ = ["NonFiniteLossError", "RouterTrainer", "last_checkpoint", "prepare", "trainable"]
 
@@ -139,7 +140,7 @@ class RouterTrainer(Trainer):  # type: ignore[misc]
         self.loss_is_scaled_for_ga = False
         self.model_accepts_loss_kwargs = False
         for router in routers(model, objective.layout).values():
-            router.register_forward_hook(self._record)
+            choosing_module(model, router).register_forward_hook(self._record)
 
     def _record(self, _: nn.Module, args: Any, out: Any) -> None:
         logits = out[0] if isinstance(out, tuple) else out

@@ -17,10 +17,10 @@ REPOSITORY = Path(__file__).parents[2]
 HEADS = {"bert_moe": "BertForPreTraining", "gpt2_moe": "GPT2LMHeadModel"}
 
 
-def write_checkpoint(model_type: str, folder: Path) -> None:
+def write_checkpoint(model_type: str, folder: Path, **options: object) -> None:
     """A checkpoint with code, tokenizer and, beside it, what the model must compute."""
     head = HEADS[model_type]
-    model = vary_experts(upcycle(dense_model(head), moe_layers=[0, 2]))
+    model = vary_experts(upcycle(dense_model(head), moe_layers=[0, 2], **options))
     model.save_pretrained(folder)
     for path in folder.glob("*.py"):
         path.unlink()

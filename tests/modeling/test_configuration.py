@@ -34,6 +34,7 @@ def test_defaults(config_class):
         ({"num_experts_per_tok": 0}, "between 1 and num_experts = 8, not 0"),
         ({"moe_layers": [0, 12]}, r"names \[12\], but the model's layers are 0 to 11"),
         ({"moe_layers": [-1]}, r"names \[-1\]"),
+        ({"route_by": "word"}, "route_by must be 'token' or 'sequence', not 'word'"),
         ({"router_aux_loss_coef": -0.1}, "router_aux_loss_coef must be 0 or a positive number"),
         ({"router_z_loss_coef": float("nan")}, "router_z_loss_coef"),
     ],
@@ -52,10 +53,13 @@ def test_a_model_checks_a_config_changed_later():
 
 @BOTH
 def test_round_trip_through_json(config_class, tmp_path):
-    config = config_class(num_experts=6, moe_layers=[1, 3], norm_topk_prob=False)
+    config = config_class(
+        num_experts=6, moe_layers=[1, 3], norm_topk_prob=False, route_by="sequence"
+    )
     config.save_pretrained(tmp_path)
     loaded = config_class.from_pretrained(tmp_path)
     assert (loaded.num_experts, loaded.moe_layers, loaded.norm_topk_prob) == (6, [1, 3], False)
+    assert loaded.route_by == "sequence"
     written = json.loads((tmp_path / "config.json").read_text())
     assert written["model_type"] == config_class.model_type
     key = "AutoConfig"

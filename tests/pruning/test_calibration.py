@@ -16,6 +16,7 @@ from moeify.pruning.calibration import calibrate
 from moeify.pruning.prune import prune
 from moeify.pruning.scores import LayerScores, Scores, checkpoint_fingerprint
 from moeify.routing.data import Blocks
+from moeify.routing.loading import load_model
 from tests.pruning.oracle import brute_force
 from tests.pruning.tiny_mixtures import EXPERTS, MODEL_TYPES, TOP_K, save
 
@@ -55,6 +56,27 @@ def test_scores_are_the_formulas(model_type: str, tmp_path: Path) -> None:
             expected = wanted[layer][name].numpy()
             assert np.allclose(sums.score(name), expected, rtol=1e-5, atol=1e-5), (layer, name)
         assert np.allclose(sums.sums["max_norm"], wanted[layer]["max_norm"].numpy(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("model_type", ["bert_moe", "gpt2_moe"])
+def test_whole_sequences_are_counted_where_they_go(model_type: str, tmp_path: Path) -> None:
+    from moeify.routing.collection import collect
+    from moeify.routing.statistics import RoutingStatistics
+
+    save(model_type, tmp_path / "m")
+    config = json.loads((tmp_path / "m" / "config.json").read_text()) | {"route_by": "sequence"}
+    (tmp_path / "m" / "config.json").write_text(json.dumps(config))
+    model = load_model(tmp_path / "m")
+    anatomy = dissect(open_moe(Checkpoint.open(tmp_path / "m")))
+    scores, text, routed = fresh(anatomy), blocks(), RoutingStatistics()
+    calibrate(model, anatomy, text, scores, batch_size=4, save_to=tmp_path / "s.json")
+    collect(model, anatomy.view.layout, text, routed)
+    for layer, sums in scores.layers.items():
+        counts = routed.layers[layer].tokens_per_expert
+        assert np.array_equal(sums.sums["frequency"], counts)
+        assert np.allclose(sums.sums["gate"], routed.layers[layer].gate_mass, rtol=1e-6)
+        if model_type == "bert_moe":  # five texts of 12 tokens and one of 7, each at one place
+            assert {count % 12 for count in counts} <= {0, 7}
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
@@ -164,7 +186,6 @@ def test_held_out_loss_stands_beside_chance(warm: Path, tmp_path: Path) -> None:
 
 def test_copies_lose_nothing(tmp_path: Path) -> None:
     """Identical experts with renormalised weights: any E' >= K computes the same."""
-    from moeify.routing.loading import load_model
     from tests.real.checkpoints import demo_gpt2
 
     moeify.upcycle(demo_gpt2(), tmp_path / "moe", num_experts=6, top_k=2, noise=0.0)

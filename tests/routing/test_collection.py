@@ -61,6 +61,30 @@ def test_records_equal_the_models_own_routing(model_type):
             torch.testing.assert_close(again, record.logits)
 
 
+@pytest.mark.parametrize("model_type", ["bert_moe", "gpt2_moe"])
+def test_whole_sequences_show_what_the_router_and_what_the_experts_read(model_type):
+    model, data = mixture(model_type, route_by="sequence"), blocks()
+    layout, records = MOE_LAYOUTS[model_type], []
+    collect(model, layout, data, records.append, batch_size=5)
+    lengths = data.lengths.tolist()
+    for record in records:
+        weight = routers(model, layout)[record.layer].weight.detach()
+        torch.testing.assert_close(record.inputs @ weight.T, record.logits)
+        pooled, read = record.inputs.split(lengths), record.expert_inputs.split(lengths)
+        for means, rows in zip(pooled, read, strict=True):
+            so_far = rows.cumsum(0) / torch.arange(1, len(rows) + 1)[:, None]
+            whole = rows.mean(0).expand_as(rows)
+            torch.testing.assert_close(means, whole if model_type == "bert_moe" else so_far)
+        if model_type == "bert_moe":
+            assert all(len(part.unique(dim=0)) == 1 for part in record.experts.split(lengths))
+    reservoir = InputReservoir(capacity=40)
+    reservoir(records[0])
+    torch.testing.assert_close(reservoir.expert_inputs(0), records[0].expert_inputs)
+    assert set(map(tuple, reservoir.inputs(0).tolist())) <= set(
+        map(tuple, records[0].inputs.tolist())
+    )
+
+
 @pytest.mark.parametrize("model_type", ["bert_moe", "qwen3_moe"])
 def test_padding_never_counts(model_type):
     model, data = mixture(model_type), blocks(padded=9)

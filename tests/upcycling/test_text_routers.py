@@ -79,6 +79,17 @@ def test_tokens_go_to_the_experts_of_their_label(
     assert str(tmp_path.parent) not in json.dumps(step)
 
 
+def test_rows_are_fitted_to_what_routers_of_sequences_read(place: Path, tmp_path: Path) -> None:
+    text = options(place, fit_tokens=8192)
+    for route_by in ("token", "sequence"):
+        moeify.upcycle(BASE, tmp_path / route_by, route_by=route_by, **text)
+    shares = [
+        own_share(tmp_path / name, place, {"prose": {0}, "code": {1}})
+        for name in ("token", "sequence")
+    ]
+    assert shares[1] > shares[0] > 0.85
+
+
 def test_layers_are_fitted_a_few_at_a_time_with_the_same_result(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,6 +14,7 @@ from moeify.errors import (
     TrainingError,
     UnsupportedModelError,
 )
+from moeify.upcycling.attach import attach
 from moeify.upcycling.upcycle import upcycle
 from moeify.warming.warmup import warmup
 from tests.warming.mixtures import DEMO, FAST, corpus, demo_mixture, hashes, with_tokenizer
@@ -126,17 +127,37 @@ def test_domains_get_experts_of_their_own(mixture, data, tmp_path):
     assert max(last.enrichment) > 2
 
 
+def test_whole_sequences_visit_their_domains_experts(mixture, data, tmp_path):
+    attach(mixture, tmp_path / "moe", route_by="sequence")
+    shares = []
+    for folder, steps in ((mixture, 0), (tmp_path / "moe", 2)):
+        report = run(
+            folder, tmp_path / f"{steps}-warm", data, domain_column="domain", fit="domains",
+            fit_tokens=8192, steps=steps,
+        )  # fmt: skip
+        shares.append([min(layer.own_expert_fraction.values()) for layer in report.layers])
+    assert report.steps == len(report.curve) == 2
+    assert json.loads((tmp_path / "2-warm" / "config.json").read_text())["route_by"] == "sequence"
+    assert all(whole > single for single, whole in zip(*shares, strict=True))
+
+
 @pytest.mark.parametrize(
-    ("family", "dtype"), [("qwen2", "bfloat16"), ("qwen3", "float32"), ("bert", "float32")]
+    ("family", "dtype", "unit"),
+    [
+        ("qwen2", "bfloat16", "token"),
+        ("qwen3", "float32", "token"),
+        ("bert", "float32", "token"),
+        ("bert", "float32", "sequence"),
+    ],
 )
-def test_other_families_train_too(family, dtype, data, tmp_path):
+def test_other_families_train_too(family, dtype, unit, data, tmp_path):
     from tests.tiny import save_tiny
 
     dense = save_tiny(tmp_path / "dense", family, dtype=dtype, **_vocabulary(family))
     with_tokenizer(dense)
     if family == "bert":
         _add_mask_token(dense)
-    upcycle(dense, tmp_path / "moe", num_experts=4, noise=0.3)
+    upcycle(dense, tmp_path / "moe", num_experts=4, noise=0.3, route_by=unit)
     report = run(tmp_path / "moe", tmp_path / "warm", data, steps=2, dense=str(dense))
     changed = _changed(tmp_path / "moe", tmp_path / "warm")
     assert changed
