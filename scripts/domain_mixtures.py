@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -70,11 +70,8 @@ def _random(parts: Parts, folder: Path) -> None:
     assemble(parts, folder)
 
 
-def _prompts(top_k: int) -> Way:
-    def way(parts: Parts, folder: Path) -> None:
-        assemble(parts, folder, router="prompts", prompts=parts.prompts, top_k=top_k)
-
-    return way
+def _prompts(parts: Parts, folder: Path) -> None:
+    assemble(parts, folder, router="prompts", prompts=parts.prompts)
 
 
 def _data(top_k: int) -> Way:
@@ -95,6 +92,9 @@ def _warmed(parts: Parts, folder: Path) -> None:
         domain_column="domain",
         seq_len=BASE.context,
         steps=WARMUP_STEPS,
+        eval_tokens=4096,
+        balance="none",
+        z_coef=0.0,
         seed=parts.seed,
     )
 
@@ -135,8 +135,7 @@ WAYS: dict[str, Way] = {
     "weights averaged": _average,
     "mergekit-moe, hidden": _mergekit,
     "random routers": _random,
-    "prompts": _prompts(2),
-    "prompts, top-1": _prompts(1),
+    "prompts": _prompts,
     "data": _data(2),
     "data, top-1": _data(1),
     "data, warmed up": _warmed,
@@ -180,9 +179,3 @@ def oracle(parts: Parts, folder: Path, blocks: dict[str, torch.Tensor]) -> dict[
         with rerouted(model, layout, one_expert(place)):
             found[name] = held_out_loss(model, rows)
     return found
-
-
-def unchanged(parts: Parts, folder: Path, blocks: dict[str, torch.Tensor]) -> dict[str, float]:
-    """Loss of a mixture whose experts are all the base's FFNs."""
-    assemble(replace(parts, sources=[parts.base] * len(DOMAINS), rest="base"), folder, noise=0.0)
-    return measured(folder, blocks)
