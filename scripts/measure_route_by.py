@@ -1,6 +1,7 @@
 """Where the tokens of a document go after a domain fit, routed by token and by sequence.
 
-    python scripts/measure_route_by.py [--seeds 3] [--models minilm,gpt2] [--seq-len 128]
+    python scripts/measure_route_by.py [--seeds 3] [--first-seed 0] [--models minilm,gpt2]
+        [--seq-len 128]
 
 Real checkpoints and real text in four domains, one expert for each: E = 4, K = 1. `moeify warmup`
 fits the routers to 24,576 tokens without a training step; the figures are of 12,288 tokens from
@@ -92,6 +93,7 @@ def main() -> None:
     """Measure and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--seq-len", type=int, default=128)
     options = parser.parse_args()
@@ -102,7 +104,7 @@ def main() -> None:
     for key in options.models.split(","):
         name, source = MODELS[key][0], MODELS[key][1]()
         found: dict[str, list[dict[str, np.ndarray]]] = {"token": [], "sequence": []}
-        for seed in range(options.seeds):
+        for seed in range(options.first_seed, options.first_seed + options.seeds):
             with tempfile.TemporaryDirectory() as place:
                 folder = Path(place)
                 fit, held_out = passages(seed, folder, tokenizer_for(source), options.seq_len)

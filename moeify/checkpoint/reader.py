@@ -11,12 +11,20 @@ from typing import Any
 from moeify.checkpoint.header import StoredTensor, read_header
 from moeify.errors import CheckpointError, TensorNotFoundError
 
-__all__ = ["Checkpoint", "conversion_hint", "read_config", "read_json", "resolve_inside"]
+__all__ = [
+    "Checkpoint",
+    "conversion_hint",
+    "has_tokenizer",
+    "read_config",
+    "read_json",
+    "resolve_inside",
+]
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 MAX_JSON_BYTES = 64_000_000
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model")
 _PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -77,6 +85,11 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise CheckpointError(f"{path} is not a JSON object", path=path)
     return document
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether ``folder`` holds a tokenizer; transformers would make an empty one up without it."""
+    return any((folder / file).is_file() for file in _TOKENIZER_FILES)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

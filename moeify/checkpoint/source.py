@@ -8,12 +8,20 @@ from pathlib import Path
 
 from moeify.errors import CheckpointError, ConfigError, HubError
 
-__all__ = ["ADAPTER_CONFIG", "ADAPTER_WEIGHTS", "Source", "is_hub_id", "resolve_source"]
+__all__ = [
+    "ADAPTER_CONFIG",
+    "ADAPTER_WEIGHTS",
+    "Source",
+    "is_hub_id",
+    "resolve_source",
+    "split_revision",
+]
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
+_REVISION = re.compile(r"[\w./-]{1,250}")
 _WANTED = [
     "model.safetensors",
     "model-*-of-*.safetensors",
@@ -43,16 +51,33 @@ class Source:
 
 
 def is_hub_id(text: str) -> bool:
-    """Whether ``text`` has the form of a Hub id: ``name`` or ``user/name``."""
-    return _HUB_ID.fullmatch(text) is not None and ".." not in text and "--" not in text
+    """Whether ``text`` has the form of a Hub id: ``[user/]name[@revision]``."""
+    name, at, revision = text.partition("@")
+    if at and _REVISION.fullmatch(revision) is None:
+        return False
+    return _HUB_ID.fullmatch(name) is not None and ".." not in name and "--" not in name
+
+
+def split_revision(text: str, revision: str | None) -> tuple[str, str | None]:
+    """The Hub id in ``text``, and the revision that follows it after ``@`` or is given besides.
+
+    Raises ``ConfigError`` where the two disagree.
+    """
+    name, at, named = text.partition("@")
+    if at and revision not in (None, named):
+        raise ConfigError(
+            f"{text} names one revision, --revision {revision} another", "name it once"
+        )
+    return name, named if at else revision
 
 
 def resolve_source(source: str | Path, revision: str | None = None) -> Source:
     """The folder behind ``source``, downloaded from the Hub if it is a Hub id.
 
-    Only what moeify reads or carries along is fetched: weights as safetensors, JSON and text, no
-    code and no exports. Cache, offline mode and tokens work as huggingface_hub has them. Raises
-    ``CheckpointError`` for a folder that does not exist and ``HubError`` when the Hub refuses.
+    A revision may follow the id, as in ``Qwen/Qwen3-0.6B@main``. Only what moeify reads or carries
+    along is fetched: weights as safetensors, JSON and text, no code and no exports. Cache, offline
+    mode and tokens work as huggingface_hub has them. Raises ``CheckpointError`` for a folder that
+    does not exist and ``HubError`` when the Hub refuses.
     """
     path = Path(source).expanduser()
     if path.is_dir():
@@ -69,6 +94,7 @@ def resolve_source(source: str | Path, revision: str | None = None) -> Source:
             "name a folder with config.json and *.safetensors, or a Hub id such as Qwen/Qwen3-0.6B",
             path=path,
         )
+    text, revision = split_revision(text, revision)
     folder = _download(text, revision)
     commit = folder.name if folder.parent.name == "snapshots" else revision
     return Source(folder=folder, name=text, revision=commit)

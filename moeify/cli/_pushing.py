@@ -35,10 +35,13 @@ def push_after(out: Output, folder: str, repo_id: str | None) -> None:
     """
     if repo_id is None:
         return
+    hint = f"moeify push {shlex.quote(folder)} {repo_id}"
     try:
         report = publish(out, folder, repo_id, PushConfig())
+    except KeyboardInterrupt:
+        out.warning(f"{folder} is complete, but not published: {hint} sends what is missing")
+        raise
     except HubError as error:
-        hint = f"moeify push {shlex.quote(folder)} {repo_id}"
         if error.hint and not error.hint.startswith("run the "):
             hint = f"{error.hint}; then {hint}"
         raise HubError(f"{folder} is complete, but {error.message}", hint) from error
@@ -61,6 +64,9 @@ def _show_plan(out: Output, plan: PushPlan) -> None:
     rows += [(f"- {name}", "removed: not part of this checkpoint") for name in plan.removed]
     total = f"{size(plan.upload_bytes)} of {size(plan.total_bytes)} to upload"
     state = "a new repository" if plan.creates_repo else plan.branch
-    out.table(f"{plan.repo_id} ({state}): {total}", rows)
+    title = f"{plan.repo_id} ({state}): {total}"
+    out.table(title, rows)
+    if out.as_json:  # stdout is for the document alone
+        out.notice(title)
     if plan.left_out:
         out.warning(f"not published: {', '.join(plan.left_out[:5])}")

@@ -43,7 +43,11 @@ def command(
     """Publish a checkpoint on the Hugging Face Hub, sending only what is new."""
     config = PushConfig(private=private, create_pr=create_pr, revision=revision, yes=yes)
     out = Output(as_json=as_json, quiet=quiet)
-    report = publish(out, checkpoint, repo_id, config)
+    try:
+        report = publish(out, checkpoint, repo_id, config)
+    except KeyboardInterrupt:
+        out.warning("nothing was published yet: the same command sends what is missing")
+        raise
     _show(out, report)
 
 

@@ -159,7 +159,8 @@ def _upcycle(
 
     with out.bytes_bar("upcycling") as progress:
         report = upcycle(source, output, config, dry_run=dry_run, progress=progress)
-    _show(out, report, source)
+    revision = config.revision
+    _show(out, report, source if revision is None else f"{source}@{revision}")
     return report.output
 
 

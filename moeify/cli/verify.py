@@ -13,14 +13,15 @@ from moeify.upcycling.config import Dtype, VerifyConfig
 
 EPILOG = epilog(
     "moeify verify bert-base-uncased bert-base-uncased-moe-e8-k2",
+    "moeify verify Qwen/Qwen3-0.6B@main me/qwen3-moe@warm",
     "moeify verify ./my-qwen3 ./my-moe --text book.txt --batch 4 --length 128 --json",
 )
 _DEFAULT = VerifyConfig()
 
 
 def command(
-    dense: Annotated[str, typer.Argument(help="Dense checkpoint: a folder or a Hub id.")],
-    moe: Annotated[str, typer.Argument(help="Mixture to compare with it.")],
+    dense: Annotated[str, typer.Argument(help="Dense checkpoint: a folder or ID[@REV].")],
+    moe: Annotated[str, typer.Argument(help="Mixture to compare: a folder or ID[@REV].")],
     text: Annotated[
         Path | None, typer.Option(help="Text to run on; random tokens if left out.")
     ] = None,

@@ -183,15 +183,20 @@ class Family:
 def rest_of(dense: DenseLayout, shared: tuple[str, ...] = ()) -> Rest:
     """The tensors that an MoE family takes over from the dense family it is upcycled from."""
     heads = dense.heads.values()
+    names = tuple(dict.fromkeys(name for head in heads for name in head.tensors))
     return Rest(
         outer=tuple(dense.outer),
         per_layer=tuple(dense.per_layer),
         ffn=tuple(part.name for part in dense.ffn),
         shared=shared,
-        heads=tuple(dict.fromkeys(name for head in heads for name in head.tensors)),
+        heads=names,
         tied=tuple(dict.fromkeys(name for head in heads for name in head.tied)),
         ties_by_default=dense.ties_by_default,
         buffers=dense.buffers,
+        lacks={
+            end: (*(name for name in names if name not in head.tensors), *sorted(head.lacks))
+            for end, head in dense.heads.items()
+        },
     )
 
 

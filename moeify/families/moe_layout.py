@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from moeify.families.values import (
@@ -114,7 +114,8 @@ class Rest:
     full names, of which ``tied`` share their values with the embeddings where
     ``tie_word_embeddings`` says so. ``towers`` lead the tensors of other modalities, ``ignored``
     those that transformers' class leaves out on purpose; ``buffers`` are endings of tensors that
-    are recomputed.
+    are recomputed. ``lacks`` are endings of tensors that a class, by the end of its name, is built
+    without, although its checkpoint may hold them for another.
     """
 
     outer: tuple[str, ...]
@@ -127,6 +128,14 @@ class Rest:
     towers: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
     buffers: tuple[str, ...] = (".rotary_emb.inv_freq",)
+    lacks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def lacking(self, config: Config) -> tuple[str, ...]:
+        """Endings of the tensors that the class named in ``architectures`` does not load."""
+        named = config.get("architectures")
+        name = str(named[0]) if isinstance(named, list) and named else ""
+        ends = [end for end in self.lacks if name.endswith(end)]
+        return self.lacks[max(ends, key=len)] if ends else ()
 
     def ties(self, config: Config) -> bool:
         """Whether the output embeddings are the input embeddings."""

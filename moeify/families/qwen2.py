@@ -218,8 +218,8 @@ def decoder_heads(qa_moe_prefix: str) -> dict[str, Head]:
 
 RENORMALISATION_NOTE = (
     "llama.cpp and mlx-lm do not load this form of Qwen2-MoE, and would not renormalise the weights"
-    " of the chosen experts: for them, upcycle with --compat gguf. transformers, vLLM and SGLang"
-    " honour norm_topk_prob."
+    " of the chosen experts: for them, upcycle with --compat gguf. transformers honours"
+    " norm_topk_prob."
 )
 
 _DENSE = DenseLayout(

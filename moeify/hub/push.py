@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moeify.checkpoint.hub_errors import hub_errors
 from moeify.checkpoint.reader import Checkpoint
-from moeify.checkpoint.source import Source
 from moeify.errors import CheckpointError, HubError, MoeifyError
 from moeify.hub.config import PushConfig, check_repo_id
-from moeify.hub.lineage import describe_difference
 from moeify.hub.listing import LocalFile, local_files
 from moeify.hub.plan import PushPlan, plan_push
-from moeify.provenance.record import RECORD_FILE, Record
+from moeify.hub.remote import Remote, find_problem, look
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
-    from huggingface_hub.hf_api import RepoFile
 
 __all__ = ["PushReport", "check_login", "push"]
 
@@ -75,11 +72,11 @@ def push(
     api = HfApi(library_name="moeify")
     local, left_out = local_files(opened, repo_id)
 
-    def compare() -> tuple[PushPlan, _Remote | None]:
+    def compare() -> tuple[PushPlan, Remote | None]:
         branch = config.revision or _MAIN
-        remote = _look(api, repo_id, branch)
+        remote = look(api, repo_id, branch)
         files = None if remote is None else remote.files
-        problem = _problem(api, opened, repo_id, remote)
+        problem = find_problem(api, repo_id, opened.folder, remote)
         plan = plan_push(repo_id, branch, local, files, left_out, problem)
         return plan, remote
 
@@ -134,61 +131,16 @@ def check_login() -> None:
         raise HubError("nobody is logged in at the Hugging Face Hub", "hf auth login")
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Remote:
-    """The repository as it is: the commit of the branch and the files in it."""
-
-    commit: str
-    private: bool
-    files: Mapping[str, RepoFile]
-
-
-def _look(api: HfApi, repo_id: str, branch: str) -> _Remote | None:
-    """What ``branch`` holds, or main where there is no such branch; None without a repository."""
-    from huggingface_hub import errors as hub
-    from huggingface_hub.hf_api import RepoFile
-
-    with hub_errors(repo_id, "looking up", branch):
-        try:
-            info = api.model_info(repo_id, revision=branch)
-        except hub.RevisionNotFoundError:
-            info = api.model_info(repo_id)  # the branch will start from main
-        except hub.GatedRepoError:
-            raise
-        except hub.RepositoryNotFoundError:
-            return None
-        tree = api.list_repo_tree(repo_id, recursive=True, revision=info.sha)
-        files = {item.path: item for item in tree if isinstance(item, RepoFile)}
-        return _Remote(commit=str(info.sha), private=bool(info.private), files=files)
-
-
-def _problem(api: HfApi, opened: Checkpoint, repo_id: str, remote: _Remote | None) -> str | None:
-    """In what way the repository holds another model than ``opened``."""
-    if remote is None or not any(_is_model_file(name) for name in remote.files):
-        return None
-    theirs = None
-    if RECORD_FILE in remote.files:
-        with hub_errors(repo_id, "reading moeify.json of"):
-            path = api.hf_hub_download(repo_id, RECORD_FILE, revision=remote.commit)
-        theirs = _record(Path(path).parent)
-    return describe_difference(_record(opened.folder), theirs)
-
-
-def _is_model_file(name: str) -> bool:
-    return name == "config.json" or name.endswith((".safetensors", ".bin", ".gguf"))
-
-
-def _record(folder: Path) -> Record | None:
-    if not (folder / RECORD_FILE).exists():
-        return None
-    return Record.read(Source(folder=folder, name=folder.name))
-
-
-def _check_allowed(plan: PushPlan, remote: _Remote | None, config: PushConfig) -> None:
+def _check_allowed(plan: PushPlan, remote: Remote | None, config: PushConfig) -> None:
     if remote is not None and config.private and not remote.private:
         raise HubError(
             f"{plan.repo_id} exists already and is public",
             "make it private in its settings on the Hub, or leave --private out",
+        )
+    if config.create_pr and plan.branch != _MAIN and (remote is None or not remote.has_branch):
+        raise HubError(
+            f"{plan.repo_id} has no branch {plan.branch!r} to open a pull request for",
+            "leave --revision out, or push the branch itself without --create-pr",
         )
     if plan.problem is not None and not (config.yes or config.create_pr):
         raise HubError(
@@ -203,10 +155,10 @@ def _create(api: HfApi, plan: PushPlan, config: PushConfig) -> None:
 
 
 def _send(
-    api: HfApi, plan: PushPlan, config: PushConfig, remote: _Remote
+    api: HfApi, plan: PushPlan, config: PushConfig, remote: Remote
 ) -> tuple[str, str, str | None]:
     """Create the branch, upload, commit; returns URL, commit and pull request."""
-    if plan.branch != _MAIN and not config.create_pr:
+    if not remote.has_branch:
         with hub_errors(plan.repo_id, "preparing"):
             api.create_branch(plan.repo_id, branch=plan.branch, exist_ok=True)
     url = f"{api.endpoint}/{plan.repo_id}"

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from moeify.errors import MoeifyError
 from moeify.families.base import Config, ExpertTensor
+from moeify.families.moe_anatomy import Anatomy
 from moeify.families.values import resolve_shape, text_config
-from moeify.inspection.anatomy import Anatomy
 from moeify.inspection.problems import Problem, grouped, numbers, some
 
 __all__ = ["check_mixture", "expert_count"]

@@ -11,7 +11,7 @@ from typing import Any
 from moeify.checkpoint.header import StoredTensor
 from moeify.errors import MoeifyError
 from moeify.families.base import Config, Family, Head, MoeSettings, resolve_shape
-from moeify.inspection.anatomy import PartSize, check_layers
+from moeify.families.moe_anatomy import PartSize, check_layers
 from moeify.inspection.checks import unknown_tensors
 from moeify.inspection.problems import Problem, grouped
 

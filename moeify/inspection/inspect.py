@@ -10,10 +10,10 @@ from typing import Any
 from moeify.checkpoint.source import Source, is_hub_id, resolve_source
 from moeify.errors import CheckpointError, MoeifyError
 from moeify.families.base import MoeLayout
+from moeify.families.moe_anatomy import Anatomy, PartSize, check_layers, dissect
 from moeify.families.qwen2 import RENORMALISATION_NOTE
 from moeify.families.registry import FAMILIES, MOE_LAYOUTS, moe_layout
 from moeify.families.values import text_config
-from moeify.inspection.anatomy import Anatomy, PartSize, check_layers, dissect
 from moeify.inspection.checks import check_mixture, expert_count
 from moeify.inspection.config import InspectConfig
 from moeify.inspection.dense import dissect_dense

@@ -11,7 +11,7 @@ from typing import Any
 from moeify.checkpoint.header import MAX_HEADER_BYTES, StoredTensor, parse_header
 from moeify.checkpoint.hub_errors import hub_errors
 from moeify.checkpoint.reader import CONFIG_FILE, INDEX_FILE, MAX_JSON_BYTES, WEIGHTS_FILE
-from moeify.checkpoint.source import resolve_source
+from moeify.checkpoint.source import resolve_source, split_revision
 from moeify.errors import CheckpointError
 from moeify.inspection.opening import Opened, compare_index, open_folder
 
@@ -40,6 +40,7 @@ def open_remote(repo_id: str, revision: str | None) -> Opened:
     """
     from huggingface_hub import constants
 
+    repo_id, revision = split_revision(repo_id, revision)
     if constants.HF_HUB_OFFLINE:
         return open_folder(resolve_source(repo_id, revision))
     with hub_errors(repo_id, "reading", revision):

@@ -17,8 +17,8 @@ from moeify.checkpoint.reader import Checkpoint
 from moeify.checkpoint.source import resolve_source
 from moeify.errors import CheckpointError, ConfigError
 from moeify.families.dense_view import DenseView, view_dense
+from moeify.families.moe_anatomy import Anatomy
 from moeify.families.registry import FAMILIES, dense_family
-from moeify.inspection.anatomy import Anatomy
 from moeify.inspection.config import InspectConfig
 from moeify.inspection.opening import Opened
 from moeify.inspection.problems import Problem, numbers

@@ -7,22 +7,19 @@ import shutil
 from pathlib import Path
 
 from moeify.checkpoint.reader import CONFIG_FILE
-from moeify.families.base import Config, Family
+from moeify.families.base import Config
 from moeify.modeling import REMOTE_CODE
 from moeify.provenance.card import write_card
-from moeify.provenance.plain_card import write_plain_card
 from moeify.provenance.record import Record
 
 __all__ = ["write_companions"]
 
 
-def write_companions(
-    stage: Path, family: Family | None, config: Config, record: Record, base_folder: Path
-) -> None:
+def write_companions(stage: Path, config: Config, record: Record, base_folder: Path) -> None:
     """Write config.json, moeify.json, README.md and, for moeify's own classes, their code.
 
-    ``family`` is None for a checkpoint that is no mixture of one of moeify's families. The card
-    takes licence and languages from the one in ``base_folder``.
+    The weights must lie in ``stage`` already. The card takes licence and languages from the one in
+    ``base_folder``.
     """
     config = dict(config)
     config.pop("auto_map", None)  # the code of others is not carried over
@@ -33,7 +30,4 @@ def write_companions(
     text = json.dumps(config, indent=2, ensure_ascii=False)
     (stage / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
     record.write(stage)
-    if family is None:
-        write_plain_card(stage, config, record, base_folder)
-    else:
-        write_card(stage, family, config, record, base_folder)
+    write_card(stage, config, record, base_folder)

@@ -10,7 +10,7 @@ from moeify.checkpoint.source import Source
 from moeify.checkpoint.staging import check_free_space
 from moeify.checkpoint.writer import Progress, write_shards
 from moeify.families.dense_view import view_dense
-from moeify.families.registry import FAMILIES, mixture_family
+from moeify.families.registry import FAMILIES
 from moeify.provenance.companions import write_companions
 from moeify.provenance.record import Record, Step
 from moeify.pruning.plan import PrunePlan
@@ -40,6 +40,6 @@ def write_beside(stage: Path, plan: PrunePlan, source: Source, step: Step) -> No
     """Write config, record and card into ``stage``; a dense output is held against its class."""
     record = Record.read(source).with_step(step)
     model_type = str(plan.config.get("model_type"))
-    write_companions(stage, mixture_family(plan.config), plan.config, record, source.folder)
+    write_companions(stage, plan.config, record, source.folder)
     if model_type in FAMILIES:
         view_dense(Checkpoint.open(stage), FAMILIES[model_type])

@@ -8,12 +8,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from moeify.checkpoint.reader import has_tokenizer
 from moeify.errors import CheckpointError
 from moeify.modeling import REMOTE_CODE
 
 __all__ = ["load_model", "load_tokenizer", "model_class"]
-
-_TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model")
 
 
 def load_model(folder: Path, dtype: str = "auto") -> Any:
@@ -32,8 +31,7 @@ def load_model(folder: Path, dtype: str = "auto") -> Any:
 
 def load_tokenizer(folder: Path) -> Any:
     """The tokenizer in ``folder``; raises ``CheckpointError`` when there is none."""
-    if not any((folder / file).is_file() for file in _TOKENIZER_FILES):
-        # transformers would make an empty one up from the model type
+    if not has_tokenizer(folder):
         raise CheckpointError(
             f"{folder} has no tokenizer", "copy the tokenizer's files of its base model into it"
         )

@@ -26,13 +26,14 @@ from moeify.families.base import Config, Family
 from moeify.families.moe_view import MoeView, view_moe
 from moeify.families.registry import moe_family
 from moeify.provenance.companions import write_companions
+from moeify.provenance.exports import is_as_exported
 from moeify.provenance.record import Record, Step
 from moeify.routing.config import ROUTER_INITS, RouterInit
 from moeify.routing.initialization import RouterRows, logit_std
 from moeify.upcycling.comparing import compare_joining
 from moeify.upcycling.config import MAX_EXPERTS, AddConfig
 from moeify.upcycling.routers import joining_rows, labelled_text, recorded_options
-from moeify.upcycling.sources import ExpertOrigin, ExpertSource, open_dense, resolve_entry
+from moeify.upcycling.sources import ExpertOrigin, ExpertSource, open_dense
 
 __all__ = ["AddReport", "add_experts"]
 
@@ -142,7 +143,7 @@ def _open(source: Source, config: AddConfig) -> _Joining:
             f"{view.num_experts} experts and {len(config.experts)} more are over {MAX_EXPERTS}",
             "add fewer",
         )
-    found = [open_dense(resolve_entry(text)) for text in config.experts]
+    found = [open_dense(resolve_source(text)) for text in config.experts]
     labels = config.labels or tuple(entry.label for entry in found)
     entries = (replace(entry, label=label) for entry, label in zip(found, labels, strict=True))
     return _Joining(view=view, family=family, entries=tuple(entries))
@@ -154,9 +155,7 @@ def _check_mixture(source: Source, view: MoeView, family: Family) -> None:
             raise CheckpointError(
                 f"layer {layer} has no router", f"run moeify attach {source.name} first"
             )
-    upcycled = [step for step in Record.read(source).steps if step.command == "upcycle"]
-    exported = any(step.options.get("compat") == "gguf" for step in upcycled)
-    if exported and family.gguf_renormalises is False:
+    if is_as_exported(family, Record.read(source)) is not None:
         raise ConfigError(
             f"{source.name} was made with --compat gguf: its experts are scaled by their number",
             "upcycle again without --compat, add experts, and export that",
@@ -258,10 +257,9 @@ def _write(
     with staged(target, force=config.force) as stage, output_errors(target):
         write_rewrite(stage, plan, progress, check)
         carry_files(source.folder, stage)
-        record = Record.read(source)
-        record = record.with_step(_step(joining, record, config, report))
+        record = Record.read(source).with_step(_step(config, report))
         model_config = _config(joining.view, report.num_experts)
-        write_companions(stage, joining.family, model_config, record, source.folder)
+        write_companions(stage, model_config, record, source.folder)
 
 
 def _config(view: MoeView, num_experts: int) -> Config:
@@ -270,7 +268,7 @@ def _config(view: MoeView, num_experts: int) -> Config:
     return config | dict.fromkeys(present, num_experts)
 
 
-def _step(joining: _Joining, record: Record, config: AddConfig, report: AddReport) -> Step:
+def _step(config: AddConfig, report: AddReport) -> Step:
     options = recorded_options(config) | {"experts": [origin.name for origin in report.added]}
     results: dict[str, Any] = {
         "num_experts": report.num_experts,
@@ -278,11 +276,4 @@ def _step(joining: _Joining, record: Record, config: AddConfig, report: AddRepor
     }
     if report.label_agreement is not None:
         results["label_agreement"] = report.label_agreement
-    known = {key: value for step in record.steps for key, value in step.results.items()}
-    if isinstance(known.get("params_total"), int):
-        view = joining.view
-        rows = len(view.moe_layers) * len(joining.entries) * view.hidden_size
-        results["params_total"] = known["params_total"] + report.params_added
-        if isinstance(known.get("params_active"), int):
-            results["params_active"] = known["params_active"] + rows
     return Step(command="add-experts", options=options, results=results)

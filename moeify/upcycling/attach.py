@@ -24,6 +24,7 @@ from moeify.families.registry import mixture_family, moe_layout
 from moeify.families.values import text_config
 from moeify.modeling import REMOTE_CODE
 from moeify.provenance.companions import write_companions
+from moeify.provenance.exports import SCALED_FOR_OTHERS, is_as_exported
 from moeify.provenance.record import Record, Step
 from moeify.routing.initialization import RouterRows, UpProjection, expected_entropy, logit_std
 from moeify.upcycling.config import AttachConfig, check_route_by, check_top_k
@@ -58,6 +59,7 @@ class AttachReport:
     files_copied: int
     bytes_written: int
     seconds: float
+    warnings: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON document of ``moeify attach --json``."""
@@ -107,8 +109,10 @@ def attach(
     with staged(target, force=config.force) as stage, output_errors(target):
         write_rewrite(stage, plan, progress)
         carry_files(source.folder, stage)
-        _write_companions(stage, source, view, config, report)
-    return replace(report, seconds=time.perf_counter() - started)
+        record = _write_companions(stage, source, view, config, report)
+    changed = is_as_exported(mixture_family(opened.config), record) is False
+    warnings = (SCALED_FOR_OTHERS,) if changed else ()
+    return replace(report, warnings=warnings, seconds=time.perf_counter() - started)
 
 
 def _rows(view: MoeView, layer: int, config: AttachConfig) -> RouterRows:
@@ -172,7 +176,7 @@ def _outlook(rows: Any, gain: Any) -> RouterOutlook:
 
 def _write_companions(
     stage: Path, source: Source, view: MoeView, config: AttachConfig, report: AttachReport
-) -> None:
+) -> Record:
     options = asdict(config)
     options.pop("force")
     entropies = [outlook.entropy for outlook in report.after.values()]
@@ -184,4 +188,5 @@ def _write_companions(
     sizes[key] = report.top_k
     if config.route_by is not None and report.model_type in REMOTE_CODE:
         model_config["route_by"] = config.route_by
-    write_companions(stage, mixture_family(model_config), model_config, record, source.folder)
+    write_companions(stage, model_config, record, source.folder)
+    return record

@@ -74,44 +74,46 @@ def compare_joining(
 
     Raises ``CheckpointError`` with all differences that cannot be lived with.
     """
-    ours = view.checkpoint.config
-    fatal: list[str] = []
-    warnings: list[str] = []
-    for entry in entries:
-        name, theirs = entry.source.name, entry.view.checkpoint.config
-        if entry.view.family is not family:
-            found = entry.view.family.model_type
-            fatal.append(f"{name}: its model_type is {found}, not {family.model_type}")
-            continue
-        sizes, wanted = family.dense.dims(theirs), view.layout.dims(ours)
-        fatal += [
-            f"{name}: {_NAMES[symbol]} {sizes[symbol]}, not {wanted[symbol]}"
-            for symbol in ("L", "H", "F")
-            if sizes[symbol] != wanted[symbol]
-        ]
-        fatal += [f"{name}: {found}" for found in _activations(family, ours, theirs)]
-        if said := _tokenizer_difference(view.checkpoint.folder, entry.source.folder):
-            warnings.append(f"{name}: {said}; the mixture's tokenizer is used")
-        dtypes = (
-            {
-                (tensor.dtype, view.up(layer)[0].dtype)
-                for layer in view.moe_layers
-                for tensor in entry.view.ffn(layer).values()
-            }
-            if not fatal
-            else set()
-        )
-        warnings += [
-            f"{name}: its weights are {own} and are converted to {other}"
-            for own, other in sorted(dtypes)
-            if own != other
-        ]
+    fatal = [
+        f"{entry.source.name}: {found}"
+        for entry in entries
+        for found in _cannot_join(view, family, entry)
+    ]
     if fatal:
         raise CheckpointError(
             f"these checkpoints cannot join {view.checkpoint.folder.name}: " + "; ".join(fatal),
             "name checkpoints that were trained from the base of the mixture",
         )
-    return tuple(warnings)
+    return tuple(
+        f"{entry.source.name}: {found}"
+        for entry in entries
+        for found in _joins_changed(view, entry)
+    )
+
+
+def _cannot_join(view: MoeView, family: Family, entry: ExpertSource) -> Iterator[str]:
+    if entry.view.family is not family:
+        yield f"its model_type is {entry.view.family.model_type}, not {family.model_type}"
+        return
+    ours, theirs = view.checkpoint.config, entry.view.checkpoint.config
+    sizes, wanted = family.dense.dims(theirs), view.layout.dims(ours)
+    for symbol in ("L", "H", "F"):
+        if sizes[symbol] != wanted[symbol]:
+            yield f"{_NAMES[symbol]} {sizes[symbol]}, not {wanted[symbol]}"
+    yield from _activations(family, ours, theirs)
+
+
+def _joins_changed(view: MoeView, entry: ExpertSource) -> Iterator[str]:
+    if said := _tokenizer_difference(view.checkpoint.folder, entry.source.folder):
+        yield f"{said}; the mixture's tokenizer is used"
+    dtypes = {
+        (tensor.dtype, view.up(layer)[0].dtype)
+        for layer in view.moe_layers
+        for tensor in entry.view.ffn(layer).values()
+    }
+    for own, other in sorted(dtypes):
+        if own != other:
+            yield f"its weights are {own} and are converted to {other}"
 
 
 def _activations(family: Family, ours: Config, theirs: Config) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -127,9 +128,9 @@ class UpcycleConfig(RouterTextConfig):
         return self.num_experts or len(self.experts_from) or DEFAULT_EXPERTS
 
     def __post_init__(self) -> None:
-        for option in ("experts_from", "labels", "weights"):
-            object.__setattr__(self, option, tuple(getattr(self, option)))
-        object.__setattr__(self, "experts_from", tuple(map(str, self.experts_from)))
+        object.__setattr__(self, "experts_from", _listed(self.experts_from))
+        object.__setattr__(self, "labels", _listed(self.labels))
+        object.__setattr__(self, "weights", tuple(self.weights))
         if self.experts < 2 or self.experts > MAX_EXPERTS or self.num_experts == 0:
             raise ConfigError(
                 f"a mixture needs 2 to {MAX_EXPERTS} experts, not {self.num_experts or 1}",
@@ -157,6 +158,13 @@ class UpcycleConfig(RouterTextConfig):
                 f"--compat gguf starts with flat routers, so --router {self.router} cannot be kept",
                 "leave --compat out, or --router",
             )
+
+
+def _listed(given: str | Iterable[object]) -> tuple[str, ...]:
+    """Names one by one, or in one string with commas between them."""
+    if isinstance(given, str):
+        return tuple(part.strip() for part in given.split(",") if part.strip())
+    return tuple(map(str, given))
 
 
 def _check_entries(config: UpcycleConfig) -> None:
@@ -211,8 +219,8 @@ class AddConfig(RouterTextConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "experts", tuple(map(str, self.experts)))
-        object.__setattr__(self, "labels", tuple(self.labels))
+        object.__setattr__(self, "experts", _listed(self.experts))
+        object.__setattr__(self, "labels", _listed(self.labels))
         if not self.experts:
             raise ConfigError("no expert is named", "pass --add-experts with a dense checkpoint")
         if self.labels and len(self.labels) != len(self.experts):

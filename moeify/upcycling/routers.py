@@ -36,6 +36,7 @@ _OVERSAMPLING = 8
 """Text is read until there is this much more than is used, so that rare labels have some too."""
 BATCH_SIZE = 8
 _HELD_OUT = 0.1
+_TOKENS_PER_EXPERT = 4
 _HELD_BYTES = 512 << 20
 """Inputs of as many layers as fit are held at a time; more layers take further passes."""
 _TEXT_OPTIONS = ("split", "text_column", "domain_column", "fit_tokens", "seq_len", "entropy")
@@ -118,6 +119,7 @@ def fit_routers(
     hidden = plan.family.dense.dims(plan.view.checkpoint.config)["H"]
     together = max(1, _HELD_BYTES // (4 * tokens * hidden))
     rows, agreement, owners = {}, 0.0, _owners(plan, text.fit)
+    _check_amount(text.fit, owners, config)
 
     def collected(blocks: Blocks, group: Sequence[int]) -> InputReservoir:
         reservoir = InputReservoir(min(tokens, blocks.tokens), config.seed)
@@ -236,6 +238,19 @@ def _check_labels(
             f"{where} has text of {found[0]!r} alone, so a router has nothing to tell apart",
             "add text of something else, or leave --router out",
         )
+
+
+def _check_amount(blocks: Blocks, owners: list[int], config: RouterTextConfig) -> None:
+    """Experts that share a label divide its tokens, of which each needs some."""
+    for number, label in enumerate(blocks.domain_names):
+        own = blocks.domains == (number if config.prompts is None else 2 * number)
+        tokens, experts = int(blocks.lengths[own].sum()), owners.count(number)
+        if tokens < _TOKENS_PER_EXPERT * experts:
+            raise DatasetError(
+                f"label {label!r} has {tokens} tokens for {experts} experts, which need"
+                f" {_TOKENS_PER_EXPERT} each",
+                "give more text, or make fewer experts",
+            )
 
 
 def _even(blocks: Blocks, tokens: int) -> Blocks:

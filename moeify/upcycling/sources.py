@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from moeify.checkpoint.header import StoredTensor
 from moeify.checkpoint.lowrank import LowRank
@@ -23,7 +22,6 @@ __all__ = [
     "expert_origins",
     "open_dense",
     "open_sources",
-    "resolve_entry",
 ]
 
 
@@ -78,20 +76,12 @@ def open_sources(
     opened: dict[str, ExpertSource] = {}
     for text in config.experts_from:
         if text not in opened:
-            opened[text] = _open(resolve_entry(text), base, base_source)
+            opened[text] = _open(resolve_source(text), base, base_source)
     labels = config.labels or tuple(opened[text].label for text in config.experts_from)
     return tuple(
         replace(opened[text], label=label)
         for text, label in zip(config.experts_from, labels, strict=True)
     )
-
-
-def resolve_entry(text: str) -> Source:
-    """The source behind a folder, a Hub id, or a Hub id with a revision, ``id@revision``."""
-    name, at, revision = text.rpartition("@")
-    if at and not Path(text).expanduser().exists():
-        return resolve_source(name, revision)
-    return resolve_source(text)
 
 
 def _open(source: Source, base: DenseView, base_source: Source) -> ExpertSource:

@@ -175,7 +175,7 @@ def _write(
         report = replace(report, noise_effective=tally.relative_std, warnings=tuple(warnings))
         carry_files(source.folder, stage)
         record = Record.read(source).with_step(_step(config, report))
-        write_companions(stage, plan.family, plan.config, record, source.folder)
+        write_companions(stage, plan.config, record, source.folder)
     return report
 
 

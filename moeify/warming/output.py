@@ -18,7 +18,6 @@ from moeify.checkpoint.reader import Checkpoint
 from moeify.checkpoint.rewrite import Rewrite, plan_rewrite, write_rewrite
 from moeify.checkpoint.source import Source
 from moeify.families.moe_view import MoeView
-from moeify.families.registry import mixture_family
 from moeify.provenance.companions import write_companions
 from moeify.provenance.record import Record, Step
 from moeify.routing.collection import routers
@@ -75,7 +74,7 @@ def write_output(
     step = Step(command="warmup", options=options, results=results)
     record = Record.read(source).with_step(step)
     written = view.checkpoint.config
-    write_companions(stage, mixture_family(written), written, record, source.folder)
+    write_companions(stage, written, record, source.folder)
     return plan
 
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from moeify.families.moe_anatomy import layout_prefix
 from moeify.families.moe_layout import ExpertTensor
 from moeify.families.registry import MOE_LAYOUTS, moe_layout
 from moeify.families.values import resolve_shape
-from moeify.inspection.anatomy import layout_prefix
 from moeify.inspection.inspect import inspect
 from tests.families.published_models import EXPERTS, MODEL_TYPES, OWN, active_parameters, save, tiny
 

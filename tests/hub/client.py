@@ -1,6 +1,7 @@
 """Running moeify and other programs against the stand-in, as a user's shell would."""
 
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -29,7 +30,11 @@ class Client:
 
     @property
     def environment(self) -> dict[str, str]:
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))}
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if name == "HF_DEBUG" or not name.startswith(("HF_", "HUGGING"))
+        }
         extra = {
             "HF_ENDPOINT": self.hub.url,
             "HF_HOME": str(self.home / "hf"),
@@ -62,6 +67,21 @@ class Client:
         )
         self.printed += [done.stdout, done.stderr]
         return done
+
+    def interrupted(self, *arguments: object, at: tuple[str, str]) -> str:
+        """What moeify prints on stderr when Ctrl-C comes with a request of this kind."""
+        running = subprocess.Popen(
+            [*map(str, (self.python, "-m", "moeify", *arguments))],
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.hub.meanwhile(*at, lambda: running.send_signal(signal.SIGINT))
+        printed = running.communicate(timeout=120)
+        self.printed += printed
+        assert running.returncode == 130, printed[1]
+        return printed[1]
 
     def moeify(self, *arguments: object, cwd: Path | None = None) -> str:
         """What a command prints on stdout; it must succeed."""

@@ -5,12 +5,12 @@ import re
 from dataclasses import replace
 
 import pytest
+import transformers
 import yaml
 from huggingface_hub import ModelCard
 
 import moeify
 from moeify.checkpoint.source import Source
-from moeify.families.registry import FAMILIES
 from moeify.provenance.card import card_text, write_card
 from moeify.provenance.citations import citations
 from moeify.provenance.record import Record, Step
@@ -64,7 +64,7 @@ def test_base_model_only_where_it_is_one_on_the_hub(tmp_path):
     record = Record.read(Source(folder=folder, name="moe"))
     config = json.loads((folder / "config.json").read_text())
     on_hub = replace(record, source="Qwen/Qwen3-0.6B", revision="a" * 40)
-    write_card(folder, FAMILIES["qwen3"], config, on_hub)
+    write_card(folder, config, on_hub)
     data = ModelCard.load(folder / "README.md").data.to_dict()
     assert data["base_model"] == "Qwen/Qwen3-0.6B"
     assert data["base_model_relation"] == "finetune"
@@ -90,7 +90,86 @@ def test_steps_of_other_commands_are_shown(tmp_path):
         assert row in page
     for paper in ("2101.03961", "2604.13508", "2510.13999", "2408.15664", "2310.01334"):
         assert paper in page
-    assert "Pruning was not followed by training" in page
+    assert "Taking experts out was not followed by training" in page
+
+
+def test_sizes_are_those_of_the_files(tmp_path):
+    """After pruning and with another top-k the numbers of the upcycling no longer hold."""
+    report, _ = card(tmp_path)
+    moeify.attach(tmp_path / "moe", tmp_path / "one", top_k=1)
+    moeify.prune(tmp_path / "one", tmp_path / "less", keep=2, by="random")
+    for name in ("moe", "one", "less"):
+        page = (tmp_path / name / "README.md").read_text()
+        counted = moeify.inspect(tmp_path / name)
+        assert f"| parameters of the dense model | {report.params_dense:,} |" in page
+        assert f"| parameters in all | {counted.params_total:,} |" in page
+        assert f"| parameters used by a token | {counted.params_active:,} |" in page
+    assert counted.params_total < report.params_total
+
+
+def foreign(folder, kind, **sizes):
+    """A mixture that somebody else made, as transformers saves it."""
+    common = {
+        "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 2, "num_experts_per_tok": 2,
+    }  # fmt: skip
+    config = getattr(transformers, f"{kind}Config")(**(common | sizes))
+    getattr(transformers, f"{kind}ForCausalLM")(config).save_pretrained(folder)
+    (folder / "README.md").write_bytes(CARD.replace(b"license", b"base_model: org/base\nlicense"))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes"),
+    [
+        ("Mixtral", {"num_local_experts": 4}),
+        ("Olmoe", {"num_experts": 4}),
+        ("Qwen3Moe", {"num_experts": 4, "moe_intermediate_size": 16, "head_dim": 16}),
+    ],
+)
+def test_mixtures_that_moeify_did_not_make(tmp_path, kind, sizes):
+    report = moeify.prune(foreign(tmp_path / "theirs", kind, **sizes), tmp_path / "ours", keep=3)
+    page = ModelCard.load(tmp_path / "ours" / "README.md")
+    assert page.data.base_model == "org/base"  # as their card says
+    assert page.data.base_model_relation == "finetune"
+    assert (page.data.license, page.data.pipeline_tag) == ("apache-2.0", "text-generation")
+    assert "# theirs after moeify prune\n" in page.text
+    assert f"| parameters in all | {report.params_after:,} |" in page.text
+    counted = moeify.inspect(tmp_path / "ours")
+    assert f"| parameters used by a token | {counted.params_active:,} |" in page.text
+    assert "import AutoModelForCausalLM\n" in page.text
+    assert "| transformers | yes, with its own classes |" in page.text
+    assert "| keep | 3 |" in page.text
+    assert "arXiv:2603.18492" in page.text
+    assert "Taking experts out was not followed by training" in page.text
+    assert "An upcycled model" not in page.text
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gpt2"])
+def test_a_dense_model_again(tmp_path, family):
+    card(tmp_path, (lambda f: qwen_like(f, "qwen3")) if family == "qwen3" else gpt2_like)
+    report = moeify.extract(tmp_path / "moe", tmp_path / "again", expert=1)
+    page = ModelCard.load(tmp_path / "again" / "README.md")
+    assert f"| parameters | {report.params:,} |" in page.text
+    assert "moe" not in page.data.tags
+    assert page.data.pipeline_tag == "text-generation"
+    assert "trust_remote_code" not in page.text
+    assert "Taking experts out was not followed by training" in page.text
+
+
+@pytest.mark.parametrize(
+    ("trained", "routers_only", "cut"), [("routers", True, True), ("all", False, False)]
+)
+def test_what_training_changed_is_no_limit_any_more(tmp_path, trained, routers_only, cut):
+    card(tmp_path)
+    folder = tmp_path / "moe"
+    prune = Step(command="prune", options={"keep": 2}, results={})
+    warm = Step(command="warmup", options={"steps": 9, "train": trained}, results={})
+    record = Record.read(Source(folder=folder, name="moe"))
+    record.with_step(prune).with_step(warm).write(folder)
+    page = card_text(folder)
+    assert ("Warm-up changes the routers only" in page) == routers_only
+    assert ("Taking experts out was not followed by training" in page) == cut
 
 
 @pytest.mark.parametrize("by", CALIBRATED)
@@ -113,6 +192,7 @@ def test_every_paper_has_authors_title_and_number(by, fit):
         ("qwen2", 0.0, {}, False),
         ("qwen3", 0.05, {}, False),
         ("qwen2", 0.05, {"router": "zeros"}, True),
+        ("qwen2", 0.05, {"router": "zeros", "top_k": 1}, False),
         ("qwen2", 0.05, {"router": "normal"}, False),
     ],
 )
@@ -120,11 +200,17 @@ def test_flat_routers_over_experts_that_differ(tmp_path, model_type, noise, late
     source = qwen_like(tmp_path / "dense", model_type)
     moe = tmp_path / "moe"
     moeify.upcycle(source, moe, num_experts=4, noise=noise, compat="gguf")
+    scaled_for_others = bool({"router": "normal", "top_k": 1}.items() & later.items())
     if later:
-        moeify.attach(moe, tmp_path / "again", **later)
+        report = moeify.attach(moe, tmp_path / "again", **later)
         moe = tmp_path / "again"
+        assert bool(report.warnings) == scaled_for_others
+        dense = moeify.verify(source, moe, dtype="float32").relative_diff
+        assert (dense > 0.1) == scaled_for_others
     page = (moe / "README.md").read_text()
     assert ("rounding chooses between" in page) == warned
+    assert ("scaled the experts for flat routers" in page) == scaled_for_others
+    assert ("An upcycled model computes what its base computes" in page) != scaled_for_others
 
 
 def test_text_from_files_cannot_break_out(tmp_path):

@@ -45,6 +45,21 @@ def test_what_is_up_after_a_failure_is_said_and_not_sent_again(hub, client, fold
     assert hub.repositories["user/moe"].files()[LARGE] == (folder / LARGE).read_bytes()
 
 
+def test_ctrl_c_in_mid_upload_says_how_to_finish(hub, client, folder, tmp_path):
+    said = client.interrupted("push", folder, "user/moe", at=("PUT", "/objects/"))
+    assert "nothing was published yet: the same command sends what is missing" in said
+    assert list(hub.repositories["user/moe"].files()) == [".gitattributes"]
+    client.moeify("push", folder, "user/moe")
+    assert ROUTERS in hub.repositories["user/moe"].files()
+    hub.objects.clear()
+    source, out = folder.with_name("moe-dense"), tmp_path / "out"
+    command = ("upcycle", source, out, "--experts", 3, "--push-to", "user/late")
+    said = client.interrupted(*command, at=("PUT", "/objects/"))
+    assert f"{out} is complete, but not published: moeify push {out} user/late" in said
+    client.moeify("push", out, "user/late")
+    assert ROUTERS in hub.repositories["user/late"].files()
+
+
 def test_a_failure_between_two_files_names_the_first(hub, client, folder):
     large = (folder / LARGE).read_bytes()
     hub.objects = {hashlib.sha256(large).hexdigest(): large}  # left from an earlier attempt

@@ -11,7 +11,7 @@ import moeify
 from moeify.errors import MoeifyError
 
 from ..real.hub_shapes import sentence_encoder_like
-from .models import CARD, contents, dense
+from .models import CARD, contents, dense, mixture
 
 EXTRAS = {
     "pytorch_model.bin": b"pickle" * 1000,
@@ -22,6 +22,14 @@ EXTRAS = {
     "checkpoint-5/model.safetensors": b"old" * 1000,
     "modeling_odd.py": b"raise SystemExit\n",
 }
+
+
+EVERY = """
+import sys
+from moeify.cli.app import app
+for line in sys.argv[1].strip().splitlines():
+    app(line.split(), standalone_mode=False)
+"""
 
 
 @pytest.fixture
@@ -60,6 +68,45 @@ def test_revision_and_commit_are_recorded(hub, client, files, tmp_path):
     assert "license: apache-2.0" in card
     said = client.refused("upcycle", "org/dense", tmp_path / "b", "--revision", "v9")
     assert "no revision 'v9'" in said
+
+
+def test_every_command_takes_an_id_and_a_revision(hub, client, files, tmp_path):
+    """main is no model at all; the second time nothing is asked of the Hub."""
+    for name, good in (("org/dense", files), ("org/moe", contents(mixture(tmp_path / "made")))):
+        repository = hub.add(name, good)
+        repository.references["v1"] = repository.references["main"]
+        hub.commit(name, {"config.json": b"{}"})
+    client.moeify("verify", "org/dense@v1", "org/moe@v1")
+    client.offline, mark = True, len(hub.exchanges)
+    text = tmp_path / "text.txt"
+    text.write_text("to be or not to be, that is the question\n" * 200)
+    sizes = "--steps 0 --seq-len 32 --fit-tokens 1024 --eval-tokens 512"
+    commands = f"""
+        verify org/dense@v1 org/moe@v1
+        inspect org/moe --revision v1
+        inspect org/moe@v1 --weights --dense org/dense@v1
+        attach org/moe attach --revision v1
+        extract org/moe extract --expert 1 --revision v1
+        prune org/moe@v1 prune --keep 2 --by random
+        upcycle org/dense@v1 upcycle --experts 2
+        warmup org/moe warmup --dataset {text} {sizes} --revision v1
+    """
+    done = client.run("-c", EVERY, commands, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(hub.exchanges) == mark
+    for name in ("attach", "extract", "prune", "upcycle", "warmup"):
+        assert any((tmp_path / name).glob("model*.safetensors"))
+    client.offline = False
+    said = client.refused("inspect", "org/moe@v1", "--revision", "v2")
+    assert "org/moe@v1 names one revision, --revision v2 another" in said
+    assert "no revision 'v9'" in client.refused("verify", "org/dense@v9", "org/moe@v1")
+
+
+def test_the_next_command_that_upcycle_names_has_the_revision(hub, client, files, tmp_path):
+    repository = hub.add("org/dense", files)
+    repository.references["v1"] = repository.references["main"]
+    client.moeify("upcycle", "org/dense", tmp_path / "a", "--revision", "v1", "--experts", 2)
+    assert f"next: moeify verify org/dense@v1 {tmp_path / 'a'}" in client.printed[-1]
 
 
 def test_names_without_a_user(hub, client, files, tmp_path):

@@ -18,6 +18,7 @@ from moeify.upcycling.upcycle import upcycle
 from tests.families.published_models import save, tiny
 from tests.inspection.sparse_checkpoint import ACTIVE, TOTAL, write_sparse
 from tests.real.checkpoints import demo_gpt2
+from tests.real.hub_shapes import bert_base_uncased_like
 
 Tensors = dict[str, torch.Tensor]
 
@@ -242,6 +243,17 @@ def test_dense_checkpoint_shows_what_upcycling_gives(tmp_path: Path) -> None:
     assert outlook is not None
     assert (outlook.params_total, outlook.params_active) == (made.params_total, made.params_active)
     assert outlook.nbytes == inspect(tmp_path / "moe").bytes
+
+
+def test_tensors_of_other_classes_are_not_counted(tmp_path: Path) -> None:
+    """Like bert-base-uncased, it holds a pooler and a head that its masked-LM class lacks."""
+    source = bert_base_uncased_like(tmp_path / "dense")
+    written = upcycle(source, tmp_path / "moe", num_experts=2)
+    report = inspect(tmp_path / "moe")
+    assert (report.params_total, report.params_active) == (
+        written.params_total, written.params_active,
+    )  # fmt: skip
+    assert not report.problems
 
 
 def test_what_moeify_wrote_names_its_source(tmp_path: Path) -> None:

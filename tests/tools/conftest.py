@@ -35,7 +35,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path
 
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dense BERT classifier, as somebody's fine-tuning left it."""
+    """A dense BERT with the head of a classifier."""
     folder = tmp_path_factory.mktemp("classifier") / "dense"
     bert = bert_base_uncased_like(folder.with_name("bert"))
     transformers.set_seed(0)

@@ -6,6 +6,7 @@ from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     Trainer,
@@ -16,11 +17,8 @@ from trl import SFTConfig, SFTTrainer
 
 import moeify
 
-
-@pytest.fixture
-def bert_moe(classifier, tmp_path):
-    moeify.upcycle(classifier, tmp_path / "moe", num_experts=4, noise=0.01)
-    return tmp_path / "moe"
+# Qwen's router is a parameter, not a module.
+GATES = {"target_parameters": ["mlp.gate.weight"]}
 
 
 def arguments(folder, **options):
@@ -31,45 +29,82 @@ def arguments(folder, **options):
     return common | options
 
 
-def test_trainer_fine_tunes_a_classifier(bert_moe, tmp_path):
-    """Two classes that one word tells apart are learned, experts and routers included."""
-    tokenizer = AutoTokenizer.from_pretrained(bert_moe)
-    texts = [f"the {word}" for word in ("man", "city") for _ in range(16)]
-    tokens = tokenizer(texts, padding="max_length", max_length=8)
-    rows = Dataset.from_dict({**tokens, "labels": [0] * 16 + [1] * 16})
-    model = AutoModelForSequenceClassification.from_pretrained(bert_moe, output_router_logits=True)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    options = arguments(
-        tmp_path / "run", max_steps=20, per_device_train_batch_size=16, learning_rate=2e-3
+def trainer(model, rows, folder, **options):
+    common = {"max_steps": 20, "per_device_train_batch_size": 16, "learning_rate": 2e-3}
+    options = TrainingArguments(**arguments(folder, **(common | options)))
+    return Trainer(model=model, args=options, train_dataset=rows)
+
+
+def accuracy(trainer, rows):
+    predictions = trainer.predict(rows).predictions
+    logits = predictions[0] if isinstance(predictions, tuple) else predictions
+    return (logits.argmax(-1) == rows["labels"]).mean()
+
+
+def labelled(tokenizer, **words):
+    """Sentences whose last word tells the class."""
+    texts = [f"the {word}" for word in words for _ in range(16)]
+    labels = [label for label in words.values() for _ in range(16)]
+    return Dataset.from_dict(
+        {**tokenizer(texts, padding="max_length", max_length=8), "labels": labels}
     )
-    trainer = Trainer(model=model, args=TrainingArguments(**options), train_dataset=rows)
-    trainer.train()
+
+
+def test_a_fine_tuned_classifier_is_upcycled_and_fine_tuned_on(classifier, tmp_path):
+    """The mixture knows what the dense one learned, and learns two words more."""
+    tokenizer = AutoTokenizer.from_pretrained(classifier)
+    known = labelled(tokenizer, man=0, city=1)
+    dense = AutoModelForSequenceClassification.from_pretrained(classifier)
+    tuned = trainer(dense, known, tmp_path / "dense")
+    tuned.train()
+    assert accuracy(tuned, known) == 1.0
+    tuned.save_model(tmp_path / "tuned")
+    tokenizer.save_pretrained(tmp_path / "tuned")
+
+    moeify.upcycle(tmp_path / "tuned", tmp_path / "moe", num_experts=4, noise=0.01)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        tmp_path / "moe", output_router_logits=True
+    )
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    rows = labelled(tokenizer, man=0, city=1, woman=1, house=0)
+    further = trainer(model, rows, tmp_path / "run", max_steps=40)
+    assert accuracy(further, known) == 1.0
+    assert accuracy(further, rows) < 1.0
+    further.train()
+    assert accuracy(further, rows) == 1.0
     moved = {name for name, value in model.state_dict().items() if not value.equal(before[name])}
     assert any("router" in name for name in moved)
     assert any("experts.down_proj" in name for name in moved)
-    predictions = trainer.predict(rows).predictions
-    logits = predictions[0] if isinstance(predictions, tuple) else predictions
-    assert (logits.argmax(-1) == rows["labels"]).mean() == 1.0
-    trainer.save_model(tmp_path / "tuned")
-    again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "tuned")
+    further.save_model(tmp_path / "again")
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "again")
     for name, value in model.state_dict().items():
         assert torch.equal(again.state_dict()[name], value), name
 
 
-def test_lora_on_attention_and_routers_of_qwen3(pair, tmp_path):
-    _, folder = pair("qwen3")
+LORA = {
+    "bert": (AutoModelForMaskedLM, {"target_modules": ["query", "value", "router"]}),
+    "gpt2": (AutoModelForCausalLM, {"target_modules": ["c_attn", "router"]}),
+    "qwen2": (AutoModelForCausalLM, {"target_modules": ["q_proj", "v_proj"], **GATES}),
+    "qwen3": (AutoModelForCausalLM, {"target_modules": ["q_proj", "v_proj"], **GATES}),
+}
+
+
+@pytest.mark.parametrize("family", LORA)
+def test_lora_on_attention_and_routers(family, pair, tmp_path):
+    _, folder = pair(family)
+    auto, targets = LORA[family]
     set_seed(0)
-    model = AutoModelForCausalLM.from_pretrained(folder, output_router_logits=True)
-    config = LoraConfig(
-        r=4, target_modules=["q_proj", "v_proj"], target_parameters=["mlp.gate.weight"],
-        task_type="CAUSAL_LM",
-    )  # fmt: skip
-    adapted = get_peft_model(model, config)
-    trained = [name for name, p in adapted.named_parameters() if p.requires_grad]
+    model = auto.from_pretrained(folder, output_router_logits=True)
+    adapted = get_peft_model(model, LoraConfig(r=4, **targets))
+    trained = {name for name, p in adapted.named_parameters() if p.requires_grad}
     assert all("lora_" in name for name in trained)
-    assert sum("mlp.gate" in name for name in trained) == 2 * model.config.num_hidden_layers
+    layers = model.config.num_hidden_layers
+    routers = {name for name in trained if "router" in name or "mlp.gate" in name}
+    assert len(routers) == 2 * layers
+    assert len(trained - routers) >= 2 * layers
     ids = torch.randint(0, 200, (2, 12), generator=torch.Generator().manual_seed(0))
     optimizer = torch.optim.AdamW([p for p in adapted.parameters() if p.requires_grad], lr=1e-2)
+    start = {name: p.detach().clone() for name, p in adapted.named_parameters()}
     losses = []
     for _ in range(8):
         loss = adapted(input_ids=ids, labels=ids).loss
@@ -78,12 +113,16 @@ def test_lora_on_attention_and_routers_of_qwen3(pair, tmp_path):
         optimizer.zero_grad()
         losses.append(loss.item())
     assert losses[-1] < losses[0] - 0.1
-    adapted.save_pretrained(tmp_path / "adapter")
-    base = AutoModelForCausalLM.from_pretrained(folder)
-    again = PeftModel.from_pretrained(base, tmp_path / "adapter")
+    moved = {name for name, p in adapted.named_parameters() if not p.equal(start[name])}
+    assert moved == trained
+    adapted.eval().save_pretrained(tmp_path / "adapter")
+    base = auto.from_pretrained(folder)
+    again = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
     with torch.no_grad():
-        found = again(input_ids=ids).logits
-        torch.testing.assert_close(found, adapted(input_ids=ids).logits, atol=1e-5, rtol=1e-5)
+        found, expected = (m(input_ids=ids).logits for m in (again, adapted))
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+        merged = again.merge_and_unload()(input_ids=ids).logits
+        torch.testing.assert_close(merged, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_sft_trainer_on_qwen3(pair, tmp_path):

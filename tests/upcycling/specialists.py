@@ -46,3 +46,10 @@ def ffn_tensors(folder: Path) -> dict[str, torch.Tensor]:
     tensors = load_file(folder / "model.safetensors")
     stored = {t.name for layer in range(view.num_layers) for t in view.ffn(layer).values()}
     return {name: tensors[t.name] for name, t in view.base.items() if t.name in stored}
+
+
+def spoil(path: Path, name: str) -> None:
+    """Put a NaN into one tensor."""
+    tensors = load_file(path)
+    tensors[name][0, 0] = float("nan")
+    save_file(tensors, path, metadata={"format": "pt"})

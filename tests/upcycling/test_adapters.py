@@ -13,7 +13,7 @@ import moeify
 from moeify.errors import CheckpointError
 from moeify.routing.loading import load_model
 from tests.tiny import LM_HEADS, save_tiny, state, tree
-from tests.upcycling.specialists import dense_view, ffn_tensors
+from tests.upcycling.specialists import dense_view, ffn_tensors, spoil
 
 FFN = {
     "bert": [r".*intermediate\.dense", r".*layer\.\d+\.output\.dense"],
@@ -224,6 +224,13 @@ def test_an_adapter_without_ffn_is_refused(qwen: Path, tmp_path: Path) -> None:
     message = refused(qwen, adapter, tmp_path)
     assert "changes no FFN" in message
     assert message.endswith("but self_attn.q_proj, self_attn.v_proj")
+
+
+def test_nan_in_an_adapter_is_found(qwen: Path, tmp_path: Path) -> None:
+    adapter = save_adapter(qwen, tmp_path / "adapter", target_modules=targets("qwen3"))
+    name = "base_model.model.model.layers.0.mlp.up_proj.lora_B.weight"
+    spoil(adapter / "adapter_model.safetensors", name)
+    assert "holds NaN" in refused(qwen, adapter, tmp_path)
 
 
 def test_an_adapter_without_weights_is_refused(qwen: Path, tmp_path: Path) -> None:

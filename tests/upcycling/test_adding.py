@@ -84,11 +84,10 @@ def test_what_was_done_is_recorded_and_shown(qwen: Path, tmp_path: Path) -> None
     record = json.loads((tmp_path / "more" / "moeify.json").read_text())
     assert [step["command"] for step in record["steps"]] == ["upcycle", "add-experts"]
     assert record["steps"][1]["results"]["sources"][0]["label"] == "logs"
-    total = record["steps"][1]["results"]["params_total"]
-    assert total == load_model(tmp_path / "more").num_parameters()
     assert str(tmp_path) not in json.dumps(record)
     card = (tmp_path / "more" / "README.md").read_text()
     assert "a mixture of 4 experts" in card
+    assert f"{load_model(tmp_path / 'more').num_parameters():,}" in card
     assert "| 3 | logs |" in card
 
 

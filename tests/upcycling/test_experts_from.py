@@ -10,12 +10,12 @@ import torch
 import moeify
 from moeify.errors import CheckpointError, ConfigError
 from moeify.families.registry import moe_layout
-from moeify.provenance.card import _origin
+from moeify.provenance.card import _origins
 from moeify.provenance.record import Record, Step
 from moeify.routing.loading import load_model
 from moeify.warming.routes import one_expert, rerouted
 from tests.tiny import LM_HEADS, VOCAB, save_tiny, state, tree
-from tests.upcycling.specialists import change_config, dense_view, ffn_tensors, specialist
+from tests.upcycling.specialists import change_config, dense_view, ffn_tensors, specialist, spoil
 
 FAMILIES = list(LM_HEADS)
 
@@ -184,9 +184,7 @@ def test_the_card_names_every_model_on_the_hub() -> None:
                {"name": "folder", "revision": None, "label": "x", "experts": [1]}]  # fmt: skip
     step = Step(command="upcycle", options={}, results={"sources": sources}, versions={})
     record = Record(source="org/base", revision="b" * 40, steps=(step,))
-    assert _origin(record) == {
-        "base_model": ["org/base", "me/code"], "base_model_relation": "merge",
-    }  # fmt: skip
+    assert _origins(record) == ["org/base", "me/code"]
 
 
 def refused(qwen: Path, tmp_path: Path, source: Path, **options: object) -> str:
@@ -244,9 +242,24 @@ def test_options_that_do_not_fit_are_refused(
     assert part in refused(qwen, tmp_path, qwen / "b", **options)
 
 
+def test_nan_in_any_source_is_found_and_nothing_is_kept(qwen: Path, tmp_path: Path) -> None:
+    shutil.copytree(qwen / "b", tmp_path / "b")
+    spoil(tmp_path / "b" / "model.safetensors", "model.layers.2.mlp.up_proj.weight")
+    message = refused(qwen, tmp_path, tmp_path / "b")
+    assert "'model.layers.2.mlp.up_proj.weight'" in message
+    assert "holds NaN" in message
+
+
 def test_more_sources_than_experts_are_refused(qwen: Path) -> None:
     with pytest.raises(ConfigError, match="3 entries of --experts-from do not fit into 2 experts"):
         moeify.UpcycleConfig(experts_from=("a", "b", "c"), num_experts=2)
+
+
+def test_names_may_stand_in_one_string() -> None:
+    config = moeify.UpcycleConfig(experts_from="a, b,c", labels="x,y,z")
+    assert config.experts_from == ("a", "b", "c")
+    assert config.labels == ("x", "y", "z")
+    assert config.experts == 3
 
 
 def test_the_mean_of_nothing_is_refused() -> None:

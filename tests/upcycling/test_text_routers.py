@@ -156,6 +156,17 @@ def test_prompts_of_another_form_are_refused(
     assert part in refused(place, tmp_path, **changes).message
 
 
+def test_a_label_needs_tokens_for_each_of_its_experts(place: Path, tmp_path: Path) -> None:
+    path = tmp_path / "prompts.yaml"
+    path.write_text(
+        "prose: [once upon a time there was a king who had three sons and a garden]\ncode: [x]\n"
+    )
+    changes = {"router": "prompts", "dataset": None, "domain_column": None, "prompts": path}
+    message = refused(place, tmp_path, **changes, num_experts=6).message
+    assert message.startswith("label 'code' has ")
+    assert message.endswith(" tokens for 3 experts, which need 4 each")
+
+
 def test_a_missing_file_of_prompts_is_refused(place: Path, tmp_path: Path) -> None:
     changes = {"router": "prompts", "dataset": None, "domain_column": None}
     error = refused(place, tmp_path, **changes, prompts=tmp_path / "none.yaml")

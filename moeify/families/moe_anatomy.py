@@ -74,7 +74,7 @@ class Anatomy:
 
     @property
     def parameters(self) -> int:
-        """What the class holds, tied tensors once."""
+        """What the class holds, tied tensors once, those of other classes not."""
         return sum(part.parameters for part in self.parts.values())
 
     def active_parameters(self, top_k: int) -> int:
@@ -138,7 +138,7 @@ class _Sorter:
                 head, tail = spec.name.split("{expert}.")
                 self.single.setdefault(head, {})[tail] = spec
         ties = rest.ties(anatomy.config)
-        self.tied = tuple(rest.tied) if ties else ()
+        self.uncounted = (*(rest.tied if ties else ()), *rest.lacking(anatomy.config))
         ahead = text_config(anatomy.config).get("num_nextn_predict_layers")
         self.ahead = ahead if type(ahead) is int else 0
         self.layer = 0  # of the tensor found last
@@ -174,7 +174,7 @@ class _Sorter:
     def _is_parameter(self, name: str) -> bool:
         if self.bias and name.endswith(self.bias):
             return self.anatomy.layout.rule.selection_bias_trained
-        return not _ends(name, self.tied)
+        return not _ends(name, self.uncounted)
 
     def _find(
         self, stored: StoredTensor, name: str, *, packed: bool, side: bool = False

@@ -1,0 +1,145 @@
+"""What a model card is about, gathered from a checkpoint's files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from moeify.checkpoint.reader import Checkpoint, has_tokenizer
+from moeify.errors import MoeifyError
+from moeify.families.base import Config, Family
+from moeify.families.moe_anatomy import dissect
+from moeify.families.moe_layout import MoeLayout
+from moeify.families.registry import mixture_family, moe_layout
+from moeify.provenance.record import Record
+
+__all__ = ["Head", "Mixture", "Subject"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head:
+    """What a class does: the Hub's name of the task, and the auto class that loads it."""
+
+    task: str
+    auto: str
+
+
+_BASE = Head(task="feature-extraction", auto="AutoModel")
+_CAUSAL = Head(task="text-generation", auto="AutoModelForCausalLM")
+_HEADS = {
+    "ForMaskedLM": Head(task="fill-mask", auto="AutoModelForMaskedLM"),
+    "ForPreTraining": Head(task="fill-mask", auto="AutoModelForPreTraining"),
+    "ForCausalLM": _CAUSAL,
+    "LMHeadModel": _CAUSAL,
+    # No auto class has both heads: this one has the one for language.
+    "DoubleHeadsModel": _CAUSAL,
+    "ForSequenceClassification": Head(
+        task="text-classification", auto="AutoModelForSequenceClassification"
+    ),
+    "ForTokenClassification": Head(
+        task="token-classification", auto="AutoModelForTokenClassification"
+    ),
+    "ForQuestionAnswering": Head(task="question-answering", auto="AutoModelForQuestionAnswering"),
+    "ForMultipleChoice": Head(task="multiple-choice", auto="AutoModelForMultipleChoice"),
+    "ForNextSentencePrediction": Head(
+        task="feature-extraction", auto="AutoModelForNextSentencePrediction"
+    ),
+    "ForConditionalGeneration": Head(task="image-text-to-text", auto="AutoModelForImageTextToText"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixture:
+    """A mixture's size. ``active`` counts what one token uses of ``total`` parameters.
+
+    ``route_by`` is what its routers decide for: token or sequence.
+    """
+
+    num_experts: int
+    top_k: int
+    moe_layers: int
+    num_layers: int
+    total: int
+    active: int
+    route_by: str
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, layout: MoeLayout) -> Mixture:
+        """Counted in the headers of ``checkpoint``; raises ``MoeifyError``."""
+        config = checkpoint.config
+        anatomy = dissect(checkpoint.tensors, config, layout)
+        top_k = layout.top_k(config)
+        return cls(
+            num_experts=layout.num_experts(config),
+            top_k=top_k,
+            moe_layers=len(anatomy.moe_layers),
+            num_layers=anatomy.num_layers,
+            total=anatomy.parameters,
+            active=anatomy.active_parameters(top_k),
+            route_by=layout.rule.route_by(config),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A checkpoint and its history.
+
+    ``mixture`` is None for a dense one, ``family`` for all but the mixtures that moeify upcycles
+    to. ``has_tokenizer`` and ``encoder`` tell whether a tokenizer lies in the folder, and the
+    modules of a sentence encoder.
+    """
+
+    config: Config
+    record: Record
+    mixture: Mixture | None
+    family: Family | None
+    has_tokenizer: bool
+    encoder: bool
+
+    @classmethod
+    def of(cls, folder: Path, config: Config, record: Record) -> Subject:
+        """The checkpoint in ``folder``, whose weights and config.json are written already."""
+        return cls(
+            config=config,
+            record=record,
+            mixture=_mixture(folder),
+            family=mixture_family(config),
+            has_tokenizer=has_tokenizer(folder),
+            encoder=(folder / "modules.json").is_file(),
+        )
+
+    @property
+    def model_type(self) -> str:
+        """The dense family of what moeify upcycled, any other model's own type."""
+        return self.family.model_type if self.family else str(self.config.get("model_type"))
+
+    @property
+    def head(self) -> Head:
+        """What the class that config.json names does."""
+        named = self.config.get("architectures")
+        name = str(named[0]) if isinstance(named, list) and named else ""
+        return next((head for end, head in _HEADS.items() if name.endswith(end)), _BASE)
+
+    @property
+    def remote_code(self) -> bool:
+        """Whether the classes travel with the checkpoint."""
+        return self.family is not None and self.family.remote_code
+
+    @property
+    def commands(self) -> tuple[str, ...]:
+        """The commands that made it, each once, in the order of their first use."""
+        return tuple(dict.fromkeys(step.command for step in self.record.steps))
+
+    @property
+    def upcycled(self) -> bool:
+        """Whether moeify made the mixture, and not somebody else."""
+        return "upcycle" in self.commands
+
+
+def _mixture(folder: Path) -> Mixture | None:
+    """None for a dense checkpoint, and for one of a kind that moeify cannot sort."""
+    try:
+        checkpoint = Checkpoint.open(folder)
+        return Mixture.of(checkpoint, moe_layout(checkpoint.config, checkpoint.tensors))
+    except MoeifyError:
+        return None
