@@ -56,7 +56,7 @@ browser: $(READY_TESTS)
 
 bench: $(READY_TESTS)
 	$(BIN)/python -m benchmarks.upcycle
-	$(BIN)/python -m benchmarks.prune
+	$(BIN)/python -m benchmarks.prune --peers
 	$(BIN)/python -m benchmarks.inspect_costs
 
 docs: $(READY_TESTS)

@@ -113,8 +113,11 @@ def timed(command: list[str], output: Path) -> Measure:
     return found
 
 
-def compare(source: Path, output: Path, runs: int) -> None:
-    """Every command in every round, in an order that turns from round to round."""
+def compare(source: Path, output: Path, runs: int) -> float:
+    """Every command in every round, in an order that turns from round to round.
+
+    Returns the median seconds of ``--by random``.
+    """
     flushed = 'cp -r "$0" "$1" && sync -f "$1"'
     work = {
         "moeify prune --by random": prune_command(source, output, "random"),
@@ -134,6 +137,7 @@ def compare(source: Path, output: Path, runs: int) -> None:
         ratios = [m.seconds / c.seconds for m, c in zip(measures, copies, strict=True)]
         seconds, peak = spread([m.seconds for m in measures]), max(m.peak_mib for m in measures)
         print(f"{name:28}{seconds:>26}{spread(ratios):>26}{peak:>10.0f}", flush=True)
+    return median([m.seconds for m in found["moeify prune --by random"]])
 
 
 def memory(folder: Path, output: Path, layers: int) -> None:
@@ -148,10 +152,9 @@ def memory(folder: Path, output: Path, layers: int) -> None:
         shutil.rmtree(source)
 
 
-def peer(source: Path, output: Path) -> None:
+def peer(source: Path, output: Path, own: float) -> None:
     """Load, slice and save with transformers: needs twice the input in memory."""
     command = [sys.executable, "-m", "benchmarks.prune", "--slice", str(source), str(output)]
-    own = median([timed(prune_command(source, output, "random"), output).seconds for _ in "123"])
     found = timed(command, output)
     print(f"transformers, load, slice, save: {found.seconds:.1f} s, {found.seconds / own:.1f} x"
           f" moeify, peak {found.peak_mib / 1024:.1f} GiB", flush=True)  # fmt: skip
@@ -190,10 +193,9 @@ def main() -> None:
         nbytes = write_input(source, options.layers)
         print(f"{options.layers} layers of {EXPERTS} experts, {nbytes / 2**30:.1f} GiB of bf16,"
               f" {os.cpu_count()} cores, {options.runs} runs", flush=True)  # fmt: skip
-        if options.runs:
-            compare(source, output, options.runs)
+        own = compare(source, output, options.runs)
         if options.peers:
-            peer(source, output)
+            peer(source, output, own)
         if options.memory:
             shutil.rmtree(source)
             memory(Path(name), output, options.layers)

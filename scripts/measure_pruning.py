@@ -1,12 +1,13 @@
-"""Pruning criteria side by side on mixtures that were trained until their experts differ.
+"""Pruning criteria side by side on mixtures that moeify made and warmed up.
 
-    python scripts/measure_pruning.py CORPORA_DIR [--seeds 3] [--steps 400] [--json FILE]
+    python scripts/measure_pruning.py CORPORA_DIR [--seeds 5] [--first-seed 0] [--json FILE]
 
 CORPORA_DIR holds english.jsonl, python.jsonl, german.jsonl and logs.jsonl as `scripts/corpora.py`
-writes them. For each seed the demo GPT-2 becomes 8 experts, all weights are trained on the four
-domains, and one calibration serves every criterion. Losses are on passages that neither training
-nor calibration saw. Intervals are 95 % t-intervals over seeds of the difference to the mean of
-five random prunings of the same model.
+writes them. For each seed the demo GPT-2 becomes 8 experts with noise, `moeify warmup` trains the
+routers and then routers and experts on the four domains, and one calibration serves every
+criterion. Losses are on passages that neither training nor calibration saw. Intervals are 95 %
+t-intervals over seeds of the difference to the mean of five random prunings of the same model.
+Results are added to FILE, so that seeds can run one by one; --seeds 0 prints the table again.
 """
 
 import argparse
@@ -22,12 +23,11 @@ import torch
 import moeify
 from moeify.pruning.evaluation import held_out_loss
 from moeify.routing.data import Blocks, pack, tokenizer_for
-from moeify.routing.loading import load_model
 
 DOMAINS = ("english", "python", "german", "logs")
 CRITERIA = ("reap", "ean", "gate", "frequency", "aimer")
 RANDOM_SEEDS = range(1, 6)
-EXPERTS, TOP_K, LENGTH = 8, 2, 128
+EXPERTS, TOP_K, LENGTH, NOISE = 8, 2, 128, 0.2
 T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 8: 2.365, 10: 2.262}
 DEMO = Path(moeify.__file__).parent / "demo" / "gpt2"
 
@@ -59,25 +59,26 @@ def blocks_of(texts: list[str]) -> Blocks:
     return found.take(found.lengths == LENGTH)
 
 
-def train(folder: Path, blocks: Blocks, seed: int, steps: int, batch: int) -> None:
-    """Train every weight of the mixture in `folder`, with its balance loss, and save it there."""
-    torch.manual_seed(seed)
-    model = load_model(folder).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=steps)
-    ids = blocks.inputs()["input_ids"]
-    for _ in range(steps):
-        rows = ids[torch.randint(len(ids), (batch,))]
-        loss = model(input_ids=rows, labels=rows, output_router_logits=True).loss
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-    model.config.output_router_logits = False
-    for path in folder.glob("model*"):  # shards of an upcycled model, and their index
-        path.unlink()
-    model.eval().save_pretrained(folder)
+def write_texts(path: Path, texts: list[str]) -> Path:
+    """One passage a line."""
+    path.write_text("\n".join(json.dumps({"text": text}) for text in texts), encoding="utf-8")
+    return path
+
+
+def warmed(work: Path, text: Path, seed: int, steps: int) -> tuple[Path, dict[str, float]]:
+    """A mixture out of the dense demo through upcycle and a staged warm-up, and how that went."""
+    moeify.upcycle(
+        DEMO, work / "copies", num_experts=EXPERTS, top_k=TOP_K, noise=NOISE, seed=seed
+    )  # fmt: skip
+    shared = {"dataset": str(text), "seq_len": LENGTH, "batch_size": 16, "seed": seed}
+    moeify.warmup(work / "copies", work / "routed", steps=steps // 4, **shared)
+    report = moeify.warmup(work / "routed", work / "moe", train="moe", steps=steps, **shared)
+    return work / "moe", {
+        "loss before": report.eval_loss_before,
+        "loss after": report.eval_loss_after,
+        "MaxVio": report.max_violation_after,
+        "dead": report.dead_after,
+    }
 
 
 def losses_of(work: Path, moe: Path, text: Path, test: Blocks) -> dict[str, dict[str, float]]:
@@ -133,34 +134,29 @@ def table(seeds: list[dict[str, dict[str, float]]]) -> str:
 
 
 def main() -> None:
-    """Train, prune, print the table."""
+    """Make the mixtures, prune them, print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("corpora", type=Path)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--per-domain", type=int, default=400)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)  # runs repeat, and the models are too small for more
+    found = json.loads(options.json.read_text()) if options.json and options.json.exists() else []
     parts = passages(options.corpora, options.per_domain)
-    fit, test = blocks_of(parts[0]), blocks_of(parts[2])
-    print(f"{len(fit)} blocks to train on, {len(test)} to test on", flush=True)
-    found = []
-    for seed in range(options.seeds):
+    test = blocks_of(parts[2])
+    for seed in range(options.first_seed, options.first_seed + options.seeds):
         with tempfile.TemporaryDirectory() as name:
-            work, moe = Path(name), Path(name, "moe")
-            moeify.upcycle(
-                DEMO, moe, num_experts=EXPERTS, top_k=TOP_K, noise=0.1, seed=seed
-            )  # fmt: skip
-            train(moe, fit, seed, options.steps, options.batch)
-            text = work / "calibration.jsonl"
-            rows = (json.dumps({"text": passage}) for passage in parts[1])
-            text.write_text("\n".join(rows), encoding="utf-8")
-            found.append(losses_of(work, moe, text, test))
-            print(json.dumps(found[-1]), flush=True)
-            if options.json:
-                options.json.write_text(json.dumps(found, indent=1))
+            work = Path(name)
+            training = write_texts(work / "training.jsonl", parts[0])
+            moe, warmup = warmed(work, training, seed, options.steps)
+            print(json.dumps({"seed": seed, **warmup}), flush=True)
+            calibration = write_texts(work / "calibration.jsonl", parts[1])
+            found.append({**losses_of(work, moe, calibration, test), "warmup": warmup})
+        if options.json:
+            options.json.write_text(json.dumps(found, indent=1))
     print(table(found))
 
 

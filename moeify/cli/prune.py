@@ -62,6 +62,13 @@ def command(
     ] = _DEFAULT.max_tokens,
     seq_len: Annotated[int | None, typer.Option(help="Tokens of a block.")] = None,
     batch: Annotated[int, typer.Option(help="Blocks in a batch.")] = _DEFAULT.batch_size,
+    low_memory: Annotated[
+        bool | None,
+        typer.Option(
+            "--low-memory/--no-low-memory",
+            help="Hold one layer's weights at a time; by itself where the model does not fit.",
+        ),
+    ] = None,
     scores: Annotated[
         Path | None, typer.Option(help="scores.json to read, or to write where it is missing.")
     ] = None,
@@ -94,8 +101,8 @@ def command(
     config = PruneConfig(
         keep=keep, ratio=ratio, experts=experts, by=cast(Criterion | None, by), dataset=dataset,
         split=split, text_column=text_column, max_tokens=max_tokens, seq_len=seq_len,
-        batch_size=batch, scores=scores, protect=protect, merge=merge, rescale=rescale,
-        evaluate=evaluate, dense=dense, seed=seed, max_shard_size=max_shard_size,
+        batch_size=batch, low_memory=low_memory, scores=scores, protect=protect, merge=merge,
+        rescale=rescale, evaluate=evaluate, dense=dense, seed=seed, max_shard_size=max_shard_size,
         revision=revision, force=force,
     )  # fmt: skip
     check_push_target(push_to)
@@ -118,11 +125,17 @@ def _show(out: Output, report: PruneReport) -> None:
                     f" {len(report.kept)} layers, top-{report.top_k}, by {report.by}"),
         ("parameters", f"{count(report.params_before)} -> {count(report.params_after)}"),
         ("bytes", f"{size(report.bytes_before)} -> {size(report.bytes_written)}"),
+        *_calibration(report),
         *_layers(report),
         *_loss(report),
         ("time", f"{report.seconds:.1f} s"),
     ]  # fmt: skip
     out.table(f"{report.source} became {report.output}", rows)
+
+
+def _calibration(report: PruneReport) -> list[tuple[str, str]]:
+    how = ", one layer in memory at a time" if report.layer_by_layer else ""
+    return [("scores from", f"{report.tokens:,} tokens{how}")] if report.tokens else []
 
 
 def _layers(report: PruneReport) -> list[tuple[str, str]]:

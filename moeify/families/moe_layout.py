@@ -67,7 +67,8 @@ class RouterRule:
     has ``groups`` (number, kept), a token first keeps the groups whose two best scores are largest.
     Weights of the chosen are scores, divided by their sum where ``norm_key`` says so
     (``norm_default`` where the config is silent or ``norm_key`` is None) and multiplied by
-    ``scaling_key``. ``route_by_key`` says whether routers decide for tokens or whole sequences,
+    ``scaling_key``. They multiply what experts give, or what experts read where
+    ``weighs_inputs``. ``route_by_key`` says whether routers decide for tokens or whole sequences,
     where a class can do both.
     """
 
@@ -81,6 +82,7 @@ class RouterRule:
     scaling_key: str | None = None
     scaling_default: float = 1.0
     route_by_key: str | None = None
+    weighs_inputs: bool = False
 
     def renormalises(self, config: Config) -> bool:
         """Whether the weights of the chosen experts are divided by their sum."""

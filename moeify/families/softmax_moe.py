@@ -220,7 +220,7 @@ LLAMA4 = MoeLayout(
     dims=decoder_dims("intermediate_size", layers=48, hidden=5120, width=8192),
     moe_layers=_llama4_layers,
     num_experts_keys=_LOCAL_KEYS,
-    rule=RouterRule(scores="sigmoid", norm_default=False),
+    rule=RouterRule(scores="sigmoid", norm_default=False, weighs_inputs=True),
     rest=Rest(
         outer=DECODER_OUTER,
         per_layer=(*LLAMA_NORMS, *ATTENTION, *ATTENTION_BIASES),

@@ -1,23 +1,24 @@
-"""One pass over text that scores every expert by every criterion, routed pairs only."""
+"""Passes over text that score every expert by every criterion."""
 
 from __future__ import annotations
 
-import re
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from moeify.checkpoint.writer import Progress
-from moeify.errors import RoutingError, UnsupportedModelError
-from moeify.families.registry import MOE_LAYOUTS
+from moeify.errors import RoutingError
 from moeify.pruning.anatomy import Anatomy
+from moeify.pruning.measuring import measured
 from moeify.pruning.scores import LayerScores, Scores
-from moeify.routing.collection import base_model, observed
+from moeify.routing.collection import observed
 from moeify.routing.data import Blocks
+from moeify.routing.passes import Pass, Passes
 
 if TYPE_CHECKING:
     import torch
@@ -25,157 +26,74 @@ if TYPE_CHECKING:
 
     from moeify.routing.collection import RoutedTokens
 
-__all__ = ["calibrate", "check_calibration", "expert_modules", "measured"]
+__all__ = ["calibrate"]
 
 SAVE_SECONDS = 15.0
-_UNMEASURED = ("llama4", "llama4_text")  # its weights multiply the inputs, not the outputs
-_NUMBER = re.compile(r"\.(\d+)\.")
-
-
-def check_calibration(anatomy: Anatomy) -> None:
-    """Raise ``UnsupportedModelError`` where outputs of single experts cannot be measured."""
-    model_type = anatomy.view.checkpoint.config.get("model_type")
-    if model_type in _UNMEASURED:
-        raise UnsupportedModelError(
-            model_type, set(MOE_LAYOUTS) - set(_UNMEASURED),
-            "its experts cannot be scored on text: use --by aimer, or --experts",
-        )  # fmt: skip
 
 
 def calibrate(
-    model: nn.Module, anatomy: Anatomy, blocks: Blocks, scores: Scores, *, batch_size: int,
+    passes: Passes, anatomy: Anatomy, blocks: Blocks, scores: Scores, *, batch_size: int,
     save_to: Path, progress: Progress | None = None,
 ) -> None:  # fmt: skip
     """Add the batches of ``blocks`` that ``scores`` lacks.
 
-    Sums are kept in ``save_to`` every few seconds and when the pass is interrupted, so that the
-    same call goes on from there.
+    Sums are kept in ``save_to`` every few seconds, after each of several passes, and when the work
+    is interrupted, so that the same call goes on from there.
     """
+    batches = math.ceil(len(blocks) / batch_size)
+    try:
+        for place in range(scores.batches // batches, len(passes)):
+            with passes.opened(place) as step:
+                _walk(
+                    step, anatomy, blocks, scores, batches * place, batch_size=batch_size,
+                    save_to=save_to, progress=progress, total=len(passes) * len(blocks),
+                )  # fmt: skip
+            if len(passes) > 1:
+                scores.write(save_to)  # the next pass writes over what this one read
+    except BaseException:
+        if scores.batches:
+            scores.write(save_to)
+        raise
+    if any(sums.tokens != blocks.tokens for sums in scores.layers.values()):
+        model_type = anatomy.view.layout.model_type
+        raise RoutingError(f"a layer of {model_type} saw other tokens than the text's")
+
+
+def _walk(
+    step: Pass, anatomy: Anatomy, blocks: Blocks, scores: Scores, first: int, *, batch_size: int,
+    save_to: Path, progress: Progress | None, total: int,
+) -> None:  # fmt: skip
+    """One pass, whose first batch is number ``first`` of all passes'."""
     import torch
 
-    view, saved = anatomy.view, time.monotonic()
-    base, device = base_model(model), next(model.parameters()).device
-    encoder = getattr(model.config, "model_type", "") == "bert_moe"
-    limits = {} if encoder else {"use_cache": False}
-    layers = scores.layers
+    layers, saved = scores.layers, time.monotonic()
     with (
         torch.no_grad(),
-        measured(model, layers) as expect,
-        _softmax(model, anatomy, layers) as see,
+        measured(step.model, anatomy.view.layout, layers) as expect,
+        _softmax(step.model, anatomy, layers) as see,
     ):
-        try:
-            for number, (inputs, part) in enumerate(blocks.batches(batch_size)):
-                if number < scores.batches:
-                    continue
-                before = {n: _copied(sums) for n, sums in layers.items()}
-                try:
-                    inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
-                    expect(inputs["attention_mask"])
-                    see(inputs["attention_mask"], part)
-                    base(**inputs, **limits)
-                except BaseException:
-                    layers.update(before)  # half a batch must not count twice
-                    raise
-                scores.batches = number + 1
-                if time.monotonic() - saved > SAVE_SECONDS:
-                    scores.write(save_to)
-                    saved = time.monotonic()
-                if progress is not None:
-                    progress(min(scores.batches * batch_size, len(blocks)), len(blocks))
-        except BaseException:
-            if scores.batches:
+        for number, (inputs, part) in enumerate(blocks.batches(batch_size)):
+            if first + number < scores.batches:
+                continue
+            before = {n: _copied(sums) for n, sums in layers.items()}
+            try:
+                expect(inputs["attention_mask"])
+                see(inputs["attention_mask"], part)
+                step.run(number, inputs)
+            except BaseException:
+                layers.update(before)  # half a batch must not count twice
+                raise
+            scores.batches += 1
+            if time.monotonic() - saved > SAVE_SECONDS:
                 scores.write(save_to)
-            raise
-    if any(sums.tokens != blocks.tokens for sums in layers.values()):
-        raise RoutingError(f"a layer of {view.layout.model_type} saw other tokens than the text's")
+                saved = time.monotonic()
+            if progress is not None:
+                walked = first // math.ceil(len(blocks) / batch_size) * len(blocks)
+                progress(walked + min((number + 1) * batch_size, len(blocks)), total)
 
 
 def _copied(sums: LayerScores) -> LayerScores:
     return LayerScores(tokens=sums.tokens, sums={k: v.copy() for k, v in sums.sums.items()})
-
-
-def expert_modules(model: nn.Module) -> dict[int, nn.Module]:
-    """The module of all experts of each MoE layer, by the layer's number."""
-    found: dict[int, nn.Module] = {}
-    for name, module in base_model(model).named_modules():
-        numbers = _NUMBER.findall(f".{name}.")
-        if name.endswith(".experts") and numbers:
-            found[int(numbers[0])] = module
-    return found
-
-
-@contextmanager
-def measured(
-    model: nn.Module, layers: dict[int, LayerScores]
-) -> Iterator[Callable[[Tensor], None]]:
-    """Let every expert run on its own tokens alone and add up what it gives.
-
-    Yields a function that must be told each batch's attention mask [B, S]. The weights are those
-    that the model passes to its experts, whatever router they come from. Raises ``RoutingError``
-    where the model's experts are not where they are in transformers.
-    """
-    modules = expert_modules(model)
-    if modules.keys() != layers.keys():
-        raise RoutingError(
-            f"{type(model).__name__} has experts in layers {sorted(modules)}, config.json in"
-            f" {sorted(layers)}"
-        )
-    current: dict[str, Any] = {}
-
-    def expect(mask: Tensor) -> None:
-        current["real"] = mask.flatten().bool()
-
-    originals = {}
-    for layer, module in modules.items():
-        originals[layer] = module.forward
-        module.forward = _Measured(module.forward, layers, layer, current)
-    try:
-        yield expect
-    finally:
-        for module in modules.values():
-            del module.forward  # the class's own is underneath
-
-
-class _Measured:
-    """A layer's experts, one after the other on the tokens that visit them."""
-
-    def __init__(
-        self, forward: Callable[..., Tensor], layers: dict[int, LayerScores], layer: int,
-        current: dict[str, Any],
-    ) -> None:  # fmt: skip
-        self.forward, self.layers, self.layer, self.current = forward, layers, layer, current
-
-    def __call__(self, hidden: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
-        """[N, H] through the experts [N, K] with weights [N, K]."""
-        import torch
-
-        real, total = self.current["real"], torch.zeros_like(hidden)
-        if len(real) != len(hidden):
-            raise RoutingError(
-                f"the experts of layer {self.layer} saw {len(hidden)} tokens, the batch has"
-                f" {len(real)}"
-            )
-        for expert in torch.unique(experts).tolist():
-            token, slot = torch.where(experts == expert)
-            number = torch.full((len(token), 1), expert, device=experts.device)
-            ones = torch.ones((len(token), 1), dtype=weights.dtype, device=weights.device)
-            outputs = self.forward(hidden[token], number.to(experts.dtype), ones)
-            weight = weights[token, slot]
-            total.index_add_(0, token, (outputs * weight[:, None]).to(total.dtype))
-            self._add(expert, outputs[real[token]], weight[real[token]])
-        self.layers[self.layer].tokens += int(real.sum())
-        return total
-
-    def _add(self, expert: int, outputs: Tensor, weight: Tensor) -> None:
-        if not len(outputs):
-            return
-        sums = self.layers[self.layer].sums
-        norms = outputs.double().norm(dim=-1)
-        sums["frequency"][expert] += len(norms)
-        sums["gate"][expert] += float(weight.double().sum())
-        sums["ean"][expert] += float(norms.sum())
-        sums["weighted_norm"][expert] += float((weight.double() * norms).sum())
-        sums["max_norm"][expert] = max(sums["max_norm"][expert], float(norms.max()))
 
 
 @contextmanager

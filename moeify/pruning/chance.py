@@ -30,15 +30,18 @@ def compare_losses(
     the experts to keep without merging, where ``pruned`` was merged.
     """
 
+    def loss_in(folder: Path) -> float:
+        return held_out_loss(folder, blocks, config.batch_size, config.low_memory)
+
     def loss_of(kept: Kept) -> float:
         with tempfile.TemporaryDirectory(dir=pruned.parent, prefix=".moeify-random-") as folder:
             plan = plan_prune(anatomy, kept, parse_size(config.max_shard_size))
             write_plan(Path(folder), plan, source)
             write_beside(Path(folder), plan, source, Step(command="prune", options={}, results={}))
-            return held_out_loss(Path(folder), blocks, config.batch_size)
+            return loss_in(Path(folder))
 
-    before = held_out_loss(source.folder, blocks, config.batch_size)
-    after = held_out_loss(pruned, blocks, config.batch_size)
+    before = loss_in(source.folder)
+    after = loss_in(pruned)
     seeds = range(config.seed + 1, config.seed + 1 + config.random_seeds)
     random = tuple(loss_of(select(anatomy, random_scores(anatomy, s), keep)) for s in seeds)
     mean, std = summary(random)

@@ -54,6 +54,8 @@ class PruneConfig:
     """Tokens of a block; None takes 512, or the model's limit where that is less."""
     batch_size: int = 4
     """Blocks in a batch."""
+    low_memory: bool | None = None
+    """Run text through one layer at a time; None does so where the weights do not fit in memory."""
     scores: Path | None = None
     """File of scores: read where it is complete, written after calibration where it is not."""
     protect: bool = True

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from moeify.checkpoint.reader import Checkpoint
 from moeify.errors import ConfigError
 from moeify.families.base import Config
+from moeify.families.registry import moe_layout
 from moeify.routing.data import Blocks, tokenizer_for
-from moeify.routing.loading import load_model
+from moeify.routing.passes import passes_over
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,31 +32,56 @@ def check_evaluation(config: Config) -> None:
         )
 
 
-def held_out_loss(folder: Path, blocks: Blocks, batch_size: int) -> float:
-    """Mean loss of the model in ``folder`` on ``blocks``, in nats per predicted token.
+def held_out_loss(
+    folder: Path, blocks: Blocks, batch_size: int, low_memory: bool | None = None
+) -> float:
+    """Mean loss of the mixture in ``folder`` on ``blocks``, in nats per predicted token.
 
     Masked models fill the same 15 % of the tokens in every call.
     """
     import torch
 
-    model = load_model(folder)
-    masked = type(model).__name__.endswith(_MASKED)
-    mask_token = tokenizer_for(folder).mask_token_id if masked else None
-    generator = torch.Generator().manual_seed(0)
+    checkpoint = Checkpoint.open(folder)
+    layout = moe_layout(checkpoint.config, checkpoint.tensors)
+    masked = str((checkpoint.config.get("architectures") or [""])[0]).endswith(_MASKED)
+    mask_token = int(tokenizer_for(folder).mask_token_id or 0) if masked else None
     total, count = 0.0, 0
-    with torch.no_grad():
-        for inputs, _ in blocks.batches(batch_size):
-            ids, real = inputs["input_ids"], inputs["attention_mask"].bool()
-            if masked:
-                chosen = (torch.rand(ids.shape, generator=generator) < MASKED_FRACTION) & real
-                inputs["input_ids"] = ids.masked_fill(chosen, int(mask_token or 0))
-                logits, targets = _logits(model(**inputs))[chosen], ids[chosen]
-            else:
-                chosen = real[:, 1:]
-                logits, targets = _logits(model(**inputs))[:, :-1][chosen], ids[:, 1:][chosen]
-            losses = torch.nn.functional.cross_entropy(logits.double(), targets, reduction="sum")
-            total, count = total + float(losses), count + len(targets)
+    with passes_over(checkpoint, layout, low_memory=low_memory, head=True) as passes:
+        for place in range(len(passes)):
+            generator = torch.Generator().manual_seed(0)
+            with torch.no_grad(), passes.opened(place) as step:
+                for number, (inputs, _) in enumerate(blocks.batches(batch_size)):
+                    chosen, targets = _targets(inputs, mask_token, generator)
+                    output = step.run(number, inputs)
+                    if place == len(passes) - 1:
+                        loss = _loss(_logits(output), chosen, targets)
+                        total, count = total + loss, count + len(targets)
     return total / max(count, 1)
+
+
+def _targets(
+    inputs: dict[str, Tensor], mask_token: int | None, generator: Any
+) -> tuple[Tensor, Tensor]:
+    """Which places [B, S] are to be predicted, and their tokens; masked ones are hidden."""
+    import torch
+
+    ids, real = inputs["input_ids"], inputs["attention_mask"].bool()
+    if mask_token is None:
+        chosen = torch.zeros_like(real)
+        chosen[:, :-1] = real[:, 1:]
+        return chosen, ids[:, 1:][real[:, 1:]]
+    chosen = (torch.rand(ids.shape, generator=generator) < MASKED_FRACTION) & real
+    inputs["input_ids"] = ids.masked_fill(chosen, mask_token)
+    return chosen, ids[chosen]
+
+
+def _loss(logits: Tensor, chosen: Tensor, targets: Tensor) -> float:
+    import torch
+
+    losses = torch.nn.functional.cross_entropy(
+        logits[chosen].double(), targets, reduction="sum"
+    )  # fmt: skip
+    return float(losses)
 
 
 def _logits(output: Any) -> Tensor:

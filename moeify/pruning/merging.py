@@ -22,8 +22,9 @@ __all__ = ["MergedExpert", "align", "check_merging", "merged_pieces", "nearest"]
 
 Order = NDArray[np.int64]
 
-MAX_ALIGNED = 8192
-"""Neurons up to which they are aligned: the table of similarities takes F x F x 4 bytes."""
+_ROWS = 1024
+"""Neurons that are compared with all others at a time, F x 4 bytes each."""
+_TIE = np.float32(1e-6)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,22 +105,37 @@ def align(reference: Float32, other: Float32) -> Order:
     """The order of ``other``'s neurons [F, D] that matches ``reference``'s [F, D].
 
     Greedy: the most similar pair first. Repeatedly taking every pair whose two sides prefer each
-    other finds the same pairs without sorting F x F similarities.
+    other finds the same pairs without sorting F x F similarities. About half of what is left finds
+    its pair each time, so similarities are worked out anew, in blocks, and never held.
     """
-    similar = reference @ other.T
-    similar += np.float32(1e-6) * np.eye(len(similar), dtype=np.float32)  # ties stay in place
-    order = np.full(len(similar), -1, np.int64)
-    rows = np.arange(len(similar))
+    order = np.full(len(reference), -1, np.int64)
+    rows = columns = np.arange(len(reference))
     while len(rows):
-        best = similar[rows].argmax(axis=1)
-        free = np.flatnonzero(np.bincount(best, minlength=len(order)))
-        back = similar[np.ix_(rows, free)].argmax(axis=0)
-        chosen = dict(zip(free.tolist(), back.tolist(), strict=True))
-        mutual = np.array([chosen[b] == i for i, b in enumerate(best.tolist())])
-        order[rows[mutual]] = best[mutual]
-        similar[:, best[mutual]] = -np.inf
-        rows = rows[~mutual]
+        best, back = _preferred(reference, other, rows, columns)
+        mutual = back[best] == np.arange(len(rows))
+        order[rows[mutual]] = columns[best[mutual]]
+        rows, columns = rows[~mutual], np.delete(columns, best[mutual])
     return order
+
+
+def _preferred(
+    reference: Float32, other: Float32, rows: Order, columns: Order
+) -> tuple[Order, Order]:
+    """For each of ``rows`` the place of the most similar of ``columns``, and the reverse."""
+    best, back = np.empty(len(rows), np.int64), np.zeros(len(columns), np.int64)
+    highest = np.full(len(columns), -np.inf, np.float32)
+    theirs = (other if len(columns) == len(other) else other[columns]).T
+    for start in range(0, len(rows), _ROWS):
+        mine = rows[start : start + _ROWS]
+        similar = reference[mine] @ theirs
+        same = np.minimum(np.searchsorted(columns, mine), len(columns) - 1)
+        similar[np.arange(len(mine)), same] += np.where(columns[same] == mine, _TIE, 0)
+        best[start : start + len(mine)] = similar.argmax(axis=1)  # ties stay in place
+        top = similar.argmax(axis=0)
+        value = similar[top, np.arange(len(columns))]
+        back = np.where(value > highest, start + top, back)
+        highest = np.maximum(highest, value)
+    return best, back
 
 
 def _merge(
@@ -146,10 +162,11 @@ def _merge(
 def _orders(
     anatomy: Anatomy, files: SourceFiles, layer: int, members: Sequence[int]
 ) -> list[Order | None]:
-    """How each member's neurons are ordered like the first one's; None for as they are."""
+    """How each member's neurons are ordered like the first one's; None for as they are.
+
+    Two experts are held in float32.
+    """
     reference = _neurons(anatomy, files, layer, members[0])
-    if len(reference) > MAX_ALIGNED:
-        return [None] * len(members)
     others = (_neurons(anatomy, files, layer, expert) for expert in members[1:])
     return [None, *(align(reference, other) for other in others)]
 

@@ -34,6 +34,7 @@ from moeify.pruning.selection import (
     select,
 )
 from moeify.pruning.writing import SCORES_FILE, check_room, write_beside, write_plan
+from moeify.routing.passes import runs_by_layer
 
 __all__ = ["PruneReport", "prune"]
 
@@ -56,6 +57,7 @@ class _Choice:
     protected: dict[int, tuple[int, ...]] = field(default_factory=dict)
     calibrated: Scores | None = None
     merged: dict[tuple[str, int], Piece] | None = None
+    layer_by_layer: bool = False
 
 
 def prune(
@@ -148,12 +150,17 @@ def _choose(
     source: Source, anatomy: Anatomy, target: Path, config: PruneConfig, keep: int,
     text: Text | None, scores: Scores | None, progress: Steps | None,
 ) -> _Choice:  # fmt: skip
+    by_layer = False
     if scores is None and text is not None and config.calibrates:
-        reading = _step_of(progress, "calibrating on blocks")
-        scores = text_scores(source, anatomy, config, text, _partial(target, config), reading)
+        by_layer = runs_by_layer(anatomy.view.checkpoint, config.low_memory)
+        how = "calibrating layer by layer" if by_layer else "calibrating on blocks"
+        scores = text_scores(
+            source, anatomy, config, text, _partial(target, config), by_layer=by_layer,
+            progress=_step_of(progress, how),
+        )  # fmt: skip
     if config.experts is not None:
         kept = kept_by_hand(anatomy, config.experts, config.dense)
-        return _Choice(kept=kept, calibrated=scores)
+        return _Choice(kept=kept, calibrated=scores, layer_by_layer=by_layer)
     if config.criterion == "random":
         values = random_scores(anatomy, config.seed)
     elif config.criterion == "aimer":
@@ -168,7 +175,9 @@ def _choose(
     high = config.criterion in HIGH_GOES_FIRST
     kept = select(anatomy, values, keep, high_goes_first=high, protected=protected)
     named = {layer: tuple(row) for layer, row in values.items()}
-    return _Choice(kept=kept, scores=named, protected=protected, calibrated=scores)
+    return _Choice(
+        kept=kept, scores=named, protected=protected, calibrated=scores, layer_by_layer=by_layer
+    )
 
 
 def _partial(target: Path, config: PruneConfig) -> Path:
@@ -225,6 +234,7 @@ def _report(
         rescaled=config.rescale,
         merged=config.merge,
         tokens=0 if choice.calibrated is None else choice.calibrated.tokens,
+        layer_by_layer=choice.layer_by_layer,
         warnings=tuple(_warnings(anatomy)),
     )
 

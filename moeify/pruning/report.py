@@ -55,6 +55,8 @@ class PruneReport:
     held_out: HeldOutLoss | None = None
     tokens: int = 0
     """Tokens that the scores come from."""
+    layer_by_layer: bool = False
+    """Whether calibration held one layer's weights at a time."""
     warnings: tuple[str, ...] = ()
     seconds: float = 0.0
 

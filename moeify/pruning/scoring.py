@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import math
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from moeify.checkpoint.arithmetic import FLOAT_DTYPES
 from moeify.checkpoint.source import Source
+from moeify.checkpoint.staging import check_free_space
 from moeify.checkpoint.writer import Progress
-from moeify.errors import DatasetError, RoutingError
+from moeify.errors import ConfigError, DatasetError, RoutingError
 from moeify.pruning.aimer import aimer_scores, expert_slices
 from moeify.pruning.anatomy import Anatomy
-from moeify.pruning.calibration import calibrate, check_calibration
+from moeify.pruning.calibration import calibrate
 from moeify.pruning.config import PruneConfig
 from moeify.pruning.scores import LayerScores, Scores, checkpoint_fingerprint
 from moeify.routing.config import DataConfig
 from moeify.routing.data import Blocks, block_length, read_blocks, tokenizer_for
 from moeify.routing.loading import load_model
+from moeify.routing.passes import LayerByLayer, Passes, WholeModel
 
 __all__ = ["Text", "read_text", "stored_scores", "text_scores"]
 
@@ -38,13 +42,13 @@ def read_text(source: Source, anatomy: Anatomy, config: PruneConfig) -> Text | N
     """
     if config.dataset is None:
         return None
-    check_calibration(anatomy)
     data = DataConfig(
         dataset=config.dataset, split=config.split, text_column=config.text_column,
         seq_len=config.seq_len, seed=config.seed,
     )  # fmt: skip
     length = block_length(anatomy.view.checkpoint.config, config.seq_len)
     blocks = read_blocks(data, tokenizer_for(source.folder), length, config.max_tokens)
+    _check_vocabulary(source, anatomy, blocks)
     try:
         fit, held_out = blocks.split(HELD_OUT_FRACTION)
     except DatasetError:
@@ -52,6 +56,16 @@ def read_text(source: Source, anatomy: Anatomy, config: PruneConfig) -> Text | N
             raise
         return Text(fit=blocks, held_out=None)
     return Text(fit=fit, held_out=held_out)
+
+
+def _check_vocabulary(source: Source, anatomy: Anatomy, blocks: Blocks) -> None:
+    known = anatomy.view.layout.dims(anatomy.view.checkpoint.config)["V"]
+    largest = int(blocks.input_ids.max())
+    if largest >= known:
+        raise DatasetError(
+            f"the tokenizer of {source.name} makes token {largest}, the model knows {known} tokens",
+            "copy the tokenizer that belongs to the model into its folder",
+        )
 
 
 def stored_scores(anatomy: Anatomy, config: PruneConfig) -> Scores | None:
@@ -74,21 +88,31 @@ def stored_scores(anatomy: Anatomy, config: PruneConfig) -> Scores | None:
 
 
 def text_scores(
-    source: Source, anatomy: Anatomy, config: PruneConfig, text: Text, save_to: Path,
-    progress: Progress | None = None,
+    source: Source, anatomy: Anatomy, config: PruneConfig, text: Text, save_to: Path, *,
+    by_layer: bool = False, progress: Progress | None = None,
 ) -> Scores:  # fmt: skip
-    """Scores from a pass over ``text``, continued where an interrupted one in ``save_to`` ended."""
+    """Scores from ``text``, continued where an interrupted calibration in ``save_to`` ended.
+
+    ``by_layer`` holds one layer's weights at a time, and what layers give in files.
+    """
     view = anatomy.view
-    scores = _begun(save_to, anatomy, _data(text, config)) or Scores(
-        source=source.name,
-        fingerprint=checkpoint_fingerprint(anatomy),
-        data=_data(text, config),
-        dataset=Path(config.dataset or "").name,
-        layers={layer: LayerScores.empty(view.num_experts) for layer in view.moe_layers},
+    states = save_to.with_name(f".{save_to.name.lstrip('.')}.states")
+    passes: Passes = (
+        _passes(anatomy, text, states) if by_layer else WholeModel(load_model(source.folder))
     )
+    data = f"{text.fit.fingerprint}-{config.batch_size}-{len(passes)}"
+    scores = _begun(save_to, anatomy, data)
+    if scores is None or not _goes_on(passes, scores, text, config):
+        scores = Scores(
+            source=source.name,
+            fingerprint=checkpoint_fingerprint(anatomy),
+            data=data,
+            dataset=Path(config.dataset or "").name,
+            layers={layer: LayerScores.empty(view.num_experts) for layer in view.moe_layers},
+        )
     save_to.parent.mkdir(parents=True, exist_ok=True)
     calibrate(
-        load_model(source.folder), anatomy, text.fit, scores,
+        passes, anatomy, text.fit, scores,
         batch_size=config.batch_size, save_to=save_to, progress=progress,
     )  # fmt: skip
     if all(
@@ -97,12 +121,26 @@ def text_scores(
     ):
         scores.aimer = aimer_scores(anatomy)
     scores.complete = True
+    shutil.rmtree(states, ignore_errors=True)
     return scores
 
 
-def _data(text: Text, config: PruneConfig) -> str:
-    """What the text and its batches are; scores go on only where both are the same."""
-    return f"{text.fit.fingerprint}-{config.batch_size}"
+def _passes(anatomy: Anatomy, text: Text, states: Path) -> LayerByLayer:
+    view = anatomy.view
+    if view.checkpoint.config.get("quantization_config"):
+        raise ConfigError(
+            "a quantised checkpoint cannot be calibrated layer by layer",
+            "pass --no-low-memory where it fits into memory, or calibrate its unquantised original",
+        )
+    check_free_space(states, 2 * 4 * text.fit.input_ids.size * view.hidden_size)
+    return LayerByLayer(view.checkpoint.folder, view.layout, states)
+
+
+def _goes_on(passes: Passes, scores: Scores, text: Text, config: PruneConfig) -> bool:
+    """Whether what ``scores`` need from earlier layers is still there."""
+    batches = math.ceil(len(text.fit) / config.batch_size)
+    place = min(scores.batches // batches, len(passes) - 1)
+    return not isinstance(passes, LayerByLayer) or passes.holds(place, batches)
 
 
 def _begun(path: Path, anatomy: Anatomy, data: str) -> Scores | None:

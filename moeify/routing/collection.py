@@ -23,8 +23,10 @@ __all__ = [
     "RoutedTokens",
     "base_model",
     "collect",
+    "is_encoder",
     "observed",
     "routers",
+    "text_model",
 ]
 
 
@@ -71,7 +73,7 @@ def routers(model: nn.Module, layout: MoeLayout) -> dict[int, nn.Module]:
     Raises ``RoutingError`` where ``layout`` does not fit the model.
     """
     relative = layout.router_module or layout.router.removesuffix(".weight")
-    text = _text_model(model, layout.layer.split(".")[0])
+    text = text_model(model, layout.layer.split(".")[0])
     found = {}
     for layer in layout.moe_layers(model.config.to_dict()):  # type: ignore[operator, union-attr]
         name = layout.layer.format(layer=layer) + relative
@@ -82,7 +84,7 @@ def routers(model: nn.Module, layout: MoeLayout) -> dict[int, nn.Module]:
     return found
 
 
-def _text_model(model: nn.Module, root: str) -> nn.Module:
+def text_model(model: nn.Module, root: str) -> nn.Module:
     """The part of a model that holds the layers (``root``), where it sees as well as reads."""
     base = base_model(model)
     for name in ("", "model", "language_model", "language_model.model"):
@@ -111,7 +113,7 @@ def collect(
         for inputs, part in blocks.batches(batch_size):
             inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
             expect(inputs["attention_mask"], part)
-            base(**inputs, **({} if _is_encoder(model) else {"use_cache": False}))
+            base(**inputs, **({} if is_encoder(model) else {"use_cache": False}))
             done += len(part)
             if progress is not None:
                 progress(done, len(blocks))
@@ -124,7 +126,7 @@ def observed(
     """Hook the routers of ``model`` while the context lasts.
 
     Yields a function that must be told each batch's attention mask [B, S], and its blocks where
-    domains matter, before the model runs.
+    domains matter, before the model runs. Layers whose weights are not loaded are left alone.
     """
     current: dict[str, Any] = {}
 
@@ -172,7 +174,7 @@ def observed(
         )
 
     handles = []
-    found = routers(model, layout)
+    found = {n: r for n, r in routers(model, layout).items() if not next(r.parameters()).is_meta}
     choosing = {
         layer: chooser(layout.rule, model.config.to_dict(), selection_bias(model, router, layout))  # type: ignore[operator, union-attr]
         for layer, router in found.items()
@@ -223,7 +225,8 @@ def _parent(model: nn.Module, module: nn.Module) -> nn.Module | None:
     return None
 
 
-def _is_encoder(model: nn.Module) -> bool:
+def is_encoder(model: nn.Module) -> bool:
+    """Whether ``model`` has no cache to switch off."""
     config: Any = model.config
     return config.model_type == "bert_moe" and not getattr(config, "is_decoder", False)
 

@@ -2,31 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from moeify.checkpoint.reader import has_tokenizer
-from moeify.errors import CheckpointError
+from moeify.errors import CheckpointError, MissingExtraError
 from moeify.modeling import REMOTE_CODE
 
-__all__ = ["load_model", "load_tokenizer", "model_class"]
+__all__ = ["load_model", "load_tokenizer", "model_class", "outline"]
 
 
-def load_model(folder: Path, dtype: str = "auto") -> Any:
+def load_model(
+    folder: Path, dtype: str = "auto", device_map: Mapping[str, Any] | None = None
+) -> Any:
     """The model in ``folder``, in evaluation mode, as the class that config.json names.
 
-    Classes come from transformers and from moeify, never from the folder. Raises
-    ``CheckpointError`` when transformers cannot load it.
+    Classes come from transformers and from moeify, never from the folder. ``device_map`` names
+    modules and their devices: nothing is read for those on the meta device, and nothing moves
+    between devices later. Raises ``CheckpointError`` when transformers cannot load it.
     """
+    if device_map is not None:
+        return _placed(folder, dtype, device_map)
     with _quiet_loading(folder):
-        from transformers import AutoConfig
-
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config = _config(folder)
         model = model_class(config).from_pretrained(folder, config=config, dtype=dtype)
     return model.eval()
+
+
+def _placed(folder: Path, dtype: str, device_map: Mapping[str, Any]) -> Any:
+    try:
+        from accelerate.hooks import remove_hook_from_submodules
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("accelerate", "train") from error
+    with _quiet_loading(folder):
+        config = _config(folder)
+        model = model_class(config).from_pretrained(
+            folder, config=config, dtype=dtype, device_map=dict(device_map)
+        )
+    remove_hook_from_submodules(model)  # they move inputs from device to device
+    return model.eval()
+
+
+def outline(folder: Path) -> Any:
+    """The modules of the model in ``folder``, without weights."""
+    import torch
+
+    with _quiet_loading(folder), torch.device("meta"):
+        config = _config(folder)
+        return model_class(config)(config)
+
+
+def _config(folder: Path) -> Any:
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(folder, trust_remote_code=False)
 
 
 def load_tokenizer(folder: Path) -> Any:

@@ -10,17 +10,14 @@ from tests.pruning.masking import router_modules
 
 
 def recorded_inputs(model: PreTrainedModel, inputs: dict[str, Tensor]) -> dict[int, Tensor]:
-    """What the experts of each layer read, [N, H]."""
+    """What the routers, and with them the experts, of each layer read, [N, H]."""
     seen: dict[int, Tensor] = {}
-    handles = []
-    for name, module in model.named_modules():
-        if name.endswith(".experts"):
-            layer = next(int(part) for part in name.split(".") if part.isdigit())
-            handles.append(
-                module.register_forward_pre_hook(
-                    lambda _, args, layer=layer: seen.update({layer: args[0].clone()})
-                )
-            )
+    handles = [
+        router.register_forward_pre_hook(
+            lambda _, args, layer=layer: seen.update({layer: args[0].flatten(0, -2).clone()})
+        )
+        for layer, router in router_modules(model).items()
+    ]
     with torch.no_grad():
         model(**inputs)
     for handle in handles:
@@ -41,6 +38,8 @@ def weight_of(model_type: str, router: nn.Module, config: Any, x: Tensor, top_k:
         chosen = choice.masked_fill(outside, -torch.inf).topk(top_k).indices
         weights = scores.gather(1, chosen)
         weights = weights / weights.sum(-1, keepdim=True) * config.routed_scaling_factor
+    elif model_type == "llama4_text":
+        weights, chosen = logits.sigmoid().topk(top_k)
     else:
         scores = logits.softmax(-1)
         weights, chosen = scores.topk(top_k)
@@ -63,6 +62,9 @@ def output_of(model_type: str, experts: nn.Module, expert: int, x: Tensor) -> Te
         both = x @ p["gate_up_proj"] + p["gate_up_proj_bias"]
         gate, up = both[:, ::2].clamp(max=7.0), both[:, 1::2].clamp(-7.0, 7.0)
         return ((up + 1) * gate * (1.702 * gate).sigmoid()) @ p["down_proj"] + p["down_proj_bias"]
+    if model_type == "llama4_text":
+        gate, up = (x @ p["gate_up_proj"]).chunk(2, -1)
+        return (nn.functional.silu(gate) * up) @ p["down_proj"]
     gate, up = (x @ p["gate_up_proj"].T).chunk(2, -1)
     return (nn.functional.silu(gate) * up) @ p["down_proj"].T
 
@@ -82,14 +84,19 @@ def brute_force(
     for layer, x in recorded_inputs(model, inputs).items():
         x = x[real]
         g = weight_of(model_type, routers[layer], model.config, x, top_k)
-        outputs = [output_of(model_type, modules[layer], j, x) for j in range(g.shape[1])]
+        inside = model_type == "llama4_text"  # the weights multiply the inputs
+        outputs = [
+            output_of(model_type, modules[layer], j, x * g[:, j : j + 1] if inside else x)
+            for j in range(g.shape[1])
+        ]
         norms = torch.stack([f.norm(dim=-1) for f in outputs], dim=1)
+        added = norms if inside else g * norms
         routed = (g > 0).double()
         result[layer] = {
             "frequency": routed.sum(0),
             "gate": g.sum(0),
             "ean": (norms * routed).sum(0),
-            "reap": (g * norms).sum(0) / routed.sum(0).clamp(min=1),
+            "reap": (added * routed).sum(0) / routed.sum(0).clamp(min=1),
             "max_norm": (norms * routed).max(0).values,
         }
     return result

@@ -1,6 +1,7 @@
 """Scores of one pass over text: right to 1e-5, resumable, reusable, guarded."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,14 @@ import torch
 import moeify
 from moeify.checkpoint.reader import Checkpoint
 from moeify.errors import ConfigError, DatasetError, RoutingError
-from moeify.pruning import calibration
 from moeify.pruning.anatomy import Anatomy, dissect, open_moe
 from moeify.pruning.calibration import calibrate
+from moeify.pruning.measuring import measured
 from moeify.pruning.prune import prune
 from moeify.pruning.scores import LayerScores, Scores, checkpoint_fingerprint
 from moeify.routing.data import Blocks
 from moeify.routing.loading import load_model
+from moeify.routing.passes import WholeModel
 from tests.pruning.oracle import brute_force
 from tests.pruning.tiny_mixtures import EXPERTS, MODEL_TYPES, TOP_K, save
 
@@ -40,13 +42,14 @@ def fresh(anatomy: Anatomy) -> Scores:
 
 
 @pytest.mark.parametrize(
-    "model_type", ["bert_moe", "gpt2_moe", "qwen2_moe", "mixtral", "deepseek_v3", "gpt_oss"]
+    "model_type",
+    ["bert_moe", "gpt2_moe", "qwen2_moe", "mixtral", "deepseek_v3", "gpt_oss", "llama4_text"],
 )
 def test_scores_are_the_formulas(model_type: str, tmp_path: Path) -> None:
     model = save(model_type, tmp_path / "m")
     anatomy = dissect(open_moe(Checkpoint.open(tmp_path / "m")))
     scores, text = fresh(anatomy), blocks()
-    calibrate(model, anatomy, text, scores, batch_size=4, save_to=tmp_path / "s.json")
+    calibrate(WholeModel(model), anatomy, text, scores, batch_size=4, save_to=tmp_path / "s.json")
     wanted = brute_force(model_type, model, text.inputs(), TOP_K)
     assert scores.layers.keys() == wanted.keys()
     for layer, sums in scores.layers.items():
@@ -86,7 +89,7 @@ def test_measuring_leaves_the_model_as_it_was(model_type: str, tmp_path: Path) -
     text, scores = blocks(), fresh(anatomy)
     with torch.no_grad():
         before = model(**text.inputs()).logits
-        with calibration.measured(model, scores.layers) as expect:
+        with measured(model, anatomy.view.layout, scores.layers) as expect:
             expect(text.inputs()["attention_mask"])
             during = model(**text.inputs()).logits
         after = model(**text.inputs()).logits
@@ -99,7 +102,7 @@ def test_an_interrupted_pass_goes_on_where_it_ended(tmp_path: Path) -> None:
     model = save("mixtral", tmp_path / "m")
     anatomy = dissect(open_moe(Checkpoint.open(tmp_path / "m")))
     whole, halved, path = fresh(anatomy), fresh(anatomy), tmp_path / "s.json"
-    calibrate(model, anatomy, blocks(), whole, batch_size=2, save_to=path)
+    calibrate(WholeModel(model), anatomy, blocks(), whole, batch_size=2, save_to=path)
     assert not path.exists()
     second_layer, calls = model.model.layers[1].mlp.experts, []
 
@@ -110,11 +113,11 @@ def test_an_interrupted_pass_goes_on_where_it_ended(tmp_path: Path) -> None:
 
     handle = second_layer.register_forward_pre_hook(stop)
     with pytest.raises(KeyboardInterrupt):
-        calibrate(model, anatomy, blocks(), halved, batch_size=2, save_to=path)
+        calibrate(WholeModel(model), anatomy, blocks(), halved, batch_size=2, save_to=path)
     handle.remove()
     kept = Scores.read(path, anatomy)
     assert kept.batches == 1 and not kept.complete
-    calibrate(model, anatomy, blocks(), kept, batch_size=2, save_to=path)
+    calibrate(WholeModel(model), anatomy, blocks(), kept, batch_size=2, save_to=path)
     for layer, sums in whole.layers.items():
         for name, row in sums.sums.items():
             assert np.array_equal(row, kept.layers[layer].sums[name])
@@ -202,7 +205,7 @@ def test_growth_of_weights_is_reported_and_can_be_folded_in(tmp_path: Path) -> N
     model = save("qwen2_moe", tmp_path / "m")
     anatomy = dissect(open_moe(Checkpoint.open(tmp_path / "m")))
     scores, path = fresh(anatomy), tmp_path / "s.json"
-    calibrate(model, anatomy, blocks(), scores, batch_size=4, save_to=path)
+    calibrate(WholeModel(model), anatomy, blocks(), scores, batch_size=4, save_to=path)
     scores.complete = True
     scores.write(path)
     plain = prune(tmp_path / "m", tmp_path / "plain", keep=4, scores=path)
@@ -235,6 +238,12 @@ def test_bad_input(warm: Path, tmp_path: Path) -> None:
     assert "text.jsonl" in str(caught.value.hint)
     with pytest.raises(DatasetError):
         prune(warm, tmp_path / "x", keep=4, dataset=str(tmp_path / "nothing.txt"))
+    small = tmp_path / "small"
+    shutil.copytree(warm, small)
+    config = json.loads((small / "config.json").read_text())
+    (small / "config.json").write_text(json.dumps(config | {"vocab_size": 9}))
+    with pytest.raises(DatasetError, match=r"makes token \d+, the model knows 9 tokens"):
+        prune(small, tmp_path / "x", keep=4, **OPTIONS)
     with pytest.raises(ConfigError, match="nothing to rescale"):
         prune(warm, tmp_path / "x", keep=4, scores=scores, rescale=True)
     assert not (tmp_path / "x").exists()

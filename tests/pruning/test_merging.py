@@ -1,5 +1,6 @@
 """Merged experts: aligned neurons, the right weights, the right neighbours."""
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -64,7 +65,7 @@ def test_merging_shuffled_copies_changes_nothing(
         found = load_model(tmp_path / "out")(**batch()).logits
     assert report.merged
     assert (found - wanted).abs().max() <= 1e-5
-    monkeypatch.setattr("moeify.pruning.merging.MAX_ALIGNED", 0)
+    monkeypatch.setattr("moeify.pruning.merging.align", lambda rows, _: np.arange(len(rows)))
     prune(tmp_path / "moe", tmp_path / "crude", keep=3, by="random", merge=True)
     with torch.no_grad():
         assert (load_model(tmp_path / "crude")(**batch()).logits - wanted).abs().max() > 1e-2
@@ -109,6 +110,39 @@ def test_alignment_finds_a_permutation() -> None:
         align(np.zeros((4, 3), np.float32), np.ones((4, 3), np.float32)), range(4)
     )
     assert sorted(align(rows[:9], draw.standard_normal((9, 20)).astype(np.float32))) == [*range(9)]
+
+
+def greedy(reference: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """The most similar pair first, from the whole table."""
+    similar = reference @ other.T + np.float32(1e-6) * np.eye(len(reference), dtype=np.float32)
+    order = np.empty(len(reference), np.int64)
+    for _ in range(len(reference)):
+        row, column = np.unravel_index(similar.argmax(), similar.shape)
+        order[row] = column
+        similar[row], similar[:, column] = -np.inf, -np.inf
+    return order
+
+
+@pytest.mark.parametrize("rows", [7, 64, 1000])
+def test_alignment_in_blocks_is_greedy(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("moeify.pruning.merging._ROWS", rows)
+    draw = np.random.default_rng(1)
+    one, two = draw.standard_normal((2, 300, 16)).astype(np.float32)
+    assert np.array_equal(align(one, two), greedy(one, two))
+
+
+def test_alignment_of_wide_experts_holds_no_table() -> None:
+    """12,000 neurons: their table of similarities would take 576 MB."""
+    draw = np.random.default_rng(2)
+    neurons = draw.standard_normal((12_000, 8)).astype(np.float32)
+    neurons /= np.linalg.norm(neurons, axis=1, keepdims=True)
+    order = draw.permutation(len(neurons))
+    tracemalloc.start()
+    found = align(neurons, neurons[order])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert np.array_equal(order[found], np.arange(len(neurons)))
+    assert peak < 150 << 20
 
 
 def test_refusals(tmp_path: Path) -> None:

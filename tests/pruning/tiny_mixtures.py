@@ -1,4 +1,4 @@
-"""Tiny random mixtures of ten model types, saved as transformers saves them."""
+"""Tiny random mixtures of many model types, saved as transformers saves them."""
 
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,11 @@ _SPECS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "Lfm2MoeConfig", "Lfm2MoeForCausalLM",
         {"num_experts": EXPERTS, "num_dense_layers": 1,
          "layer_types": ["conv", "full_attention"]},
+    ),
+    "llama4_text": (
+        "Llama4TextConfig", "Llama4ForCausalLM",
+        {"num_local_experts": EXPERTS, "interleave_moe_layer_step": 1, "head_dim": 8,
+         "intermediate_size_mlp": 12, "attention_chunk_size": 64},
     ),
 }  # fmt: skip
 OWN = ("bert_moe", "gpt2_moe")

@@ -1,0 +1,218 @@
+"""Running a model over text: whole, or with the weights of one layer at a time in memory."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from moeify.checkpoint.reader import Checkpoint
+from moeify.errors import RoutingError
+from moeify.families.base import MoeLayout
+from moeify.routing.collection import base_model, is_encoder, text_model
+from moeify.routing.loading import load_model, outline
+from moeify.routing.memory import fits_memory
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+__all__ = ["LayerByLayer", "Pass", "Passes", "WholeModel", "passes_over", "runs_by_layer"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pass:
+    """One walk over all batches.
+
+    ``run`` takes a batch's number and its ``input_ids`` and ``attention_mask`` [B, S], and returns
+    what the model returns. Hooks on modules of ``model`` see the batch where the module's weights
+    are in memory; those of other layers are on the meta device.
+    """
+
+    model: nn.Module
+    run: Callable[[int, Mapping[str, Tensor]], Any]
+
+
+class Passes(Protocol):
+    """Passes that together take every batch through every layer, in the order of the layers."""
+
+    def __len__(self) -> int: ...
+
+    def opened(self, place: int) -> Any:
+        """A context that yields ``Pass`` number ``place``."""
+
+
+class WholeModel:
+    """One pass with all weights in memory; ``head`` says whether the model's head runs."""
+
+    def __init__(self, model: nn.Module, *, head: bool = False) -> None:
+        self.model, self.head = model, head
+
+    def __len__(self) -> int:
+        return 1
+
+    @contextmanager
+    def opened(self, place: int) -> Iterator[Pass]:
+        """The one pass."""
+        yield Pass(model=self.model, run=partial(_forward, self.model, self.head))
+
+
+class LayerByLayer:
+    """A pass for each layer, whose weights alone are loaded, and one more for the ``head``.
+
+    In pass n layers before n - 1 and after n hand their input on, layer n - 1 gives what it gave in
+    the pass before, and layer n computes. So every layer is called as its model calls it, and what
+    stands between layers happens. What layers give lies in files in ``scratch``: that of two
+    layers, each tokens x H values in the model's dtype.
+    """
+
+    def __init__(
+        self, folder: Path, layout: MoeLayout, scratch: Path, *, head: bool = False
+    ) -> None:
+        self.folder, self.head, self.states = folder, head, _States(scratch)
+        # oneDNN keeps buffers for the last 1,024 shapes, and experts meet a new one in each batch.
+        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
+        model = outline(folder)
+        names = {id(module): name for name, module in model.named_modules()}
+        root = layout.layer.split(".{layer}")[0]
+        stack = text_model(model, root.split(".")[0]).get_submodule(root)
+        self.stack, self.layers = names[id(stack)], len(list(stack.children()))
+        base = names[id(base_model(model))]
+        beside = list(_beside(model, self.stack))
+        self._head = [n for n in beside if base and not n.startswith(f"{base}.")]
+        self._rest = [n for n in beside if n not in self._head]
+
+    def __len__(self) -> int:
+        return self.layers + self.head
+
+    def holds(self, place: int, batches: int) -> bool:
+        """Whether pass ``place`` can start: what the layer before gave is there."""
+        return place == 0 or all(self.states.path(place - 1, n).exists() for n in range(batches))
+
+    @contextmanager
+    def opened(self, place: int) -> Iterator[Pass]:
+        """The pass of layer ``place``, or of the head; its weights go when the context ends."""
+        model = load_model(self.folder, device_map=self._devices(place))
+        current: dict[str, Any] = {}
+        layers = list(model.get_submodule(self.stack).children())
+        for number, layer in enumerate(layers):
+            if number == place:
+                layer.register_forward_hook(lambda *called: current.update(given=called[-1]))
+            else:
+                replay = current if number == place - 1 else {}
+                layer.forward = partial(_handed_on, replay)
+
+        def run(number: int, inputs: Mapping[str, Tensor]) -> Any:
+            if place:
+                current["before"] = self.states.read(place - 1, number)
+            output = _forward(model, place == self.layers, inputs=inputs, number=number)
+            if place < self.layers:
+                self.states.write(place, number, _hidden(layers[place], current.pop("given")))
+            return output
+
+        try:
+            yield Pass(model=model, run=run)
+        finally:
+            model.to("meta")  # whoever still holds the model holds no weights
+            gc.collect()
+            _trim()
+
+    def _devices(self, place: int) -> dict[str, Any]:
+        """Where each module goes, as ``from_pretrained`` takes it."""
+        import torch
+
+        # As objects: accelerate takes the name "cpu" for a place to offload to.
+        cpu, meta = torch.device("cpu"), torch.device("meta")
+        return {
+            **dict.fromkeys(self._rest, cpu),
+            **dict.fromkeys(self._head, cpu if place == self.layers else meta),
+            **{f"{self.stack}.{n}": cpu if n == place else meta for n in range(self.layers)},
+        }
+
+
+def runs_by_layer(checkpoint: Checkpoint, low_memory: bool | None) -> bool:
+    """What the user says, and where nothing is said, whether the weights fit into memory."""
+    return not fits_memory(checkpoint) if low_memory is None else low_memory
+
+
+@contextmanager
+def passes_over(
+    checkpoint: Checkpoint, layout: MoeLayout, *, low_memory: bool | None, head: bool = False
+) -> Iterator[Passes]:
+    """The passes over a checkpoint, layer by layer where ``runs_by_layer`` says so."""
+    if not runs_by_layer(checkpoint, low_memory):
+        yield WholeModel(load_model(checkpoint.folder), head=head)
+        return
+    parent = checkpoint.folder.resolve().parent
+    with tempfile.TemporaryDirectory(dir=parent, prefix=".moeify-states-") as scratch:
+        yield LayerByLayer(checkpoint.folder, layout, Path(scratch), head=head)
+
+
+class _States:
+    """What layers give, a file for each batch; layers two apart share their files."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def path(self, layer: int, number: int) -> Path:
+        return self.folder / f"{layer % 2}-{number}.safetensors"
+
+    def read(self, layer: int, number: int) -> Tensor:
+        from safetensors.torch import load_file
+
+        hidden: Tensor = load_file(self.path(layer, number))["hidden"]
+        return hidden
+
+    def write(self, layer: int, number: int, hidden: Tensor) -> None:
+        from safetensors.torch import save_file
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        save_file({"hidden": hidden.contiguous()}, self.path(layer, number))
+
+
+def _forward(model: nn.Module, head: bool, number: int, inputs: Mapping[str, Tensor]) -> Any:
+    device = next(p.device for p in model.parameters() if not p.is_meta)
+    placed = {name: tensor.to(device) for name, tensor in inputs.items()}
+    called = model if head else base_model(model)
+    return called(**placed, **({} if is_encoder(model) else {"use_cache": False}))
+
+
+def _trim() -> None:
+    """Give freed memory back to the system, which glibc keeps unless it is told to."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+def _handed_on(current: Mapping[str, Tensor], hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
+    """In place of a layer's forward: what it gave before, else its input."""
+    return current.get("before", hidden_states)
+
+
+def _hidden(layer: nn.Module, given: Any) -> Tensor:
+    import torch
+
+    if not isinstance(given, torch.Tensor):
+        raise RoutingError(
+            f"a {type(layer).__name__} gives more than hidden states, so that it cannot run by"
+            " itself",
+            "leave --low-memory out",
+        )
+    return given
+
+
+def _beside(model: nn.Module, path: str) -> Iterator[str]:
+    """Names of the modules, parameters and buffers that stand beside the way to ``path``."""
+    module, before = model, ""
+    for part in path.split("."):
+        for name, _ in (*module.named_children(), *module.named_parameters(recurse=False),
+                        *module.named_buffers(recurse=False)):  # fmt: skip
+            if name != part:
+                yield before + name
+        module, before = module.get_submodule(part), f"{before}{part}."

@@ -1,0 +1,266 @@
+"""Calibration with one layer's weights in memory: the same scores, little memory, resumable."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from moeify.checkpoint.reader import Checkpoint
+from moeify.errors import ConfigError, RoutingError
+from moeify.pruning.anatomy import Anatomy, dissect, open_moe
+from moeify.pruning.calibration import calibrate
+from moeify.pruning.evaluation import held_out_loss
+from moeify.pruning.prune import prune
+from moeify.pruning.scores import LayerScores, Scores, checkpoint_fingerprint
+from moeify.routing import memory, passes
+from moeify.routing.data import Blocks
+from moeify.routing.passes import LayerByLayer, WholeModel
+from tests.families.published_models import MODEL_TYPES, tiny
+
+
+def text(rows: int = 6, length: int = 12) -> Blocks:
+    lengths = np.full(rows, length)
+    lengths[-1] = length - 5
+    ids = np.random.default_rng(3).integers(3, 60, (rows, length)).astype(np.int32)
+    return Blocks(
+        input_ids=ids, lengths=lengths, domains=None, domain_names=(), documents=rows
+    )  # fmt: skip
+
+
+def saved(model_type: str, folder: Path, *, tied: bool = False) -> tuple[PreTrainedModel, Anatomy]:
+    model = tiny(model_type, tied=tied)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    model.tie_weights()
+    model.save_pretrained(folder)
+    return model, dissect(open_moe(Checkpoint.open(folder)))
+
+
+def fresh(anatomy: Anatomy) -> Scores:
+    layers = {n: LayerScores.empty(anatomy.view.num_experts) for n in anatomy.view.moe_layers}
+    fingerprint = checkpoint_fingerprint(anatomy)
+    return Scores(source="m", fingerprint=fingerprint, data="d", dataset="t", layers=layers)
+
+
+def by_layer(anatomy: Anatomy, scratch: Path) -> LayerByLayer:
+    return LayerByLayer(anatomy.view.checkpoint.folder, anatomy.view.layout, scratch)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "tied"),
+    [*((name, False) for name in MODEL_TYPES), ("bert_moe", True), ("gpt2_moe", True)],
+)
+def test_scores_are_those_of_the_whole_model(model_type: str, tied: bool, tmp_path: Path) -> None:
+    model, anatomy = saved(model_type, tmp_path / "m", tied=tied)
+    whole, layered, path = fresh(anatomy), fresh(anatomy), tmp_path / "s.json"
+    calibrate(WholeModel(model), anatomy, text(), whole, batch_size=4, save_to=path)
+    calibrate(by_layer(anatomy, tmp_path / "h"), anatomy, text(), layered, batch_size=4,
+              save_to=path)  # fmt: skip
+    for layer, sums in whole.layers.items():
+        assert sums.tokens == layered.layers[layer].tokens == text().tokens
+        for name, row in sums.sums.items():
+            assert np.allclose(row, layered.layers[layer].sums[name], rtol=1e-5, atol=1e-6), name
+    names = {path.name for path in (tmp_path / "h").iterdir()}
+    assert names == {f"{parity}-{n}.safetensors" for parity in (0, 1) for n in (0, 1)}
+
+
+@pytest.mark.parametrize("model_type", ["bert_moe", "gpt2_moe", "qwen3_moe", "deepseek_v3"])
+def test_losses_are_those_of_the_whole_model(
+    model_type: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Tokenizer:
+        mask_token_id = 1
+
+    monkeypatch.setattr("moeify.pruning.evaluation.tokenizer_for", lambda _: Tokenizer)
+    saved(model_type, tmp_path / "m", tied=True)
+    losses = [held_out_loss(tmp_path / "m", text(), 4, low) for low in (False, True)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6) and losses[0] > 1
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+def test_only_one_layer_is_loaded(tmp_path: Path) -> None:
+    _, anatomy = saved("qwen3_moe", tmp_path / "m")
+    runs = by_layer(anatomy, tmp_path / "h")
+    assert len(runs) == 4
+    for place in range(4):
+        with runs.opened(place) as step:
+            held = {n.split(".")[2] for n, p in step.model.named_parameters()
+                    if "layers." in n and not p.is_meta}  # fmt: skip
+            assert held == {str(place)}
+            assert step.model.lm_head.weight.is_meta
+        assert all(p.is_meta for p in step.model.parameters())
+
+
+def interrupted(anatomy: Anatomy, scratch: Path, save_to: Path, after: int) -> Scores:
+    """What stays of a calibration that ends after so many batches in all."""
+
+    def stop(done: int, total: int) -> None:
+        calls.append(done)
+        if len(calls) == after:
+            raise KeyboardInterrupt
+
+    calls: list[int] = []
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(by_layer(anatomy, scratch), anatomy, text(), fresh(anatomy), batch_size=2,
+                  save_to=save_to, progress=stop)  # fmt: skip
+    return Scores.read(save_to, anatomy)
+
+
+@pytest.mark.parametrize("after", [1, 4, 6, 10])
+def test_an_interrupted_calibration_goes_on(after: int, tmp_path: Path) -> None:
+    _, anatomy = saved("mixtral", tmp_path / "m")
+    whole, scratch = fresh(anatomy), tmp_path / "h"
+    runs = by_layer(anatomy, tmp_path / "other")
+    calibrate(runs, anatomy, text(), whole, batch_size=2, save_to=tmp_path / "w.json")
+    kept = interrupted(anatomy, scratch, tmp_path / "s.json", after)
+    assert kept.batches == after and not kept.complete
+    again = by_layer(anatomy, scratch)
+    assert again.holds(after // 3, 3)
+    done: list[int] = []
+    calibrate(again, anatomy, text(), kept, batch_size=2, save_to=tmp_path / "s.json",
+              progress=lambda n, total: done.append(n))  # fmt: skip
+    assert len(done) == 12 - after and done[-1] == 4 * 6
+    for layer, sums in whole.layers.items():
+        for name, row in sums.sums.items():
+            assert np.array_equal(row, kept.layers[layer].sums[name])
+
+
+@pytest.fixture
+def warm(tmp_path: Path) -> Iterator[Path]:
+    import moeify
+    from tests.real.checkpoints import demo_gpt2
+
+    moeify.upcycle(demo_gpt2(), tmp_path / "warm", num_experts=6, top_k=2, noise=0.3)
+    yield tmp_path / "warm"
+
+
+def demo_options() -> dict:
+    import moeify
+
+    data = Path(moeify.__file__).parent / "demo" / "text.jsonl"
+    return {"dataset": str(data), "max_tokens": 4000, "seq_len": 64}
+
+
+def test_prune_gives_the_same_and_leaves_nothing_behind(warm: Path, tmp_path: Path) -> None:
+    whole = prune(warm, tmp_path / "a", keep=3, low_memory=False, **demo_options())
+    layered = prune(
+        warm, tmp_path / "b", keep=3, low_memory=True, evaluate=True, **demo_options()
+    )  # fmt: skip
+    assert layered.kept == whole.kept and layered.tokens == whole.tokens
+    assert layered.layer_by_layer and not whole.layer_by_layer
+    for layer, row in whole.scores.items():
+        assert np.allclose(row, layered.scores[layer], rtol=1e-5)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "warm"]
+
+
+def test_what_an_interruption_leaves_is_used_or_replaced(
+    warm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[int] = []
+    original = LayerByLayer.opened
+
+    def counted(self: LayerByLayer, place: int) -> object:
+        opened.append(place)
+        if len(opened) == 3:
+            raise KeyboardInterrupt
+        return original(self, place)
+
+    monkeypatch.setattr(LayerByLayer, "opened", counted)
+    options = {"keep": 3, "low_memory": True, **demo_options()}
+    with pytest.raises(KeyboardInterrupt):
+        prune(warm, tmp_path / "out", **options)
+    left = tmp_path / ".out.scores.json.states"
+    assert left.is_dir() and (tmp_path / ".out.scores.json").exists()
+    prune(warm, tmp_path / "out", **options)
+    assert opened == [0, 1, 2, 2, 3]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "warm"]
+
+
+def test_without_the_states_it_begins_again(
+    warm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = prune(warm, tmp_path / "a", keep=3, low_memory=True, **demo_options())
+    scores = tmp_path / "a" / "scores.json"
+    document = json.loads(scores.read_text())
+    half = document | {"complete": False, "batches": document["batches"] // 2}
+    scores.write_text(json.dumps(half))
+    again = prune(
+        warm, tmp_path / "b", keep=3, low_memory=True, scores=scores, **demo_options()
+    )  # fmt: skip
+    assert again.tokens == whole.tokens and again.scores == whole.scores
+
+
+def test_it_is_chosen_where_memory_is_short(
+    warm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = sum(t.nbytes for t in Checkpoint.open(warm).tensors.values())
+    for available, layered in ((weights, True), (2 * weights, False), (None, False)):
+        monkeypatch.setattr(memory, "available_memory", lambda found=available: found)
+        report = prune(warm, tmp_path / str(available), keep=3, **demo_options())
+        assert report.layer_by_layer is layered
+        assert passes.runs_by_layer(Checkpoint.open(warm), not layered) is not layered
+
+
+def test_memory_is_that_of_the_system_and_the_container(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "_MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+    (tmp_path / "meminfo").write_text("MemTotal: 9000 kB\nMemAvailable:    4000 kB\n")
+    assert memory.available_memory() == 4000 * 1024
+    (tmp_path / "memory.max").write_text("1000000\n")
+    (tmp_path / "memory.current").write_text("800000\n")
+    (tmp_path / "memory.stat").write_text("anon 1\ninactive_file 300000\n")
+    assert memory.available_memory() == 500_000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory.available_memory() == 4000 * 1024
+
+
+def test_what_cannot_run_by_layer_is_said(tmp_path: Path, warm: Path) -> None:
+    path = warm / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"quantization_config": {"quant_method": "fp8"}}))
+    with pytest.raises(ConfigError, match="quantised checkpoint cannot be calibrated layer"):
+        prune(warm, tmp_path / "out", keep=3, low_memory=True, **demo_options())
+    assert [path.name for path in tmp_path.iterdir()] == ["warm"]
+    with pytest.raises(RoutingError, match="a Linear gives more than hidden states"):
+        passes._hidden(torch.nn.Linear(1, 1), (torch.ones(1), None))
+
+
+PEAK = """
+import resource, sys
+from pathlib import Path
+import torch, transformers
+from moeify.checkpoint.reader import Checkpoint
+from moeify.pruning.anatomy import dissect, open_moe
+from tests.pruning.test_low_memory import by_layer, calibrate, fresh, text
+torch.set_num_threads(1)
+anatomy = dissect(open_moe(Checkpoint.open(Path(sys.argv[1]))))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+runs = by_layer(anatomy, Path(sys.argv[2]))
+calibrate(runs, anatomy, text(), fresh(anatomy), batch_size=2, save_to=Path(sys.argv[3]))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def test_memory_is_that_of_one_layer(tmp_path: Path) -> None:
+    """12 layers of 24 MB each: a pass takes a few layers' room, not the model's."""
+    model = tiny(
+        "qwen3_moe", tied=False, hidden_size=256, moe_intermediate_size=512, num_hidden_layers=12,
+        mlp_only_layers=[], num_experts=32,
+    )  # fmt: skip
+    model.to(torch.bfloat16).save_pretrained(tmp_path / "m")
+    del model
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK, tmp_path / "m", tmp_path / "h", tmp_path / "s.json"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    size = (tmp_path / "m" / "model.safetensors").stat().st_size
+    assert size > 280 << 20 and int(done.stdout) << 10 < size / 2
