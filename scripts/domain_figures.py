@@ -103,4 +103,4 @@ def draw_heatmap(results: dict[str, list[Losses]], path: Path) -> None:
             axis.text(column, row, f"{value:+.2f}", ha="center", va="center", fontsize=7,
                       color=colour)  # fmt: skip
     figure.colorbar(image, ax=axes[0, -1], label="held-out loss minus the base's, nats a token")
-    figure.savefig(path, dpi=110, metadata={"Software": None})
+    figure.savefig(path, dpi=90, metadata={"Software": None})

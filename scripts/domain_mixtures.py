@@ -21,7 +21,6 @@ from moeify.warming.routes import one_expert, rerouted
 
 PROMPTS_PER_DOMAIN = 16
 WARMUP_STEPS = 80
-WARMED = "data, warmed up"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,15 +138,13 @@ WAYS: dict[str, Way] = {
     "prompts": _prompts,
     "data": _data(2),
     "data, top-1": _data(1),
-    WARMED: _warmed,
+    "data, warmed up": _warmed,
 }
 
 
 def available(way: str, parts: Parts) -> bool:
-    """Whether ``way`` is measured: mergekit-moe keeps the base's rest, and warm-up takes long."""
-    if way.startswith("mergekit"):
-        return parts.rest == "base" and parts.mergekit is not None
-    return parts.rest == "base" or way != WARMED
+    """Whether ``way`` can be had: mergekit-moe is needed for its own, and keeps the base's rest."""
+    return not way.startswith("mergekit") or (parts.mergekit is not None and parts.rest == "base")
 
 
 @torch.no_grad()
