@@ -1,18 +1,21 @@
 """Loads and entropies of fitted routers on held-out text, beside three simpler ways to set them.
 
     python scripts/measure_fit.py [--seeds 10] [--models minilm,gpt2,smollm2]
-        [--layers 4] [--draws 10]
+        [--layers 4] [--draws 10] [--keep FOLDER]
+        [--routers calibrated,zeros]
 
 Real checkpoints and real text in four domains, 6,144 tokens of each to fit and 3,072 held out, from
 other passages, in blocks of 512 or the model's limit; E = 8, K = 2. Every seed draws clusters and
 random rows anew, and passages as well up to --draws times. Held-out figures are of the routers'
 rows on the inputs that the layers had under the routers that upcycle drew, or under zero routers:
 copies compute the dense function whatever the router, so that later layers see the same inputs.
-The second table is of domain routers with four experts: held-out tokens whose first expert is
-their domain's own. Both are Markdown, on stdout.
+--keep keeps the inputs (five gigabytes for all of SmolLM2), so that a run can be repeated without
+the model. The second table is of domain routers with four experts: held-out tokens whose first
+expert is their domain's own. Both are Markdown, on stdout.
 """
 
 import argparse
+import json
 import sys
 import tempfile
 import time
@@ -85,9 +88,11 @@ def plain_kmeans(rows: Tensor, generator: torch.Generator) -> Tensor:
     centres = points[torch.randperm(len(points), generator=generator)[:E]]
     for _ in range(12):
         plan = (points @ centres.T / 0.05).double().exp()
+        token = torch.ones(len(points), dtype=torch.double)
         for _ in range(20):
-            plan /= plan.sum(0)
-            plan /= plan.sum(1, keepdim=True)
+            cluster = 1 / (plan.T @ token)
+            token = 1 / (plan @ cluster)
+        plan = plan * cluster * token[:, None]
         centres = normalize((plan.T.float() @ points), dim=-1)
     return centres
 
@@ -114,61 +119,88 @@ def domain_figures(rows: Tensor, inputs: Tensor, domains: Tensor, top_k: int) ->
     return statistics.layers[0].domains
 
 
-class Collected:
-    """A model with one kind of routers, and the inputs of its layers on a draw of text."""
+class Inputs:
+    """What the layers of a model read on one draw of text, kept in files, layer by layer."""
 
-    def __init__(self, dense: Path, router: str) -> None:
-        with tempfile.TemporaryDirectory() as scratch:
-            moeify.upcycle(dense, Path(scratch, "moe"), num_experts=E, top_k=K, router=router)
-            self.model = load_model(Path(scratch, "moe"))
-        self.config = self.model.config.to_dict()
-        self.seconds: list[float] = []
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.layers = folder, sorted(int(path.stem) for path in folder.glob("*.npz"))
+        self.seconds: float = json.loads((folder / "seconds.json").read_text())
 
-    def draw(self, parts: tuple[Blocks, Blocks]) -> None:
-        """Run both parts of a text through the model."""
-        kept = []
-        for blocks in parts:
-            started = time.process_time()
-            kept.append(InputReservoir(blocks.tokens))
-            collect(self.model, moe_layout(self.config), blocks, kept[-1])
-            self.seconds.append((time.process_time() - started) / blocks.tokens)
-        self.fit, self.held_out = kept
+    def layer(self, layer: int) -> dict[str, Tensor]:
+        """``fit`` and ``held_out`` [T, H], ``fit_domains`` and ``held_out_domains`` [T]."""
+        with np.load(self.folder / f"{layer}.npz") as arrays:
+            return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
-def measure(name: str, dense: Path, seeds: int, draws: int) -> list[str]:
+def collected(dense: Path, router: str, parts: tuple[Blocks, Blocks], folder: Path) -> Inputs:
+    """The inputs of every layer under one kind of routers: read where they are, or collected."""
+    if folder.is_dir():
+        return Inputs(folder)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        moeify.upcycle(dense, Path(scratch, "moe"), num_experts=E, top_k=K, router=router)
+        model = load_model(Path(scratch, "moe"))
+    layout, kept, seconds = moe_layout(model.config.to_dict()), [], []
+    for blocks in parts:
+        started = time.process_time()
+        kept.append(InputReservoir(blocks.tokens))
+        collect(model, layout, blocks, kept[-1])
+        seconds.append(time.process_time() - started)
+    draft = folder.with_name(f"{folder.name}-draft")
+    draft.mkdir()
+    fit, held_out = kept
+    for layer in fit.layers:
+        np.savez(
+            draft / f"{layer}.npz", fit=fit.inputs(layer), fit_domains=fit.domains(layer),
+            held_out=held_out.inputs(layer), held_out_domains=held_out.domains(layer),
+        )  # fmt: skip
+    (draft / "seconds.json").write_text(json.dumps(seconds[0]))
+    draft.rename(folder)
+    return Inputs(folder)
+
+
+def measure(
+    name: str, dense: Path, seeds: int, draws: int, keep: Path, routers: list[str]
+) -> list[str]:
     """Print the first table's lines for one model, and return those of the second."""
-    tokenizer, results = tokenizer_for(dense), {way: [] for way in WAYS}
-    drawn, zeros = Collected(dense, "calibrated"), Collected(dense, "zeros")
-    seq_len = block_length(drawn.config, None)
-    seconds, own = [], []
-    for seed in range(seeds):
-        if seed < draws:
-            parts = text(tokenizer, seed, seq_len)
-            for collected in (drawn, zeros):
-                collected.draw(parts)
-            own.append(domains_of(drawn, seed, seq_len))
-        for way in WAYS:
-            collected = zeros if "zero" in way else drawn
-            fit, held_out = collected.fit, collected.held_out
-            started = time.process_time()
-            rows = {layer: rows_of(way, fit.inputs(layer), seed) for layer in fit.layers}
-            if way == "moeify":
-                seconds.append(time.process_time() - started)
-            results[way].append([figures(r, held_out.inputs(n)) for n, r in rows.items()])
+    ways = {kind: [way for way in WAYS if ("zero" in way) == (kind == "zeros")] for kind in routers}
+    results = {way: [[] for _ in range(seeds)] for kind in routers for way in ways[kind]}
+    tokenizer = tokenizer_for(dense)
+    seq_len = block_length(json.loads((dense / "config.json").read_text()), None)
+    seconds, forward, own = [0.0] * seeds, [], []
+    for draw in range(draws):
+        parts = text(tokenizer, draw, seq_len)
+        for router in routers:
+            inputs = collected(dense, router, parts, keep / f"{name}-{router}-{draw}")
+            forward.append(inputs.seconds)
+            if router == "calibrated":
+                own.append([])
+            for number in inputs.layers:
+                layer = inputs.layer(number)
+                if router == "calibrated":
+                    own[-1].append(domains_of(layer, draw, seq_len))
+                for seed in range(draw, seeds, draws):
+                    for way in ways[router]:
+                        started = time.process_time()
+                        rows = rows_of(way, layer["fit"], seed + number)
+                        seconds[seed] += way.startswith("moeify") * (time.process_time() - started)
+                        results[way][seed].append(figures(rows, layer["held_out"]))
     for way, found in results.items():
         array = np.array(found)  # [seeds, layers, 3]
         vio, entropy, least = array[..., 0], array[..., 1], array[..., 2]
         print(
-            f"| {name} | {way} | {vio.mean():.2f} | {vio.mean(1).max():.2f} | {vio.max():.2f} |"
+            f"| {name} ({len(inputs.layers)} layers) | {way} | {vio.mean():.2f} |"
+            f" {vio.mean(1).max():.2f} | {vio.max():.2f} |"
             f" {entropy.min():.2f}-{entropy.max():.2f} | {int((least < 0.1).sum())} |",
             flush=True,
         )
-    forward = np.mean(drawn.seconds) * len(DOMAINS) * FIT_TOKENS
     print(
-        f"{name}: fit {np.mean(seconds):.2f} s of processor time beside {forward:.2f} s of the"
-        f" forward pass of {len(DOMAINS) * FIT_TOKENS} tokens, {draws} draws of text",
+        f"{name}: fit {np.mean(seconds) / len(routers):.2f} s of processor time beside"
+        f" {np.mean(forward):.2f} s of the forward pass of {len(DOMAINS) * FIT_TOKENS} tokens,"
+        f" {draws} draws of text",
         file=sys.stderr, flush=True,
     )  # fmt: skip
+    if not own:
+        return []
     array = np.array(own)  # [draws, layers, figures]
     own_first, later, nmi, nmi_both, enrichment = np.moveaxis(array, -1, 0)
     layers = ", ".join(f"{100 * value:.1f}" for value in own_first.mean(0))
@@ -179,25 +211,20 @@ def measure(name: str, dense: Path, seeds: int, draws: int) -> list[str]:
     ]
 
 
-def domains_of(collected: Collected, seed: int, seq_len: int) -> list[tuple[float, ...]]:
-    """Per layer: own expert first, the same away from block starts, NMI of the first choice, of
-    both, and the lowest enrichment of the first choice."""
-    fit, held_out, found = collected.fit, collected.held_out, []
-    for layer in fit.layers:
-        inputs, domains = held_out.inputs(layer), held_out.domains(layer)
-        rows = domain_router(
-            fit.inputs(layer), fit.domains(layer), len(DOMAINS), K, entropy=0.92, seed=seed
-        )
-        own = ((inputs @ rows.T).argmax(-1) == domains).float()
-        first = domain_figures(rows, inputs, domains, 1)
-        both = domain_figures(rows, inputs, domains, K)
-        found.append(
-            (
-                float(own.mean()), float(own.view(-1, seq_len)[:, LONE:].mean()), first.nmi,
-                both.nmi, float(first.enrichment.min()),
-            )
-        )  # fmt: skip
-    return found
+def domains_of(layer: dict[str, Tensor], seed: int, seq_len: int) -> tuple[float, ...]:
+    """Own expert first, the same away from block starts, NMI of the first choice, of both, and
+    the lowest enrichment of the first choice."""
+    rows = domain_router(
+        layer["fit"], layer["fit_domains"], len(DOMAINS), K, entropy=0.92, seed=seed
+    )
+    inputs, domains = layer["held_out"], layer["held_out_domains"]
+    own = ((inputs @ rows.T).argmax(-1) == domains).float()
+    first = domain_figures(rows, inputs, domains, 1)
+    both = domain_figures(rows, inputs, domains, K)
+    return (
+        float(own.mean()), float(own.view(-1, seq_len)[:, LONE:].mean()), first.nmi,
+        both.nmi, float(first.enrichment.min()),
+    )  # fmt: skip
 
 
 def main() -> None:
@@ -206,7 +233,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--draws", type=int, default=10, help="how often text is drawn anew")
     parser.add_argument("--models", default="gpt2,minilm,smollm2")
-    parser.add_argument("--layers", type=int, default=4, help="layers of SmolLM2 that are used")
+    parser.add_argument("--layers", type=int, help="layers of SmolLM2 that are used; else all")
+    parser.add_argument("--keep", type=Path, help="folder that keeps layers' inputs for a next run")
+    parser.add_argument("--routers", default="calibrated,zeros", help="what upcycle draws")
     options = parser.parse_args()
     torch.set_num_threads(1)
     print("| model | routers | MaxVio mean | worst seed | worst layer | entropy | dead |")
@@ -217,8 +246,13 @@ def main() -> None:
         "smollm2": lambda: checkpoints.smollm2(options.layers),
     }
     own = []
-    for name in options.models.split(","):
-        own += measure(name, sources[name](), options.seeds, options.draws)
+    with tempfile.TemporaryDirectory() as scratch:
+        keep = options.keep or Path(scratch)
+        keep.mkdir(parents=True, exist_ok=True)
+        for name in options.models.split(","):
+            draws = min(options.draws, options.seeds)
+            routers = options.routers.split(",")
+            own += measure(name, sources[name](), options.seeds, draws, keep, routers)
     print(
         f"\n| model | own expert first, % by layer | lowest of a draw, from layer 2 | lowest layer"
         f" after the first {LONE} tokens of a block | NMI, first choice | NMI, both | enrichment |"

@@ -1,11 +1,13 @@
 """What training routers is worth where experts really differ.
 
     python scripts/measure_training.py [--seeds 3] [--first-seed 0] [--steps 200] [--fit kmeans]
+        [--keep FOLDER [--tune DOMAIN]]
 
 The shipped GPT-2 is fine-tuned on each of four domains by itself (FFNs only), and the four sets of
 FFNs become four experts. Then the routers are warmed up, and on held-out text the loss is compared
 with that of random routing, of the best single expert and of a domain oracle, which sends every
-token to the expert of its domain. The table is Markdown, on stdout.
+token to the expert of its domain. The table is Markdown, on stdout. --keep keeps the fine-tuned
+experts for a next run, and --tune makes only one of them, for a machine that is lent in pieces.
 """
 
 import argparse
@@ -55,6 +57,20 @@ def fine_tuned(dense: Path, data: Path, steps: int, seed: int) -> dict[str, torc
     return {n: p.detach() for n, p in model.state_dict().items() if ".mlp." in n}
 
 
+def kept(
+    root: Path, name: str, seed: int, keep: Path | None, steps: int
+) -> dict[str, torch.Tensor]:
+    """The expert of a domain: read from ``keep`` where it is there, else fine-tuned."""
+    path = None if keep is None else keep / f"{name}-{seed}-{steps}.safetensors"
+    if path is not None and path.is_file():
+        return load_file(path)
+    expert = fine_tuned(checkpoints.demo_gpt2(), root / f"{name}.jsonl", steps, seed)
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({n: t.contiguous() for n, t in expert.items()}, path)
+    return expert
+
+
 def assemble(dense: Path, folder: Path, experts: list[dict[str, torch.Tensor]], seed: int) -> None:
     """A mixture whose experts are the given FFNs."""
     moeify.upcycle(dense, folder, num_experts=len(experts), noise=0.0, seed=seed)
@@ -101,6 +117,8 @@ def main() -> None:
     parser.add_argument("--tuning", type=int, default=150, help="steps of fine-tuning per domain")
     parser.add_argument("--fit", default="kmeans")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--keep", type=Path, help="folder that keeps the fine-tuned experts")
+    parser.add_argument("--tune", choices=DOMAINS, help="make this domain's expert and stop")
     options = parser.parse_args()
     dense = checkpoints.demo_gpt2()
     print(
@@ -114,9 +132,10 @@ def main() -> None:
             for domain in ("all", *DOMAINS):
                 lines = [json.dumps(r) for r in rows if domain in ("all", r["domain"])]
                 (root / f"{domain}.jsonl").write_text("\n".join(lines) + "\n")
-            experts = [
-                fine_tuned(dense, root / f"{name}.jsonl", options.tuning, seed) for name in DOMAINS
-            ]
+            wanted = DOMAINS if options.tune is None else (options.tune,)
+            experts = [kept(root, name, seed, options.keep, options.tuning) for name in wanted]
+            if options.tune is not None:
+                continue
             assemble(dense, root / "moe", experts, seed)
             report = moeify.warmup(
                 root / "moe", root / "warm", dataset=str(root / "all.jsonl"), seed=seed,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from moeify.checkpoint.header import StoredTensor, read_header
 from moeify.checkpoint.jobs import Job, copy_of
-from moeify.checkpoint.reader import Checkpoint
+from moeify.checkpoint.reader import WEIGHTS_FILE, Checkpoint
 from moeify.checkpoint.staging import existing_parent
 from moeify.checkpoint.writer import (
     Placed,
@@ -63,13 +63,14 @@ def plan_rewrite(
             kept.append(path)
         elif rest:
             kept.append(tuple(Job(t.name, t.dtype, t.shape, (copy_of(t, t.dtype),)) for t in rest))
-    parts = [*kept, *map(tuple, groups), *([tail] if tail else [])]
+    parts = [*kept, *(tuple(part) for part in (*groups, tail) if part)]
     linked: list[tuple[Path, str]] = []
     copied: list[tuple[Path, str]] = []
     shards: list[Shard] = []
     device = os.stat(existing_parent(output)).st_dev
     for number, part in enumerate(parts, 1):
         file = f"model-{number:05d}-of-{len(parts):05d}.safetensors"
+        file = file if len(parts) > 1 else WEIGHTS_FILE
         if isinstance(part, Path):
             (linked if os.stat(part).st_dev == device else copied).append((part, file))
         else:

@@ -18,12 +18,12 @@ from moeify.cli._options import (
     SeedOption,
     epilog,
 )
-from moeify.cli._output import Output, written
+from moeify.cli._output import Output, size, written
 from moeify.cli._pushing import check_push_target, push_after
 from moeify.warming.config import Balance, ComputeDtype, Fit, Loss, Trained, WarmupConfig
 
 if TYPE_CHECKING:
-    from moeify.warming.report import WarmupReport
+    from moeify.warming.report import LayerChange, WarmupReport
 
 EPILOG = epilog(
     "moeify warmup ./my-moe --dataset text.jsonl --steps 0",
@@ -136,26 +136,52 @@ def _show(out: Output, report: WarmupReport) -> None:
     out.document(report.to_dict())
     for note in report.notes:
         out.warning(note)
-    dense = "" if report.eval_loss_dense is None else f", dense {report.eval_loss_dense:.4f}"
-    fit = f"{report.fit} in {report.fit_seconds:.1f} s, {report.fit_tokens} tokens"
-    rows = [
+    rows = [*_summary(report), *((f"layer {c.layer}", _layer(c)) for c in report.layers)]
+    out.table(f"{report.source} warmed up became {report.output}", rows)
+    out.hint(f"moeify inspect {report.output}")
+
+
+def _summary(report: WarmupReport) -> list[tuple[str, str]]:
+    dense = "" if report.eval_loss_dense is None else f", dense {report.eval_loss_dense:#.5g}"
+    fit = (
+        f"{report.fit} in {report.fit_seconds:.1f} s after a pass of {report.collect_seconds:.1f} s"
+        f" over {report.fit_tokens} tokens, {size(report.reservoir_bytes)} kept"
+    )
+    return [
         ("model", f"{report.model_type}, {report.num_experts} experts, top-{report.top_k}"),
         ("fit", "none: the routers were left alone" if report.fit == "none" else fit),
         ("training", f"{report.steps} steps, {report.tokens} tokens"),
+        ("headroom", _headroom(report)),
         ("MaxVio", f"{report.max_violation_before:.3f} -> {report.max_violation_after:.3f}"),
         ("entropy", f"{report.entropy_before:.3f} -> {report.entropy_after:.3f}"),
         ("dead experts", f"{report.dead_before} -> {report.dead_after}"),
-        (f"{report.loss} loss", f"{report.eval_loss_before:.4f} -> {report.eval_loss_after:.4f},"
-                                f" random routing {report.eval_loss_random:.4f}{dense}"),
+        (f"{report.loss} loss", f"{report.eval_loss_before:#.5g} -> {report.eval_loss_after:#.5g},"
+                                f" random routing {report.eval_loss_random:#.5g}{dense}"),
         ("bytes", written(report.bytes_written, report.files_linked, report.files_copied)),
         ("time", f"{report.seconds:.1f} s"),
     ]  # fmt: skip
-    for change in report.layers:
-        rows.append((
-            f"layer {change.layer}",
-            f"MaxVio {change.max_violation_before:.2f} -> {change.max_violation_after:.2f},"
-            f" entropy {change.entropy_before:.2f} -> {change.entropy_after:.2f},"
-            f" dead {len(change.dead_before)} -> {len(change.dead_after)}",
-        ))  # fmt: skip
-    out.table(f"{report.source} warmed up became {report.output}", rows)
-    out.hint(f"moeify inspect {report.output}")
+
+
+def _headroom(report: WarmupReport) -> str:
+    """What routing is worth before training."""
+    room = report.headroom
+    if room.experts_identical:
+        return "none: the experts are identical"
+    return (
+        f"loss {room.loss_learned:#.5g} as routed, {room.loss_random:#.5g} at random,"
+        f" {room.loss_static:#.5g} by expert {room.static_expert} alone"
+    )
+
+
+def _layer(change: LayerChange) -> str:
+    line = (
+        f"MaxVio {change.max_violation_before:.2f} -> {change.max_violation_after:.2f},"
+        f" entropy {change.entropy_before:.2f} -> {change.entropy_after:.2f},"
+        f" dead {len(change.dead_before)} -> {len(change.dead_after)}"
+    )
+    if change.nmi_after is None:
+        return line
+    own = change.own_expert_fraction.values()
+    if len(own) == len(change.load_after):  # with more experts, those of a domain share its tokens
+        line += f", own first {sum(own) / len(own):.1%}"
+    return f"{line}, NMI {change.nmi_after:.2f}"

@@ -175,11 +175,23 @@ def _step(step: Step) -> str:
     parts = [f"### moeify {inline(step.command)}"]
     if options := list(rows(step.options, _HIDDEN)):
         parts.append(table(options, ("option", "value")))
-    if results := list(rows(step.results, _HIDDEN)):
+    pairs = {key.removesuffix("_before") for key in step.results if key.endswith("_before")}
+    compared = [key for key in sorted(pairs) if f"{key}_after" in step.results]
+    if compared:
+        parts.append(table(_compared(step.results, compared), ("measured", "before", "after")))
+    shown = frozenset(f"{key}_{when}" for key in compared for when in ("before", "after"))
+    if results := list(rows(step.results, _HIDDEN | shown)):
         parts.append(table(results, ("result", "value")))
     if versions := ", ".join(f"{name} {number}" for name, number in step.versions.items()):
         parts.append(f"Versions: {inline(versions)}.")
     return "\n\n".join(parts)
+
+
+def _compared(results: dict[str, Any], keys: list[str]) -> Iterator[tuple[str, ...]]:
+    """One row for each figure that was measured before and after."""
+    for key in keys:
+        both = {when: results[f"{key}_{when}"] for when in ("before", "after")}
+        yield (key.replace("_", " "), *(value for _, value in rows(both, _HIDDEN)))
 
 
 def _citation(citation: Citation) -> str:

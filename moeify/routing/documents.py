@@ -105,7 +105,7 @@ def _explained(config: DataConfig) -> Iterator[None]:
         return
     logging.disable_progress_bar()
     verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
+    logging.set_verbosity(logging.CRITICAL)  # what went wrong is said once, below
     try:
         yield
     except MoeifyError:

@@ -41,7 +41,7 @@ def kmeans_router(
     rows = balanced_kmeans(sample, num_experts, seed)
     # The inputs' mean is nearly the same in every token: along it a row has a bias.
     steady = mean / mean.square().sum().clamp_min(1e-12)
-    return _finished(inputs, rows, mean, steady, top_k, entropy, None)
+    return _finished(inputs, rows, mean, steady, (top_k,), entropy, None)
 
 
 def domain_router(
@@ -55,7 +55,9 @@ def domain_router(
     Softmax regression of the centred ``inputs`` [T, H] on the domains, by steps with one fixed
     bound on the curvature (Boehning 1992): the first is ridge regression (arXiv 2603.29765), none
     needs a gradient through the model. Each domain has equal weight, whatever its size. Where
-    there are more experts than domains, a domain's experts are clusters of its tokens.
+    there are more experts than domains, a domain's experts are clusters of its tokens. Offsets lie
+    half-way between those that make first choices even, where most tokens find their own expert,
+    and those that make all K even: near its best the former hardly changes.
     """
     import torch
 
@@ -73,7 +75,7 @@ def domain_router(
     # Least squares for a weight whose product with every input is 1, a bias in all but name.
     raw = (inputs * weights[:, None]).T @ inputs
     steady = torch.linalg.solve(raw + ridge * torch.eye(len(raw)), mean)
-    return _finished(inputs, rows, mean, steady, top_k, entropy, weights)
+    return _finished(inputs, rows, mean, steady, (1, top_k), entropy, weights)
 
 
 def label_router(
@@ -193,10 +195,12 @@ def _expert_labels(inputs: Tensor, domains: Tensor, owners: Sequence[int], seed:
 
 
 def _finished(
-    inputs: Tensor, rows: Tensor, mean: Tensor, steady: Tensor, top_k: int, entropy: float,
-    weights: Tensor | None,
+    inputs: Tensor, rows: Tensor, mean: Tensor, steady: Tensor, choices: tuple[int, ...],
+    entropy: float, weights: Tensor | None,
 ) -> Tensor:  # fmt: skip
     """``rows`` on centred inputs as rows on the inputs themselves, even and of the entropy.
+
+    Offsets are the mean of those that make the best K experts even, for each K in ``choices``.
 
     ``steady`` [H] is a weight whose product with an input is about 1: multiples of it stand for
     the bias that routers do not have. What is measured is the router as it will be stored.
@@ -205,7 +209,9 @@ def _finished(
 
     rows = rows - torch.outer(rows @ mean, steady)
     logits, bias_input = inputs @ rows.T, inputs @ steady
-    offsets = even_offsets(logits, top_k=top_k, steady=bias_input, weights=weights)
+    offsets = torch.stack(
+        [even_offsets(logits, top_k=k, steady=bias_input, weights=weights) for k in choices]
+    ).mean(0)
     rows = rows + torch.outer(offsets, steady)
     logits = logits + bias_input[:, None] * offsets
     return rows * _scale_for(logits[:: max(1, len(logits) // _SAMPLE)], entropy)

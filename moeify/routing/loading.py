@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
@@ -12,7 +13,7 @@ from moeify.checkpoint.reader import has_tokenizer
 from moeify.errors import CheckpointError, MissingExtraError
 from moeify.modeling import REMOTE_CODE
 
-__all__ = ["load_model", "load_tokenizer", "model_class", "outline"]
+__all__ = ["load_model", "load_tokenizer", "model_class", "outline", "quiet_transformers"]
 
 
 def load_model(
@@ -92,19 +93,30 @@ def model_class(config: Any) -> Any:
 
 
 @contextmanager
-def _quiet_loading(folder: Path) -> Iterator[None]:
-    """Keep transformers quiet, and turn its many exceptions into one."""
+def quiet_transformers() -> Iterator[None]:
+    """Keep transformers from logging and drawing bars."""
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        yield
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"transformers cannot load {folder}: {reason}") from error
+        with warnings.catch_warnings():
+            # A Qwen2-MoE whose shared expert has no neurons is what upcycle writes.
+            warnings.filterwarnings("ignore", "Initializing zero-element tensors")
+            yield
     finally:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
+
+
+@contextmanager
+def _quiet_loading(folder: Path) -> Iterator[None]:
+    """Keep transformers quiet, and turn its many exceptions into one."""
+    try:
+        with quiet_transformers():
+            yield
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"transformers cannot load {folder}: {reason}") from error

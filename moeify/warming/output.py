@@ -21,6 +21,7 @@ from moeify.families.moe_view import MoeView
 from moeify.provenance.companions import write_companions
 from moeify.provenance.record import Record, Step
 from moeify.routing.collection import routers
+from moeify.routing.loading import quiet_transformers
 from moeify.warming.config import WarmupConfig
 
 __all__ = ["output_bytes", "write_output"]
@@ -89,7 +90,8 @@ def _write_changed(stage: Path, checkpoint: Checkpoint, model: Any) -> Rewrite:
     if stored:
         model = model.to(torch.bfloat16 if "BF16" in stored else torch.float16)
     with TemporaryDirectory(dir=stage) as scratch:
-        model.save_pretrained(scratch)
+        with quiet_transformers():
+            model.save_pretrained(scratch)
         trained = Checkpoint.open(Path(scratch))
         with SourceFiles() as files:
             jobs = [

@@ -34,7 +34,8 @@ class WarmupReport:
     """What ``warmup`` did. Losses are per token (or label) of the held-out slice, in nats.
 
     ``loss`` names the task; ``distill`` losses are relative squared distances instead. ``fit``
-    says how routers were set, ``none`` where they were left alone. ``entropy`` is the router's
+    says how routers were set, ``none`` where they were left alone; ``data_fingerprint`` is the
+    SHA-256 of all tokens that were read, held-out ones included. ``entropy`` is the router's
     own, ``max_violation`` MaxVio, both averaged over the layers. ``curve`` has the training loss
     of every step and its parts.
     """
@@ -49,6 +50,7 @@ class WarmupReport:
     loss: str
     steps: int
     tokens: int
+    data_fingerprint: str
     fit_tokens: int
     eval_tokens: int
     reservoir_bytes: int
@@ -83,9 +85,10 @@ class WarmupReport:
     def results(self) -> dict[str, Any]:
         """What moeify.json and the model card keep."""
         keys = (
-            "fit", "steps", "tokens", "fit_tokens", "eval_tokens", "loss", "eval_loss_before",
-            "eval_loss_after", "eval_loss_random", "eval_loss_dense", "max_violation_before",
-            "max_violation_after", "entropy_before", "entropy_after", "dead_before", "dead_after",
+            "fit", "steps", "tokens", "data_fingerprint", "fit_tokens", "eval_tokens", "loss",
+            "eval_loss_before", "eval_loss_after", "eval_loss_random", "eval_loss_dense",
+            "max_violation_before", "max_violation_after", "entropy_before", "entropy_after",
+            "dead_before", "dead_after",
         )  # fmt: skip
         found = {key: getattr(self, key) for key in keys}
         return {

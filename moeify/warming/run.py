@@ -16,7 +16,7 @@ from moeify.families.moe_view import MoeView
 from moeify.routing.data import Blocks
 from moeify.warming.config import WarmupConfig
 
-__all__ = ["is_main_process", "open_run", "run_folder", "world_size"]
+__all__ = ["close_run", "is_main_process", "open_run", "run_folder", "world_size"]
 
 _RUN_FILE = "run.json"
 _MAY_CHANGE = ("resume", "force", "plot", "device", "save_steps", "dense", "dataset")
@@ -73,6 +73,12 @@ def open_run(folder: Path, config: WarmupConfig, view: MoeView, blocks: Blocks) 
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
     (folder / _RUN_FILE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+
+
+def close_run(folder: Path, *, done: bool) -> None:
+    """Remove ``folder`` where it is no longer needed: the run is done, or it saved nothing."""
+    if is_main_process() and (done or not any(folder.glob("checkpoint-*"))):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _fingerprint(config: WarmupConfig, view: MoeView, blocks: Blocks) -> dict[str, str]:

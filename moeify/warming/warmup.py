@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -36,7 +35,7 @@ from moeify.warming.objective import Examples, Objective, choose_loss, evaluate
 from moeify.warming.output import output_bytes, write_output
 from moeify.warming.plot import check_plotting, plot_warmup
 from moeify.warming.report import WarmupReport, layer_changes
-from moeify.warming.run import is_main_process, open_run, run_folder, world_size
+from moeify.warming.run import close_run, is_main_process, open_run, run_folder, world_size
 
 __all__ = ["WarmupReport", "warmup"]
 
@@ -57,6 +56,7 @@ class _Session:
     owners: list[int] | None
     train_blocks: Blocks
     held_out: Blocks
+    data_fingerprint: str
     tokenizer: Any
     progress: Progress | None
     model: Any = None
@@ -107,27 +107,39 @@ def warmup(
         check_free_space(target, output_bytes(session.view, config, target))
     if config.steps:
         open_run(run_folder(target), config, session.view, session.train_blocks)
-    _load(session)
-    report = _measured(session, target)
+    try:
+        _load(session)
+        report = _measured(session, target)
+    except BaseException:
+        if config.steps:
+            close_run(run_folder(target), done=False)
+        raise
     if is_main_process():
-        with staged(target, force=config.force) as stage, output_errors(target):
-            plan = write_output(
-                stage, source, session.view, session.model, config, report.results()
-            )
-        report = replace(
-            report, bytes_written=plan.bytes_written, files_linked=len(plan.linked),
-            files_copied=len(plan.copied),
-        )  # fmt: skip
-        if config.plot is not None:
-            plot_warmup(report, config.plot)
-        if config.steps and report.failed is None:
-            shutil.rmtree(run_folder(target), ignore_errors=True)
+        report = _written(session, report, target)
+        if config.steps:
+            close_run(run_folder(target), done=report.failed is None)
     report = replace(report, seconds=time.perf_counter() - started)
     if report.failed is not None:
         raise TrainingError(
             f"{report.failed}; {target} holds the last good weights",
             f"pass a smaller --learning-rate than {config.learning_rate:g}",
         )
+    return report
+
+
+def _written(session: _Session, report: WarmupReport, target: Path) -> WarmupReport:
+    """Publish the output, and the plot where one is asked for."""
+    config = session.config
+    with staged(target, force=config.force) as stage, output_errors(target):
+        plan = write_output(
+            stage, session.source, session.view, session.model, config, report.results()
+        )
+    report = replace(
+        report, bytes_written=plan.bytes_written, files_linked=len(plan.linked),
+        files_copied=len(plan.copied),
+    )  # fmt: skip
+    if config.plot is not None:
+        plot_warmup(report, config.plot)
     return report
 
 
@@ -162,7 +174,7 @@ def _prepared(source: Source, config: WarmupConfig, progress: Progress | None) -
         config=config, source=source, view=view, loss=loss, fit=fit, tokenizer=tokenizer,
         owners=expert_owners(record, blocks, view.num_experts),
         train_blocks=train, held_out=_some(held_out, config.eval_tokens, config.seed),
-        progress=progress,
+        data_fingerprint=blocks.fingerprint, progress=progress,
     )  # fmt: skip
 
 
@@ -255,6 +267,7 @@ def _measured(session: _Session, target: Path) -> WarmupReport:
         source=session.source.name, output=str(target), model_type=view.layout.model_type,
         num_experts=view.num_experts, top_k=view.top_k, fit=session.fit, train=config.train,
         loss=session.loss, steps=steps, tokens=steps * per_step,
+        data_fingerprint=session.data_fingerprint,
         fit_tokens=0 if session.fit == "none" else min(config.fit_tokens,
                                                        session.train_blocks.tokens),
         eval_tokens=session.held_out.tokens, reservoir_bytes=reservoir_bytes, headroom=headroom,
@@ -372,6 +385,9 @@ def _note(
         f"experts' outputs differ by {headroom.expert_difference:.2g} of their mean"
     )
     if after > before:
-        session.notes.append(f"held-out loss got worse: {before:.4f} before, {after:.4f} after")
+        session.notes.append(
+            f"held-out loss got worse by {after - before:.2g}: {before:#.5g} before,"
+            f" {after:#.5g} after"
+        )
     if after > random:
-        session.notes.append(f"held-out loss is above that of random routing, {random:.4f}")
+        session.notes.append(f"held-out loss is above that of random routing, {random:#.5g}")

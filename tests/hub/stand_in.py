@@ -17,7 +17,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from .repositories import Entry, Repository, apply_commit, is_large
 from .xet import STORAGE_TOKEN, XetEndpoints, XetStorage
 
-ID = r"(?P<id>[^/]+/[^/]+|[^/]+)"
+ID = r"(?P<id>(?:datasets/)?(?:[^/]+/[^/]+|[^/]+))"
 TOKEN = "hf_StandInTokenThatMustNeverBeShown"
 OUTSIDER = "hf_TokenOfSomebodyElse"
 
@@ -49,7 +49,8 @@ class Fault:
 
 @dataclass
 class HubStandIn:
-    """The server's state. ``users`` maps tokens to names.
+    """The server's state. ``users`` maps tokens to names, and ``repositories`` ids to what is in
+    them: ``user/name`` a model, ``datasets/user/name`` a dataset.
 
     ``cut_after`` has downloads of a file end after so many bytes, once.
     ``xet`` is None on a server without Xet storage.
@@ -171,6 +172,7 @@ class _Handler(XetEndpoints, BaseHTTPRequestHandler):
         return body
 
     def _route(self, path: str) -> None:
+        path = path.replace("/api/datasets/", "/api/models/datasets/")
         for method, pattern, handle in _ROUTES:
             found = re.fullmatch(pattern, path)
             if found and self.command in method:
@@ -323,7 +325,8 @@ class _Handler(XetEndpoints, BaseHTTPRequestHandler):
         if oid is None:
             return self._error(404, f"Invalid rev id: {revision}", "RevisionNotFound")
         files = [{"rfilename": path} for path in repository.commits[oid]]
-        shown = {"_id": "0", "id": id, "sha": oid, "private": repository.private, "tags": []}
+        name = id.removeprefix("datasets/")
+        shown = {"_id": "0", "id": name, "sha": oid, "private": repository.private, "tags": []}
         gated = "auto" if repository.gated else False
         self._json(shown | {"gated": gated, "siblings": files, "downloads": 0})
 
@@ -338,6 +341,13 @@ class _Handler(XetEndpoints, BaseHTTPRequestHandler):
             return self._error(404, f"{folder} does not exist", "EntryNotFound")
         inside = sorted(path for path in files if path.startswith(folder))
         self._json([files[path].as_json(path) for path in inside])
+
+    def paths_info(self, id: str, revision: str) -> None:
+        if (repository := self._readable(id)) is None:
+            return
+        files = repository.commits[repository.resolve(revision) or ""]
+        wanted = json.loads(self.body)["paths"]
+        self._json([files[path].as_json(path) for path in wanted if path in files])
 
     def resolve(self, id: str, rest: str) -> None:
         if (repository := self._readable(id)) is None:
@@ -379,6 +389,7 @@ _ROUTES: list[tuple[tuple[str, ...], str, Callable[..., None]]] = [
     (("POST",), r"/v1/xorbs/default/(?P<hash>\w+)", _Handler.xet_xorb),
     (("POST",), "/v1/shards", _Handler.xet_shard),
     (("GET",), f"/api/models/{ID}/tree/(?P<rest>.+)", _Handler.tree),
+    (("POST",), f"/api/models/{ID}/paths-info/(?P<revision>.+)", _Handler.paths_info),
     (("GET",), f"/api/models/{ID}", _Handler.model_info),
     (("GET", "HEAD"), f"/{ID}/resolve/(?P<rest>.+)", _Handler.resolve),
 ]

@@ -86,8 +86,13 @@ def test_steps_of_other_commands_are_shown(tmp_path):
     )
     record.with_step(warm).with_step(prune).write(folder)
     page = card_text(folder)
-    for row in ("| eval loss before | 3.25 |", "| kept 0 | 1, 3 |", "| kept 1 | 40 values |"):
+    rows = (
+        "| measured | before | after |", "| eval loss | 3.25 | 3.125 |",
+        "| max violation after | 0.5 |", "| kept 0 | 1, 3 |", "| kept 1 | 40 values |",
+    )  # fmt: skip
+    for row in rows:
         assert row in page
+    assert "changes the routers only" in page
     for paper in ("2101.03961", "2604.13508", "2510.13999", "2408.15664", "2310.01334"):
         assert paper in page
     assert "Taking experts out was not followed by training" in page

@@ -39,6 +39,13 @@ def with_tokenizer(folder: Path) -> Path:
     return folder
 
 
+def changed(before: Path, after: Path) -> set[str]:
+    """Names of the tensors whose bytes differ; both folders hold the same names."""
+    first, second = hashes(before), hashes(after)
+    assert first.keys() == second.keys()
+    return {name for name in first if first[name] != second[name]}
+
+
 def hashes(folder: Path) -> dict[str, str]:
     """SHA-256 of every tensor's bytes, by name."""
     found = {}

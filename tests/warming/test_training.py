@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -42,10 +43,10 @@ def mixture(tmp_path_factory):
 
 
 def command(*arguments: object, launcher: tuple[str, ...] = ()) -> subprocess.Popen:
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    settings = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
     return subprocess.Popen(
-        [sys.executable, "-m", *launcher, "moeify", "warmup", *map(str, arguments), *OPTIONS],
-        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        [sys.executable, "-m", *launcher, "moeify", "warmup", *OPTIONS, *map(str, arguments)],
+        env=os.environ | settings, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
 
@@ -117,21 +118,57 @@ def test_accumulated_micro_batches_do_what_one_batch_does(mixture, data, tmp_pat
         torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-4)
 
 
-def test_two_processes_compute_what_one_does(mixture, data, tmp_path):
-    expected = here(mixture, tmp_path / "one", data, steps=4, batch_size=4)
+@pytest.fixture(scope="module")
+def alone(mixture, data, tmp_path_factory):
+    """A run in one process, and the routers that it wrote."""
+    output = tmp_path_factory.mktemp("alone") / "warm"
+    return here(mixture, output, data, steps=4, batch_size=4), routers(output)
+
+
+LAUNCHERS = {
+    "torchrun": ("torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29671"),
+    "accelerate": (
+        # By its option --cpu it starts one process; this is its way to start several anywhere.
+        "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
+        "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "29672",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_two_processes_compute_what_one_does(mixture, data, alone, tmp_path, launcher):
+    expected, routers_alone = alone
     two = command(
         mixture, tmp_path / "two", "--dataset", data, "--steps", 4, "--batch-size", 2,
-        launcher=("torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29671", "-m"),
+        launcher=(*LAUNCHERS[launcher], "-m"),
     )  # fmt: skip
     out, err = two.communicate(timeout=300)
     assert two.returncode == 0, err
-    found = json.loads(out)
+    found = json.loads(out)  # one document: only the first process reports
     for step, same in zip(expected.curve, found["curve"], strict=True):
         for key in ("loss", "task", "balance", "z"):
             assert same[key] == pytest.approx(step[key], abs=1e-4)
     assert found["tokens"] == expected.tokens
-    for name, router in routers(tmp_path / "one").items():
+    for name, router in routers_alone.items():
         torch.testing.assert_close(router, routers(tmp_path / "two")[name], rtol=0, atol=1e-6)
+
+
+def test_a_loss_that_becomes_nan_ends_with_exit_code_1_and_the_last_good_routers(
+    mixture, data, tmp_path
+):
+    here(mixture, tmp_path / "fitted", data, steps=0)
+    arguments = ("--dataset", data, "--steps", 5, "--batch-size", 4, "--learning-rate", 3e38)
+    failed = command(mixture, tmp_path / "nan", *arguments)
+    out, err = failed.communicate(timeout=300)
+    assert (failed.returncode, out) == (1, "")
+    said, hint = err.strip().splitlines()
+    # The rate rises from 0: the second step is the first that moves the routers.
+    assert re.fullmatch(r"error: the loss became nan at step 3; .*last good weights", said)
+    assert hint == "hint: pass a smaller --learning-rate than 3e+38"
+    assert not (tmp_path / "nan.warmup").exists(), "nothing was saved that could be resumed"
+    assert len(routers(tmp_path / "nan")) == 2
+    for name, router in routers(tmp_path / "fitted").items():
+        torch.testing.assert_close(router, routers(tmp_path / "nan")[name], rtol=0, atol=1e-6)
 
 
 def test_a_killed_run_resumes_to_the_same_routers(mixture, data, tmp_path):
