@@ -73,7 +73,7 @@ def domain_router(
     targets = torch.nn.functional.one_hot(labels, num_experts).to(inputs.dtype)
     rows = _softmax_regression(torch.cat([centred, ones], 1), targets, weights, penalty)[:, :-1]
     # Least squares for a weight whose product with every input is 1, a bias in all but name.
-    raw = (inputs * weights[:, None]).T @ inputs
+    raw = (centred * weights[:, None]).T @ centred + torch.outer(mean, mean)
     steady = torch.linalg.solve(raw + ridge * torch.eye(len(raw)), mean)
     return _finished(inputs, rows, mean, steady, (1, top_k), entropy, weights)
 
@@ -121,12 +121,17 @@ def _softmax_regression(
     """
     import torch
 
-    gram = (features * weights[:, None]).T @ features
-    factor = torch.linalg.cholesky(gram + penalty.diag())
+    mean = weights @ features
+    centred = features - mean
+    # In float64: the mean can be hundreds of times as large as what tells tokens apart.
+    gram = ((centred * weights[:, None]).T @ centred).double()
+    gram = gram + torch.outer(mean, mean).double() + penalty.diag().double()
+    factor = torch.linalg.cholesky(gram)
     rows = torch.zeros(targets.shape[1], features.shape[1])
     for _ in range(_LABEL_ROUNDS):
         residual = (targets - (features @ rows.T).softmax(-1)) * weights[:, None]
-        rows = rows + 2 * torch.cholesky_solve(features.T @ residual, factor).T
+        gradient = (features.T @ residual).double()
+        rows = rows + 2 * torch.cholesky_solve(gradient, factor).T.to(rows.dtype)
     return rows
 
 
