@@ -24,12 +24,6 @@ def losses_of(found: Losses, way: str) -> np.ndarray:
     return np.array([found[way][name] for name in DOMAINS])
 
 
-def recovered(found: Losses, way: str) -> np.ndarray:
-    """Share of each specialist's gain over the base that is kept, by domain [D]."""
-    base, own = losses_of(found, "base"), losses_of(found, "own specialist")
-    return (base - losses_of(found, way)) / (base - own)
-
-
 def rows_of(results: list[Losses]) -> list[str]:
     """The ways in the order of the table."""
     ways = [way for way in results[0] if way != "base" and way not in DOMAINS]
@@ -42,9 +36,9 @@ def tables(results: dict[str, list[Losses]]) -> str:
     for setting, seeds in results.items():
         lines += [
             "", f"**{TITLES[setting]}**, {len(seeds)} seeds", "",
-            f"| | {' | '.join(DOMAINS)} | gain kept | by domain, lowest to highest |"
-            " domains worse than base | weight on own expert |",
-            "|---" * (len(DOMAINS) + 5) + "|",
+            f"| | {' | '.join(DOMAINS)} | kept, by domain | kept, mean | of the summed gain |"
+            " worse than base | on own expert |",
+            "|---" * (len(DOMAINS) + 6) + "|",
         ]  # fmt: skip
         lines += [_line(seeds, way) for way in rows_of(seeds)]
     return "\n".join(lines)
@@ -52,21 +46,29 @@ def tables(results: dict[str, list[Losses]]) -> str:
 
 def _line(seeds: list[Losses], way: str) -> str:
     losses = np.array([losses_of(found, way) for found in seeds])  # [seeds, D]
-    kept = np.array([recovered(found, way) for found in seeds])
-    worse = (losses > np.array([losses_of(found, "base") for found in seeds])).sum(1)
-    by_domain = ", ".join(f"{100 * value:.0f}" for value in kept.mean(0))
-    aim = [np.mean([found[way][f"own {n}"] for n in DOMAINS]) for found in seeds
-           if f"own {DOMAINS[0]}" in found.get(way, {})]  # fmt: skip
+    base = np.array([losses_of(found, "base") for found in seeds])
+    own = np.array([losses_of(found, "own specialist") for found in seeds])
+    kept = (base - losses) / (base - own)
+    aim = [
+        np.mean([found[way][f"own {name}"] for name in DOMAINS])
+        for found in seeds
+        if f"own {DOMAINS[0]}" in found.get(way, {})
+    ]
     cells = [
         way,
         *(f"{value:.3f}" for value in losses.mean(0)),
-        f"**{100 * kept.mean():.0f} %** ({100 * kept.mean(1).min():.0f}"
-        f" to {100 * kept.mean(1).max():.0f})",
-        by_domain,
-        f"{worse.min()}" if worse.min() == worse.max() else f"{worse.min()} to {worse.max()}",
+        ", ".join(f"{100 * value:.0f}" for value in kept.mean(0)),
+        _spread(kept.mean(1)),
+        _spread((base - losses).sum(1) / (base - own).sum(1)),
+        ", ".join(str(count) for count in (losses > base).sum(1)),
         f"{np.mean(aim):.2f}" if aim else "",
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def _spread(values: np.ndarray) -> str:
+    low, high = 100 * values.min(), 100 * values.max()
+    return f"{100 * values.mean():.0f} % ({low:.0f} .. {high:.0f})"
 
 
 def draw_heatmap(results: dict[str, list[Losses]], path: Path) -> None:
@@ -101,4 +103,4 @@ def draw_heatmap(results: dict[str, list[Losses]], path: Path) -> None:
             axis.text(column, row, f"{value:+.2f}", ha="center", va="center", fontsize=7,
                       color=colour)  # fmt: skip
     figure.colorbar(image, ax=axes[0, -1], label="held-out loss minus the base's, nats a token")
-    figure.savefig(path, dpi=110, metadata={"Software": None})
+    figure.savefig(path, dpi=90, metadata={"Software": None})

@@ -4,14 +4,15 @@ import json
 import os
 import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from domain_models import BASE, DOMAINS, balanced
 from safetensors.torch import load_file, save_file
+from torch.nn.functional import cross_entropy
 from train_demo import held_out_loss
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM
 
 import moeify
 from moeify.families.registry import moe_layout
@@ -19,7 +20,7 @@ from moeify.routing.loading import load_model
 from moeify.warming.routes import one_expert, rerouted
 
 PROMPTS_PER_DOMAIN = 16
-WARMUP_STEPS = 200
+WARMUP_STEPS = 80
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,11 +70,8 @@ def _random(parts: Parts, folder: Path) -> None:
     assemble(parts, folder)
 
 
-def _prompts(top_k: int) -> Way:
-    def way(parts: Parts, folder: Path) -> None:
-        assemble(parts, folder, router="prompts", prompts=parts.prompts, top_k=top_k)
-
-    return way
+def _prompts(parts: Parts, folder: Path) -> None:
+    assemble(parts, folder, router="prompts", prompts=parts.prompts)
 
 
 def _data(top_k: int) -> Way:
@@ -94,6 +92,9 @@ def _warmed(parts: Parts, folder: Path) -> None:
         domain_column="domain",
         seq_len=BASE.context,
         steps=WARMUP_STEPS,
+        eval_tokens=4096,
+        balance="none",
+        z_coef=0.0,
         seed=parts.seed,
     )
 
@@ -107,40 +108,34 @@ def _average(parts: Parts, folder: Path) -> None:
     save_file(mean, folder / "model.safetensors", {"format": "pt"})
 
 
-def _mergekit(gate_mode: str) -> Way:
-    def way(parts: Parts, folder: Path) -> None:
-        prompts = json.loads(parts.prompts.read_text(encoding="utf-8"))
-        recipe = {
-            "base_model": str(parts.base.resolve()),
-            "gate_mode": gate_mode,
-            "dtype": "float32",
-            "experts": [
-                {
-                    "source_model": str(source.resolve()),
-                    "positive_prompts": prompts[name]["positive"],
-                }
-                for name, source in zip(DOMAINS, parts.sources, strict=True)
-            ],
-        }
-        path = folder.with_name("recipe.yaml")
-        path.write_text(json.dumps(recipe), encoding="utf-8")  # JSON is YAML
-        command = [str(parts.mergekit), str(path), str(folder), "--device", "cpu"]
-        done = subprocess.run(
-            command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
-        )
-        if done.returncode:
-            raise RuntimeError(f"mergekit-moe failed: {done.stderr[-2000:]}")
-
-    return way
+def _mergekit(parts: Parts, folder: Path) -> None:
+    """``mergekit-moe`` with the gate that it computes from hidden states."""
+    prompts = json.loads(parts.prompts.read_text(encoding="utf-8"))
+    experts = [
+        {"source_model": str(source.resolve()), "positive_prompts": prompts[name]["positive"]}
+        for name, source in zip(DOMAINS, parts.sources, strict=True)
+    ]
+    recipe = {
+        "base_model": str(parts.base.resolve()),
+        "gate_mode": "hidden",
+        "dtype": "float32",
+        "experts": experts,
+    }
+    path = folder.with_name("recipe.yaml")
+    path.write_text(json.dumps(recipe), encoding="utf-8")  # JSON is YAML
+    done = subprocess.run(
+        [str(parts.mergekit), str(path), str(folder), "--device", "cpu"],
+        capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    if done.returncode:
+        raise RuntimeError(f"mergekit-moe failed: {done.stderr[-2000:]}")
 
 
 WAYS: dict[str, Way] = {
     "weights averaged": _average,
-    "mergekit-moe, hidden": _mergekit("hidden"),
-    "mergekit-moe, hidden_avg": _mergekit("hidden_avg"),
+    "mergekit-moe, hidden": _mergekit,
     "random routers": _random,
-    "prompts": _prompts(2),
-    "prompts, top-1": _prompts(1),
+    "prompts": _prompts,
     "data": _data(2),
     "data, top-1": _data(1),
     "data, warmed up": _warmed,
@@ -152,29 +147,27 @@ def available(way: str, parts: Parts) -> bool:
     return not way.startswith("mergekit") or (parts.mergekit is not None and parts.rest == "base")
 
 
+@torch.no_grad()
 def measured(folder: Path, blocks: dict[str, torch.Tensor]) -> dict[str, float]:
     """Held-out loss of a model on each domain, in nats a token, and its routers' aim.
 
     ``own ...`` is the weight that the domain's own expert gets, averaged over tokens and layers.
     """
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    found = {name: held_out_loss(model, rows) for name, rows in blocks.items()}
-    if hasattr(model.config, "num_experts_per_tok"):
-        for place, (name, rows) in enumerate(blocks.items()):
-            found[f"own {name}"] = own_weight(model, rows, place)
+    top_k, found = getattr(model.config, "num_experts_per_tok", None), {}
+    for place, (name, rows) in enumerate(blocks.items()):
+        losses, weights = [], []
+        for batch in rows.split(8):
+            output = model(input_ids=batch, **({"output_router_logits": True} if top_k else {}))
+            losses.append(cross_entropy(output.logits[:, :-1].transpose(1, 2), batch[:, 1:]))
+            for logits in output.router_logits if top_k else ():
+                top, chosen = logits.softmax(-1).topk(top_k)
+                own = top * (chosen == place) / top.sum(-1, keepdim=True)
+                weights.append(own.sum(-1).mean())
+        found[name] = float(torch.stack(losses).mean())
+        if top_k:
+            found[f"own {name}"] = float(torch.stack(weights).mean())
     return found
-
-
-@torch.no_grad()
-def own_weight(model: PreTrainedModel, rows: torch.Tensor, expert: int) -> float:
-    """Mean weight of one expert after the top-k, over tokens and layers."""
-    weights = []
-    for batch in rows.split(32):
-        for logits in model(input_ids=batch, output_router_logits=True).router_logits:
-            top, chosen = logits.float().softmax(-1).topk(model.config.num_experts_per_tok)
-            share = (top / top.sum(-1, keepdim=True)) * (chosen == expert)
-            weights.append(share.sum(-1))
-    return float(torch.cat(weights).mean())
 
 
 def oracle(parts: Parts, folder: Path, blocks: dict[str, torch.Tensor]) -> dict[str, float]:
@@ -186,9 +179,3 @@ def oracle(parts: Parts, folder: Path, blocks: dict[str, torch.Tensor]) -> dict[
         with rerouted(model, layout, one_expert(place)):
             found[name] = held_out_loss(model, rows)
     return found
-
-
-def unchanged(parts: Parts, folder: Path, blocks: dict[str, torch.Tensor]) -> dict[str, float]:
-    """Loss of a mixture whose experts are all the base's FFNs."""
-    assemble(replace(parts, sources=[parts.base] * len(DOMAINS), rest="base"), folder, noise=0.0)
-    return measured(folder, blocks)

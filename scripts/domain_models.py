@@ -27,9 +27,11 @@ from real import corpora
 
 DOMAINS = ("english", "python", "german", "logs")
 TUNED = ("ffn", "whole")
-BASE = Recipe(context=256, batch=8, steps=900, learning_rate=3e-3)
-TUNING = replace(BASE, steps=120, learning_rate=1e-3)
-HELD_OUT_CHARS = 60_000
+BASE = Recipe(context=256, batch=8, steps=600, learning_rate=3e-3)
+TUNING = replace(BASE, steps=80, learning_rate=2e-3)
+HELD_OUT_CHARS, HELD_OUT_BLOCKS = 60_000, 32
+PASSAGES = 1024
+"""As many as a specialist needs, of more than 100 tokens each."""
 FFN_WIDTH, HEAD_WIDTH = 384, 32
 
 
@@ -59,9 +61,12 @@ def balanced(seed: int) -> list[dict[str, str]]:
 
 
 def held_out_blocks(base: Path) -> dict[str, torch.Tensor]:
-    """Blocks [N, S] of each domain's held-out passages."""
-    tokenizer = AutoTokenizer.from_pretrained(base)
-    return {name: blocks(tokenizer, c.held_out, BASE.context) for name, c in texts().items()}
+    """Blocks [N, S] of each domain's held-out passages, spread evenly over them."""
+    tokenizer, found = AutoTokenizer.from_pretrained(base), {}
+    for name, corpus in texts().items():
+        rows = blocks(tokenizer, corpus.held_out, BASE.context)
+        found[name] = rows[torch.linspace(0, len(rows) - 1, HELD_OUT_BLOCKS).long()]
+    return found
 
 
 def kept(folder: Path, make: Callable[[Path], None]) -> Path:
@@ -111,8 +116,9 @@ def train_specialist(base: Path, folder: Path, domain: str, tuned: str, seed: in
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(tuned == "whole" or ".mlp." in name)
     recipe = replace(TUNING, seed=seed)
-    data = blocks(tokenizer, texts()[domain].train, recipe.context)
-    train(model, data, recipe, log_every=100)
+    passages = texts()[domain].train
+    some = random.Random(seed).sample(passages, min(PASSAGES, len(passages)))
+    train(model, blocks(tokenizer, some, recipe.context), recipe, log_every=100)
     _save(model, folder)
     tokenizer.save_pretrained(folder)
 

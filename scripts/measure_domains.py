@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 from domain_figures import Losses, draw_heatmap, tables
-from domain_mixtures import WAYS, Parts, available, measured, oracle, unchanged, write_text
+from domain_mixtures import WAYS, Parts, available, measured, oracle, write_text
 from domain_models import DOMAINS, held_out_blocks, kept, train_base, train_specialist
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.peers import install_mergekit
 
-SPECIAL = {"four times the base": unchanged, "domain oracle": oracle}
+ORACLE = "domain oracle"
 SETTINGS = ("ffn-base", "whole-base", "whole-mean")
 
 
@@ -60,6 +60,13 @@ class Experiment:
     def losses(self, seed: int, setting: str, again: set[str]) -> Losses:
         """Every way's losses for one seed and setting; measures what is missing."""
         tuned, rest = setting.split("-")
+        parts = self.parts(seed, tuned, rest)
+        dense = self.steps(seed, tuned, ["base", *DOMAINS], parts, again)
+        ways = [way for way in (ORACLE, *WAYS) if available(way, parts)]
+        return dense | self.steps(seed, setting, ways, parts, again)
+
+    def parts(self, seed: int, tuned: str, rest: str) -> Parts:
+        """Specialists and text of one seed; makes what is missing."""
         sources = [
             self.model(
                 f"seed{seed}/{tuned}/{domain}",
@@ -69,19 +76,23 @@ class Experiment:
         ]
         text, prompts = self.work / f"seed{seed}/fit.jsonl", self.work / f"seed{seed}/prompts.json"
         write_text(text, prompts, seed)
-        parts = Parts(
+        return Parts(
             base=self.base, sources=sources, rest=rest, text=text, prompts=prompts,
             mergekit=self.mergekit, seed=seed,
         )  # fmt: skip
-        path = self.work / f"seed{seed}/{setting}.json"
+
+    def steps(
+        self, seed: int, name: str, steps: list[str], parts: Parts, again: set[str]
+    ) -> Losses:
+        """Losses by step, kept in one file of WORK."""
+        path = self.work / f"seed{seed}/{name}.json"
         found: Losses = json.loads(path.read_text()) if path.is_file() else {}
-        for step in ("base", *DOMAINS, *SPECIAL, *WAYS):
-            if not available(step, parts) or (step in found and step not in again):
-                continue
-            self.check_time(f"seed {seed}, {setting}: {step}")
-            found[step] = self.step(step, parts)
-            path.write_text(json.dumps(found, indent=1))
-        return found
+        for step in steps:
+            if step not in found or step in again:
+                self.check_time(f"seed {seed}, {name}: {step}")
+                found[step] = self.step(step, parts)
+                path.write_text(json.dumps(found, indent=1))
+        return {step: found[step] for step in steps}
 
     def step(self, step: str, parts: Parts) -> dict[str, float]:
         """The losses of the base, a specialist, the oracle or a way."""
@@ -91,8 +102,8 @@ class Experiment:
             return measured(parts.sources[DOMAINS.index(step)], self.blocks)
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch, "out")
-            if step in SPECIAL:
-                return SPECIAL[step](parts, folder, self.blocks)
+            if step == ORACLE:
+                return oracle(parts, folder, self.blocks)
             WAYS[step](parts, folder)
             return measured(folder, self.blocks)
 

@@ -105,7 +105,10 @@ def command(
     ] = _DEFAULT.fit_tokens,
     seq_len: Annotated[int | None, typer.Option(help="Tokens of a block of text.")] = None,
     entropy: Annotated[
-        float, typer.Option(help="Normalised entropy of routers from text.")
+        float | None,
+        typer.Option(
+            help="Normalised entropy of routers from text; left out, as sure as the text allows."
+        ),
     ] = _DEFAULT.entropy,
     route_by: Annotated[
         str, typer.Option(help="What a router decides for.", metavar="token|sequence")

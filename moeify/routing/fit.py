@@ -11,11 +11,12 @@ from moeify.routing.clustering import balanced_kmeans, even_offsets
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["domain_router", "joining_row", "kmeans_router", "mean_entropy", "prompt_router"]
+__all__ = ["domain_router", "joining_row", "kmeans_router", "label_router", "mean_entropy"]
 
 _SAMPLE = 4096
 _SAMPLE_PER_EXPERT = 64
 _RIDGE = 1e-2
+_LABEL_RIDGE = 1e-1
 _LABEL_ROUNDS = 30
 _BISECTIONS = 30
 _JOIN_ROUNDS = 100
@@ -63,57 +64,75 @@ def domain_router(
     if owners is None:
         owners = [expert % (int(domains.max()) + 1) for expert in range(num_experts)]
     labels = _expert_labels(inputs, domains, owners, seed)
-    sizes = torch.bincount(labels, minlength=num_experts).clamp_min(1)
-    weights = 1.0 / (sizes[labels] * num_experts)
+    weights = 1.0 / torch.bincount(labels)[labels] / num_experts
     mean = weights @ inputs
     centred = inputs - mean
-    gram = (centred * weights[:, None]).T @ centred
-    ridge = _RIDGE * gram.diagonal().mean().clamp_min(1e-12) * torch.eye(len(gram))
-    factor = torch.linalg.cholesky(gram + ridge)
-    # Least squares for a weight whose product with every input is 1, a bias in all but name.
-    raw = gram + torch.outer(mean, mean)
-    steady = torch.linalg.solve(raw + ridge, mean)
+    ridge = _RIDGE * _variance(centred, weights)
+    ones = torch.ones(len(inputs), 1)
+    penalty = torch.cat([ridge.expand(inputs.shape[1]), torch.zeros(1)])
     targets = torch.nn.functional.one_hot(labels, num_experts).to(inputs.dtype)
-    rows, bias = torch.zeros(num_experts, inputs.shape[1]), torch.zeros(num_experts)
-    for _ in range(_LABEL_ROUNDS):
-        residual = targets - (centred @ rows.T + bias).softmax(-1)
-        residual *= weights[:, None]
-        rows = rows + 2 * torch.cholesky_solve(centred.T @ residual, factor).T
-        bias = bias + 2 * residual.sum(0)
+    rows = _softmax_regression(torch.cat([centred, ones], 1), targets, weights, penalty)[:, :-1]
+    # Least squares for a weight whose product with every input is 1, a bias in all but name.
+    raw = (centred * weights[:, None]).T @ centred + torch.outer(mean, mean)
+    steady = torch.linalg.solve(raw + ridge * torch.eye(len(raw)), mean)
     return _finished(inputs, rows, mean, steady, (1, top_k), entropy, weights)
 
 
-def prompt_router(
-    inputs: Tensor, domains: Tensor, negatives: Tensor, top_k: int, *, entropy: float, seed: int,
-    owners: Sequence[int],
+def label_router(
+    inputs: Tensor, domains: Tensor, *, owners: Sequence[int], seed: int,
+    negatives: Tensor | None = None, entropy: float | None = None,
 ) -> Tensor:  # fmt: skip
-    """Router rows [E, H] that point from what is not a domain to what is.
+    """Router rows [E, H] whose softmax is how likely a token is to be of each expert's domain.
 
-    Expert e belongs to domain ``owners[e]``. Of ``inputs`` [T, H] those of ``domains`` [T] are
-    its positive examples, except where ``negatives`` [T] makes them examples against it; a domain
-    without any is held against the mean of the others. Differences of mean hidden states,
-    divided by the variance within domains: a linear discriminant with a diagonal covariance.
+    Softmax regression of the ``inputs`` [T, H] on their ``domains`` [T], as a router reads them:
+    without centring, and without a bias, which routers do not have. Expert e belongs to domain
+    ``owners[e]``. Inputs that ``negatives`` [T] marks are examples against their domain, shared by
+    all experts of others. Loads are not made even: that takes tokens from the experts that know
+    them. ``entropy`` flattens or sharpens the softmax; None leaves it as the text says.
     """
     import torch
 
-    own, against = inputs[~negatives], inputs[negatives]
-    labels = _expert_labels(own, domains[~negatives], owners, seed)
-    num_experts = len(owners)
-    sizes = torch.bincount(labels, minlength=num_experts).clamp_min(1)
-    weights = 1.0 / (sizes[labels] * num_experts)
-    members = torch.nn.functional.one_hot(labels, num_experts).to(own.dtype)
-    centres = (members.T @ own) / sizes[:, None]
-    mean = weights @ own
-    spread = weights @ (own - centres[labels]).square()
-    opposite = torch.stack([
-        against[domains[negatives] == owner].mean(0)
-        if bool((domains[negatives] == owner).any())
-        else _mean_of_others(centres, owners, owner)
-        for owner in owners
-    ])  # fmt: skip
-    rows = (centres - opposite) / (spread + _RIDGE * spread.mean().clamp_min(1e-12))
-    steady = mean / mean.square().sum().clamp_min(1e-12)
-    return _finished(own, rows, mean, steady, (top_k,), entropy, weights)
+    against = torch.zeros_like(domains, dtype=torch.bool) if negatives is None else negatives
+    labels = _expert_labels(inputs[~against], domains[~against], owners, seed)
+    elsewhere = (torch.tensor(owners) != domains[:, None]).to(inputs.dtype)
+    targets = elsewhere / elsewhere.sum(1, keepdim=True).clamp_min(1)
+    targets[~against] = torch.nn.functional.one_hot(labels, len(owners)).to(inputs.dtype)
+    groups = domains + len(owners)
+    groups[~against] = labels
+    sizes = torch.bincount(groups)
+    weights = 1.0 / (sizes[groups] * (sizes > 0).sum())
+    penalty = _LABEL_RIDGE * _variance(inputs - weights @ inputs, weights)
+    rows = _softmax_regression(inputs, targets, weights, penalty.expand(inputs.shape[1]))
+    if entropy is None:
+        return rows
+    return rows * _scale_for((inputs @ rows.T)[:: max(1, len(inputs) // _SAMPLE)], entropy)
+
+
+def _variance(centred: Tensor, weights: Tensor) -> Tensor:
+    return (weights @ centred.square()).mean().clamp_min(1e-12)
+
+
+def _softmax_regression(
+    features: Tensor, targets: Tensor, weights: Tensor, penalty: Tensor
+) -> Tensor:
+    """Rows [E, D] that make the ``targets`` [T, E] likely for ``features`` [T, D].
+
+    Steps with one fixed bound on the curvature (Boehning 1992), with a ridge of ``penalty`` [D].
+    """
+    import torch
+
+    mean = weights @ features
+    centred = features - mean
+    # In float64: the mean can be hundreds of times as large as what tells tokens apart.
+    gram = ((centred * weights[:, None]).T @ centred).double()
+    gram = gram + torch.outer(mean, mean).double() + penalty.diag().double()
+    factor = torch.linalg.cholesky(gram)
+    rows = torch.zeros(targets.shape[1], features.shape[1])
+    for _ in range(_LABEL_ROUNDS):
+        residual = (targets - (features @ rows.T).softmax(-1)) * weights[:, None]
+        gradient = (features.T @ residual).double()
+        rows = rows + 2 * torch.cholesky_solve(gradient, factor).T.to(rows.dtype)
+    return rows
 
 
 def joining_row(inputs: Tensor, own: Tensor, rows: Tensor) -> Tensor:
@@ -159,11 +178,6 @@ def _most_likely(features: Tensor, others: Tensor, own: Tensor, weights: Tensor)
     with torch.enable_grad():
         search.step(loss)  # type: ignore[no-untyped-call]
     return factors.detach()
-
-
-def _mean_of_others(centres: Tensor, owners: Sequence[int], owner: int) -> Tensor:
-    others = [expert for expert, other in enumerate(owners) if other != owner]
-    return centres[others].mean(0) if others else centres.mean(0)
 
 
 def _expert_labels(inputs: Tensor, domains: Tensor, owners: Sequence[int], seed: int) -> Tensor:

@@ -71,8 +71,9 @@ class RouterTextConfig:
     """Tokens that routers are fitted to, at most; their inputs are held in memory."""
     seq_len: int | None = None
     """Tokens of a block of text; None takes 512, or the model's limit where that is less."""
-    entropy: float = 0.3
-    """Normalised entropy of routers that are computed from text: 1 undecided, 0 certain."""
+    entropy: float | None = None
+    """Normalised entropy of routers from text: 1 undecided, 0 certain; None is as sure as the
+    text allows."""
 
     def __post_init__(self) -> None:
         check_choice("router", self.router, ROUTER_STARTS)
@@ -282,7 +283,7 @@ def _check_text(config: RouterTextConfig) -> None:
         if value is not None and value < 1:
             shown = name.replace("_", "-")
             raise ConfigError(f"{shown} must be positive, not {value}", f"leave --{shown} out")
-    if not 0 < config.entropy < 1:
+    if config.entropy is not None and not 0 < config.entropy < 1:
         raise ConfigError(
             f"entropy must lie between 0 and 1, not {config.entropy}", "leave --entropy out"
         )

@@ -134,7 +134,7 @@ def fit_routers(
         group = layers[first : first + together]
         inputs, unseen = collected(text.fit, group), collected(text.held_out, group)
         for layer in group:
-            fitted = _fit(inputs, owners, plan.settings.top_k, layer, config)
+            fitted = _fit(inputs, owners, layer, config)
             rows[layer] = np.ascontiguousarray(fitted.numpy())
             agreement += _agreement(unseen, fitted, owners, layer, config) / len(layers)
     return FittedRouters(rows=rows, agreement=agreement)
@@ -183,19 +183,17 @@ def _place(blocks: Blocks, label: str, config: RouterTextConfig) -> int:
 
 
 def _fit(
-    collected: InputReservoir, owners: list[int], top_k: int, layer: int, config: RouterTextConfig
+    collected: InputReservoir, owners: list[int], layer: int, config: RouterTextConfig
 ) -> Tensor:
-    from moeify.routing.fit import domain_router, prompt_router
+    from moeify.routing.fit import label_router
 
-    inputs, domains = collected.inputs(layer), collected.domains(layer)
-    seed, entropy = config.seed + layer, config.entropy
-    if config.prompts is None:
-        return domain_router(
-            inputs, domains, len(owners), top_k, entropy=entropy, seed=seed, owners=owners
-        )
-    return prompt_router(
-        inputs, domains // 2, domains % 2 == 1, top_k, entropy=entropy, seed=seed, owners=owners
-    )
+    inputs, domains, negatives = collected.inputs(layer), collected.domains(layer), None
+    if config.prompts is not None:
+        domains, negatives = domains // 2, domains % 2 == 1
+    return label_router(
+        inputs, domains, owners=owners, seed=config.seed + layer, negatives=negatives,
+        entropy=config.entropy,
+    )  # fmt: skip
 
 
 def _agreement(

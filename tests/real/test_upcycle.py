@@ -31,6 +31,21 @@ def test_real_checkpoints_stay_exact(tmp_path: Path, build: object, router: str)
 
 
 @pytest.mark.real
+def test_sources_equal_to_the_base_are_exact_on_real_text(tmp_path: Path) -> None:
+    dense = demo_gpt2()
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join(TEXT), encoding="utf-8")
+    moeify.upcycle(
+        dense, tmp_path / "moe", experts_from=[dense, dense], labels=["bible", "jargon"],
+        num_experts=4, noise=0.0, router="data", dataset=str(dense.parent / "text.jsonl"),
+        domain_column="domain", fit_tokens=4096,
+    )  # fmt: skip
+    report = moeify.verify(dense, tmp_path / "moe", text=text, batch=4, length=128)
+    assert report.relative_diff <= 1e-6
+    assert report.top1_agreement == 1.0
+
+
+@pytest.mark.real
 def test_sentence_embeddings_are_the_same(tmp_path: Path) -> None:
     moeify.upcycle(minilm(), tmp_path / "moe", num_experts=8, noise=0.0)
     assert (tmp_path / "moe" / "modules.json").exists()

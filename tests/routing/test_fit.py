@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import one_hot
 
 from moeify.routing.clustering import balanced_kmeans, even_offsets
-from moeify.routing.fit import domain_router, kmeans_router, mean_entropy
+from moeify.routing.fit import domain_router, kmeans_router, label_router, mean_entropy
 
 H, E, K = 48, 8, 2
 
@@ -76,6 +76,43 @@ def test_domain_routers_send_each_domain_to_experts_of_its_own(num_experts):
     joint = one_hot(best, num_experts).T.float() @ one_hot(others, 3).float()
     assert joint.max(1).values.sum() / len(held_out) > 0.97
     assert mean_entropy(fit @ rows.T) == pytest.approx(0.9, abs=0.02)
+
+
+def test_label_routers_are_as_sure_as_they_are_right():
+    fit, members = inputs(0)
+    held_out, other = inputs(7)
+    noise = torch.Generator().manual_seed(3)
+    blurred, unseen = (t + 4 * torch.randn(t.shape, generator=noise) for t in (fit, held_out))
+    for near, far, low, high in ((fit, held_out, 0.97, 1.0), (blurred, unseen, 0.6, 0.95)):
+        rows = label_router(near, members % 3, owners=[2, 0, 1], seed=0)
+        p, owner = (far @ rows.T).softmax(-1).max(-1)
+        right = (torch.tensor([2, 0, 1])[owner] == other % 3).float().mean()
+        assert low < right <= high
+        assert float(p.mean()) == pytest.approx(float(right), abs=0.05)
+
+
+def test_an_expert_without_a_partner_and_two_that_share_a_label():
+    fit, members = inputs(0)
+    rows = label_router(fit, members % 2, owners=[0, 1, 0], seed=0, entropy=0.5)
+    assert mean_entropy(fit @ rows.T) == pytest.approx(0.5, abs=0.01)
+    best = (fit @ rows.T).argmax(-1)
+    assert ((best == 1) == (members % 2 == 1)).float().mean() > 0.97
+    assert (best == 0).sum() > 100
+    assert (best == 2).sum() > 100
+
+
+def test_tokens_against_a_label_leave_its_expert():
+    fit, members = inputs(0)
+    labelled = members < 8
+    few = label_router(fit[labelled], members[labelled] % 2, owners=[0, 1], seed=0)
+    against = ~labelled & (members % 2 == 0)
+    known = labelled | against
+    domains = torch.where(against, 0, members % 2)[known]
+    more = label_router(fit[known], domains, owners=[0, 1], seed=0, negatives=against[known])
+    at_zero = [
+        float(((fit[against] @ rows.T).argmax(-1) == 0).float().mean()) for rows in (few, more)
+    ]
+    assert at_zero[1] < 0.05 < at_zero[0]
 
 
 def test_the_same_seed_gives_the_same_rows_and_sample_size_bounds_the_work():
