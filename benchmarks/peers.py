@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import venv
+from importlib.metadata import version
 from pathlib import Path
 
 __all__ = ["MERGEKIT", "install_mergekit", "mergekit_command", "transformers_command"]
@@ -53,7 +54,9 @@ def _load_modify_save(source: str, output: str, num_experts: int) -> None:
 def install_mergekit(folder: Path) -> Path:
     """mergekit in an environment of its own; returns the command, raises ``RuntimeError``."""
     venv.create(folder, with_pip=True)
-    pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "-q", MERGEKIT]
+    # The torch that is here already: left to itself, pip would fetch gigabytes of CUDA.
+    torch = f"torch=={version('torch').partition('+')[0]}"
+    pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "-q", torch, MERGEKIT]
     done = subprocess.run(pip, capture_output=True, text=True, check=False)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["pip failed"])[-1]

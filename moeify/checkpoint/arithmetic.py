@@ -24,12 +24,13 @@ __all__ = [
     "generator",
     "is_finite",
     "normal",
+    "scratch",
 ]
 
 Float32 = NDArray[np.float32]
 FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
-CHUNK_ELEMENTS = 1 << 15
-"""How much is made at a time: what one chunk needs stays in a core's cache."""
+CHUNK_ELEMENTS = 1 << 17
+"""How much is made at a time: with less, threads mostly hand the interpreter to one another."""
 NOISE_BLOCK_ELEMENTS = 1 << 18
 """Elements that share a generator. The bits of the noise depend on it: it must not change."""
 _NUMPY: dict[str, np.dtype[Any]] = {
@@ -51,12 +52,36 @@ class _Scratch(threading.local):
     """One thread's arrays: fresh ones would be mapped, faulted in and unmapped each time."""
 
     def __init__(self) -> None:
-        self.pairs = np.empty(CHUNK_ELEMENTS // 2 + _DRAWS_PER_WORD, np.uint64)
-        self.index = np.empty(CHUNK_ELEMENTS // 2 + _DRAWS_PER_WORD, np.intp)
-        self.rounding = np.empty(CHUNK_ELEMENTS, np.uint32)
+        self._raw = memoryview(b"")
+
+    def raw(self, nbytes: int) -> memoryview:
+        """Room for elements as they lie in a file."""
+        if len(self._raw) < nbytes:
+            self._raw = memoryview(bytearray(nbytes))
+        return self._raw[:nbytes]
+
+    @functools.cached_property
+    def values(self) -> Float32:
+        return np.empty(CHUNK_ELEMENTS, np.float32)
+
+    @functools.cached_property
+    def term(self) -> Float32:
+        return np.empty(CHUNK_ELEMENTS, np.float32)
+
+    @functools.cached_property
+    def rounding(self) -> NDArray[np.uint32]:
+        return np.empty(CHUNK_ELEMENTS, np.uint32)
+
+    @functools.cached_property
+    def pairs(self) -> NDArray[np.uint64]:
+        return np.empty(CHUNK_ELEMENTS // 2 + _DRAWS_PER_WORD, np.uint64)
+
+    @functools.cached_property
+    def index(self) -> NDArray[np.intp]:
+        return np.empty(CHUNK_ELEMENTS // 2 + _DRAWS_PER_WORD, np.intp)
 
 
-_scratch = _Scratch()
+scratch = _Scratch()
 
 
 def decode_into(values: Float32, raw: bytes | memoryview, dtype: str) -> None:
@@ -85,7 +110,7 @@ def encode_into(raw: memoryview, values: Float32, dtype: str) -> None:
     result, bits = np.frombuffer(raw, "<u2"), values.view(np.uint32)
     for start in range(0, len(bits), CHUNK_ELEMENTS):
         chunk = bits[start : start + CHUNK_ELEMENTS]
-        rounded = _scratch.rounding[: len(chunk)]
+        rounded = scratch.rounding[: len(chunk)]
         np.right_shift(chunk, np.uint32(16), out=rounded)
         rounded &= np.uint32(1)
         rounded += np.uint32(0x7FFF)
@@ -188,7 +213,7 @@ class NoiseStream:
         # A word whose draws were used in part only cannot be taken up again: seek then.
         whole = 2 * len(places) == skip + count
         self._next = (block, place + count) if whole else (-1, 0)
-        index, pairs = _scratch.index[: len(places)], _scratch.pairs[: len(places)]
+        index, pairs = scratch.index[: len(places)], scratch.pairs[: len(places)]
         index[:] = places
         np.take(self._table, index, out=pairs, mode="clip")
         return pairs.view(np.float32)[skip : skip + count]

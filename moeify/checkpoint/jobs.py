@@ -19,6 +19,7 @@ from moeify.checkpoint.arithmetic import (
     decode_into,
     encode,
     encode_into,
+    scratch,
 )
 from moeify.checkpoint.files import Slice, SourceFiles
 from moeify.checkpoint.header import DTYPE_BITS, StoredTensor, tensor_nbytes
@@ -177,14 +178,14 @@ class Blend:
             std = self._std(files)
             stream = NoiseStream(self.noise.key, self.noise.relative * std)
         origin = self.terms[0][0].start + first
-        chunk, raw = np.empty(CHUNK_ELEMENTS, np.float32), _raw_buffer()
+        chunk = scratch.values
         changes = [change.open(files) for change in self.changes]
         tally, place = Tally(), 0
         while place < count:
             # Cut at multiples of a chunk, where a stream of noise goes on without a search.
             length = min(CHUNK_ELEMENTS - (origin + place) % CHUNK_ELEMENTS, count - place)
             values = chunk[:length]
-            self._sum_into(values, files, first + place, raw, changes)
+            self._sum_into(values, files, first + place, changes)
             if stream:
                 stream.add_to(values, origin + place)
             tally.overflows += self._overflows(values)
@@ -204,21 +205,20 @@ class Blend:
         return files.stds[tensor] * abs(weight)
 
     def _sum_into(
-        self, values: Float32, files: SourceFiles, start: int, buffer: memoryview,
-        changes: list[LowRankRows],
-    ) -> None:  # fmt: skip
+        self, values: Float32, files: SourceFiles, start: int, changes: list[LowRankRows]
+    ) -> None:
         """The blend's elements from ``start`` on, before noise."""
         for number, (part, weight) in enumerate(self.terms):
             dtype = part.tensor.dtype
-            raw = buffer[: tensor_nbytes(dtype, (len(values),))]
+            raw = scratch.raw(tensor_nbytes(dtype, (len(values),)))
             begin = part.byte_start + tensor_nbytes(dtype, (start,))
             files.read_into(raw, part.tensor.path, begin)
-            if number == 0:
-                decode_into(values, raw, dtype)
-                if weight != 1.0:
-                    values *= np.float32(weight)
-            else:
-                values += decode(raw, dtype) * np.float32(weight)
+            term = values if number == 0 else scratch.term[: len(values)]
+            decode_into(term, raw, dtype)
+            if weight != 1.0:
+                term *= np.float32(weight)
+            if number:
+                values += term
         for change in changes:
             change.add_to(values, start)
 
@@ -228,17 +228,12 @@ class Blend:
         """What is left of the noise after rounding, judged on the first chunk."""
         count = min(len(out) // self._width, CHUNK_ELEMENTS)
         values = np.empty(count, np.float32)
-        self._sum_into(values, files, 0, _raw_buffer(), changes)
+        self._sum_into(values, files, 0, changes)
         stored = decode(out[: count * self._width], self.dtype)
         difference = np.where(np.isfinite(stored), stored - values, 0).astype(np.float64)
         # No BLAS here: its threads spin while they wait, and would take the cores from ours.
         squares = float(np.square(difference).sum()) / std**2 if std else 0.0
         return Tally(elements=count, squares=squares)
-
-
-def _raw_buffer() -> memoryview:
-    """Room for a chunk of elements of any float dtype, as they lie in a file."""
-    return memoryview(bytearray(8 * CHUNK_ELEMENTS))
 
 
 class Values(ABC):

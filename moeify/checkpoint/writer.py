@@ -146,8 +146,7 @@ def write_shard_files(
     of the files, ``ledger`` sums them if it is asked to. Raises ``CheckpointError`` and
     ``OSError``, leaving files behind: call it inside ``staged``.
     """
-    # Twice the cores, because a thread that waits for the disk needs none.
-    workers = threads or min(8, 2 * (os.cpu_count() or 1))
+    workers = threads or _workers(shards)
     total, done = sum(shard.nbytes for shard in shards), 0
 
     def advance(nbytes: int) -> None:
@@ -176,6 +175,15 @@ def _all_sources(shards: Sequence[Shard]) -> Iterable[StoredTensor]:
         for job in shard.jobs:
             for piece in job.pieces:
                 yield from piece.sources()
+
+
+def _workers(shards: Sequence[Shard]) -> int:
+    """How many threads write ``shards``."""
+    cores = os.cpu_count() or 1
+    pieces = (piece for shard in shards for job in shard.jobs for piece in job.pieces)
+    if any(isinstance(piece, Blend) for piece in pieces):
+        return min(8, cores)  # those that compute would only wait for the interpreter
+    return min(8, 2 * cores)  # those that wait for the disk need none
 
 
 def _noisy_sources(shards: Sequence[Shard]) -> dict[StoredTensor, None]:
