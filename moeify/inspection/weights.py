@@ -108,7 +108,7 @@ def _layer(
 ) -> dict[str, Any]:
     router = anatomy.routers.get(layer)
     found: dict[str, Any] = {"nonfinite": 0}
-    if router is not None and router.dtype in FLOAT_DTYPES:
+    if router is not None and router.dtype in FLOAT_DTYPES and len(router.shape) == 2:
         rows = decode(files.read(router.path, router.start, router.nbytes), router.dtype)
         found |= router_figures(rows.reshape(router.shape))
     experts = ExpertFigures(anatomy.found_experts(layer))

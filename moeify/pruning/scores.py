@@ -147,8 +147,7 @@ class Scores:
                 layers=_layers(document["layers"], anatomy.view.num_experts),
                 batches=int(document["batches"]),
                 complete=document["complete"] is True,
-                aimer={int(n): row["aimer"] for n, row in document["layers"].items()
-                       if "aimer" in row},
+                aimer=_aimer(document["layers"], anatomy.view.num_experts),
             )  # fmt: skip
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise RoutingError(
@@ -160,17 +159,40 @@ class Scores:
                 f" {anatomy.view.checkpoint.folder.name}",
                 "calibrate on this checkpoint: pass --dataset, and --scores with a new file",
             )
+        if (wanted := anatomy.view.moe_layers) != tuple(sorted(scores.layers)):
+            found = ", ".join(map(str, sorted(scores.layers))) or "no layer"
+            raise RoutingError(
+                f"{path} is damaged: it holds scores of {found}, not of layers"
+                f" {', '.join(map(str, wanted))}",
+                "calibrate again with --dataset",
+            )
         return scores
 
 
 def _layers(document: Mapping[str, Any], num_experts: int) -> dict[int, LayerScores]:
     layers = {}
     for layer, values in document.items():
-        sums = {name: np.array(values[name], np.float64) for name in SUMS}
-        if any(row.shape != (num_experts,) or not np.isfinite(row).all() for row in sums.values()):
-            raise ValueError(f"layer {layer} does not hold {num_experts} finite scores")
+        sums = {name: _row(layer, values[name], num_experts) for name in SUMS}
         layers[int(layer)] = LayerScores(tokens=int(values["tokens"]), sums=sums)
     return layers
+
+
+def _aimer(document: Mapping[str, Any], num_experts: int) -> dict[int, list[float]]:
+    """The scores that need no text: of all layers or of none."""
+    found: dict[int, list[float]] = {}
+    for layer, values in document.items():
+        if "aimer" in values:
+            found[int(layer)] = _row(layer, values["aimer"], num_experts).tolist()
+    if found and len(found) != len(document):
+        raise ValueError("only some of its layers have scores by aimer")
+    return found
+
+
+def _row(layer: str, values: Any, num_experts: int) -> NDArray[np.float64]:
+    row = np.array(values, np.float64)
+    if row.shape != (num_experts,) or not np.isfinite(row).all():
+        raise ValueError(f"layer {layer} does not hold {num_experts} finite scores")
+    return row
 
 
 def checkpoint_fingerprint(anatomy: Anatomy) -> str:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from moeify.checkpoint.header import encode_header, read_header
 from tests.faults.fuzz import fuzz
 from tests.faults.hostile_seeds import INDEX, Seed, write_seeds
 from tests.faults.in_process import moeify
@@ -95,6 +96,7 @@ def test_generated_documents(
         (INDEX, {"weight_map": {"x": "a\u0000b"}}, "leads out"),
         ("scores.json", {"batches": float("inf")}, "damaged"),
         ("scores.json", {"layers": {"x" * 9: {}}}, "damaged"),
+        ("scores.json", {"layers": {}}, "scores of no layer, not of layers 0"),
         ("tokenizer.json", {"version": "a\nb"}, "no tokenizer"),
         ("tokenizer.json", {"model": 3}, "no tokenizer"),
         ("tokenizer_config.json", {"model_max_length": "long"}, "tokenizer"),
@@ -122,6 +124,23 @@ def test_found_by_fuzzing(
     done = moeify(*lines.get(target, ["prune", folder, out, "--keep", 2, "--by", "random"]))
     assert done.code == 1 and "bug in moeify" not in done.err, done.text
     assert said in done.err and not out.exists()
+
+
+def test_a_router_of_another_shape_is_a_finding(seeds: list[Seed], tmp_path: Path) -> None:
+    base = next(s.folder for s in seeds if s.folder.name == "scored")
+    folder = tmp_path / "case"
+    folder.mkdir()
+    for path in base.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    for path in folder.glob("*.safetensors"):
+        stored = sorted(read_header(path)[0].values(), key=lambda t: t.start)
+        listed = [(t.name, t.dtype, (t.elements,) if t.name.endswith("router.weight") else t.shape)
+                  for t in stored]  # fmt: skip
+        path.write_bytes(encode_header(listed) + path.read_bytes()[stored[0].start :])
+    done = moeify("inspect", folder, "--weights", "--json")
+    assert done.code == 3, done.text
+    (problem,) = json.loads(done.out)["problems"]
+    assert "router" in problem["message"]
 
 
 def test_a_mixture_without_architectures_has_a_card(seeds: list[Seed], tmp_path: Path) -> None:
