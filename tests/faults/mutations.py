@@ -48,7 +48,8 @@ def _mutated_weights(raw: bytes, rng: random.Random) -> bytes:
     header, data = raw[8 : 8 + length], raw[8 + length :]
     kind = rng.random()
     if kind < 0.06:
-        claimed = rng.choice([0, 1, 7, len(header) - 1, len(header) + 1, 2**31, 2**63, 2**64 - 1])
+        near = max(len(header), 1)
+        claimed = rng.choice([0, 1, 7, near - 1, near + 1, 2**31, 2**63, 2**64 - 1])
         return claimed.to_bytes(8, "little") + header + data
     if kind < 0.12:
         return _bytes_changed(raw, rng)
