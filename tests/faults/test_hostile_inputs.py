@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,12 @@ INPUTS, LOADED = 400, 20
 @pytest.fixture(scope="module")
 def seeds(tmp_path_factory: pytest.TempPathFactory) -> list[Seed]:
     return write_seeds(tmp_path_factory.mktemp("seeds"))
+
+
+def copied(seeds: list[Seed], name: str, place: Path) -> Path:
+    """A copy of a seed's folder that may be changed."""
+    base = next(s.folder for s in seeds if s.folder.name == name)
+    return Path(shutil.copytree(base, place / "case"))
 
 
 @pytest.fixture
@@ -106,14 +113,10 @@ def test_generated_documents(
 def test_found_by_fuzzing(
     seeds: list[Seed], tmp_path: Path, target: str, change: dict[str, object], said: str
 ) -> None:
-    base = next(s.folder for s in seeds if s.folder.name == "scored")
-    folder = tmp_path / "case"
-    folder.mkdir()
-    for path in base.iterdir():
-        (folder / path.name).write_bytes(path.read_bytes())
+    folder = copied(seeds, "scored", tmp_path)
     document = json.loads((folder / target).read_text())
     (folder / target).write_text(json.dumps({**document, **change}))
-    text = base.parent / "text.txt"
+    text = seeds[0].folder.parent / "text.txt"
     out = tmp_path / "out"
     lines: dict[str, list[object]] = {
         "scores.json": ["prune", folder, out, "--keep", 2, "--by", "reap", "--scores",
@@ -127,11 +130,7 @@ def test_found_by_fuzzing(
 
 
 def test_a_router_of_another_shape_is_a_finding(seeds: list[Seed], tmp_path: Path) -> None:
-    base = next(s.folder for s in seeds if s.folder.name == "scored")
-    folder = tmp_path / "case"
-    folder.mkdir()
-    for path in base.iterdir():
-        (folder / path.name).write_bytes(path.read_bytes())
+    folder = copied(seeds, "scored", tmp_path)
     for path in folder.glob("*.safetensors"):
         stored = sorted(read_header(path)[0].values(), key=lambda t: t.start)
         listed = [(t.name, t.dtype, (t.elements,) if t.name.endswith("router.weight") else t.shape)
@@ -144,11 +143,7 @@ def test_a_router_of_another_shape_is_a_finding(seeds: list[Seed], tmp_path: Pat
 
 
 def test_a_mixture_without_architectures_has_a_card(seeds: list[Seed], tmp_path: Path) -> None:
-    base = next(s.folder for s in seeds if s.folder.name == "bert-moe")
-    folder = tmp_path / "case"
-    folder.mkdir()
-    for path in base.iterdir():
-        (folder / path.name).write_bytes(path.read_bytes())
+    folder = copied(seeds, "bert-moe", tmp_path)
     config = json.loads((folder / "config.json").read_text())
     del config["architectures"]
     (folder / "config.json").write_text(json.dumps(config))
