@@ -21,6 +21,7 @@ __all__ = [
     "decode_into",
     "encode",
     "encode_into",
+    "encode_noisy_into",
     "generator",
     "is_finite",
     "normal",
@@ -122,6 +123,20 @@ def encode_into(raw: memoryview, values: Float32, dtype: str) -> None:
         result[np.isnan(values)] = 0x7FC0
 
 
+def encode_noisy_into(raw: memoryview, values: Float32, dtype: str) -> None:
+    """``encode_into`` for finite sums with random terms; changes ``values``.
+
+    In bfloat16, halfway cases go away from zero: one sum in 2^16 is one, and the others cost half
+    the time.
+    """
+    if dtype != "BF16":
+        encode_into(raw, values, dtype)
+        return
+    bits = values.view(np.uint32)
+    bits += np.uint32(0x8000)
+    np.right_shift(bits, np.uint32(16), out=np.frombuffer(raw, "<u2"), casting="unsafe")
+
+
 def encode(values: Float32, dtype: str) -> bytes:
     """``values`` as little-endian bytes of ``dtype``, rounded to nearest even."""
     width = 2 if dtype == "BF16" else _NUMPY[dtype].itemsize
@@ -167,6 +182,12 @@ def _pairs() -> Float32:
     return np.stack([column, column[reverse]], axis=1).astype(np.float32)
 
 
+@functools.lru_cache(maxsize=4)
+def _scaled_pairs(scale: float) -> NDArray[np.uint64]:
+    """The pairs x ``scale``, each as one number; one source tensor serves many experts."""
+    return (_pairs() * np.float32(scale)).view(np.uint64).reshape(-1)
+
+
 def _indices(source: np.random.Generator, count: int) -> NDArray[np.uint16]:
     """Random places in a table of pairs, for ``count`` draws or a few more."""
     words = source.bit_generator.random_raw(-(-count // _DRAWS_PER_WORD))
@@ -191,8 +212,7 @@ class NoiseStream:
 
     def __init__(self, key: Sequence[int | str], scale: float) -> None:
         self._key = key
-        # A pair is looked up as one number.
-        self._table = (_pairs() * np.float32(scale)).view(np.uint64).reshape(-1)
+        self._table = _scaled_pairs(scale)
         self._source = generator(())
         self._next = (-1, 0)  # block and place in it that the source stands at
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,13 +36,14 @@ class Slice:
 
 
 class SourceFiles:
-    """Open source files, read by position so that threads share them.
+    """Open source files, read by position so that threads and processes share them.
 
-    ``stds`` holds the standard deviation of every tensor that noise is added to.
+    ``handles`` are those that are open already; ``stds`` holds the standard deviation of every
+    tensor that noise is added to.
     """
 
-    def __init__(self) -> None:
-        self._handles: dict[Path, int] = {}
+    def __init__(self, handles: Mapping[Path, int] | None = None) -> None:
+        self.handles = dict(handles or {})
         self._states: dict[Path, tuple[int, int]] = {}
         self.stds: dict[StoredTensor, float] = {}
 
@@ -50,21 +51,21 @@ class SourceFiles:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for handle in self._handles.values():
+        for handle in self.handles.values():
             os.close(handle)
-        self._handles.clear()
+        self.handles.clear()
 
     def handle(self, path: Path) -> int:
         """The file descriptor of ``path``, opened once; call it from one thread."""
-        if path not in self._handles:
-            self._handles[path] = handle = open_regular(path)[0]
+        if path not in self.handles:
+            self.handles[path] = handle = open_regular(path)[0]
             self._states[path] = _state(handle)
-        return self._handles[path]
+        return self.handles[path]
 
     def check_unchanged(self) -> None:
         """Raise ``CheckpointError`` where somebody wrote to a file since it was opened."""
-        for path, handle in self._handles.items():
-            if _state(handle) != self._states[path]:
+        for path, state in self._states.items():
+            if _state(self.handles[path]) != state:
                 raise CheckpointError(
                     f"{path.name} was changed while it was read",
                     "wait until nobody writes to the source, then run the command again",
@@ -108,11 +109,11 @@ class SourceFiles:
             raw = self.read(
                 tensor.path, tensor.start + start, min(_SCAN_BYTES, tensor.nbytes - start)
             )
-            if not is_finite(raw, tensor.dtype):
-                raise _not_finite(tensor)
             values = decode(raw, tensor.dtype).astype(np.float64)
             total += float(values.sum())
-            squares += float(np.square(values, out=values).sum())
+            squares += float(np.einsum("i,i->", values, values))  # no BLAS: its threads would spin
+            if not math.isfinite(squares) and not is_finite(raw, tensor.dtype):
+                raise _not_finite(tensor)
         mean = total / max(tensor.elements, 1)
         return math.sqrt(max(squares / max(tensor.elements, 1) - mean * mean, 0.0))
 

@@ -19,6 +19,7 @@ from moeify.checkpoint.arithmetic import (
     decode_into,
     encode,
     encode_into,
+    encode_noisy_into,
     scratch,
 )
 from moeify.checkpoint.files import Slice, SourceFiles
@@ -41,6 +42,7 @@ __all__ = [
 ]
 
 
+_JUDGED_ELEMENTS = 1 << 14
 _F16_INFINITE = 65520.0  # from here on float16 rounds to infinity
 
 
@@ -190,7 +192,8 @@ class Blend:
                 stream.add_to(values, origin + place)
             tally.overflows += self._overflows(values)
             begin, place = place * self._width, place + length
-            encode_into(out[begin : place * self._width], values, self.dtype)
+            store = encode_noisy_into if stream else encode_into
+            store(out[begin : place * self._width], values, self.dtype)
         if self.noise and start == 0:
             tally.add(self._survived(files, out, std, changes))
         return tally
@@ -225,8 +228,8 @@ class Blend:
     def _survived(
         self, files: SourceFiles, out: memoryview, std: float, changes: list[LowRankRows]
     ) -> Tally:
-        """What is left of the noise after rounding, judged on the first chunk."""
-        count = min(len(out) // self._width, CHUNK_ELEMENTS)
+        """What is left of the noise after rounding, judged on the first elements."""
+        count = min(len(out) // self._width, _JUDGED_ELEMENTS)
         values = np.empty(count, np.float32)
         self._sum_into(values, files, 0, changes)
         stored = decode(out[: count * self._width], self.dtype)

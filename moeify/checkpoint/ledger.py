@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import zlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -32,11 +31,9 @@ class Ledger:
         self._digests: dict[str, str] = {}
         self._linked: set[str] = set()
 
-    def chunk(self, file: str, position: int, data: memoryview) -> None:
-        """Note a part of a file that several threads write; CRC-32 finds every flipped bit."""
-        if self.checksum:
-            sums = self._chunks.setdefault(file, {})
-            sums[position] = (len(data), zlib.crc32(data))
+    def chunk(self, file: str, position: int, nbytes: int, crc: int) -> None:
+        """Note a part of a file that several write; its CRC-32 shows every flipped bit."""
+        self._chunks.setdefault(file, {})[position] = (nbytes, crc)
 
     def link(self, file: str, recorded: str | None) -> None:
         """Note a file that is the source's own, and the SHA-256 that the source recorded."""

@@ -8,7 +8,7 @@ import mmap
 import os
 from pathlib import Path
 
-__all__ = ["ALIGNMENT", "OutputFile", "aligned_buffer"]
+__all__ = ["ALIGNMENT", "OutputFile", "aligned_buffer", "create_file", "cut_file"]
 
 ALIGNMENT = 4096
 """What memory, length and position of a direct write must be multiples of."""
@@ -17,31 +17,43 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 def aligned_buffer(nbytes: int) -> memoryview:
     """Fresh memory that starts on a page, as direct writes want it."""
-    return memoryview(mmap.mmap(-1, nbytes))
+    memory = mmap.mmap(-1, nbytes)
+    if hasattr(mmap, "MADV_HUGEPAGE"):  # the kernel has few pages to pin then
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return memoryview(memory)
+
+
+def create_file(path: Path, nbytes: int) -> None:
+    """Make a new file with room for ``nbytes`` and what a last whole page takes beyond them."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        _reserve(handle, -(-nbytes // ALIGNMENT) * ALIGNMENT)
+    finally:
+        os.close(handle)
+
+
+def cut_file(path: Path, nbytes: int) -> None:
+    """Take away what was written beyond ``nbytes``."""
+    os.truncate(path, nbytes)
 
 
 class OutputFile:
-    """A new file of known size, written by position from several threads.
+    """A file from ``create_file``, open for one writer of several.
 
     Direct writes spare the copy into the page cache, do not push out what else is cached there,
     and leave nothing for the final flush to wait for. Where the file system has none (or the
     platform, as macOS), the same chunks go through the cache.
     """
 
-    def __init__(self, path: Path, nbytes: int) -> None:
-        self.name, self._nbytes, self._direct = path.name, nbytes, True
-        self._handle = _create(path)
-        try:
-            _reserve(self._handle, -(-nbytes // ALIGNMENT) * ALIGNMENT)
-        except OSError:
-            os.close(self._handle)
-            raise
+    def __init__(self, path: Path) -> None:
+        self.path, self._direct = path, True
+        self._handle = _open(path)
 
     def write(self, chunk: memoryview, position: int) -> None:
         """Write all of ``chunk``, however little the kernel takes at a time.
 
         The chunk lies in an ``aligned_buffer``, its position and length are multiples of
-        ``ALIGNMENT``; what exceeds the file's size is cut off by ``finish``.
+        ``ALIGNMENT``; what exceeds the file's size is for ``cut_file`` to cut off.
         """
         while chunk:
             try:
@@ -55,24 +67,18 @@ class OutputFile:
                 self._direct = False
                 _go_through_the_cache(self._handle)
 
-    def finish(self) -> None:
-        """Cut the file to its size."""
-        os.ftruncate(self._handle, self._nbytes)
-
     def close(self) -> None:
         """Close the file."""
         os.close(self._handle)
 
 
-def _create(path: Path) -> int:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+def _open(path: Path) -> int:
     try:
-        return os.open(path, flags | os.O_DIRECT, 0o666)
+        return os.open(path, os.O_WRONLY | os.O_DIRECT)
     except (AttributeError, OSError) as error:  # no such flag, or a file system that refuses it
         if isinstance(error, OSError) and error.errno != errno.EINVAL:
             raise
-    path.unlink(missing_ok=True)  # some kernels create the file before they refuse the flag
-    return os.open(path, flags, 0o666)
+    return os.open(path, os.O_WRONLY)
 
 
 def _go_through_the_cache(handle: int) -> None:
@@ -81,7 +87,7 @@ def _go_through_the_cache(handle: int) -> None:
 
 
 def _reserve(handle: int, nbytes: int) -> None:
-    """Take the space at once: a full disk shows here, and threads can write side by side."""
+    """Take the space at once: a full disk shows here, and several can write side by side."""
     try:
         os.posix_fallocate(handle, 0, nbytes)
     except (AttributeError, OSError) as error:

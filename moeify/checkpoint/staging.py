@@ -79,9 +79,12 @@ def output_errors(output: Path) -> Iterator[None]:
                 f"no space left while writing {output}; nothing was kept",
                 "free some space or choose another disk",
             ) from error
+        if isinstance(error, ChildProcessError):
+            hint = "it was killed, perhaps for want of memory: free some, then run it again"
+        else:
+            hint = "check the disk and the permissions, then run the command again"
         raise OutputError(
-            f"writing {output} failed: {error.strerror or error}; nothing was kept",
-            "check the disk and the permissions, then run the command again",
+            f"writing {output} failed: {error.strerror or error}; nothing was kept", hint
         ) from error
 
 

@@ -7,18 +7,19 @@ import json
 import math
 import os
 import re
-import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from pathlib import Path
 
+from moeify.checkpoint.chunks import Chunk, chunks
 from moeify.checkpoint.files import SourceFiles
 from moeify.checkpoint.header import DTYPE_BITS, StoredTensor, encode_header, read_header
-from moeify.checkpoint.jobs import Blend, Job, Literal, Piece, Tally
+from moeify.checkpoint.jobs import Blend, Job, Literal, Tally
 from moeify.checkpoint.ledger import Ledger
-from moeify.checkpoint.output_file import ALIGNMENT, OutputFile, aligned_buffer
+from moeify.checkpoint.makers import Made, Maker, Makers
+from moeify.checkpoint.output_file import ALIGNMENT, create_file, cut_file
 from moeify.checkpoint.reader import INDEX_FILE, WEIGHTS_FILE
 from moeify.errors import CheckpointError, ConfigError
 
@@ -41,7 +42,8 @@ Progress = Callable[[int, int], None]
 """Called with bytes done and bytes in all."""
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B", re.IGNORECASE)
-_CHUNK_BYTES = 4 << 20
+_WORTH_A_PROCESS = 128 << 20
+"""Bytes to compute for which another process is started: it takes a fifth of a second."""
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
 
@@ -123,13 +125,14 @@ class Placed:
 
 def write_shards(
     folder: Path, shards: Sequence[Shard], progress: Progress | None = None,
-    check: Iterable[StoredTensor] = (), threads: int | None = None, ledger: Ledger | None = None,
+    check: Iterable[StoredTensor] = (), ledger: Ledger | None = None,
+    hands: tuple[int, int] | None = None,
 ) -> Tally:  # fmt: skip
     """Write ``shards`` and their index into ``folder`` and read their headers back.
 
     See ``write_shard_files``.
     """
-    tally = write_shard_files(folder, shards, progress, check, threads, ledger)
+    tally = write_shard_files(folder, shards, progress, check, ledger, hands)
     verify_shards(folder, shards)
     write_index(folder, place(shards))
     return tally
@@ -137,17 +140,19 @@ def write_shards(
 
 def write_shard_files(
     folder: Path, shards: Sequence[Shard], progress: Progress | None = None,
-    check: Iterable[StoredTensor] = (), threads: int | None = None, ledger: Ledger | None = None,
+    check: Iterable[StoredTensor] = (), ledger: Ledger | None = None,
+    hands: tuple[int, int] | None = None,
 ) -> Tally:  # fmt: skip
     """Write ``shards`` into ``folder``; returns what noise survived.
 
     Every tensor in ``check`` is scanned for NaN and infinity first. Chunks are made by a few
-    threads and written in place; memory holds one chunk a thread. ``progress`` counts the bytes
-    of the files, ``ledger`` sums them if it is asked to. Raises ``CheckpointError`` and
-    ``OSError``, leaving files behind: call it inside ``staged``.
+    threads and processes (``hands``: how many of either) and written in place; memory holds one
+    chunk for each. ``progress`` counts the bytes of the files, ``ledger`` sums them if it is
+    asked to. Raises ``CheckpointError`` and ``OSError``, leaving files behind: call it inside
+    ``staged``.
     """
-    workers = threads or _workers(shards)
     total, done = sum(shard.nbytes for shard in shards), 0
+    ledger = ledger or Ledger()
 
     def advance(nbytes: int) -> None:
         nonlocal done
@@ -155,17 +160,18 @@ def write_shard_files(
         if progress:
             progress(done, total)
 
-    with SourceFiles() as files, ThreadPoolExecutor(workers) as pool:
+    with SourceFiles() as files:
         noisy = _noisy_sources(shards)
         tensors = list(dict.fromkeys([*noisy, *check]))
         for path in {source.path for source in _all_sources(shards)} | {t.path for t in tensors}:
             files.handle(path)  # opened here, because handle() is for one thread
-        files.stds.update(zip(noisy, pool.map(files.scan, noisy), strict=True))
-        for _ in pool.map(files.check_finite, [t for t in tensors if t not in noisy]):
-            pass
-        queue = _Queue(_Run(files, ledger or Ledger()), pool, 2 * workers, advance)
-        for shard in shards:
-            queue.write(folder / shard.file, shard)
+        with Makers(files, *(hands or _hands(shards)), ledger.checksum) as makers:
+            makers.learn(dict(zip(noisy, makers.map(Maker.scan, noisy), strict=True)))
+            for _ in makers.map(Maker.check_finite, [t for t in tensors if t not in noisy]):
+                pass
+            queue = _Queue(makers, ledger, advance)
+            for shard in shards:
+                queue.write(folder / shard.file, shard)
         files.check_unchanged()
     return queue.tally
 
@@ -177,13 +183,14 @@ def _all_sources(shards: Sequence[Shard]) -> Iterable[StoredTensor]:
                 yield from piece.sources()
 
 
-def _workers(shards: Sequence[Shard]) -> int:
-    """How many threads write ``shards``."""
+def _hands(shards: Sequence[Shard]) -> tuple[int, int]:
+    """How many threads and processes write ``shards``."""
     cores = os.cpu_count() or 1
     pieces = (piece for shard in shards for job in shard.jobs for piece in job.pieces)
-    if any(isinstance(piece, Blend) for piece in pieces):
-        return min(8, cores)  # those that compute would only wait for the interpreter
-    return min(8, 2 * cores)  # those that wait for the disk need none
+    computed = sum(piece.nbytes for piece in pieces if isinstance(piece, Blend))
+    if not computed:
+        return min(8, 2 * cores), 0  # those that wait for the disk need no core
+    return 1, min(7, cores - 1, computed // _WORTH_A_PROCESS)
 
 
 def _noisy_sources(shards: Sequence[Shard]) -> dict[StoredTensor, None]:
@@ -196,95 +203,38 @@ def _noisy_sources(shards: Sequence[Shard]) -> dict[StoredTensor, None]:
     }
 
 
-@dataclass(frozen=True, slots=True)
-class _Chunk:
-    """Bytes of a file from ``position`` on, and the parts of pieces (from, to) they are made of."""
-
-    position: int
-    nbytes: int
-    parts: tuple[tuple[Piece, int, int], ...]
-
-
-def _chunks(pieces: Iterable[Piece]) -> Iterator[_Chunk]:
-    """Cut the bytes of ``pieces`` into chunks that begin on multiples of ``ALIGNMENT``.
-
-    A chunk ends between two grains of a piece where such a place is aligned, else where it must.
-    """
-    position = nbytes = 0
-    parts: list[tuple[Piece, int, int]] = []
-    for piece in pieces:
-        start = 0
-        while start < piece.nbytes:
-            stop = min(start + _CHUNK_BYTES - nbytes, piece.nbytes)
-            full = nbytes + stop - start == _CHUNK_BYTES
-            if stop < piece.nbytes:
-                better = stop - stop % piece.grain
-                if better > start and (nbytes + better - start) % ALIGNMENT == 0:
-                    stop = better
-            parts.append((piece, start, stop))
-            nbytes += stop - start
-            start = stop
-            if full:
-                yield _Chunk(position, nbytes, tuple(parts))
-                position, nbytes, parts = position + nbytes, 0, []
-    if parts:
-        yield _Chunk(position, nbytes, tuple(parts))
-
-
-class _Run(threading.local):
-    """The state of one pass over the chunks, with a buffer for each thread."""
-
-    def __init__(self, files: SourceFiles, ledger: Ledger) -> None:
-        self._files, self._ledger = files, ledger
-        self._buffer = aligned_buffer(_CHUNK_BYTES)
-
-    def write(self, target: OutputFile, chunk: _Chunk) -> Tally:
-        """Make a chunk and write it."""
-        tally, done = Tally(), 0
-        for piece, start, stop in chunk.parts:
-            survived = piece.fill(self._files, start, self._buffer[done : done + stop - start])
-            if survived:
-                tally.add(survived)
-            done += stop - start
-        self._ledger.chunk(target.name, chunk.position, self._buffer[:done])
-        target.write(self._buffer[: -(-done // ALIGNMENT) * ALIGNMENT], chunk.position)
-        return tally
-
-
 class _Queue:
     """Chunks on their way, and what has come of those that are done."""
 
-    def __init__(
-        self, run: _Run, pool: ThreadPoolExecutor, limit: int, progress: Callable[[int], None]
-    ) -> None:
-        self._run, self._pool, self._limit, self._progress = run, pool, limit, progress
-        self._pending: deque[tuple[Future[Tally], int]] = deque()
+    def __init__(self, makers: Makers, ledger: Ledger, progress: Callable[[int], None]) -> None:
+        self._makers, self._ledger, self._progress = makers, ledger, progress
+        self._pending: deque[tuple[Future[Made], Chunk]] = deque()
         self.tally = Tally()
 
     def write(self, path: Path, shard: Shard) -> None:
         """Write one file."""
-        target = OutputFile(path, shard.nbytes)
+        create_file(path, shard.nbytes)
         pieces = (piece for job in shard.jobs for piece in job.pieces)
         try:
-            for chunk in _chunks(itertools.chain([Literal(shard.header)], pieces)):
-                if len(self._pending) >= self._limit:
-                    self._collect()
-                self._pending.append(
-                    (self._pool.submit(self._run.write, target, chunk), chunk.nbytes)
-                )
+            for chunk in chunks(itertools.chain([Literal(shard.header)], pieces)):
+                if len(self._pending) >= 2 * self._makers.count:
+                    self._collect(path.name)
+                self._pending.append((self._makers.submit(Maker.write, path, chunk), chunk))
             while self._pending:
-                self._collect()
-            target.finish()
+                self._collect(path.name)
         finally:
             for future, _ in self._pending:
                 future.cancel()
             wait([future for future, _ in self._pending])
-            target.close()  # nobody may write to a handle that is closed and used again
+        cut_file(path, shard.nbytes)
 
-    def _collect(self) -> None:
-        future, nbytes = self._pending.popleft()
-        self.tally.add(future.result())
-        self._progress(nbytes)
+    def _collect(self, file: str) -> None:
+        future, chunk = self._pending.popleft()
+        made = future.result()
+        self.tally.add(made.tally)
+        if made.crc is not None:
+            self._ledger.chunk(file, chunk.position, chunk.nbytes, made.crc)
+        self._progress(chunk.nbytes)
 
 
 def place(shards: Sequence[Shard]) -> list[Placed]:

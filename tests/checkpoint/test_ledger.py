@@ -67,7 +67,7 @@ def test_a_ledger_notices_every_kind_of_file(tmp_path: Path) -> None:
     ledger = Ledger(checksum=True)
     ledger.copy(source / "copied", stage, "copied")
     (stage / "written").write_bytes(b"written")
-    ledger.chunk("written", 0, memoryview(b"written"))
+    ledger.chunk("written", 0, 7, zlib.crc32(b"written"))
     (stage / "linked").write_bytes(b"linked")
     ledger.link("linked", hashlib.sha256(b"linked").hexdigest())
     names = ["copied", "written", "linked"]

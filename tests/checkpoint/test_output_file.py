@@ -11,7 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from moeify.checkpoint.output_file import ALIGNMENT, OutputFile, aligned_buffer
+from moeify.checkpoint.output_file import (
+    ALIGNMENT,
+    OutputFile,
+    aligned_buffer,
+    create_file,
+    cut_file,
+)
 
 CONTENT = os.urandom(5 * ALIGNMENT + 123)
 
@@ -28,16 +34,17 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
 
 def write(path: Path) -> None:
     """The content in two chunks, the second one first."""
-    target = OutputFile(path, len(CONTENT))
+    create_file(path, len(CONTENT))
+    target = OutputFile(path)
     buffer = aligned_buffer(4 * ALIGNMENT)
     try:
         for start in (3 * ALIGNMENT, 0):
             part = CONTENT[start : start + 3 * ALIGNMENT]
             buffer[: len(part)] = part
             target.write(buffer[: -(-len(part) // ALIGNMENT) * ALIGNMENT], start)
-        target.finish()
     finally:
         target.close()
+    cut_file(path, len(CONTENT))
 
 
 def test_chunks_in_any_order(folder: Path) -> None:
@@ -83,6 +90,6 @@ def test_a_file_that_may_not_grow_so_large_fails_at_once(tmp_path: Path) -> None
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(CONTENT) - 1, hard))
     try:
         with pytest.raises(OSError, match="too large"):
-            OutputFile(tmp_path / "out", len(CONTENT))
+            create_file(tmp_path / "out", len(CONTENT))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -10,9 +10,11 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from moeify.checkpoint.arithmetic import NOISE_BLOCK_ELEMENTS
+from moeify.checkpoint.checksums import cached_sha256
 from moeify.checkpoint.files import Slice, SourceFiles
 from moeify.checkpoint.header import StoredTensor, read_header
 from moeify.checkpoint.jobs import Blend, Copy, Job, Noise, copy_of
+from moeify.checkpoint.ledger import Ledger
 from moeify.checkpoint.writer import parse_size, plan_shards, verify_shards, write_shards
 from moeify.errors import CheckpointError, ConfigError
 
@@ -73,9 +75,9 @@ def test_copies_casts_and_slices(tmp_path: Path, source: dict[str, StoredTensor]
 
 
 @pytest.mark.parametrize("shard_bytes", [10**9, 4_000_000, 1])
-@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("hands", [(1, 0), (3, 0), (0, 1), (1, 2)])
 def test_noise_has_the_same_bytes_however_it_is_written(
-    tmp_path: Path, source: dict[str, StoredTensor], shard_bytes: int, threads: int
+    tmp_path: Path, source: dict[str, StoredTensor], shard_bytes: int, hands: tuple[int, int]
 ) -> None:
     reference = tmp_path / "reference"
     reference.mkdir()
@@ -83,11 +85,23 @@ def test_noise_has_the_same_bytes_however_it_is_written(
     write_shards(reference, plan_shards(jobs, 10**9))
     out = tmp_path / "out"
     out.mkdir()
-    tally = write_shards(out, plan_shards(reversed(jobs), shard_bytes), threads=threads)
+    tally = write_shards(out, plan_shards(reversed(jobs), shard_bytes), hands=hands)
     assert {k: v.tobytes() for k, v in written(out).items()} == {
         k: v.tobytes() for k, v in written(reference).items()
     }
     assert tally.relative_std == pytest.approx(0.1, rel=0.01)
+
+
+@pytest.mark.parametrize("hands", [(2, 0), (1, 1)])
+def test_sums_are_those_of_the_files(
+    tmp_path: Path, source: dict[str, StoredTensor], hands: tuple[int, int]
+) -> None:
+    ledger = Ledger(checksum=True)
+    shards = plan_shards([noisy(source["w"], expert) for expert in range(4)], 4_000_000)
+    write_shards(tmp_path, shards, ledger=ledger, hands=hands)
+    names = [shard.file for shard in shards]
+    assert len(names) == 2
+    assert ledger.digests(tmp_path, names) == {n: cached_sha256(tmp_path / n) for n in names}
 
 
 def test_noise_is_what_was_asked_for(tmp_path: Path, source: dict[str, StoredTensor]) -> None:
@@ -147,19 +161,25 @@ def test_quantised_tensors_are_copied_but_not_changed(
         copy_of(source["ids"], "F32")
 
 
-def test_a_source_that_shrinks_is_noticed(tmp_path: Path, source: dict[str, StoredTensor]) -> None:
+@pytest.mark.parametrize("hands", [(2, 0), (0, 1)])
+def test_a_source_that_shrinks_is_noticed(
+    tmp_path: Path, source: dict[str, StoredTensor], hands: tuple[int, int]
+) -> None:
     out = tmp_path / "out"
     out.mkdir()
     jobs = [Job("w", "F32", (600, 700), (copy_of(source["w"], "F32"),))]
     path = tmp_path / "source.safetensors"
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(CheckpointError, match="shrank"):
-        write_shards(out, plan_shards(jobs, 10**9))
+        write_shards(out, plan_shards(jobs, 10**9), hands=hands)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("noise", [False, True])
-def test_nan_is_found_before_anything_is_written(tmp_path: Path, bad: float, noise: bool) -> None:
+@pytest.mark.parametrize("hands", [(2, 0), (0, 1)])
+def test_nan_is_found_before_anything_is_written(
+    tmp_path: Path, bad: float, noise: bool, hands: tuple[int, int]
+) -> None:
     values = np.zeros((2000, 300), np.float32)
     values[1999, 299] = bad
     save_file({"w": values}, tmp_path / "bad.safetensors")
@@ -168,7 +188,7 @@ def test_nan_is_found_before_anything_is_written(tmp_path: Path, bad: float, noi
     out = tmp_path / "out"
     out.mkdir()
     with pytest.raises(CheckpointError, match="NaN or infinity"):
-        write_shards(out, plan_shards([job], 10**9), check=[tensor])
+        write_shards(out, plan_shards([job], 10**9), check=[tensor], hands=hands)
     assert list(out.iterdir()) == []
 
 

@@ -4,6 +4,7 @@
 and then forks a process for every command that comes in by a line of JSON. What befalls it stands
 in the variable MOMENT: at the operation of that number below a folder, a signal to itself. A file
 ``begun`` appears when the interpreter has started and moeify begins. ``all`` lists several moments.
+With ``processes`` noise is made by processes of their own, which is else left to large checkpoints.
 """
 
 from __future__ import annotations
@@ -52,6 +53,10 @@ def run(arguments: list[str], moment: dict[str, Any]) -> None:
     from moeify.__main__ import leave_at_once, main
 
     leave_at_once()
+    if moment.get("processes"):
+        import moeify.checkpoint.writer
+
+        moeify.checkpoint.writer._WORTH_A_PROCESS = 1
     if moment.get("count_to"):
         moment["count_into"] = os.open(moment["count_to"], os.O_WRONLY | os.O_CREAT, 0o600)
     for one in moment.get("all", [moment]):

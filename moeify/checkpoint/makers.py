@@ -1,0 +1,160 @@
+"""Who scans sources and makes chunks: threads of this process, and processes beside it."""
+
+from __future__ import annotations
+
+import queue
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Concatenate, ParamSpec, TypeVar
+
+from moeify.checkpoint.chunks import CHUNK_BYTES, Chunk
+from moeify.checkpoint.files import SourceFiles
+from moeify.checkpoint.header import StoredTensor
+from moeify.checkpoint.jobs import Tally
+from moeify.checkpoint.output_file import ALIGNMENT, OutputFile, aligned_buffer
+from moeify.checkpoint.worker_process import WorkerProcess
+
+__all__ = ["Made", "Maker", "Makers"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What a chunk came to: its noise, and its CRC-32 where sums are kept."""
+
+    tally: Tally
+    crc: int | None
+
+
+class Maker:
+    """One pair of hands: a buffer, and the output file that it wrote to last."""
+
+    def __init__(self, files: SourceFiles, sums: bool) -> None:
+        self._files, self._sums = files, sums
+        self._buffer = aligned_buffer(CHUNK_BYTES)
+        self._target: OutputFile | None = None
+
+    @classmethod
+    def inheriting(cls, handles: Mapping[Path, int], sums: bool) -> Maker:
+        """A maker in a process that inherited the open source files."""
+        return cls(SourceFiles(handles), sums)
+
+    def scan(self, tensor: StoredTensor) -> float:
+        """See ``SourceFiles.scan``."""
+        return self._files.scan(tensor)
+
+    def check_finite(self, tensor: StoredTensor) -> None:
+        """See ``SourceFiles.check_finite``."""
+        self._files.check_finite(tensor)
+
+    def learn(self, stds: Mapping[StoredTensor, float]) -> None:
+        """Take over the standard deviations that ``scan`` found."""
+        self._files.stds.update(stds)
+
+    def write(self, path: Path, chunk: Chunk) -> Made:
+        """Make ``chunk`` and write it to the file ``path``, which exists."""
+        tally, done = Tally(), 0
+        for piece, start, stop in chunk.parts:
+            survived = piece.fill(self._files, start, self._buffer[done : done + stop - start])
+            if survived:
+                tally.add(survived)
+            done += stop - start
+        crc = zlib.crc32(self._buffer[:done]) if self._sums else None
+        target = self._open(path)
+        target.write(self._buffer[: -(-done // ALIGNMENT) * ALIGNMENT], chunk.position)
+        return Made(tally, crc)
+
+    def close(self) -> None:
+        """Close the file that was written to last."""
+        if self._target is not None:
+            self._target.close()
+            self._target = None
+
+    def _open(self, path: Path) -> OutputFile:
+        if self._target is None or self._target.path != path:
+            self.close()
+            self._target = OutputFile(path)
+        return self._target
+
+
+class Makers:
+    """Makers side by side, each busy with one task at a time.
+
+    NumPy takes the interpreter back after every operation, so that threads which compute mostly
+    wait for one another: those that only wait for the disk are threads, the others processes.
+    Close it before the source files, and before the outputs are removed.
+    """
+
+    def __init__(self, files: SourceFiles, threads: int, processes: int, sums: bool) -> None:
+        self.count = threads + processes
+        self._stack = ExitStack()
+        self._idle: queue.SimpleQueue[Maker | WorkerProcess[Maker]] = queue.SimpleQueue()
+        with ExitStack() as stack:
+            for _ in range(processes):  # first, because they take a while to start
+                worker = WorkerProcess(
+                    Maker.inheriting, files.handles.values(), files.handles, sums
+                )
+                stack.callback(worker.close)
+                self._idle.put(worker)
+            for _ in range(threads):
+                maker = Maker(files, sums)
+                stack.callback(maker.close)
+                self._idle.put(maker)
+            self._pool = stack.enter_context(ThreadPoolExecutor(self.count))
+            self._stack = stack.pop_all()
+
+    def __enter__(self) -> Makers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def submit(
+        self, task: Callable[Concatenate[Maker, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> Future[T]:
+        """Have ``task(maker, ...)`` done by the next maker that is free."""
+
+        def work() -> T:
+            maker = self._idle.get()
+            try:
+                return _do(maker, task, *args, **kwargs)
+            finally:
+                self._idle.put(maker)
+
+        return self._pool.submit(work)
+
+    def map(
+        self, task: Callable[[Maker, StoredTensor], T], tensors: Iterable[StoredTensor]
+    ) -> Iterator[T]:
+        """``task`` for all ``tensors``; results in their order."""
+        futures = [self.submit(task, tensor) for tensor in tensors]
+        try:
+            for future in futures:
+                yield future.result()
+        finally:
+            for future in futures:
+                future.cancel()
+
+    def learn(self, stds: Mapping[StoredTensor, float]) -> None:
+        """Tell every maker; none may be busy."""
+        for _ in range(self.count):
+            maker = self._idle.get()
+            _do(maker, Maker.learn, stds)
+            self._idle.put(maker)
+
+
+def _do(
+    maker: Maker | WorkerProcess[Maker],
+    task: Callable[Concatenate[Maker, P], T],
+    *args: P.args,
+    **kwargs: P.kwargs,
+) -> T:
+    if isinstance(maker, WorkerProcess):
+        return maker.call(task, *args, **kwargs)
+    return task(maker, *args, **kwargs)
