@@ -42,8 +42,8 @@ Progress = Callable[[int, int], None]
 """Called with bytes done and bytes in all."""
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B", re.IGNORECASE)
-_WORTH_A_PROCESS = 128 << 20
-"""Bytes to compute for which another process is started: it takes a fifth of a second."""
+_WORTH_A_PROCESS = 256 << 20
+"""Bytes to compute for which another process is started: its start takes 0.2 CPU seconds."""
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
 
