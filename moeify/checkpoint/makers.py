@@ -1,7 +1,8 @@
-"""Who scans sources and makes chunks: threads of this process, and processes beside it."""
+"""Who scans sources and makes chunks: this process, and others beside it."""
 
 from __future__ import annotations
 
+import itertools
 import queue
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -33,12 +34,14 @@ class Made:
 
 
 class Maker:
-    """One pair of hands: a buffer, and the output file that it wrote to last."""
+    """One pair of hands: makes a chunk while the one before goes to the disk."""
 
     def __init__(self, files: SourceFiles, sums: bool) -> None:
         self._files, self._sums = files, sums
-        self._buffer = aligned_buffer(CHUNK_BYTES)
+        self._buffers = itertools.cycle([aligned_buffer(CHUNK_BYTES) for _ in range(2)])
         self._target: OutputFile | None = None
+        self._disk = ThreadPoolExecutor(1)
+        self._writing: Future[None] | None = None
 
     @classmethod
     def inheriting(cls, handles: Mapping[Path, int], sums: bool) -> Maker:
@@ -58,41 +61,53 @@ class Maker:
         self._files.stds.update(stds)
 
     def write(self, path: Path, chunk: Chunk) -> Made:
-        """Make ``chunk`` and write it to the file ``path``, which exists."""
-        tally, done = Tally(), 0
+        """Make ``chunk`` and begin to write it to the file ``path``, which exists.
+
+        Raises what went wrong with the chunk before.
+        """
+        buffer, tally, done = next(self._buffers), Tally(), 0
         for piece, start, stop in chunk.parts:
-            survived = piece.fill(self._files, start, self._buffer[done : done + stop - start])
+            survived = piece.fill(self._files, start, buffer[done : done + stop - start])
             if survived:
                 tally.add(survived)
             done += stop - start
-        crc = zlib.crc32(self._buffer[:done]) if self._sums else None
+        crc = zlib.crc32(buffer[:done]) if self._sums else None
+        self.finish()
         target = self._open(path)
-        target.write(self._buffer[: -(-done // ALIGNMENT) * ALIGNMENT], chunk.position)
+        padded = buffer[: -(-done // ALIGNMENT) * ALIGNMENT]
+        self._writing = self._disk.submit(target.write, padded, chunk.position)
         return Made(tally, crc)
 
+    def finish(self) -> None:
+        """Wait until everything is written; raises what went wrong."""
+        if self._writing is not None:
+            writing, self._writing = self._writing, None
+            writing.result()
+
     def close(self) -> None:
-        """Close the file that was written to last."""
+        """Wait, whatever comes of it, and close the file that was written to last."""
+        self._disk.shutdown()
         if self._target is not None:
             self._target.close()
-            self._target = None
 
     def _open(self, path: Path) -> OutputFile:
         if self._target is None or self._target.path != path:
-            self.close()
+            if self._target is not None:
+                self._target.close()
             self._target = OutputFile(path)
         return self._target
 
 
 class Makers:
-    """Makers side by side, each busy with one task at a time.
+    """One maker here and ``processes`` others, each busy with one task at a time.
 
-    NumPy takes the interpreter back after every operation, so that threads which compute mostly
-    wait for one another: those that only wait for the disk are threads, the others processes.
+    One keeps the disk busy. What is computed is worth processes and not threads: NumPy takes the
+    interpreter back after every operation, so that threads would mostly wait for one another.
     Close it before the source files, and before the outputs are removed.
     """
 
-    def __init__(self, files: SourceFiles, threads: int, processes: int, sums: bool) -> None:
-        self.count = threads + processes
+    def __init__(self, files: SourceFiles, processes: int, sums: bool) -> None:
+        self.count = 1 + processes
         self._stack = ExitStack()
         self._idle: queue.SimpleQueue[Maker | WorkerProcess[Maker]] = queue.SimpleQueue()
         with ExitStack() as stack:
@@ -102,10 +117,9 @@ class Makers:
                 )
                 stack.callback(worker.close)
                 self._idle.put(worker)
-            for _ in range(threads):
-                maker = Maker(files, sums)
-                stack.callback(maker.close)
-                self._idle.put(maker)
+            maker = Maker(files, sums)
+            stack.callback(maker.close)
+            self._idle.put(maker)
             self._pool = stack.enter_context(ThreadPoolExecutor(self.count))
             self._stack = stack.pop_all()
 
@@ -141,12 +155,16 @@ class Makers:
             for future in futures:
                 future.cancel()
 
-    def learn(self, stds: Mapping[StoredTensor, float]) -> None:
-        """Tell every maker; none may be busy."""
+    def everyone(
+        self, task: Callable[Concatenate[Maker, P], None], *args: P.args, **kwargs: P.kwargs
+    ) -> None:
+        """``task`` for every maker; none may be busy."""
         for _ in range(self.count):
             maker = self._idle.get()
-            _do(maker, Maker.learn, stds)
-            self._idle.put(maker)
+            try:
+                _do(maker, task, *args, **kwargs)
+            finally:
+                self._idle.put(maker)
 
 
 def _do(

@@ -16,7 +16,7 @@ from pathlib import Path
 from moeify.checkpoint.chunks import Chunk, chunks
 from moeify.checkpoint.files import SourceFiles
 from moeify.checkpoint.header import DTYPE_BITS, StoredTensor, encode_header, read_header
-from moeify.checkpoint.jobs import Blend, Job, Literal, Tally
+from moeify.checkpoint.jobs import Blend, Copy, Job, Literal, Tally
 from moeify.checkpoint.ledger import Ledger
 from moeify.checkpoint.makers import Made, Maker, Makers
 from moeify.checkpoint.output_file import ALIGNMENT, create_file, cut_file
@@ -126,13 +126,13 @@ class Placed:
 def write_shards(
     folder: Path, shards: Sequence[Shard], progress: Progress | None = None,
     check: Iterable[StoredTensor] = (), ledger: Ledger | None = None,
-    hands: tuple[int, int] | None = None,
+    processes: int | None = None,
 ) -> Tally:  # fmt: skip
     """Write ``shards`` and their index into ``folder`` and read their headers back.
 
     See ``write_shard_files``.
     """
-    tally = write_shard_files(folder, shards, progress, check, ledger, hands)
+    tally = write_shard_files(folder, shards, progress, check, ledger, processes)
     verify_shards(folder, shards)
     write_index(folder, place(shards))
     return tally
@@ -141,13 +141,13 @@ def write_shards(
 def write_shard_files(
     folder: Path, shards: Sequence[Shard], progress: Progress | None = None,
     check: Iterable[StoredTensor] = (), ledger: Ledger | None = None,
-    hands: tuple[int, int] | None = None,
+    processes: int | None = None,
 ) -> Tally:  # fmt: skip
     """Write ``shards`` into ``folder``; returns what noise survived.
 
-    Every tensor in ``check`` is scanned for NaN and infinity first. Chunks are made by a few
-    threads and processes (``hands``: how many of either) and written in place; memory holds one
-    chunk for each. ``progress`` counts the bytes of the files, ``ledger`` sums them if it is
+    Every tensor in ``check`` is scanned for NaN and infinity first. Chunks are made here and by
+    as many ``processes``, by default those that are worth it, and written in place; memory holds
+    two chunks for each. ``progress`` counts the bytes of the files, ``ledger`` sums them if it is
     asked to. Raises ``CheckpointError`` and ``OSError``, leaving files behind: call it inside
     ``staged``.
     """
@@ -165,8 +165,11 @@ def write_shard_files(
         tensors = list(dict.fromkeys([*noisy, *check]))
         for path in {source.path for source in _all_sources(shards)} | {t.path for t in tensors}:
             files.handle(path)  # opened here, because handle() is for one thread
-        with Makers(files, *(hands or _hands(shards)), ledger.checksum) as makers:
-            makers.learn(dict(zip(noisy, makers.map(Maker.scan, noisy), strict=True)))
+        if processes is None:
+            processes = _processes(shards)
+        with Makers(files, processes, ledger.checksum) as makers:
+            stds = dict(zip(noisy, makers.map(Maker.scan, noisy), strict=True))
+            makers.everyone(Maker.learn, stds)
             for _ in makers.map(Maker.check_finite, [t for t in tensors if t not in noisy]):
                 pass
             queue = _Queue(makers, ledger, advance)
@@ -183,14 +186,11 @@ def _all_sources(shards: Sequence[Shard]) -> Iterable[StoredTensor]:
                 yield from piece.sources()
 
 
-def _hands(shards: Sequence[Shard]) -> tuple[int, int]:
-    """How many threads and processes write ``shards``."""
-    cores = os.cpu_count() or 1
+def _processes(shards: Sequence[Shard]) -> int:
+    """How many processes help with ``shards``: with what is only copied, one waits for the disk."""
     pieces = (piece for shard in shards for job in shard.jobs for piece in job.pieces)
-    computed = sum(piece.nbytes for piece in pieces if isinstance(piece, Blend))
-    if not computed:
-        return min(8, 2 * cores), 0  # those that wait for the disk need no core
-    return 1, min(7, cores - 1, computed // _WORTH_A_PROCESS)
+    computed = sum(piece.nbytes for piece in pieces if not isinstance(piece, Copy | Literal))
+    return min(7, (os.cpu_count() or 1) - 1, computed // _WORTH_A_PROCESS)
 
 
 def _noisy_sources(shards: Sequence[Shard]) -> dict[StoredTensor, None]:
@@ -222,6 +222,7 @@ class _Queue:
                 self._pending.append((self._makers.submit(Maker.write, path, chunk), chunk))
             while self._pending:
                 self._collect(path.name)
+            self._makers.everyone(Maker.finish)
         finally:
             for future, _ in self._pending:
                 future.cancel()
