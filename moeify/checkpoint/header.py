@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moeify.checkpoint.json_text import MAX_TEXT_BYTES, parse_json
+from moeify.checkpoint.json_text import MAX_BYTES, MAX_TEXT_BYTES, parse_json
 from moeify.checkpoint.regular import open_regular
 from moeify.errors import CheckpointError
 
@@ -18,6 +18,7 @@ __all__ = [
     "DTYPE_BITS",
     "StoredTensor",
     "encode_header",
+    "held_bytes",
     "parse_header",
     "read_header",
     "salvage_header",
@@ -34,6 +35,8 @@ MAX_HEADER_BYTES = MAX_TEXT_BYTES
 MAX_NAME_LENGTH = 1000
 _LENGTH_BYTES = 8
 _ALIGNMENT = 4096
+_TENSOR_BYTES = 260  # a StoredTensor with its numbers and its place in a dictionary
+_SHAPE_BYTES, _SIZE_BYTES = 150, 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,36 +68,39 @@ def tensor_nbytes(dtype: str, shape: Iterable[int]) -> int:
     return bits // 8
 
 
-def read_header(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
+def read_header(
+    path: Path, room: int = MAX_BYTES
+) -> tuple[dict[str, StoredTensor], dict[str, str]]:
     """Tensors and metadata of one safetensors file, fully validated.
 
-    Only the header is read. Raises ``CheckpointError`` when the file is truncated, the header is
-    no valid JSON object, a dtype is unknown, or offsets overlap, leave gaps or pass the end.
+    Only the header is read, if it takes no more than about ``room`` bytes of memory. Raises
+    ``CheckpointError`` when it would take more, the file is truncated, the header is no valid JSON
+    object, a dtype is unknown, or offsets overlap, leave gaps or pass the end.
     """
-    return parse_header(*_read_raw(path), path)
+    return parse_header(*_read_raw(path, room), path, room)
 
 
-def salvage_header(path: Path) -> dict[str, StoredTensor]:
+def salvage_header(path: Path, room: int = MAX_BYTES) -> dict[str, StoredTensor]:
     """What the header of a truncated file lists, for a look at it; empty where it says nothing."""
     try:
-        return parse_header(_read_raw(path)[0], None, path)[0]
+        return parse_header(_read_raw(path, room)[0], None, path, room)[0]
     except CheckpointError:
         return {}
 
 
-def _read_raw(path: Path) -> tuple[bytes, int]:
+def _read_raw(path: Path, room: int) -> tuple[bytes, int]:
     """The JSON bytes of a file's header, and the size of the file."""
     handle, size = open_regular(path)
     try:
         with open(handle, "rb") as file:
             length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
-            _check_length(length, size, path)
+            _check_length(length, size, path, room)
             return file.read(length), size
     except OSError as error:
         raise CheckpointError(f"cannot read {path.name}: {error.strerror}", path=path) from error
 
 
-def _check_length(length: int, size: int, path: Path) -> None:
+def _check_length(length: int, size: int, path: Path, room: int) -> None:
     if size < _LENGTH_BYTES:
         raise CheckpointError(
             f"{path.name} is truncated: {size} bytes hold no safetensors header",
@@ -108,33 +114,53 @@ def _check_length(length: int, size: int, path: Path) -> None:
             "download the file again",
             path=path,
         )
+    if 2 * length > room:  # its text, and the names cut out of it
+        raise CheckpointError(
+            f"the header of {path.name} has {length} bytes and would take more than the"
+            f" {room / 1e6:.0f} MB of memory that it may take",
+            path=path,
+        )
 
 
 def parse_header(
-    raw: bytes, file_size: int | None, path: Path
+    raw: bytes, file_size: int | None, path: Path, room: int = MAX_BYTES
 ) -> tuple[dict[str, StoredTensor], dict[str, str]]:
     """Tensors and metadata from the JSON bytes of a header; see ``read_header`` for the errors.
 
     ``file_size`` None leaves open where the file ends.
     """
-    document = parse_json(raw, f"the header of {path.name}", path)
+    document = parse_json(raw, f"the header of {path.name}", path, room)
     metadata = document.pop("__metadata__", None) or {}
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise CheckpointError(f"{path.name}: __metadata__ must map strings to strings", path=path)
     data_start = _LENGTH_BYTES + len(raw)
     tensors: dict[str, StoredTensor] = {}
+    shared: dict[Any, Any] = {}
     # Entries give way to tensors one by one, so that a long header is not held twice.
     for name in list(document):
-        tensors[name] = _parse_entry(name, document.pop(name), data_start, path)
+        tensors[name] = _parse_entry(name, document.pop(name), data_start, path, shared)
     _check_layout(tensors.values(), data_start, file_size, path)
     return tensors, metadata
+
+
+def held_bytes(tensors: dict[str, StoredTensor]) -> int:
+    """About what ``tensors`` of one file take in memory."""
+    shapes = {tensor.shape for tensor in tensors.values()}  # each is there once
+    return (
+        _TENSOR_BYTES * len(tensors)
+        + sum(map(sys.getsizeof, tensors))
+        + sum(_SHAPE_BYTES + _SIZE_BYTES * len(shape) for shape in shapes)
+    )
 
 
 def _is_count(value: object) -> bool:
     return type(value) is int and 0 <= value < 1 << 63
 
 
-def _parse_entry(name: str, entry: Any, data_start: int, path: Path) -> StoredTensor:
+def _parse_entry(
+    name: str, entry: Any, data_start: int, path: Path, shared: dict[Any, Any]
+) -> StoredTensor:
+    """The tensor ``name``; equal shapes and sizes are one object, which ``shared`` holds."""
     if len(name) > MAX_NAME_LENGTH:
         raise CheckpointError(
             f"{path.name}: {name[:40]!r}... is longer than the {MAX_NAME_LENGTH} characters that a"
@@ -162,9 +188,11 @@ def _parse_entry(name: str, entry: Any, data_start: int, path: Path) -> StoredTe
             f" {tensor_nbytes(dtype, shape)} bytes, its offsets span {end - begin}",
             path=path,
         )
+    size, nbytes = tuple(shape), end - begin
     return StoredTensor(
-        name, sys.intern(dtype), tuple(shape), path, data_start + begin, end - begin
-    )
+        name, sys.intern(dtype), shared.setdefault(size, size), path, data_start + begin,
+        shared.setdefault(nbytes, nbytes),
+    )  # fmt: skip
 
 
 def _check_layout(

@@ -11,33 +11,47 @@ from typing import Any
 from moeify.checkpoint.regular import read_bytes
 from moeify.errors import CheckpointError
 
-__all__ = ["MAX_TEXT_BYTES", "parse_json", "read_json"]
+__all__ = ["MAX_BYTES", "MAX_TEXT_BYTES", "parse_json", "read_json"]
 
-_MAX_BYTES = 90_000_000
+MAX_BYTES = 86_000_000
 """What text and values of one document may take in memory: an index of 200,000 tensors fits."""
-MAX_TEXT_BYTES = _MAX_BYTES // 2
+MAX_TEXT_BYTES = MAX_BYTES // 2
 """Beyond which a document is not even read."""
 _MAX_DEPTH = 100
-_LONG_NUMBER = re.compile(rb"\d{19}")
-_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+_LONG_NUMBER = re.compile(r"[0-9]{19}")
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file; raises ``CheckpointError``."""
-    return parse_json(read_bytes(path, MAX_TEXT_BYTES), path.name, path)
+    text = _text(read_bytes(path, MAX_TEXT_BYTES), path.name, path, MAX_BYTES)
+    return _parsed(text, path.name, path)
 
 
-def parse_json(raw: bytes, what: str, path: Path) -> dict[str, Any]:
+def parse_json(raw: bytes, what: str, path: Path, room: int = MAX_BYTES) -> dict[str, Any]:
     """The JSON object in ``raw``.
 
     Raises ``CheckpointError``, naming ``what``, for what is no JSON object in UTF-8, and for what
     parsers understand in different ways or later steps choke on: a key that stands twice, a number
-    beyond 64 bits, half a surrogate pair, nesting deeper than 100, more than about 90 MB of values.
+    beyond 64 bits, half a surrogate pair, nesting deeper than 100, more than about ``room`` bytes
+    of values.
     """
-    _check_size(raw, what, path)
-    number = _bounded if _LONG_NUMBER.search(raw) else None  # None: as fast as can be
+    return _parsed(_text(raw, what, path, room), what, path)
+
+
+def _text(raw: bytes, what: str, path: Path, room: int) -> str:
+    """``raw`` as text, so that a caller without further use for the bytes can let them go."""
+    _check_size(raw, what, path, room)
     try:
-        document = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique, parse_int=number)
+        return raw.decode("utf-8")
+    except ValueError as error:
+        raise CheckpointError(f"{what} is not valid JSON", path=path) from error
+
+
+def _parsed(text: str, what: str, path: Path) -> dict[str, Any]:
+    number = _bounded if _LONG_NUMBER.search(text) else None  # None: as fast as can be
+    try:
+        document = json.loads(text, object_pairs_hook=_unique, parse_int=number)
     except _RefusedError as error:
         raise CheckpointError(f"{what} {error}", path=path) from error
     except (ValueError, RecursionError) as error:
@@ -45,7 +59,7 @@ def parse_json(raw: bytes, what: str, path: Path) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise CheckpointError(f"{what} is not a JSON object", path=path)
     _check_depth(document, what, path)
-    if _SURROGATE.search(raw):
+    if _SURROGATE.search(text):
         try:
             json.dumps(document, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
@@ -57,14 +71,14 @@ class _RefusedError(Exception):
     """What is valid JSON and refused nevertheless."""
 
 
-def _check_size(raw: bytes, what: str, path: Path) -> None:
+def _check_size(raw: bytes, what: str, path: Path, room: int) -> None:
     """Estimate what the values will take, from the number of marks between them."""
     text = len(raw) * (2 if raw.isascii() else 8)  # the text, and the strings cut out of it
     values = 240 * raw.count(b"{") + 72 * raw.count(b"[") + 48 * raw.count(b",")
-    if text + values > _MAX_BYTES:
+    if text + values > room:
         raise CheckpointError(
             f"{what} would take {(text + values) / 1e6:.0f} MB of memory, more than the"
-            f" {_MAX_BYTES / 1e6:.0f} MB that one document may take",
+            f" {room / 1e6:.0f} MB that it may take",
             "check that it is what it should be: published ones are far smaller",
             path=path,
         )

@@ -10,8 +10,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from moeify.checkpoint.config_values import wrong_values
-from moeify.checkpoint.header import StoredTensor, read_header
-from moeify.checkpoint.json_text import read_json
+from moeify.checkpoint.header import StoredTensor, held_bytes, read_header
+from moeify.checkpoint.json_text import MAX_BYTES, read_json
 from moeify.errors import CheckpointError, TensorNotFoundError
 
 __all__ = [
@@ -26,7 +26,6 @@ __all__ = [
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-MAX_TENSORS = 250_000
 _LONGEST_NAME, _LONGEST_PATH = 255, 1024
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model")
 _PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -52,11 +51,14 @@ class Checkpoint:
         damaged, or index and shards disagree.
         """
         config = read_config(folder)
-        weight_map = read_weight_map(folder) if (folder / INDEX_FILE).exists() else None
-        shards = find_shards(folder, weight_map)
+        index = read_index(folder) if (folder / INDEX_FILE).exists() else None
+        shards = find_shards(folder, index)
+        room = Room(index or {})
         tensors: dict[str, StoredTensor] = {}
         for shard in shards:
-            for name, tensor in read_header(shard)[0].items():
+            found = read_header(shard, room.left)[0]
+            room.take(shard.relative_to(folder).as_posix(), found)
+            for name, tensor in found.items():
                 if name in tensors:
                     raise CheckpointError(
                         f"tensor {name!r} stands in two files:"
@@ -64,9 +66,8 @@ class Checkpoint:
                         path=folder,
                     )
                 tensors[name] = tensor
-            check_count(len(tensors), folder)
-        if weight_map is not None:
-            check_index(folder, tensors, weight_map)
+        if index is not None:
+            check_index(folder, tensors, index)
         return cls(folder=folder, config=config, tensors=tensors, shards=tuple(shards))
 
     def __getitem__(self, name: str) -> StoredTensor:
@@ -152,26 +153,45 @@ def resolve_inside(folder: Path, name: str) -> Path:
     return path
 
 
-def check_count(number: int, folder: Path) -> None:
-    """Raise ``CheckpointError`` for more tensors than any checkpoint that is published has."""
-    if number > MAX_TENSORS:
-        raise CheckpointError(
-            f"{folder.name} holds more than the {MAX_TENSORS} tensors that are read", path=folder
-        )
+Index = dict[str, list[str]]
+"""The names of the tensors in each file, as an index has it."""
 
 
-def find_shards(folder: Path, weight_map: dict[str, str] | None) -> list[Path]:
+class Room:
+    """What is left of the memory that index and headers of one checkpoint may take.
+
+    ``left`` are bytes. The index's strings give way to equal ones of the headers.
+    """
+
+    def __init__(self, index: Index) -> None:
+        self.left = MAX_BYTES - sum(map(_names_bytes, index.values()))
+        self._index = index
+
+    def take(self, file: str, tensors: dict[str, StoredTensor]) -> None:
+        """Count the ``tensors`` that were read from ``file``."""
+        self.left -= held_bytes(tensors)
+        if (names := self._index.get(file)) is not None:
+            shared = [tensors[name].name if name in tensors else name for name in names]
+            astray = [name for name in names if name not in tensors]
+            self.left += _names_bytes(names) - _names_bytes(astray)
+            self._index[file] = shared
+
+
+def _names_bytes(names: list[str]) -> int:
+    return sum(map(sys.getsizeof, names))
+
+
+def find_shards(folder: Path, index: Index | None) -> list[Path]:
     """The safetensors files of a folder, by the index where there is one."""
-    if weight_map is not None:
-        names = list(dict.fromkeys(weight_map.values()))
-        for name in names:
+    if index is not None:
+        for name in index:
             if not resolve_inside(folder, name).exists():
                 raise CheckpointError(
                     f"{INDEX_FILE} names {name!r}, which is not in {folder}",
                     "download the missing shard",
                     path=folder,
                 )
-        return [resolve_inside(folder, name) for name in names]
+        return [resolve_inside(folder, name) for name in index]
     if (folder / WEIGHTS_FILE).exists():
         return [resolve_inside(folder, WEIGHTS_FILE)]
     for pattern in _PICKLES:
@@ -188,24 +208,32 @@ def find_shards(folder: Path, weight_map: dict[str, str] | None) -> list[Path]:
     )
 
 
-def read_weight_map(folder: Path) -> dict[str, str]:
-    """The index's map from tensor name to file name; raises ``CheckpointError``."""
+def read_index(folder: Path) -> Index:
+    """The index of a folder; raises ``CheckpointError``."""
     weight_map = read_json(resolve_inside(folder, INDEX_FILE)).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{INDEX_FILE} has no weight_map", path=folder)
-    if not all(isinstance(name, str) for name in weight_map.values()):
-        raise CheckpointError(f"{INDEX_FILE}: weight_map must name files", path=folder)
+    return by_file(weight_map, folder)
+
+
+def by_file(weight_map: dict[str, Any], folder: Path) -> Index:
+    """A ``weight_map`` from tensor to file, turned round; raises ``CheckpointError``."""
+    index: Index = {}
     for name, file in weight_map.items():
-        weight_map[name] = sys.intern(file)  # one string for a file, not one for each tensor
-    return weight_map
+        if not isinstance(file, str):
+            raise CheckpointError(f"{INDEX_FILE}: weight_map must name files", path=folder)
+        index.setdefault(file, []).append(name)
+    return index
 
 
-def check_index(folder: Path, tensors: dict[str, StoredTensor], weight_map: dict[str, str]) -> None:
+def check_index(folder: Path, tensors: dict[str, StoredTensor], index: Index) -> None:
     """Raise ``CheckpointError`` where the index names a tensor that its shard lacks."""
-    for name, file in weight_map.items():
-        if name not in tensors or tensors[name].path.name != PurePosixPath(file).name:
-            raise CheckpointError(
-                f"{INDEX_FILE} places {name!r} in {file}, which does not hold it",
-                "download the checkpoint again, or delete a stale index",
-                path=folder,
-            )
+    for file, names in index.items():
+        place = PurePosixPath(file).name
+        for name in names:
+            if name not in tensors or tensors[name].path.name != place:
+                raise CheckpointError(
+                    f"{INDEX_FILE} places {name!r} in {file}, which does not hold it",
+                    "download the checkpoint again, or delete a stale index",
+                    path=folder,
+                )

@@ -25,7 +25,7 @@ class PartSize:
     nbytes: int = 0
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ExpertSlice:
     """Where one role of one expert, or of all experts of a layer, is stored.
 

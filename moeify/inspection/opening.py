@@ -10,10 +10,11 @@ from moeify.checkpoint.config_values import wrong_values
 from moeify.checkpoint.header import StoredTensor, read_header, salvage_header
 from moeify.checkpoint.reader import (
     INDEX_FILE,
-    check_count,
+    Index,
+    Room,
     find_shards,
     read_config,
-    read_weight_map,
+    read_index,
     resolve_inside,
 )
 from moeify.checkpoint.source import Source
@@ -69,14 +70,14 @@ def open_folder(source: Source) -> Opened:
     """
     opened = Opened(name=source.name, revision=source.revision, config={})
     unreadable = _read_config(opened, source.folder)
-    paths, weight_map = _weight_files(opened, source.folder, unreadable)
+    paths, index = _weight_files(opened, source.folder, unreadable)
+    room = Room(index or {})
     for path in paths:
-        _add_file(opened, path)
-        check_count(len(opened.tensors), source.folder)
+        _add_file(opened, path, room, path.relative_to(source.folder).as_posix())
     if unreadable is not None and not opened.tensors:
         raise unreadable
-    if weight_map is not None:
-        compare_index(opened, weight_map)
+    if index is not None:
+        compare_index(opened, index)
     opened.record = _read_record(opened, source)
     return opened
 
@@ -100,7 +101,7 @@ def drop_wrong_values(opened: Opened) -> None:
 
 def _weight_files(
     opened: Opened, folder: Path, unreadable: CheckpointError | None
-) -> tuple[list[Path], dict[str, str] | None]:
+) -> tuple[list[Path], Index | None]:
     """The weights files that are there, and the index where it can be read."""
     present = sorted(folder.glob("model*.safetensors"))
     if not (folder / INDEX_FILE).exists():
@@ -114,16 +115,16 @@ def _weight_files(
         except CheckpointError as error:
             raise unreadable or error from None
     try:
-        weight_map = read_weight_map(folder)
+        index = read_index(folder)
     except CheckpointError as error:
         opened.report("index", error.message)
         return present, None
-    paths = [path for name in dict.fromkeys(weight_map.values())
+    paths = [path for name in index
              if (path := _listed_file(opened, folder, name)) is not None]  # fmt: skip
     stray = {path.name for path in present} - {path.name for path in paths}
     if stray:
         opened.report("index", f"{INDEX_FILE} does not name {some(stray)}: nothing loads it")
-    return paths, weight_map
+    return paths, index
 
 
 def _listed_file(opened: Opened, folder: Path, name: str) -> Path | None:
@@ -138,35 +139,43 @@ def _listed_file(opened: Opened, folder: Path, name: str) -> Path | None:
     return path
 
 
-def _add_file(opened: Opened, path: Path) -> None:
+def _add_file(opened: Opened, path: Path, room: Room, file: str) -> None:
     try:
-        tensors, _ = read_header(path)
+        tensors, _ = read_header(path, room.left)
     except CheckpointError as error:
         opened.report("damaged_shard", error.message)
-        tensors = salvage_header(path)
+        tensors = salvage_header(path, room.left)
+    room.take(file, tensors)
     nbytes = path.stat().st_size if path.is_file() else 0
     opened.add(path.name, nbytes, tensors)
 
 
-def compare_index(opened: Opened, weight_map: dict[str, str]) -> None:
+def compare_index(opened: Opened, index: Index) -> None:
     """Note where the index and the files disagree."""
     there = {shard.name for shard in opened.shards}
-    places = {file: PurePosixPath(file).name for file in set(weight_map.values())}
     # Tensors of one file share one Path object: its identity is a cheaper key than its hash.
     paths = {id(stored.path): stored.path for stored in opened.tensors.values()}
     names_of = {key: path.name for key, path in paths.items()}
     astray: dict[str, list[str]] = {}
-    for name, file in weight_map.items():
-        stored = opened.tensors.get(name)
-        place = places[file]
-        if (stored is None or names_of[id(stored.path)] != place) and place in there:
-            astray.setdefault(place, []).append(name)
+    found = 0
+    for file, names in index.items():
+        if (place := PurePosixPath(file).name) not in there:
+            continue
+        for name in names:
+            stored = opened.tensors.get(name)
+            if stored is None or names_of[id(stored.path)] != place:
+                astray.setdefault(place, []).append(name)
+            else:
+                found += 1
     for place, names in sorted(astray.items()):
         opened.report(
             "index",
             f"{INDEX_FILE} places {len(names)} tensors in {place} that it lacks: {some(names)}",
         )
-    unlisted = opened.tensors.keys() - weight_map.keys()
+    if found == len(opened.tensors):  # the usual case, which needs no second set of all names
+        return
+    listed = {name for names in index.values() for name in names}
+    unlisted = [name for name in opened.tensors if name not in listed]
     if unlisted:
         opened.report(
             "index",

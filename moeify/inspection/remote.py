@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,14 @@ from typing import Any
 from moeify.checkpoint.header import MAX_HEADER_BYTES, StoredTensor, parse_header
 from moeify.checkpoint.hub_errors import hub_errors
 from moeify.checkpoint.json_text import MAX_TEXT_BYTES, parse_json
-from moeify.checkpoint.reader import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, check_relative
+from moeify.checkpoint.reader import (
+    CONFIG_FILE,
+    INDEX_FILE,
+    WEIGHTS_FILE,
+    Room,
+    by_file,
+    check_relative,
+)
 from moeify.checkpoint.source import resolve_source, split_revision
 from moeify.errors import CheckpointError
 from moeify.inspection.opening import Opened, compare_index, drop_wrong_values, open_folder
@@ -58,7 +64,7 @@ def _open(repo_id: str, revision: str | None) -> Opened:
     drop_wrong_values(opened)
     index = _json(repo_id, pinned, INDEX_FILE)
     if index is None:
-        if not _add(opened, repo_id, WEIGHTS_FILE, _FIRST_BYTES):
+        if not _add(opened, repo_id, WEIGHTS_FILE, _FIRST_BYTES, Room({})):
             raise CheckpointError(
                 f"{repo_id} holds neither {WEIGHTS_FILE} nor {INDEX_FILE}",
                 "convert it once with transformers: AutoModel.from_pretrained(ID)"
@@ -66,25 +72,24 @@ def _open(repo_id: str, revision: str | None) -> Opened:
             )
         return opened
     weight_map = index[0].get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(f, str) for f in weight_map.values()):
+    if not isinstance(weight_map, dict):
         raise CheckpointError(f"{INDEX_FILE} of {repo_id} has no weight_map")
-    for file, expected in _expected_headers(weight_map):
+    files = by_file(weight_map, Path(repo_id))
+    room = Room(files)
+    for file, names in files.items():
         check_relative(file)
-        if not _add(opened, repo_id, file, expected):
+        if not _add(opened, repo_id, file, _expected_header(names), room):
             opened.report("missing_shard", f"{INDEX_FILE} names {file!r}, which is not there")
-    compare_index(opened, weight_map)
+    compare_index(opened, files)
     return opened
 
 
-def _expected_headers(weight_map: dict[str, str]) -> Iterator[tuple[str, int]]:
-    """Every file of the index and about how many bytes its header takes."""
-    sizes: dict[str, int] = {}
-    for name, file in weight_map.items():
-        sizes[file] = sizes.get(file, 1 << 10) + len(name) + _ENTRY_BYTES
-    yield from sizes.items()
+def _expected_header(names: list[str]) -> int:
+    """About how many bytes the header of a file with tensors of these ``names`` takes."""
+    return (1 << 10) + sum(len(name) + _ENTRY_BYTES for name in names)
 
 
-def _add(opened: Opened, repo_id: str, file: str, expected: int) -> bool:
+def _add(opened: Opened, repo_id: str, file: str, expected: int, room: Room) -> bool:
     """Take over one file's tensors; False where the repository has no such file."""
     part = _fetch(repo_id, opened.revision, file, expected)
     if part is None:
@@ -97,18 +102,20 @@ def _add(opened: Opened, repo_id: str, file: str, expected: int) -> bool:
         return True
     if end > len(part.raw):
         part = _fetch(repo_id, opened.revision, file, end) or part
-    opened.add(file, part.size, _parse(opened, part, end, file))
+    tensors = _parse(opened, part, end, file, room)
+    room.take(file, tensors)
+    opened.add(file, part.size, tensors)
     return True
 
 
-def _parse(opened: Opened, part: _Part, end: int, file: str) -> dict[str, StoredTensor]:
+def _parse(opened: Opened, part: _Part, end: int, file: str, room: Room) -> dict[str, StoredTensor]:
     raw = part.raw[_LENGTH_BYTES:end]
     try:
-        return parse_header(raw, part.size, Path(file))[0]
+        return parse_header(raw, part.size, Path(file), room.left)[0]
     except CheckpointError as error:
         opened.report("damaged_shard", error.message)
     try:
-        return parse_header(raw, None, Path(file))[0]
+        return parse_header(raw, None, Path(file), room.left)[0]
     except CheckpointError:
         return {}
 

@@ -78,8 +78,8 @@ TENSOR = (
         ("b'{\"a\":[' + b'{},' * 600_000 + b'0]}'", "refused"),
         ("b'{\"a\":[' + b'0,' * 20_000_000 + b'0]}'", "refused"),
         ("('{\"a\":\"\U0001f600' + 'x' * 40_000_000 + '\"}').encode()", "refused"),
-        ("('{\"a\":\"\U0001f600' + 'x' * 11_000_000 + '\"}').encode()", "read"),
-        ("b'{\"a\":\"' + b'x' * 44_000_000 + b'\"}'", "read"),
+        ("('{\"a\":\"\U0001f600' + 'x' * 10_500_000 + '\"}').encode()", "read"),
+        ("b'{\"a\":\"' + b'x' * 42_000_000 + b'\"}'", "read"),
         ("b'{' + " + TENSOR.replace("{count}", "1_000_000") + " + b'}'", "refused"),
         ("b'{' + " + TENSOR.replace("{count}", "70_000") + " + b'}'", "read"),
         ("b'{\"weight_map\":{' + b','.join(b'\"model.layers.%d.mlp.experts.weight_packed\":"

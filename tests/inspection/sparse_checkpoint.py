@@ -30,15 +30,17 @@ CONFIG = {
 TOTAL, ACTIVE = 30_532_122_624, 3_353_032_704
 
 
-def tensors() -> Iterator[tuple[str, str, tuple[int, ...]]]:
-    """Name, dtype and shape of all 18,867 tensors."""
+def tensors(
+    layers: int = LAYERS, experts: int = EXPERTS
+) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+    """Name, dtype and shape of all tensors: 18,867 of them, unless more is asked for."""
     yield "lm_head.weight", "BF16", (VOCABULARY, HIDDEN)
     yield "model.embed_tokens.weight", "BF16", (VOCABULARY, HIDDEN)
-    for layer in range(LAYERS):
+    for layer in range(layers):
         prefix = f"model.layers.{layer}."
         for name, shape in (
             ("input_layernorm.weight", (HIDDEN,)),
-            ("mlp.gate.weight", (EXPERTS, HIDDEN)),
+            ("mlp.gate.weight", (experts, HIDDEN)),
             ("post_attention_layernorm.weight", (HIDDEN,)),
             ("self_attn.k_norm.weight", (128,)),
             ("self_attn.k_proj.weight", (512, HIDDEN)),
@@ -48,16 +50,18 @@ def tensors() -> Iterator[tuple[str, str, tuple[int, ...]]]:
             ("self_attn.v_proj.weight", (512, HIDDEN)),
         ):
             yield prefix + name, "BF16", shape
-        for expert in range(EXPERTS):
+        for expert in range(experts):
             yield f"{prefix}mlp.experts.{expert}.down_proj.weight", "BF16", (HIDDEN, FFN)
             yield f"{prefix}mlp.experts.{expert}.gate_proj.weight", "BF16", (FFN, HIDDEN)
             yield f"{prefix}mlp.experts.{expert}.up_proj.weight", "BF16", (FFN, HIDDEN)
     yield "model.norm.weight", "BF16", (HIDDEN,)
 
 
-def write_sparse(folder: Path, shards: int = 16) -> Path:
+def write_sparse(
+    folder: Path, shards: int = 16, layers: int = LAYERS, experts: int = EXPERTS
+) -> Path:
     """Write config, index and ``shards`` sparse files; they take a few MB of disk."""
-    listed = list(tensors())
+    listed = list(tensors(layers, experts))
     size = -(-len(listed) // shards)
     weight_map: dict[str, str] = {}
     for number in range(shards):
@@ -71,5 +75,6 @@ def write_sparse(folder: Path, shards: int = 16) -> Path:
         weight_map |= {name: file for name, _, _ in part}
     index = {"metadata": {"total_size": 61064245248}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
-    (folder / "config.json").write_text(json.dumps(CONFIG, indent=2))
+    config = CONFIG | {"num_hidden_layers": layers, "num_experts": experts}
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
     return folder

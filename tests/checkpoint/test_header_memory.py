@@ -1,0 +1,77 @@
+"""What the headers of a whole checkpoint take: the largest ones are read, larger ones refused."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from moeify.checkpoint.header import encode_header
+from tests.inspection.sparse_checkpoint import write_sparse
+
+_MEASURED = """
+import sys
+from pathlib import Path
+from moeify.checkpoint.reader import Checkpoint
+from moeify.errors import CheckpointError
+from moeify.inspection.inspect import inspect
+peak = lambda: int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0]) / 1000
+Path('/proc/self/clear_refs').write_text('5')
+before, folder, said = peak(), Path(sys.argv[2]), []
+if sys.argv[1] == 'inspect': said = [p.message for p in inspect(folder).problems]
+else:
+    try: Checkpoint.open(folder)
+    except CheckpointError as error: said = [error.message]
+print(peak() - before, *said, sep='\\n')
+"""
+LIMIT_MB = 100
+
+
+def measured(what: str, folder: Path) -> tuple[float, list[str]]:
+    """Megabytes over the baseline, and what was refused or found."""
+    line = [sys.executable, "-c", _MEASURED, what, str(folder)]
+    done = subprocess.run(line, capture_output=True, text=True, check=True)
+    megabytes, *said = done.stdout.splitlines()
+    return float(megabytes), said
+
+
+@pytest.fixture(scope="module")
+def largest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """210,123 tensors, as many as the largest checkpoints have."""
+    return write_sparse(tmp_path_factory.mktemp("largest"), shards=64, layers=136, experts=512)
+
+
+@pytest.mark.parametrize("what", ["open", "inspect"])
+def test_210_000_tensors_are_read(largest: Path, what: str) -> None:
+    megabytes, said = measured(what, largest)
+    assert said == []
+    assert megabytes <= LIMIT_MB
+
+
+@pytest.mark.parametrize(
+    ("shards", "each", "name", "shape"),
+    [
+        (5, 60_000, "model.layers.{n}.up_proj.weight", "(0,)"),
+        (15, 10_000, "{n}", "(n, 0, n + 7, n * 3)"),
+        (15, 10_000, "{n}" + "x" * 900, "(0,)"),
+        (20, 3_000, "{n}\U0001f600" + "x" * 400, "(0,)"),
+    ],
+)  # fmt: skip
+def test_more_is_refused_before_it_is_read(
+    tmp_path: Path, shards: int, each: int, name: str, shape: str
+) -> None:
+    dims = eval(f"lambda n: {shape}")
+    files = [f"model-{number}.safetensors" for number in range(shards)]
+    for number, file in enumerate(files):
+        part = range(number * each, (number + 1) * each)
+        (tmp_path / file).write_bytes(
+            encode_header((name.replace("{n}", str(n)), "F32", dims(n)) for n in part)
+        )
+    first = {name.replace("{n}", str(number * each)): f for number, f in enumerate(files)}
+    index = {"weight_map": first}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    megabytes, said = measured("inspect", tmp_path)
+    assert any("it may take" in line for line in said)
+    assert megabytes <= LIMIT_MB
