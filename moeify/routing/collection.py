@@ -13,6 +13,7 @@ from moeify.errors import RoutingError
 from moeify.families.base import MoeLayout
 from moeify.routing.choosing import best_first, chooser, selection_bias
 from moeify.routing.data import Blocks
+from moeify.routing.running import run_model
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -113,7 +114,7 @@ def collect(
         for inputs, part in blocks.batches(batch_size):
             inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
             expect(inputs["attention_mask"], part)
-            base(**inputs, **({} if is_encoder(model) else {"use_cache": False}))
+            run_model(base, **inputs, **({} if is_encoder(model) else {"use_cache": False}))
             done += len(part)
             if progress is not None:
                 progress(done, len(blocks))

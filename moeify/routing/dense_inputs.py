@@ -10,6 +10,7 @@ from moeify.families.base import Family
 from moeify.routing.collection import InputReservoir, base_model
 from moeify.routing.config import RouteBy
 from moeify.routing.data import Blocks
+from moeify.routing.running import run_model
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -49,7 +50,8 @@ def collect_dense_inputs(
             for inputs, part in blocks.batches(batch_size):
                 watch.expect(inputs["attention_mask"], part)
                 with suppress(_SeenEnoughError):
-                    base(**{name: tensor.to(device) for name, tensor in inputs.items()}, **options)
+                    placed = {name: tensor.to(device) for name, tensor in inputs.items()}
+                    run_model(base, **placed, **options)
     finally:
         for handle in handles:
             handle.remove()

@@ -22,7 +22,10 @@ from moeify.checkpoint.reader import (
     resolve_inside,
 )
 from moeify.errors import CheckpointError, DatasetError, MissingExtraError
+from moeify.families.registry import MOE_LAYOUTS, moe_layout
 from moeify.modeling import REMOTE_CODE
+from moeify.routing.extent import within_files
+from moeify.routing.running import first_line
 
 __all__ = [
     "encode", "load_model", "load_tokenizer", "model_class", "outline", "quiet_transformers",
@@ -46,11 +49,14 @@ def load_model(
 
     Classes come from transformers and from moeify, never from the folder. ``device_map`` names
     modules and their devices: nothing is read for those on the meta device, and nothing moves
-    between devices later. Raises ``CheckpointError`` when transformers cannot load it.
+    between devices later; call ``outline`` before. Raises ``CheckpointError`` when transformers
+    cannot load it, or config.json describes a model that the files cannot hold.
     """
     settle = None if device_map is None else _accelerate()
     placing = {} if device_map is None else {"device_map": dict(device_map)}
     checkpoint = Checkpoint.open(folder)
+    if device_map is None:
+        _outline(checkpoint)  # costs milliseconds, and what does not fit takes no memory
     names = [path.relative_to(folder).as_posix() for path in checkpoint.shards]
     with _bare(folder, names, [CONFIG_FILE, INDEX_FILE]) as place, _quiet_loading(folder, place):
         config = _config(place)
@@ -72,16 +78,38 @@ def _accelerate() -> Callable[[Any], Any]:
 
 
 def outline(folder: Path) -> Any:
-    """The modules of the model in ``folder``, without weights."""
+    """The modules of the model in ``folder``, without weights; raises as ``load_model`` does."""
+    return _outline(Checkpoint.open(folder))
+
+
+def _outline(checkpoint: Checkpoint) -> Any:
     import torch
 
+    folder = checkpoint.folder
     with (
         _bare(folder, [], [CONFIG_FILE]) as place,
         _quiet_loading(folder, place),
+        within_files(checkpoint),
         torch.device("meta"),
     ):
         config = _config(place)
+        _check_top_k(config, checkpoint)
         return model_class(config)(config)
+
+
+def _check_top_k(config: Any, checkpoint: Checkpoint) -> None:
+    """Raise ``CheckpointError`` for more experts a token than there are, by defaults or not."""
+    if config.model_type not in MOE_LAYOUTS:
+        return
+    values = config.to_dict()
+    layout = moe_layout(values, checkpoint.tensors)
+    top_k, num_experts = layout.top_k(values), layout.num_experts(values)
+    if top_k > num_experts:
+        raise CheckpointError(
+            f"config.json sends a token to {top_k} experts of {num_experts}",
+            f"mend {' or '.join(layout.top_k_keys)} in config.json",
+            path=checkpoint.folder,
+        )
 
 
 def _config(folder: Path) -> Any:
@@ -118,7 +146,7 @@ def encode(tokenizer: Any, text: str) -> list[int]:
         return list(tokenizer(text, verbose=False)["input_ids"])
     except BaseException as error:
         raise DatasetError(
-            f"the tokenizer cannot read the text: {_reason(error)}",
+            f"the tokenizer cannot read the text: {first_line(error)}",
             "use the tokenizer that belongs to the checkpoint",
         ) from error
 
@@ -201,13 +229,5 @@ def _quiet_loading(folder: Path, place: Path) -> Iterator[None]:
     except CheckpointError:
         raise
     except BaseException as error:
-        reason = _reason(error).replace(str(place), str(folder))
+        reason = first_line(error).replace(str(place), str(folder))
         raise CheckpointError(f"transformers cannot load {folder}: {reason}") from error
-
-
-def _reason(error: BaseException) -> str:
-    """An error's first line; raises again what no file can cause."""
-    foreign = type(error).__name__ == "PanicException"  # of Rust, and no Exception
-    if not (foreign or isinstance(error, Exception)) or isinstance(error, MemoryError):
-        raise error
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -19,6 +19,7 @@ from moeify.families.base import MoeLayout
 from moeify.routing.collection import base_model, is_encoder, text_model
 from moeify.routing.loading import load_model, outline
 from moeify.routing.memory import fits_memory
+from moeify.routing.running import run_model
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -180,7 +181,7 @@ def _forward(model: nn.Module, head: bool, number: int, inputs: Mapping[str, Ten
     device = next(p.device for p in model.parameters() if not p.is_meta)
     placed = {name: tensor.to(device) for name, tensor in inputs.items()}
     called = model if head else base_model(model)
-    return called(**placed, **({} if is_encoder(model) else {"use_cache": False}))
+    return run_model(called, **placed, **({} if is_encoder(model) else {"use_cache": False}))
 
 
 def _trim() -> None:

@@ -13,6 +13,7 @@ from moeify.errors import CheckpointError, ConfigError, DatasetError
 from moeify.families.base import Config
 from moeify.families.values import positive
 from moeify.routing.loading import encode, load_model, load_tokenizer
+from moeify.routing.running import run_model
 from moeify.upcycling.config import VerifyConfig
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ def _outputs(folder: Path, tokens: torch.Tensor, dtype: str) -> tuple[dict[str, 
         inputs = {"input_ids": tokens.unsqueeze(1)}
     if model.config.model_type in ("bert", "bert_moe"):
         inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-    output = model(**inputs, return_dict=True)
+    output = run_model(model, **inputs, return_dict=True)
     tensors = {
         name: value
         for name, value in output.items()

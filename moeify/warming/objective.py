@@ -11,6 +11,7 @@ from moeify.errors import ConfigError
 from moeify.families.base import MoeLayout
 from moeify.routing.collection import base_model
 from moeify.routing.data import Blocks
+from moeify.routing.running import run_model
 from moeify.warming.config import Loss
 from moeify.warming.routes import Route, all_experts, rerouted
 
@@ -123,7 +124,7 @@ class Objective:
         if self.loss == "distill":
             return self._distance(model, mixture, inputs)
         cached = {} if self.loss == "masked" else {"use_cache": False}
-        out = model(**inputs, **cached, return_dict=True)
+        out = run_model(model, **inputs, **cached, return_dict=True)
         logits = out["prediction_logits"] if "prediction_logits" in out else out["logits"]
         if self.loss == "causal":
             logits, labels = logits[:, :-1], labels[:, 1:]
@@ -139,14 +140,15 @@ class Objective:
 
         with torch.no_grad():
             if self.teacher is not None:
-                wanted = base_model(self.teacher)(**inputs)[0].float()
+                wanted = run_model(base_model(self.teacher), **inputs)[0].float()
             else:
                 with rerouted(mixture, self.layout, all_experts()):
-                    wanted = base_model(mixture)(**inputs)[0].float()
+                    wanted = run_model(base_model(mixture), **inputs)[0].float()
         if base_model(mixture) is mixture:
-            found = model(**inputs)[0].float()
+            found = run_model(model, **inputs)[0].float()
         else:  # through the wrapper, which has to see the parameters that are used
-            found = model(**inputs, output_hidden_states=True).hidden_states[-1].float()
+            out = run_model(model, **inputs, output_hidden_states=True)
+            found = out.hidden_states[-1].float()
         real = inputs["attention_mask"].bool()
         distance = (found - wanted)[real].square().sum(-1)
         return (distance / wanted[real].square().sum(-1)).sum(), real.sum()

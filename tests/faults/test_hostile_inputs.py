@@ -129,6 +129,37 @@ def test_found_by_fuzzing(
     assert said in done.err and not out.exists()
 
 
+# Configs that pass for sound until a model is made of them or run; None takes a key away.
+@pytest.mark.parametrize(
+    ("name", "command", "change", "said"),
+    [
+        ("gpt2", "verify", {"model_type": "llama4_text", "architectures": ["Llama4ForCausalLM"]},
+         "a model of more than"),
+        ("gpt2", "verify", {"n_inner": 50_000_000}, "a model of more than"),
+        ("qwen3-moe", "inspect --dataset", {"head_dim": 50_000_000}, "a model of more than"),
+        ("qwen3-moe", "warmup", {"head_dim": 50_000_000}, "a model of more than"),
+        ("qwen3-moe", "prune --dataset", {"head_dim": 50_000_000}, "of another shape than"),
+        ("qwen3-moe", "inspect --dataset", {"num_experts_per_tok": None}, "8 experts of 4"),
+        ("gpt2", "verify", {"embd_pdrop": float("nan")}, "cannot run: dropout"),
+        ("gpt2-moe", "inspect --dataset", {"embd_pdrop": float("nan")}, "cannot run: dropout"),
+        ("gpt2-moe", "warmup", {"embd_pdrop": float("nan")}, "cannot run: dropout"),
+        ("gpt2-moe", "prune --dataset", {"embd_pdrop": float("nan")}, "cannot run: dropout"),
+    ],
+)  # fmt: skip
+def test_models_that_cannot_be_made_or_run(
+    bench: Bench, seeds: list[Seed], name: str, command: str, change: dict[str, object], said: str
+) -> None:
+    bench.warm(seeds)
+    seed = next(s for s in seeds if s.folder.name == name and s.target == "config.json")
+    document = json.loads((seed.folder / seed.target).read_text()) | change
+    left = {key: value for key, value in document.items() if value is not None}
+    bench.lay(seed, json.dumps(left).encode())
+    bench.run(command, seed, said)
+    assert bench.tally.failures == {}
+    assert said in bench.tally.last
+    assert bench.tally.rejected == 1
+
+
 def test_a_router_of_another_shape_is_a_finding(seeds: list[Seed], tmp_path: Path) -> None:
     folder = copied(seeds, "scored", tmp_path)
     for path in folder.glob("*.safetensors"):

@@ -49,6 +49,7 @@ class Tally:
     slowest_name: str = ""
     peak_growth: int = 0
     peak_name: str = ""
+    last: str = ""
     failures: dict[str, list[str]] = field(default_factory=dict)
 
     def fail(self, kind: str, where: str) -> None:
@@ -156,6 +157,7 @@ class Bench:
         try:
             code = _COMMAND.main(line, prog_name="moeify", standalone_mode=False)
         except MoeifyError as error:
+            self.tally.last = str(error)
             return "rejected" if str(error).strip() else "an error without a word"
         except Hang:
             raise

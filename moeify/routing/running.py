@@ -1,0 +1,39 @@
+"""Calling a model that other people's config.json describes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from moeify.errors import CheckpointError
+
+__all__ = ["first_line", "run_model"]
+
+_BY_VALUES = (RuntimeError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError,
+              AssertionError)  # fmt: skip
+"""What a class raises for values that it cannot compute with."""
+
+
+def run_model(model: Any, **inputs: Any) -> Any:
+    """What ``model``, or a part of one, returns for ``inputs``.
+
+    Raises ``CheckpointError`` in place of what its code or torch raise, and ``MemoryError`` where
+    memory was not enough.
+    """
+    try:
+        return model(**inputs)
+    except _BY_VALUES as error:
+        raise CheckpointError(
+            f"{type(model).__name__} cannot run: {first_line(error)}",
+            "compare config.json with the one that these weights were published with",
+        ) from error
+
+
+def first_line(error: BaseException) -> str:
+    """An error's first line; raises again what no file can cause, memory that is not enough too."""
+    foreign = type(error).__name__ == "PanicException"  # of Rust, and no Exception
+    if not (foreign or isinstance(error, Exception)) or isinstance(error, MemoryError):
+        raise error
+    text = str(error)
+    if type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in text:  # torch's own
+        raise MemoryError(text) from error
+    return (text.splitlines() or [type(error).__name__])[0]
