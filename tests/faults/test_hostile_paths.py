@@ -1,9 +1,14 @@
 """Names and links that lead elsewhere: nothing is read or written there, nothing waited for."""
 
+import io
 import json
 import os
 import shutil
 import socket
+import subprocess
+import sys
+import tarfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -136,6 +141,37 @@ def test_text_comes_from_files_only(work: Path, tmp_path: Path) -> None:
         done = moeify("prune", work / "moe", tmp_path / "out", "--keep", 2, "--by", "reap",
                       "--scores", tmp_path / name)  # fmt: skip
         assert done.code == 1 and "bug" not in done.err, done.text
+
+
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+def test_an_archive_for_a_text_leads_nowhere_else(work: Path, tmp_path: Path, kind: str) -> None:
+    """datasets unpacks what it takes for an archive, whatever its name, into its own cache."""
+    content = b"the cat sat on the mat 1 2 3\n\n" * 60
+    names = ["../evil", "../../../../evil", str(tmp_path / "evil"), "good.txt", "link/evil"]
+    if kind == "zip":
+        with zipfile.ZipFile(tmp_path / "text.txt", "w") as zipped:
+            for name in names:
+                zipped.writestr(name, content)
+    else:
+        with tarfile.open(tmp_path / "text.txt", "w") as file:
+            link = tarfile.TarInfo("link")
+            link.type, link.linkname = tarfile.SYMTYPE, str(tmp_path)
+            file.addfile(link)
+            for name in names:
+                entry = tarfile.TarInfo(name)
+                entry.size = len(content)
+                file.addfile(entry, io.BytesIO(content))
+    line = [sys.executable, "-m", "moeify", "inspect", str(work / "moe"), "--dataset", "text.txt",
+            "--max-tokens", "100"]  # fmt: skip
+    done = subprocess.run(
+        line, cwd=tmp_path, env={**os.environ, "HF_HOME": str(tmp_path / "hf")},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode in (0, 1, 3) and "bug in moeify" not in done.stderr, done.stderr
+    unpacked = tmp_path / "hf" / "datasets" / "downloads" / "extracted"
+    assert unpacked.is_dir()
+    for path in tmp_path.rglob("evil"):  # inside of the folder that datasets makes for one archive
+        assert len(path.relative_to(unpacked).parts) > 1
 
 
 def test_a_snapshot_of_the_hub_cache_is_links_and_works(work: Path, tmp_path: Path) -> None:

@@ -27,7 +27,10 @@ LIMIT_BYTES = 100_000_000
 HEADERS = ("inspect", "inspect --json", "upcycle --dry-run", "upcycle", "attach", "extract",
            "prune", "prune --dense", "inspect --weights", "inspect --verify")  # fmt: skip
 SCORED = ("prune --scores",)
-LOADING = ("verify", "inspect --dataset", "warmup", "prune --dataset")
+LOADING = {"dense": ("verify", "upcycle --router"),
+           "moe": ("verify", "inspect --dataset", "warmup", "prune --dataset")}  # fmt: skip
+PROMPTS = {"cat": ["the cat sat on the mat 1", "the cat 2 sat on the mat"],
+           "mat": ["mat 3 on the cat sat", "on the mat 4 9 16"]}  # fmt: skip
 _COMMAND: Any = typer.main.get_command(app)
 
 
@@ -64,6 +67,10 @@ def arguments(command: str, folder: Path, output: Path, text: Path, dense: Path)
     match command:
         case "upcycle" | "attach":
             said += [str(output), *(["--experts", "4"] if word == "upcycle" else [])]
+        case "upcycle --router":
+            said += [str(output), "--experts-from", f"{dense},{dense}", "--labels", "cat,mat",
+                     option, "prompts", "--prompts", str(text.with_name("prompts.json")),
+                     "--seq-len", "8", "--fit-tokens", "100"]  # fmt: skip
         case "upcycle --dry-run":
             said += ["--experts", "4", option]
         case "extract":
@@ -104,22 +111,25 @@ class Bench:
     def __init__(self, place: Path, seeds: list[Seed], tally: Tally) -> None:
         self.place, self.tally = place, tally
         self.folder, self.output = place / "case", place / "out"
-        self.text = seeds[0].folder.parent / "text.txt"
+        self.text = shutil.copy(seeds[0].folder.parent / "text.txt", place / "text.txt")
+        (place / "prompts.json").write_text(json.dumps(PROMPTS))
         self.dense = {seed.folder.name: seed.folder for seed in seeds if seed.kind == "dense"}
         os.environ["MOEIFY_DEBUG"] = "1"
         import huggingface_hub  # noqa: F401, which cards need: no input is blamed for its import
 
     def warm(self, seeds: list[Seed]) -> None:
         """Import what loads models, so that no input is blamed for it."""
-        seed = next(s for s in seeds if s.folder.name == "gpt2-moe" and s.target == "config.json")
-        self.lay(seed, (seed.folder / seed.target).read_bytes())
-        for command in LOADING:
-            line = arguments(command, self.folder, self.output, self.text, seed.folder)
-            with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-                outcome = self._outcome(line)
-            assert outcome in ("accepted", "findings"), (line, outcome)
-            shutil.rmtree(self.output, ignore_errors=True)
-        self.tally.inputs -= 1
+        for seed in seeds:
+            if seed.folder.name not in ("gpt2", "gpt2-moe") or seed.target != "config.json":
+                continue
+            self.lay(seed, (seed.folder / seed.target).read_bytes())
+            for command in LOADING[seed.kind]:
+                line = arguments(command, self.folder, self.output, self.text, self.dense["gpt2"])
+                with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+                    outcome = self._outcome(line)
+                assert outcome in ("accepted", "findings"), (line, outcome)
+                shutil.rmtree(self.output, ignore_errors=True)
+            self.tally.inputs -= 1
 
     def lay(self, seed: Seed, content: bytes) -> None:
         """A copy of the seed's folder by links, in which ``content`` takes its target's place."""
@@ -225,13 +235,13 @@ def _peak() -> int:
 def commands_for(seed: Seed, rng: random.Random, loading: float) -> list[str]:
     """What to run on one input: commands that read the changed file, heavy ones now and then."""
     if seed.target.startswith("tokenizer"):
-        return [rng.choice(LOADING if seed.kind == "moe" else LOADING[:1])]
+        return [rng.choice(LOADING[seed.kind])]
     light = HEADERS[:4] if seed.kind == "dense" else (*HEADERS[:2], *HEADERS[4:])
     chosen = [rng.choice(light)]
     if seed.target == "scores.json":
         chosen = [*SCORED]
     if rng.random() < loading:
-        chosen.append(rng.choice(LOADING if seed.kind == "moe" else LOADING[:1]))
+        chosen.append(rng.choice(LOADING[seed.kind]))
     return chosen
 
 
