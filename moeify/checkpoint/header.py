@@ -107,7 +107,7 @@ def _check_length(length: int, size: int, path: Path, room: int) -> None:
             "download the file again",
             path=path,
         )
-    if length > MAX_HEADER_BYTES or length > size - _LENGTH_BYTES:
+    if length > size - _LENGTH_BYTES:
         raise CheckpointError(
             f"{path.name} is truncated or no safetensors file: its header claims {length} bytes"
             f" and the file has {size}",
