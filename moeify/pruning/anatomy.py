@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -129,10 +130,10 @@ def _part(view: MoeView, layer: int, prefix: str, stored: StoredTensor) -> Part 
             root = spec.name.split("{expert}")[0]
             number = _NUMBER.fullmatch(name.removeprefix(root)) if name.startswith(root) else None
             if number is not None:
+                before, after = sys.intern(prefix + root), sys.intern(number[2])  # few differ
                 return Part(
-                    layer=layer, kind="single", expert=int(number[1]), before=prefix + root,
-                    after=number[2],
-                )  # fmt: skip
+                    layer=layer, kind="single", expert=int(number[1]), before=before, after=after
+                )
         elif name.startswith(spec.name.removesuffix(".weight")):
             return None if _uncut(stored, view.num_experts, 0) else Part(layer=layer, kind="fused")
     return None
