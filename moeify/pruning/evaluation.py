@@ -33,9 +33,11 @@ def check_evaluation(config: Config) -> None:
 
 
 def held_out_loss(
-    folder: Path, blocks: Blocks, batch_size: int, low_memory: bool | None = None
+    folder: Path, blocks: Blocks, batch_size: int, scratch: Path, low_memory: bool | None = None
 ) -> float:
     """Mean loss of the mixture in ``folder`` on ``blocks``, in nats per predicted token.
+
+    ``scratch`` is a folder for what layers give, where they run one by one.
 
     Masked models fill the same 15 % of the tokens in every call.
     """
@@ -46,7 +48,7 @@ def held_out_loss(
     masked = str((checkpoint.config.get("architectures") or [""])[0]).endswith(_MASKED)
     mask_token = int(tokenizer_for(folder).mask_token_id or 0) if masked else None
     total, count = 0.0, 0
-    with passes_over(checkpoint, layout, low_memory=low_memory, head=True) as passes:
+    with passes_over(checkpoint, layout, scratch, low_memory=low_memory, head=True) as passes:
         for place in range(len(passes)):
             generator = torch.Generator().manual_seed(0)
             with torch.no_grad(), passes.opened(place) as step:

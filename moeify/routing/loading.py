@@ -37,6 +37,7 @@ _READ_BY_TOKENIZERS = (
 )  # fmt: skip
 _TOKENIZER_SETTINGS = "tokenizer_config.json"
 _MAX_TOKENIZER_BYTES = 200_000_000
+_MAX_TOKEN = (1 << 31) - 1  # blocks hold 32 bits
 _WIDTHS = ("hidden_size", "intermediate_size", "moe_intermediate_size")
 _TOP_K = "num_experts_per_tok"
 _ALIGNED = 8  # elements of two bytes in 16 bytes
@@ -142,13 +143,16 @@ def load_tokenizer(folder: Path) -> Any:
 
 def encode(tokenizer: Any, text: str) -> list[int]:
     """The tokens of ``text``; raises ``DatasetError`` where a damaged tokenizer cannot."""
+    hint = "use the tokenizer that belongs to the checkpoint"
     try:
-        return list(tokenizer(text, verbose=False)["input_ids"])
+        tokens = list(tokenizer(text, verbose=False)["input_ids"])
     except BaseException as error:
         raise DatasetError(
-            f"the tokenizer cannot read the text: {first_line(error)}",
-            "use the tokenizer that belongs to the checkpoint",
+            f"the tokenizer cannot read the text: {first_line(error)}", hint
         ) from error
+    if tokens and max(tokens) > _MAX_TOKEN:
+        raise DatasetError(f"the tokenizer makes token {max(tokens)}: no model has so many", hint)
+    return tokens
 
 
 def model_class(config: Any) -> Any:

@@ -144,15 +144,18 @@ def runs_by_layer(checkpoint: Checkpoint, low_memory: bool | None) -> bool:
 
 @contextmanager
 def passes_over(
-    checkpoint: Checkpoint, layout: MoeLayout, *, low_memory: bool | None, head: bool = False
-) -> Iterator[Passes]:
-    """The passes over a checkpoint, layer by layer where ``runs_by_layer`` says so."""
+    checkpoint: Checkpoint, layout: MoeLayout, scratch: Path, *, low_memory: bool | None,
+    head: bool = False,
+) -> Iterator[Passes]:  # fmt: skip
+    """The passes over a checkpoint, layer by layer where ``runs_by_layer`` says so.
+
+    What layers give then lies below ``scratch``, a folder that the next run clears after a kill.
+    """
     if not runs_by_layer(checkpoint, low_memory):
         yield WholeModel(load_model(checkpoint.folder), head=head)
         return
-    parent = checkpoint.folder.resolve().parent
-    with tempfile.TemporaryDirectory(dir=parent, prefix=".moeify-states-") as scratch:
-        yield LayerByLayer(checkpoint.folder, layout, Path(scratch), head=head)
+    with tempfile.TemporaryDirectory(dir=scratch, prefix=".states-") as states:
+        yield LayerByLayer(checkpoint.folder, layout, Path(states), head=head)
 
 
 class _States:

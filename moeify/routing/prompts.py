@@ -13,6 +13,7 @@ from moeify.checkpoint.json_text import read_json
 from moeify.checkpoint.regular import read_bytes
 from moeify.errors import CheckpointError, DatasetError
 from moeify.routing.data import Blocks
+from moeify.routing.loading import encode
 
 __all__ = ["Prompts", "prompt_blocks", "read_prompts"]
 
@@ -76,7 +77,7 @@ def prompt_blocks(
     for number, label in enumerate(labels):
         for kind, texts in enumerate((prompts[label].positive, prompts[label].negative)):
             for text in texts:
-                tokens = tokenizer(text, verbose=False)["input_ids"][:seq_len]
+                tokens = encode(tokenizer, text)[:seq_len]
                 rows.append((tokens, 2 * number + kind))
     width = max(1, max(len(tokens) for tokens, _ in rows))
     input_ids = np.zeros((len(rows), width), np.int32)

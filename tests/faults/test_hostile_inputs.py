@@ -176,6 +176,28 @@ def test_a_router_of_another_shape_is_a_finding(seeds: list[Seed], tmp_path: Pat
     assert "router" in problem["message"]
 
 
+@pytest.mark.parametrize(
+    ("name", "command", "target", "change", "said"),
+    [
+        ("qwen2", "upcycle --router", "tokenizer_config.json", {"model_max_length": "long"},
+         "cannot read the text"),
+        ("qwen2-moe", "warmup", "tokenizer.json", {"model": {
+            "type": "WordLevel", "vocab": {"[UNK]": 1, "the": 1 << 31}, "unk_token": "[UNK]"}},
+         "makes token 2147483648"),
+    ],
+)  # fmt: skip
+def test_tokenizers_that_cannot_read_a_text(
+    bench: Bench, seeds: list[Seed], name: str, command: str, target: str,
+    change: dict[str, object], said: str,
+) -> None:  # fmt: skip
+    seed = next(s for s in seeds if s.folder.name == name and s.target == target)
+    document = json.loads((seed.folder / target).read_text()) | change
+    bench.lay(seed, json.dumps(document).encode())
+    bench.run(command, seed, said)
+    assert not bench.tally.failures.keys() - {"memory"}  # of imports, where this test runs first
+    assert said in bench.tally.last
+
+
 def test_a_mixture_without_architectures_has_a_card(seeds: list[Seed], tmp_path: Path) -> None:
     folder = copied(seeds, "bert-moe", tmp_path)
     config = json.loads((folder / "config.json").read_text())

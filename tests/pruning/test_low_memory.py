@@ -98,7 +98,7 @@ def test_losses_are_those_of_the_whole_model(
 
     monkeypatch.setattr("moeify.pruning.evaluation.tokenizer_for", lambda _: Tokenizer)
     saved(model_type, tmp_path / "m", tied=True)
-    losses = [held_out_loss(tmp_path / "m", text(), 4, low) for low in (False, True)]
+    losses = [held_out_loss(tmp_path / "m", text(), 4, tmp_path, low) for low in (False, True)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-6) and losses[0] > 1
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
 
