@@ -65,6 +65,39 @@ def test_a_kill_between_the_two_renames_of_force(sources: Sources, tmp_path: Pat
     assert not moeify.inspect(tmp_path / "out").problems
 
 
+def test_a_kill_while_layers_are_evaluated_one_by_one(
+    sources: Sources, parent: Nursery, tmp_path: Path
+) -> None:
+    """What layers give lies in the staging folder; it once lay beside the source, and stayed."""
+    scenario, place = find(sources, "prune qwen3"), Place(folder=tmp_path / "place")
+    place.folder.mkdir()
+    line, beside = scenario.line("out", "--eval", "--low-memory"), names(scenario.source.parent)
+    third = {"below": ".states-", "event": "os.mkdir", "operation": 3, "signal": signal.SIGKILL}
+    assert parent.start(place, line, third).wait().code == 137
+    (partial,) = place.folder.glob(".out.moeify-partial")
+    assert list(partial.glob(".states-*/*.safetensors"))
+    assert names(scenario.source.parent) == beside
+    ended = parent.start(place, line).wait()
+    assert ended.code == 0, ended.stderr
+    assert names(place.folder) == ["out"] and not list((place.folder / "out").glob(".states*"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_kill_while_a_model_is_loaded(
+    sources: Sources, tmp_path: Path, number: signal.Signals
+) -> None:
+    """The temporary folder goes; what SIGKILL leaves are links and settings, never weights."""
+    place = Place(folder=tmp_path, environment={"TMPDIR": str(tmp_path / "temporary")})
+    (tmp_path / "temporary").mkdir()
+    line = ["verify", str(sources.dense["qwen3"]), str(sources.mixtures["qwen3"]), "--length", "4"]
+    moment = {"below": "temporary/moeify-", "event": "open", "operation": 4, "signal": number}
+    ended = Running(place, line, moment).wait()
+    assert ended.code == 128 + number, ended.stderr
+    left = [path for path in (tmp_path / "temporary").rglob("*") if path.is_file()]
+    assert not left if number == signal.SIGTERM else left
+    assert sum(path.lstat().st_size for path in left) < 10_000
+
+
 @pytest.mark.parametrize("event", ["os.rename", "shutil.rmtree"])
 def test_a_second_signal_does_not_interrupt_the_clean_up(
     sources: Sources, tmp_path: Path, event: str
