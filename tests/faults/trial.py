@@ -111,8 +111,8 @@ class Bench:
     def __init__(self, place: Path, seeds: list[Seed], tally: Tally) -> None:
         self.place, self.tally = place, tally
         self.folder, self.output = place / "case", place / "out"
-        self.text = shutil.copy(seeds[0].folder.parent / "text.txt", place / "text.txt")
-        (place / "prompts.json").write_text(json.dumps(PROMPTS))
+        self.text = seeds[0].folder.parent / "text.txt"
+        self.text.with_name("prompts.json").write_text(json.dumps(PROMPTS))
         self.dense = {seed.folder.name: seed.folder for seed in seeds if seed.kind == "dense"}
         os.environ["MOEIFY_DEBUG"] = "1"
         import huggingface_hub  # noqa: F401, which cards need: no input is blamed for its import
