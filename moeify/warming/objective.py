@@ -138,17 +138,24 @@ class Objective:
     ]:  # fmt: skip
         import torch
 
+        headless = base_model(mixture) is mixture
+
+        def last_hidden() -> Tensor:
+            # Through the wrapper, which has to see the parameters that are used.
+            states = (
+                run_model(model, **inputs)[0] if headless
+                else run_model(model, **inputs, output_hidden_states=True).hidden_states[-1]
+            )  # fmt: skip
+            result: Tensor = states.float()
+            return result
+
         with torch.no_grad():
             if self.teacher is not None:
                 wanted = run_model(base_model(self.teacher), **inputs)[0].float()
             else:
                 with rerouted(mixture, self.layout, all_experts()):
-                    wanted = run_model(base_model(mixture), **inputs)[0].float()
-        if base_model(mixture) is mixture:
-            found = run_model(model, **inputs)[0].float()
-        else:  # through the wrapper, which has to see the parameters that are used
-            out = run_model(model, **inputs, output_hidden_states=True)
-            found = out.hidden_states[-1].float()
+                    wanted = last_hidden()
+        found = last_hidden()
         real = inputs["attention_mask"].bool()
         distance = (found - wanted)[real].square().sum(-1)
         return (distance / wanted[real].square().sum(-1)).sum(), real.sum()

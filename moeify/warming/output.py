@@ -37,7 +37,7 @@ def output_bytes(view: MoeView, config: WarmupConfig, output: Path) -> int:
     names = [view.router_name(layer) for layer in view.moe_layers]
     scratch = 0
     if config.train != "routers":
-        names, scratch = [*stored], sum(tensor.nbytes for tensor in stored.values())
+        names, scratch = [*stored], sum(4 * tensor.elements for tensor in stored.values())
     jobs = [
         Job(
             name,
@@ -61,15 +61,18 @@ def _router_jobs(view: MoeView, model: Any) -> Iterator[Job]:
 
 def write_output(
     stage: Path, source: Source, view: MoeView, model: Any, config: WarmupConfig,
-    results: dict[str, Any],
+    results: dict[str, Any], weights: dict[str, Any],
 ) -> Rewrite:  # fmt: skip
-    """Write weights, companions and record into ``stage``; returns what was written."""
+    """Write weights, companions and record into ``stage``; returns what was written.
+
+    ``weights`` are those that were trained, float32, where more than routers were.
+    """
     ledger, recorded = Ledger(config.checksum), recorded_sums(source.folder)
-    if config.train == "routers":
+    if weights:
+        plan = _write_changed(stage, view.checkpoint, model, weights, ledger, recorded)
+    else:
         plan = plan_rewrite(view.checkpoint, _router_jobs(view, model), stage)
         write_rewrite(stage, plan, ledger=ledger, recorded=recorded)
-    else:
-        plan = _write_changed(stage, view.checkpoint, model, ledger, recorded)
     carry_files(source.folder, stage, ledger)
     options = {k: v for k, v in asdict(config).items() if k not in _UNRECORDED and v is not None}
     step = Step(command="warmup", options=options, results=results)
@@ -81,20 +84,16 @@ def write_output(
 
 
 def _write_changed(
-    stage: Path, checkpoint: Checkpoint, model: Any, ledger: Ledger, recorded: dict[Path, str]
-) -> Rewrite:
-    """Write the tensors of ``model`` that differ from the checkpoint's, under their own names.
+    stage: Path, checkpoint: Checkpoint, model: Any, weights: dict[str, Any], ledger: Ledger,
+    recorded: dict[Path, str],
+) -> Rewrite:  # fmt: skip
+    """Write the ``weights`` that differ from the checkpoint's, under its own names and dtypes.
 
     transformers itself undoes what it fused while loading, into a folder beside the shards.
     """
-    import torch
-
-    stored = {str(t.dtype) for t in checkpoint.tensors.values() if t.dtype in ("BF16", "F16")}
-    if stored:
-        model = model.to(torch.bfloat16 if "BF16" in stored else torch.float16)
     with TemporaryDirectory(dir=stage) as scratch:
         with quiet_transformers():
-            model.save_pretrained(scratch)
+            model.save_pretrained(scratch, state_dict=dict(weights))
         trained = Checkpoint.open(Path(scratch))
         with SourceFiles() as files:
             jobs = [
@@ -108,8 +107,7 @@ def _write_changed(
 
 
 def _differ(files: SourceFiles, old: StoredTensor, new: StoredTensor) -> bool:
-    if old.dtype != new.dtype:
-        return True
-    return files.read(old.path, old.start, old.nbytes) != files.read(
-        new.path, new.start, new.nbytes
-    )
+    """Whether ``new``, in the dtype of ``old``, has other bytes."""
+    written = bytearray(old.nbytes)
+    copy_of(new, old.dtype).fill(files, 0, memoryview(written))
+    return files.read(old.path, old.start, old.nbytes) != written

@@ -20,6 +20,7 @@ from moeify.errors import ConfigError, OutputError
 from moeify.families.moe_view import MoeView
 from moeify.routing.data import Blocks
 from moeify.warming.config import WarmupConfig
+from moeify.warming.sharding import uses_fsdp
 
 __all__ = [
     "TRAINED_FILE", "close_run", "is_main_process", "kept_if_resumable", "last_checkpoint",
@@ -134,4 +135,5 @@ def _fingerprint(config: WarmupConfig, view: MoeView, blocks: Blocks) -> dict[st
         "options": json.dumps(options, sort_keys=True, default=str),
         "data": blocks.fingerprint,
         "routers": digest.hexdigest(),
+        "processes": f"{world_size()}{', sharded' * uses_fsdp()}",
     }

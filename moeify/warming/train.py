@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from accelerate.utils import save_fsdp_optimizer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
+from transformers.trainer import SCHEDULER_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback
 
 from moeify.errors import OutputError
@@ -22,12 +24,15 @@ from moeify.warming.losses import RouterSums, balance_loss, router_sums, z_loss
 from moeify.warming.objective import Examples, Objective
 from moeify.warming.routes import choosing_module
 from moeify.warming.run import TRAINED_FILE
+from moeify.warming.sharding import fill, is_sharded, whole
 
-__all__ = ["NonFiniteLossError", "RouterTrainer", "prepare", "trainable"]
+__all__ = ["NonFiniteLossError", "RouterTrainer", "prepare", "route_in_float32", "trainable"]
+
+_CHECKPOINTED = "_checkpoint_wrapped_module."  # what activation checkpointing adds to names
 
 
 class NonFiniteLossError(ArithmeticError):
-    """The loss became NaN or infinite at ``step``; the model holds the last good weights."""
+    """The loss became NaN or infinite at ``step``."""
 
     def __init__(self, step: int, loss: float) -> None:
         super().__init__(f"loss {loss} at step {step}")
@@ -37,16 +42,14 @@ class NonFiniteLossError(ArithmeticError):
 def prepare(model: nn.Module, layout: MoeLayout, what: Trained) -> None:
     """Mark what is trained, as float32 masters, and freeze the rest.
 
-    Routers compute in float32, whatever the model does. Where only they are trained, dropout is
-    off: they learn the network as it will be used.
+    Where only routers are trained, dropout is off: they learn the network as it will be used.
     """
     wanted = _wanted(model, layout, what)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in wanted)
         if name in wanted:
             parameter.data = parameter.data.float()
-    for router in routers(model, layout).values():
-        _compute_in_float32(router)
+    route_in_float32(model, layout)
     if what == "routers":
         for module in model.modules():
             if isinstance(module, nn.Dropout):
@@ -66,6 +69,13 @@ def _wanted(model: nn.Module, layout: MoeLayout, what: Trained) -> set[str]:
         ]
     chosen = {id(parameter) for module in modules for parameter in module.parameters()}
     return {name for name, parameter in names.items() if id(parameter) in chosen}
+
+
+def route_in_float32(model: nn.Module, layout: MoeLayout) -> None:
+    """Let routers have and compute with float32 weights, whatever the model does."""
+    for router in routers(model, layout).values():
+        router.float()
+        _compute_in_float32(router)
 
 
 def _compute_in_float32(router: Any) -> None:
@@ -88,8 +98,12 @@ def _compute_in_float32(router: Any) -> None:
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that are trained, by name."""
-    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+    """The parameters that are trained, by the names that they had when they were loaded."""
+    return {
+        name.replace(_CHECKPOINTED, ""): parameter
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
 
 
 class _Progress(TrainerCallback):  # type: ignore[misc]
@@ -125,6 +139,9 @@ class RouterTrainer(Trainer):  # type: ignore[misc]
         )
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
+        if self.is_fsdp_enabled:
+            # Autocast rounds what it may, as in one process; FSDP would round routers as well.
+            self.accelerator.state.fsdp_plugin.mixed_precision_policy = None
         self.loss_is_scaled_for_ga = False
         self.model_accepts_loss_kwargs = False
         for router in routers(model, objective.layout).values():
@@ -135,12 +152,36 @@ class RouterTrainer(Trainer):  # type: ignore[misc]
         if logits.requires_grad:
             self._logits.append(logits)
 
+    def training_step(self, *args: Any, **options: Any) -> Tensor:
+        """A micro-batch; the weights of the last one whose loss was finite are kept."""
+        used = {}
+        if self.config.train == "routers":  # a second copy of all experts would be too much
+            used = {n: p.detach().clone() for n, p in trainable(self.model).items()}
+        self._good = self._good or used
+        loss: Tensor = super().training_step(*args, **options)
+        self._good = used
+        return loss
+
+    @property
+    def sharded(self) -> bool:
+        """Whether each process holds a part of the weights only."""
+        return any(is_sharded(parameter) for parameter in self.model.parameters())
+
+    def trained(self) -> dict[str, Tensor]:
+        """What was trained, whole and on the CPU; every process has to ask for it."""
+        return {name: whole(parameter) for name, parameter in trainable(self.model).items()}
+
+    def last_good(self) -> dict[str, Tensor]:
+        """``trained`` before the update that made the loss infinite, where routers are trained."""
+        return {name: whole(weight) for name, weight in self._good.items()}
+
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, **_: Any
     ) -> Tensor:
         """Task loss per label plus router losses, counted over all processes."""
         self._logits.clear()
-        total, labels = self.objective.sums(model, self.model, inputs)
+        with self.accelerator.autocast():
+            total, labels = self.objective.sums(model, self.model, inputs)
         routed = router_sums(self._logits, self.top_k, inputs["attention_mask"])
         sums = self._global(routed)
         everywhere = _reduced(torch.stack([total.detach().float(), labels.float()]))
@@ -169,13 +210,8 @@ class RouterTrainer(Trainer):  # type: ignore[misc]
         noted = {name: float(value.detach()) for name, value in values.items()}
         step = self.state.global_step + 1
         if not all(math.isfinite(value) for value in noted.values()):
-            for name, parameter in trainable(self.model).items():
-                if name in self._good:
-                    parameter.data.copy_(self._good[name])
             raise NonFiniteLossError(step, noted["loss"])
         self.losses.append({"step": step, **noted})
-        if self.config.train == "routers":  # a second copy of all experts would be too much
-            self._good = {n: p.detach().clone() for n, p in trainable(self.model).items()}
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Write a checkpoint of the run; whatever fails here, the libraries' own errors too."""
@@ -188,17 +224,27 @@ class RouterTrainer(Trainer):  # type: ignore[misc]
                 "free some space; what was saved before can be continued with --resume",
             ) from error
 
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        folder = Path(output_dir or self.args.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        weights = {n: p.detach().cpu().contiguous() for n, p in trainable(self.model).items()}
-        save_file(weights, folder / TRAINED_FILE)
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write what is trained and nothing else, whole, whatever holds it."""
+        weights, folder = self.trained(), Path(output_dir or self.args.output_dir)
+        if self.args.should_save:
+            folder.mkdir(parents=True, exist_ok=True)
+            save_file(weights, folder / TRAINED_FILE)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """The Trainer's own, without the frozen weights that it adds where they are sharded."""
+        if not self.is_fsdp_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        plugin = self.accelerator.state.fsdp_plugin
+        save_fsdp_optimizer(plugin, self.accelerator, self.optimizer, self.model, output_dir)
+        if self.args.should_save:
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir, SCHEDULER_NAME))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         weights = load_file(Path(resume_from_checkpoint, TRAINED_FILE))
-        with torch.no_grad():
-            for name, parameter in trainable(self.model).items():
-                parameter.copy_(weights[name])
+        for name, parameter in trainable(self.model).items():
+            fill(parameter, weights[name])
 
 
 def _arguments(config: WarmupConfig, run_folder: Path, model: nn.Module) -> Any:
@@ -211,7 +257,7 @@ def _arguments(config: WarmupConfig, run_folder: Path, model: nn.Module) -> Any:
         lr_scheduler_type="cosine",
         warmup_steps=max(1, config.steps // 10),
         weight_decay=0.0,
-        bf16=next(model.parameters()).dtype == torch.bfloat16 and config.train != "routers",
+        bf16=model.config.dtype == torch.bfloat16 and config.train != "routers",
         use_cpu=config.device == "cpu",
         seed=config.seed,
         save_steps=config.save_steps,

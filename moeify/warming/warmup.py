@@ -36,6 +36,7 @@ from moeify.warming.output import output_bytes, write_output
 from moeify.warming.plot import check_plotting, plot_warmup
 from moeify.warming.report import WarmupReport, layer_changes
 from moeify.warming.run import (
+    TRAINED_FILE,
     close_run,
     is_main_process,
     kept_if_resumable,
@@ -44,6 +45,7 @@ from moeify.warming.run import (
     run_folder,
     world_size,
 )
+from moeify.warming.sharding import check_sharding
 
 __all__ = ["WarmupReport", "warmup"]
 
@@ -72,6 +74,7 @@ class _Session:
     seconds: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     curve: list[dict[str, float]] = field(default_factory=list)
+    weights: dict[str, Any] = field(default_factory=dict)
     failed: str | None = None
 
     def statistics(self) -> RoutingStatistics:
@@ -104,6 +107,7 @@ def warmup(
     """
     started = time.perf_counter()
     config = replace(config, **options) if config is not None else WarmupConfig(**options)
+    check_sharding()
     source = resolve_source(checkpoint, config.revision)
     target = Path(output) if output is not None else Path(f"{_base_name(source)}-warm")
     if is_main_process():
@@ -136,7 +140,13 @@ def _written(session: _Session, report: WarmupReport, target: Path) -> WarmupRep
     config = session.config
     with staged(target, force=config.force) as stage, output_errors(target):
         plan = write_output(
-            stage, session.source, session.view, session.model, config, report.results()
+            stage,
+            session.source,
+            session.view,
+            session.model,
+            config,
+            report.results(),
+            session.weights,
         )
     report = replace(
         report, bytes_written=plan.bytes_written, files_linked=len(plan.linked),
@@ -215,17 +225,22 @@ def _some(blocks: Blocks, tokens: int, seed: int) -> Blocks:
 
 
 def _load(session: _Session) -> None:
-    config, folder = session.config, session.source.folder
-    device = _device(config.device)
-    session.model = load_model(folder, config.dtype).to(device)
-    teacher = None
+    config, teacher = session.config, None
+    _load_mixture(session)
     if config.dense is not None:
-        teacher = load_model(resolve_source(config.dense).folder, config.dtype).to(device)
+        teacher = load_model(resolve_source(config.dense).folder, config.dtype)
+        teacher = teacher.to(_device(config.device))
     session.objective = Objective(loss=session.loss, layout=session.view.layout, teacher=teacher)
-    if config.steps:
-        from moeify.warming.train import prepare
 
-        prepare(session.model, session.view.layout, config.train)
+
+def _load_mixture(session: _Session) -> None:
+    config = session.config
+    model = load_model(session.source.folder, config.dtype)
+    session.model = model.to(_device(config.device))
+    if config.steps:
+        from moeify.warming.train import route_in_float32
+
+        route_in_float32(session.model, session.view.layout)
 
 
 def _device(name: str | None) -> Any:
@@ -338,10 +353,12 @@ def _train(session: _Session, target: Path, *, task: bool) -> None:
     session.seconds["train"] = 0.0
     if not config.steps:
         return
-    from moeify.warming.train import NonFiniteLossError, RouterTrainer
+    from moeify.warming.train import NonFiniteLossError, RouterTrainer, prepare
 
     assert session.objective is not None
     report, folder = session.progress, run_folder(target)
+    dtypes = {name: parameter.dtype for name, parameter in session.model.named_parameters()}
+    prepare(session.model, session.view.layout, config.train)
     trainer = RouterTrainer(
         session.model, session.objective, session.examples(session.train_blocks), config, folder,
         top_k=session.view.top_k, task=task,
@@ -350,19 +367,37 @@ def _train(session: _Session, target: Path, *, task: bool) -> None:
     checkpoint = last_checkpoint(folder) if config.resume else None
     try:
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        weights = trainer.trained()
     except NonFiniteLossError as failure:
         session.failed = f"the loss became {failure.loss} at step {failure.step}"
-        if config.train != "routers":
-            saved = last_checkpoint(folder)
-            if saved is None:
-                raise TrainingError(
-                    f"{session.failed}, before the first checkpoint; nothing was written",
-                    f"pass a smaller --learning-rate than {config.learning_rate:g}",
-                ) from failure
-            trainer._load_from_checkpoint(str(saved))
+        weights = trainer.last_good() or _last_saved(session, folder)
     session.curve = trainer.losses
+    if trainer.sharded:
+        # Hooks and modules that are called one by one need a model that is whole.
+        del trainer
+        session.model = None
+        _load_mixture(session)
+    for name, parameter in session.model.named_parameters():
+        if name in weights:
+            parameter.data = weights[name].to(parameter.device, dtypes[name])
+    if config.train != "routers":
+        session.weights = weights
     _round_to_stored(session)
     session.seconds["train"] = time.perf_counter() - started
+
+
+def _last_saved(session: _Session, folder: Path) -> dict[str, Any]:
+    """The weights of the last checkpoint of the run, after a loss that was not finite."""
+    from safetensors.torch import load_file
+
+    saved = last_checkpoint(folder)
+    if saved is None:
+        raise TrainingError(
+            f"{session.failed}, before the first checkpoint; nothing was written",
+            f"pass a smaller --learning-rate than {session.config.learning_rate:g}",
+        )
+    weights: dict[str, Any] = load_file(saved / TRAINED_FILE)
+    return weights
 
 
 def _round_to_stored(session: _Session) -> None:

@@ -97,17 +97,28 @@ def test_a_model_without_head_learns_hidden_states(with_dense, data, tmp_path):
     assert all(n.endswith(ROUTERS) for n in changed(tmp_path / "moe", tmp_path / "warm"))
 
 
-@pytest.mark.parametrize("what", ["moe", "all"])
-def test_training_more_than_routers_writes_the_checkpoints_own_form(what, data, tmp_path):
+@pytest.mark.parametrize(
+    ("what", "dtype"), [("moe", "auto"), ("all", "auto"), ("moe", "bfloat16"), ("all", "bfloat16")]
+)
+def test_training_more_than_routers_writes_the_checkpoints_own_form(what, dtype, data, tmp_path):
+    """Computing in bfloat16 rounds neither what is trained nor what is frozen."""
     dense = tiny(tmp_path / "dense", "qwen3")
     upcycle(dense, tmp_path / "moe", num_experts=4, noise=0.3)
-    report = run(tmp_path / "moe", tmp_path / "warm", data, train=what)
+    report = run(tmp_path / "moe", tmp_path / "warm", data, train=what, dtype=dtype)
     names = changed(tmp_path / "moe", tmp_path / "warm")
     routed = {name for name in names if ".experts." in name or name.endswith(ROUTERS)}
     assert any(".experts.3.down_proj" in name for name in routed)
     assert (names - routed == set()) == (what == "moe")
+    assert all(not is_rounded(tmp_path / "warm", name) for name in names)
     assert report.eval_loss_after < report.eval_loss_before
     load_model(tmp_path / "warm")
+
+
+def is_rounded(folder, name):
+    """Whether a float32 tensor holds numbers of bfloat16 only."""
+    tensor = load_file(Checkpoint.open(folder).tensors[name].path)[name]
+    assert tensor.dtype == torch.float32
+    return torch.equal(tensor, tensor.bfloat16().float())
 
 
 def test_headroom_knows_the_expert_that_is_right(data, tmp_path):
