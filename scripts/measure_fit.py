@@ -2,16 +2,16 @@
 
     python scripts/measure_fit.py [--seeds 10] [--models minilm,gpt2,smollm2]
         [--layers 4] [--draws 10] [--keep FOLDER]
-        [--routers calibrated,zeros]
+        [--routers calibrated,zeros] [--fit-tokens 24576]
 
-Real checkpoints and real text in four domains, 6,144 tokens of each to fit and 3,072 held out, from
-other passages, in blocks of 512 or the model's limit; E = 8, K = 2. Every seed draws clusters and
-random rows anew, and passages as well up to --draws times. Held-out figures are of the routers'
-rows on the inputs that the layers had under the routers that upcycle drew, or under zero routers:
-copies compute the dense function whatever the router, so that later layers see the same inputs.
---keep keeps the inputs (five gigabytes for all of SmolLM2), so that a run can be repeated without
-the model. The second table is of domain routers with four experts: held-out tokens whose first
-expert is their domain's own. Both are Markdown, on stdout.
+Real checkpoints and real text in four domains, as many tokens of each, --fit-tokens in all to fit
+and 12,288 held out, from other passages, in blocks of 512 or the model's limit; E = 8, K = 2. Every
+seed draws clusters and random rows anew, and passages as well up to --draws times. Held-out figures
+are of the routers' rows on the inputs that the layers had under the routers that upcycle drew, or
+under zero routers: copies compute the dense function whatever the router, so that later layers see
+the same inputs. --keep keeps the inputs (five gigabytes for all of SmolLM2), so that a run can be
+repeated without the model. The second table is of domain routers with four experts: held-out tokens
+whose first expert is their domain's own, and their MaxVio. Both are Markdown, on stdout.
 """
 
 import argparse
@@ -39,12 +39,12 @@ from moeify.routing.loading import load_model
 from moeify.routing.statistics import DomainFigures, RoutingStatistics
 
 E, K, DOMAINS = 8, 2, ("english", "python", "german", "logs")
-FIT_TOKENS, HELD_OUT_TOKENS = 6_144, 3_072
+FIT_TOKENS, HELD_OUT_TOKENS = 24_576, 3_072  # of all domains, of each domain
 WAYS = ("N(0, 0.02)", "orthogonal", "k-means", "moeify", "moeify, from zero routers")
 LONE = 16  # tokens at the start of a block, of which a causal model knows little
 
 
-def text(tokenizer, seed: int, seq_len: int) -> tuple[Blocks, Blocks]:
+def text(tokenizer, seed: int, seq_len: int, fit_tokens: int) -> tuple[Blocks, Blocks]:
     """Blocks to fit and blocks held out, equally many tokens of each domain."""
     rows = corpora.domains(DOMAINS, max_documents=254, seed=seed)
     tokens = ((tokenizer(row["text"], verbose=False)["input_ids"], row["domain"]) for row in rows)
@@ -52,7 +52,7 @@ def text(tokenizer, seed: int, seq_len: int) -> tuple[Blocks, Blocks]:
     fit, held_out = [], []
     for domain in range(len(DOMAINS)):
         found = np.flatnonzero((blocks.domains == domain) & (blocks.lengths == seq_len))
-        first, second = HELD_OUT_TOKENS // seq_len, FIT_TOKENS // seq_len
+        first, second = HELD_OUT_TOKENS // seq_len, fit_tokens // len(DOMAINS) // seq_len
         if len(found) < first + second:
             raise SystemExit(f"too little text of domain {blocks.domain_names[domain]}")
         held_out += [*found[:first]]
@@ -100,7 +100,7 @@ def plain_kmeans(rows: Tensor, generator: torch.Generator) -> Tensor:
 def figures(rows: Tensor, inputs: Tensor) -> tuple[float, float, float]:
     """MaxVio, mean normalised entropy, and the lowest load relative to the fair share."""
     logits = inputs @ rows.T
-    counts = torch.bincount(logits.topk(K, dim=-1).indices.flatten(), minlength=E).float()
+    counts = torch.bincount(logits.topk(K, dim=-1).indices.flatten(), minlength=len(rows)).float()
     load = counts / counts.mean()
     return float(load.max()) - 1, mean_entropy(logits), float(load.min())
 
@@ -159,8 +159,9 @@ def collected(dense: Path, router: str, parts: tuple[Blocks, Blocks], folder: Pa
 
 
 def measure(
-    name: str, dense: Path, seeds: int, draws: int, keep: Path, routers: list[str]
-) -> list[str]:
+    name: str, dense: Path, seeds: int, draws: int, keep: Path, routers: list[str],
+    fit_tokens: int,
+) -> list[str]:  # fmt: skip
     """Print the first table's lines for one model, and return those of the second."""
     ways = {kind: [way for way in WAYS if ("zero" in way) == (kind == "zeros")] for kind in routers}
     results = {way: [[] for _ in range(seeds)] for kind in routers for way in ways[kind]}
@@ -168,9 +169,10 @@ def measure(
     seq_len = block_length(json.loads((dense / "config.json").read_text()), None)
     seconds, forward, own = [0.0] * seeds, [], []
     for draw in range(draws):
-        parts = text(tokenizer, draw, seq_len)
+        parts = text(tokenizer, draw, seq_len, fit_tokens)
         for router in routers:
-            inputs = collected(dense, router, parts, keep / f"{name}-{router}-{draw}")
+            folder = keep / f"{name}-{router}-{draw}-{fit_tokens}"
+            inputs = collected(dense, router, parts, folder)
             forward.append(inputs.seconds)
             if router == "calibrated":
                 own.append([])
@@ -195,25 +197,26 @@ def measure(
         )
     print(
         f"{name}: fit {np.mean(seconds) / len(routers):.2f} s of processor time beside"
-        f" {np.mean(forward):.2f} s of the forward pass of {len(DOMAINS) * FIT_TOKENS} tokens,"
+        f" {np.mean(forward):.2f} s of the forward pass of {fit_tokens} tokens,"
         f" {draws} draws of text",
         file=sys.stderr, flush=True,
     )  # fmt: skip
     if not own:
         return []
     array = np.array(own)  # [draws, layers, figures]
-    own_first, later, nmi, nmi_both, enrichment = np.moveaxis(array, -1, 0)
+    own_first, later, nmi, nmi_both, enrichment, vio = np.moveaxis(array, -1, 0)
     layers = ", ".join(f"{100 * value:.1f}" for value in own_first.mean(0))
     return [
         f"| {name}, blocks of {seq_len} | {layers} | {100 * own_first[:, 1:].min():.1f} |"
         f" {100 * later.mean(0)[1:].min():.1f} | {nmi.mean(0)[1:].min():.2f} |"
         f" {nmi_both.mean(0)[1:].min():.2f} | {enrichment.mean(0)[1:].min():.0f} |"
+        f" {vio.mean():.2f} | {vio.max():.2f} |"
     ]
 
 
 def domains_of(layer: dict[str, Tensor], seed: int, seq_len: int) -> tuple[float, ...]:
-    """Own expert first, the same away from block starts, NMI of the first choice, of both, and
-    the lowest enrichment of the first choice."""
+    """Own expert first, the same away from block starts, NMI of the first choice, of both, the
+    lowest enrichment of the first choice, and MaxVio."""
     rows = domain_router(
         layer["fit"], layer["fit_domains"], len(DOMAINS), K, entropy=0.92, seed=seed
     )
@@ -223,7 +226,7 @@ def domains_of(layer: dict[str, Tensor], seed: int, seq_len: int) -> tuple[float
     both = domain_figures(rows, inputs, domains, K)
     return (
         float(own.mean()), float(own.view(-1, seq_len)[:, LONE:].mean()), first.nmi,
-        both.nmi, float(first.enrichment.min()),
+        both.nmi, float(first.enrichment.min()), figures(rows, inputs)[0],
     )  # fmt: skip
 
 
@@ -236,6 +239,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, help="layers of SmolLM2 that are used; else all")
     parser.add_argument("--keep", type=Path, help="folder that keeps layers' inputs for a next run")
     parser.add_argument("--routers", default="calibrated,zeros", help="what upcycle draws")
+    parser.add_argument("--fit-tokens", type=int, default=FIT_TOKENS, help="of all domains")
     options = parser.parse_args()
     torch.set_num_threads(1)
     print("| model | routers | MaxVio mean | worst seed | worst layer | entropy | dead |")
@@ -252,12 +256,15 @@ def main() -> None:
         for name in options.models.split(","):
             draws = min(options.draws, options.seeds)
             routers = options.routers.split(",")
-            own += measure(name, sources[name](), options.seeds, draws, keep, routers)
+            own += measure(
+                name, sources[name](), options.seeds, draws, keep, routers, options.fit_tokens
+            )
     print(
         f"\n| model | own expert first, % by layer | lowest of a draw, from layer 2 | lowest layer"
-        f" after the first {LONE} tokens of a block | NMI, first choice | NMI, both | enrichment |"
+        f" after the first {LONE} tokens of a block | NMI, first choice | NMI, both | enrichment"
+        " | MaxVio mean | worst |"
     )
-    print("|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|---|")
     print("\n".join(own))
 
 

@@ -72,9 +72,7 @@ def domain_router(
     penalty = torch.cat([ridge.expand(inputs.shape[1]), torch.zeros(1)])
     targets = torch.nn.functional.one_hot(labels, num_experts).to(inputs.dtype)
     rows = _softmax_regression(torch.cat([centred, ones], 1), targets, weights, penalty)[:, :-1]
-    # Least squares for a weight whose product with every input is 1, a bias in all but name.
-    raw = (centred * weights[:, None]).T @ centred + torch.outer(mean, mean)
-    steady = torch.linalg.solve(raw + ridge * torch.eye(len(raw)), mean)
+    steady = _bias_in_all_but_name(centred, mean, weights, ridge)
     return _finished(inputs, rows, mean, steady, (1, top_k), entropy, weights)
 
 
@@ -106,6 +104,22 @@ def label_router(
     if entropy is None:
         return rows
     return rows * _scale_for((inputs @ rows.T)[:: max(1, len(inputs) // _SAMPLE)], entropy)
+
+
+def _bias_in_all_but_name(centred: Tensor, mean: Tensor, weights: Tensor, ridge: Tensor) -> Tensor:
+    """Least squares for a weight [H] whose product with every input is 1.
+
+    The more tokens there are for each of its H numbers, the less ``ridge`` it needs: what is left
+    of the variation of that product is noise on the offsets.
+    """
+    import torch
+
+    count, width = centred.shape
+    gram = ((centred * weights[:, None]).T @ centred).double()
+    gram = gram + torch.outer(mean, mean).double()
+    ridge = ridge.double() * min(1.0, width / count)
+    solved: Tensor = torch.linalg.solve(gram + ridge * torch.eye(width).double(), mean.double())
+    return solved.to(mean.dtype)
 
 
 def _variance(centred: Tensor, weights: Tensor) -> Tensor:

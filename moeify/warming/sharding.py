@@ -10,7 +10,7 @@ from moeify.errors import ConfigError
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["check_sharding", "fill", "is_sharded", "uses_fsdp", "whole"]
+__all__ = ["check_sharding", "fill", "is_sharded", "name_layers", "uses_fsdp", "whole"]
 
 
 def uses_fsdp() -> bool:
@@ -18,10 +18,10 @@ def uses_fsdp() -> bool:
     return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
 
-def check_sharding() -> None:
+def check_sharding(model_type: str) -> None:
     """Check what accelerate launch was told about FSDP, and let every process load all weights.
 
-    Raises ``ConfigError`` for FSDP's first version.
+    Raises ``ConfigError`` for FSDP's first version, and for BERT.
     """
     if not uses_fsdp():
         return
@@ -30,8 +30,22 @@ def check_sharding() -> None:
             "FSDP's first version cannot hold float32 routers among weights of another dtype",
             "pass --fsdp_version 2 to accelerate launch",
         )
+    if model_type == "bert_moe":
+        raise ConfigError(
+            "accelerate cannot shard a BERT, whose head has a bias under two names",
+            "start the processes with torchrun; each holds the whole model then",
+        )
     # Otherwise transformers loads them in one process, and the others get theirs when it trains.
     os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
+
+
+def name_layers(model: Any) -> None:
+    """Let ``model`` name only those classes of layers that it has, as accelerate wants it.
+
+    A mixture without a dense layer has none of the dense class.
+    """
+    present = {type(module).__name__ for module in model.modules()}
+    model._no_split_modules = [n for n in model._no_split_modules or () if n in present]
 
 
 def is_sharded(tensor: Tensor) -> bool:

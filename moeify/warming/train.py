@@ -24,7 +24,7 @@ from moeify.warming.losses import RouterSums, balance_loss, router_sums, z_loss
 from moeify.warming.objective import Examples, Objective
 from moeify.warming.routes import choosing_module
 from moeify.warming.run import TRAINED_FILE
-from moeify.warming.sharding import fill, is_sharded, whole
+from moeify.warming.sharding import fill, is_sharded, name_layers, whole
 
 __all__ = ["NonFiniteLossError", "RouterTrainer", "prepare", "route_in_float32", "trainable"]
 
@@ -140,6 +140,7 @@ class RouterTrainer(Trainer):  # type: ignore[misc]
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
         if self.is_fsdp_enabled:
+            name_layers(model)
             # Autocast rounds what it may, as in one process; FSDP would round routers as well.
             self.accelerator.state.fsdp_plugin.mixed_precision_policy = None
         self.loss_is_scaled_for_ga = False

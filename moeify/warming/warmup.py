@@ -107,7 +107,6 @@ def warmup(
     """
     started = time.perf_counter()
     config = replace(config, **options) if config is not None else WarmupConfig(**options)
-    check_sharding()
     source = resolve_source(checkpoint, config.revision)
     target = Path(output) if output is not None else Path(f"{_base_name(source)}-warm")
     if is_main_process():
@@ -169,6 +168,7 @@ def _prepared(source: Source, config: WarmupConfig, progress: Progress | None) -
         raise UnsupportedModelError(
             layout.model_type, SUPPORTED, "its routers choose by a rule that warm-up does not know"
         )
+    check_sharding(layout.model_type)
     view = view_moe(opened, layout)
     for layer in view.moe_layers:
         if view.router(layer) is None:

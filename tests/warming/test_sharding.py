@@ -13,8 +13,10 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from moeify.errors import ConfigError
+from moeify.upcycling.upcycle import upcycle
 from moeify.warming.warmup import warmup
 from tests.warming.mixtures import FAST, changed, corpus, demo_mixture
+from tests.warming.test_families import tiny
 
 REPOSITORY = Path(__file__).parents[2]
 SIZES = {"fit_tokens": 1024, "eval_tokens": 512, "learning_rate": 0.01, "fit": "kmeans"}
@@ -28,7 +30,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def mixture(tmp_path_factory):
-    return demo_mixture(tmp_path_factory.mktemp("mixture") / "moe", noise=0.3)
+    return demo_mixture(tmp_path_factory.mktemp("mixture") / "moe", noise=0.3, layers="all")
 
 
 def here(mixture, output, data, **options):
@@ -123,10 +125,18 @@ def test_a_loss_that_becomes_nan_leaves_the_last_good_routers(mixture, data, tmp
     assert_same(tmp_path / "fitted", tmp_path / "nan", 1e-6)
 
 
-def test_the_first_version_of_fsdp_is_refused(mixture, data, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("family", "version", "said", "hint"),
+    [
+        ("qwen2", "1", "first version", "--fsdp_version 2"),
+        ("bert", "2", "cannot shard a BERT", "torchrun"),
+    ],
+)
+def test_what_cannot_be_sharded(family, version, said, hint, data, tmp_path, monkeypatch):
+    upcycle(tiny(tmp_path / "dense", family), tmp_path / "moe", num_experts=4)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    monkeypatch.setenv("FSDP_VERSION", "1")
-    with pytest.raises(ConfigError, match="first version") as caught:
-        here(mixture, tmp_path / "warm", data, steps=1)
-    assert "--fsdp_version 2" in caught.value.hint
-    assert not list(tmp_path.iterdir())
+    monkeypatch.setenv("FSDP_VERSION", version)
+    with pytest.raises(ConfigError, match=said) as caught:
+        here(tmp_path / "moe", tmp_path / "warm", data, steps=1)
+    assert hint in caught.value.hint
+    assert {path.name for path in tmp_path.iterdir()} == {"dense", "moe"}
