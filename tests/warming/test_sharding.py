@@ -107,7 +107,7 @@ def test_a_killed_sharded_run_resumes_to_the_same_routers(mixture, data, tmp_pat
         process.kill()
     killed.communicate()
     saved = sum(p.stat().st_size for p in (run / "checkpoint-4").rglob("*") if p.is_file())
-    assert saved < 100_000, "routers and their optimizer, no frozen weights"
+    assert saved < 400_000, "routers and their optimizer, no frozen weights"
     with pytest.raises(ConfigError, match="other processes"):
         here(mixture, tmp_path / "two", data, **options, batch_size=2, resume=True)
     resumed = sharded(mixture, tmp_path / "two", data, "--resume", **options)
