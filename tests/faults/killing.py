@@ -73,6 +73,8 @@ class Striker:
         self, scenario: Scenario, place: Place, moment: dict[str, Any] | None, *more: str
     ) -> Running | Forked:
         line = scenario.line("out", *more)
+        if moment is not None and scenario.command == "upcycle":
+            moment = {**moment, "processes": True}
         # The Hub's client reads the variables that a push needs when it is imported.
         if scenario.command == "push" or (self._fresh and not scenario.heavy):
             return Running(place, line, moment)
