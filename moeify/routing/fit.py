@@ -68,11 +68,12 @@ def domain_router(
     mean = weights @ inputs
     centred = inputs - mean
     ridge = _RIDGE * _variance(centred, weights)
-    ones = torch.ones(len(inputs), 1)
+    features = torch.cat([centred, torch.ones(len(inputs), 1)], 1)
+    moments = _second_moments(features, weights)
     penalty = torch.cat([ridge.expand(inputs.shape[1]), torch.zeros(1)])
     targets = torch.nn.functional.one_hot(labels, num_experts).to(inputs.dtype)
-    rows = _softmax_regression(torch.cat([centred, ones], 1), targets, weights, penalty)[:, :-1]
-    steady = _bias_in_all_but_name(centred, mean, weights, ridge)
+    rows = _softmax_regression(features, targets, weights, moments + penalty.diag())[:, :-1]
+    steady = _bias_in_all_but_name(moments[:-1, :-1], mean, ridge, len(inputs))
     return _finished(inputs, rows, mean, steady, (1, top_k), entropy, weights)
 
 
@@ -100,25 +101,26 @@ def label_router(
     sizes = torch.bincount(groups)
     weights = 1.0 / (sizes[groups] * (sizes > 0).sum())
     penalty = _LABEL_RIDGE * _variance(inputs - weights @ inputs, weights)
-    rows = _softmax_regression(inputs, targets, weights, penalty.expand(inputs.shape[1]))
+    curvature = _second_moments(inputs, weights) + penalty * torch.eye(inputs.shape[1])
+    rows = _softmax_regression(inputs, targets, weights, curvature)
     if entropy is None:
         return rows
     return rows * _scale_for((inputs @ rows.T)[:: max(1, len(inputs) // _SAMPLE)], entropy)
 
 
-def _bias_in_all_but_name(centred: Tensor, mean: Tensor, weights: Tensor, ridge: Tensor) -> Tensor:
-    """Least squares for a weight [H] whose product with every input is 1.
+def _bias_in_all_but_name(moments: Tensor, mean: Tensor, ridge: Tensor, count: int) -> Tensor:
+    """Least squares for a weight [H] whose product with every one of ``count`` inputs is 1.
 
-    The more tokens there are for each of its H numbers, the less ``ridge`` it needs: what is left
-    of the variation of that product is noise on the offsets.
+    ``moments`` [H, H] are those of the centred inputs. The more inputs there are for each of its H
+    numbers, the less ``ridge`` it needs: what is left of the variation of that product is noise on
+    the offsets.
     """
     import torch
 
-    count, width = centred.shape
-    gram = ((centred * weights[:, None]).T @ centred).double()
-    gram = gram + torch.outer(mean, mean).double()
+    width = len(mean)
     ridge = ridge.double() * min(1.0, width / count)
-    solved: Tensor = torch.linalg.solve(gram + ridge * torch.eye(width).double(), mean.double())
+    raw = moments + torch.outer(mean, mean).double() + ridge * torch.eye(width).double()
+    solved: Tensor = torch.linalg.solve(raw, mean.double())
     return solved.to(mean.dtype)
 
 
@@ -126,25 +128,33 @@ def _variance(centred: Tensor, weights: Tensor) -> Tensor:
     return (weights @ centred.square()).mean().clamp_min(1e-12)
 
 
-def _softmax_regression(
-    features: Tensor, targets: Tensor, weights: Tensor, penalty: Tensor
-) -> Tensor:
-    """Rows [E, D] that make the ``targets`` [T, E] likely for ``features`` [T, D].
-
-    Steps with one fixed bound on the curvature (Boehning 1992), with a ridge of ``penalty`` [D].
-    """
+def _second_moments(features: Tensor, weights: Tensor) -> Tensor:
+    """Weighted mean of the outer products of ``features`` [T, D], float64 [D, D]."""
     import torch
 
     mean = weights @ features
     centred = features - mean
-    # In float64: the mean can be hundreds of times as large as what tells tokens apart.
+    # Apart: the mean can be hundreds of times as large as what tells tokens apart.
     gram = ((centred * weights[:, None]).T @ centred).double()
-    gram = gram + torch.outer(mean, mean).double() + penalty.diag().double()
-    factor = torch.linalg.cholesky(gram)
+    return gram + torch.outer(mean, mean).double()
+
+
+def _softmax_regression(
+    features: Tensor, targets: Tensor, weights: Tensor, curvature: Tensor
+) -> Tensor:
+    """Rows [E, D] that make the ``targets`` [T, E] likely for ``features`` [T, D].
+
+    Steps with one fixed bound on the curvature (Boehning 1992): ``curvature`` [D, D] are the
+    features' second moments and a ridge.
+    """
+    import torch
+
+    factor = torch.linalg.cholesky(curvature)
     rows = torch.zeros(targets.shape[1], features.shape[1])
     for _ in range(_LABEL_ROUNDS):
         residual = (targets - (features @ rows.T).softmax(-1)) * weights[:, None]
-        gradient = (features.T @ residual).double()
+        # This way round: the transpose of many long rows takes ten times as long.
+        gradient = (residual.T @ features).T.double()
         rows = rows + 2 * torch.cholesky_solve(gradient, factor).T.to(rows.dtype)
     return rows
 
