@@ -12,6 +12,7 @@ TITLES = {
     "ffn-base": "FFNs tuned, rest as in the base",
     "whole-base": "whole models tuned, rest from the base",
     "whole-mean": "whole models tuned, rest averaged",
+    "gpt2-ffn-base": "GPT-2, FFNs tuned, rest as in the base",
 }
 
 
@@ -58,15 +59,16 @@ def _line(seeds: list[Losses], way: str) -> str:
         way,
         *(f"{value:.3f}" for value in losses.mean(0)),
         ", ".join(f"{100 * value:.0f}" for value in kept.mean(0)),
-        _spread(kept.mean(1)),
-        _spread((base - losses).sum(1) / (base - own).sum(1)),
+        spread(kept.mean(1)),
+        spread((base - losses).sum(1) / (base - own).sum(1)),
         ", ".join(str(count) for count in (losses > base).sum(1)),
         f"{np.mean(aim):.2f}" if aim else "",
     ]
     return f"| {' | '.join(cells)} |"
 
 
-def _spread(values: np.ndarray) -> str:
+def spread(values: np.ndarray) -> str:
+    """Mean (lowest .. highest) of fractions, in percent."""
     low, high = 100 * values.min(), 100 * values.max()
     return f"{100 * values.mean():.0f} % ({low:.0f} .. {high:.0f})"
 

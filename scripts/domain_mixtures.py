@@ -21,12 +21,16 @@ from moeify.warming.routes import one_expert, rerouted
 
 PROMPTS_PER_DOMAIN = 16
 WARMUP_STEPS = 80
+ALL_TOKENS = 200_000
+"""More than the text has: of a sequence's first means each block has only one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
     """What a way has to work with."""
 
+    family: str
+    """Model type of the base: qwen3 or gpt2."""
     base: Path
     sources: list[Path]
     """The specialists, in the order of ``DOMAINS``."""
@@ -74,29 +78,36 @@ def _prompts(parts: Parts, folder: Path) -> None:
     assemble(parts, folder, router="prompts", prompts=parts.prompts)
 
 
-def _data(top_k: int) -> Way:
+def _data(**options: object) -> Way:
     def way(parts: Parts, folder: Path) -> None:
         text = {"dataset": str(parts.text), "domain_column": "domain", "seq_len": BASE.context}
-        assemble(parts, folder, router="data", top_k=top_k, **text)
+        assemble(parts, folder, router="data", **text, **options)
 
     return way
 
 
-def _warmed(parts: Parts, folder: Path) -> None:
-    fitted = folder.with_name("fitted")
-    _data(2)(parts, fitted)
-    moeify.warmup(
-        fitted,
-        folder,
-        dataset=str(parts.text),
-        domain_column="domain",
-        seq_len=BASE.context,
-        steps=WARMUP_STEPS,
-        eval_tokens=4096,
-        balance="none",
-        z_coef=0.0,
-        seed=parts.seed,
-    )
+def _warmed(fit: Way, **options: object) -> Way:
+    def way(parts: Parts, folder: Path) -> None:
+        fitted = folder.with_name("fitted")
+        fit(parts, fitted)
+        moeify.warmup(
+            fitted,
+            folder,
+            dataset=str(parts.text),
+            domain_column="domain",
+            seq_len=BASE.context,
+            steps=WARMUP_STEPS,
+            eval_tokens=4096,
+            balance="none",
+            z_coef=0.0,
+            seed=parts.seed,
+            **options,
+        )
+
+    return way
+
+
+_BY_SEQUENCE = _data(route_by="sequence", fit_tokens=ALL_TOKENS)
 
 
 def _average(parts: Parts, folder: Path) -> None:
@@ -136,15 +147,25 @@ WAYS: dict[str, Way] = {
     "mergekit-moe, hidden": _mergekit,
     "random routers": _random,
     "prompts": _prompts,
-    "data": _data(2),
-    "data, top-1": _data(1),
-    "data, warmed up": _warmed,
+    "data": _data(),
+    "data, top-1": _data(top_k=1),
+    "data, warmed up": _warmed(_data()),
+    "data, by sequence": _BY_SEQUENCE,
+    "data, by sequence, warmed up": _warmed(_BY_SEQUENCE),
+    "data, by sequence, warmed up at 1e-4": _warmed(_BY_SEQUENCE, learning_rate=1e-4),
 }
 
 
 def available(way: str, parts: Parts) -> bool:
-    """Whether ``way`` can be had: mergekit-moe is needed for its own, and keeps the base's rest."""
-    return not way.startswith("mergekit") or (parts.mergekit is not None and parts.rest == "base")
+    """Whether ``way`` can be had.
+
+    mergekit-moe is needed for its own, knows no GPT-2 and keeps the base's rest; Qwen's mixtures
+    route tokens.
+    """
+    qwen = parts.family == "qwen3"
+    if way.startswith("mergekit"):
+        return qwen and parts.mergekit is not None and parts.rest == "base"
+    return not (qwen and "by sequence" in way)
 
 
 @torch.no_grad()
@@ -153,7 +174,7 @@ def measured(folder: Path, blocks: dict[str, torch.Tensor]) -> dict[str, float]:
 
     ``own ...`` is the weight that the domain's own expert gets, averaged over tokens and layers.
     """
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model = load_model(folder, "float32")
     top_k, found = getattr(model.config, "num_experts_per_tok", None), {}
     for place, (name, rows) in enumerate(blocks.items()):
         losses, weights = [], []

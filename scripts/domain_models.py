@@ -1,4 +1,4 @@
-"""A small Qwen3, and specialists of it for four domains, each trained once and kept in a folder."""
+"""A small Qwen3 or GPT-2, and its specialists for four domains, each trained once and kept."""
 
 import json
 import random
@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from train_demo import END, Corpus, Recipe, blocks, parted, train
+from train_demo import END, Corpus, Recipe, blocks, build_model, parted, train
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -26,7 +26,6 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from real import corpora
 
 DOMAINS = ("english", "python", "german", "logs")
-TUNED = ("ffn", "whole")
 BASE = Recipe(context=256, batch=8, steps=600, learning_rate=3e-3)
 TUNING = replace(BASE, steps=80, learning_rate=2e-3)
 HELD_OUT_CHARS, HELD_OUT_BLOCKS = 60_000, 32
@@ -80,16 +79,24 @@ def kept(folder: Path, make: Callable[[Path], None]) -> Path:
     return folder
 
 
-def train_base(folder: Path) -> None:
-    """A Qwen3 of 1.1M parameters, on all four texts as they come: the logs are 1 % of it."""
+def train_base(folder: Path, family: str) -> None:
+    """A Qwen3 or GPT-2 of 1.1M parameters, on all four texts as they come."""
     passages = [text for corpus in texts().values() for text in corpus.train]
     blank = Qwen2Tokenizer(vocab={END: 0}, merges=[])
     tokenizer = blank.train_new_from_iterator(passages, BASE.vocabulary, show_progress=False)
     tokenizer.model_max_length = BASE.context
     set_seed(BASE.seed)
+    end = tokenizer.eos_token_id
+    model = build_model(BASE, end) if family == "gpt2" else _build_qwen3(len(tokenizer), end)
+    train(model, blocks(tokenizer, passages, BASE.context), BASE, log_every=200)
+    _save(model, folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _build_qwen3(vocabulary: int, end: int) -> Qwen3ForCausalLM:
     heads = BASE.hidden // HEAD_WIDTH
     config = Qwen3Config(
-        vocab_size=len(tokenizer),
+        vocab_size=vocabulary,
         hidden_size=BASE.hidden,
         intermediate_size=FFN_WIDTH,
         num_hidden_layers=BASE.layers,
@@ -99,14 +106,11 @@ def train_base(folder: Path) -> None:
         max_position_embeddings=BASE.context,
         initializer_range=0.06,
         tie_word_embeddings=True,
-        bos_token_id=tokenizer.eos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.eos_token_id,
+        bos_token_id=end,
+        eos_token_id=end,
+        pad_token_id=end,
     )
-    model = Qwen3ForCausalLM(config)
-    train(model, blocks(tokenizer, passages, BASE.context), BASE, log_every=200)
-    _save(model, folder)
-    tokenizer.save_pretrained(folder)
+    return Qwen3ForCausalLM(config)
 
 
 def train_specialist(base: Path, folder: Path, domain: str, tuned: str, seed: int) -> None:

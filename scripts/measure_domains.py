@@ -1,13 +1,14 @@
 """Four specialists of one base, put together in several ways, and what each way keeps of them.
 
-    python scripts/measure_domains.py WORK [--seeds 3] [--settings ffn-base,whole-base,whole-mean]
+    python scripts/measure_domains.py WORK [--seeds 3] [--settings ffn-base,...,gpt2-ffn-base]
         [--mergekit VENV] [--minutes 8] [--again WAY] [--heatmap FILE.png]
 
-A Qwen3 of 1.1M parameters is trained on real text in four domains and then on each domain by
-itself, its FFNs alone (ffn) or whole. The four become one model: as experts of a mixture (moeify,
-mergekit-moe), the rest taken from the base or averaged, or as averaged weights. Losses are on
-passages that nothing was trained or fitted on. Everything is kept in WORK: the same command goes
-on where --minutes stopped it. Tables are Markdown, on stdout. VENV is made where it is missing.
+A Qwen3 and a GPT-2 of 1.1M parameters are trained on real text in four domains and then on each
+domain by itself, their FFNs alone (ffn) or whole. The four become one model: as experts of a
+mixture (moeify, mergekit-moe), the rest taken from the base or averaged, or as averaged weights.
+Losses are on passages that nothing was trained or fitted on. Everything is kept in WORK: the same
+command goes on where --minutes stopped it. Tables are Markdown, on stdout. VENV is made where it
+is missing.
 """
 
 import argparse
@@ -28,7 +29,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.peers import install_mergekit
 
 ORACLE = "domain oracle"
-SETTINGS = ("ffn-base", "whole-base", "whole-mean")
+SETTINGS = {
+    "ffn-base": ("qwen3", "ffn", "base"),
+    "whole-base": ("qwen3", "whole", "base"),
+    "whole-mean": ("qwen3", "whole", "mean"),
+    "gpt2-ffn-base": ("gpt2", "ffn", "base"),
+}
+"""Family, what was tuned, and where the rest comes from."""
 
 
 class OutOfTimeError(Exception):
@@ -36,13 +43,13 @@ class OutOfTimeError(Exception):
 
 
 class Experiment:
-    """The folder WORK: models that were trained and losses that were measured."""
+    """A folder of one family: models that were trained and losses that were measured."""
 
-    def __init__(self, work: Path, minutes: float, mergekit: Path | None) -> None:
-        self.work, self.mergekit = work, mergekit
-        self.deadline = time.monotonic() + 60 * minutes
+    def __init__(self, work: Path, family: str, deadline: float, mergekit: Path | None) -> None:
+        self.work, self.family, self.mergekit = work, family, mergekit
+        self.deadline = deadline
         work.mkdir(parents=True, exist_ok=True)
-        self.base = self.model("base", train_base)
+        self.base = self.model("base", lambda out: train_base(out, family))
         self.blocks = held_out_blocks(self.base)
 
     def model(self, name: str, make) -> Path:
@@ -59,7 +66,7 @@ class Experiment:
 
     def losses(self, seed: int, setting: str, again: set[str]) -> Losses:
         """Every way's losses for one seed and setting; measures what is missing."""
-        tuned, rest = setting.split("-")
+        _, tuned, rest = SETTINGS[setting]
         parts = self.parts(seed, tuned, rest)
         dense = self.steps(seed, tuned, ["base", *DOMAINS], parts, again)
         ways = [way for way in (ORACLE, *WAYS) if available(way, parts)]
@@ -77,8 +84,8 @@ class Experiment:
         text, prompts = self.work / f"seed{seed}/fit.jsonl", self.work / f"seed{seed}/prompts.json"
         write_text(text, prompts, seed)
         return Parts(
-            base=self.base, sources=sources, rest=rest, text=text, prompts=prompts,
-            mergekit=self.mergekit, seed=seed,
+            family=self.family, base=self.base, sources=sources, rest=rest, text=text,
+            prompts=prompts, mergekit=self.mergekit, seed=seed,
         )  # fmt: skip
 
     def steps(
@@ -119,6 +126,7 @@ def main() -> int:
     parser.add_argument("--again", action="append", default=[], metavar="WAY")
     parser.add_argument("--heatmap", type=Path, metavar="FILE.png")
     options = parser.parse_args()
+    deadline = time.monotonic() + 60 * options.minutes
     torch.set_num_threads(1)
     disable_progress_bar()
     set_verbosity_error()
@@ -127,11 +135,14 @@ def main() -> int:
         tool = install_mergekit(options.mergekit)
     results: dict[str, list[Losses]] = {}
     try:
-        experiment = Experiment(options.work, options.minutes, tool)
-        for seed in range(options.seeds):
-            for setting in options.settings.split(","):
-                found = experiment.losses(seed, setting, set(options.again))
-                results.setdefault(setting, []).append(found)
+        for setting in options.settings.split(","):
+            family = SETTINGS[setting][0]
+            folder = options.work if family == "qwen3" else options.work / family
+            experiment = Experiment(folder, family, deadline, tool)
+            results[setting] = [
+                experiment.losses(seed, setting, set(options.again))
+                for seed in range(options.seeds)
+            ]
     except OutOfTimeError as step:
         print(f"out of time before {step}: run the same command again", file=sys.stderr)
         return 1
