@@ -151,21 +151,21 @@ WAYS: dict[str, Way] = {
     "data, top-1": _data(top_k=1),
     "data, warmed up": _warmed(_data()),
     "data, by sequence": _BY_SEQUENCE,
-    "data, by sequence, warmed up": _warmed(_BY_SEQUENCE),
     "data, by sequence, warmed up at 1e-4": _warmed(_BY_SEQUENCE, learning_rate=1e-4),
 }
 
 
 def available(way: str, parts: Parts) -> bool:
-    """Whether ``way`` can be had.
+    """Whether ``way`` can be had, and is asked for.
 
-    mergekit-moe is needed for its own, knows no GPT-2 and keeps the base's rest; Qwen's mixtures
-    route tokens.
+    GPT-2 is there for routing by sequence, which Qwen's mixtures cannot. mergekit-moe is needed for
+    its own way, and keeps the base's rest.
     """
-    qwen = parts.family == "qwen3"
+    if parts.family == "gpt2":
+        return way == "data" or way.startswith("data, by sequence")
     if way.startswith("mergekit"):
-        return qwen and parts.mergekit is not None and parts.rest == "base"
-    return not (qwen and "by sequence" in way)
+        return parts.mergekit is not None and parts.rest == "base"
+    return "by sequence" not in way
 
 
 @torch.no_grad()

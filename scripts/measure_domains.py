@@ -69,7 +69,7 @@ class Experiment:
         _, tuned, rest = SETTINGS[setting]
         parts = self.parts(seed, tuned, rest)
         dense = self.steps(seed, tuned, ["base", *DOMAINS], parts, again)
-        ways = [way for way in (ORACLE, *WAYS) if available(way, parts)]
+        ways = [ORACLE, *(way for way in WAYS if available(way, parts))]
         return dense | self.steps(seed, setting, ways, parts, again)
 
     def parts(self, seed: int, tuned: str, rest: str) -> Parts:
