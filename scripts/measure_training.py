@@ -86,12 +86,12 @@ def assemble(dense: Path, folder: Path, experts: list[dict[str, torch.Tensor]], 
 
 def oracle_loss(folder: Path, data: Path, seed: int, held_out: float, eval_tokens: int) -> float:
     """Loss on the slice that the warm-up holds out, every token sent to its domain's expert."""
-    from moeify.warming.warmup import _some
+    from moeify.warming.session import some_blocks
 
     model, tokenizer = load_model(folder), tokenizer_for(folder)
     config = DataConfig(dataset=str(data), domain_column="domain", seed=seed)
     blocks = read_blocks(config, tokenizer, SEQ_LEN)
-    slice_ = _some(blocks.split(held_out)[1], eval_tokens, seed)
+    slice_ = some_blocks(blocks.split(held_out)[1], eval_tokens, seed)
     objective = Objective(loss="causal", layout=moe_layout(model.config.to_dict()))
     total = count = 0.0
     for domain in range(len(DOMAINS)):

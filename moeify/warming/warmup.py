@@ -3,35 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from moeify.checkpoint.reader import Checkpoint
 from moeify.checkpoint.source import Source, resolve_source
 from moeify.checkpoint.staging import check_free_space, check_output, output_errors, staged
-from moeify.errors import (
-    CheckpointError,
-    ConfigError,
-    DatasetError,
-    TrainingError,
-    UnsupportedModelError,
-)
-from moeify.families.moe_view import MoeView, view_moe
-from moeify.families.registry import moe_layout
-from moeify.provenance.record import Record
+from moeify.errors import TrainingError
 from moeify.routing.collection import InputReservoir, collect, routers
-from moeify.routing.data import Blocks, block_length, read_blocks, tokenizer_for
 from moeify.routing.fit import domain_router, kmeans_router
-from moeify.routing.loading import load_model
-from moeify.routing.statistics import RoutingStatistics
-from moeify.warming.config import Fit, Loss, WarmupConfig
-from moeify.warming.fitting import expert_owners, fit_method
+from moeify.warming.config import WarmupConfig
 from moeify.warming.headroom import Headroom, measure_headroom
-from moeify.warming.objective import Examples, Objective, choose_loss, evaluate
 from moeify.warming.output import output_bytes, write_output
 from moeify.warming.plot import check_plotting, plot_warmup
 from moeify.warming.report import WarmupReport, layer_changes
@@ -45,53 +27,9 @@ from moeify.warming.run import (
     run_folder,
     world_size,
 )
-from moeify.warming.sharding import check_sharding
+from moeify.warming.session import Progress, Session, open_session, some_blocks
 
 __all__ = ["WarmupReport", "warmup"]
-
-SUPPORTED = ("bert_moe", "gpt2_moe", "mixtral", "olmoe", "qwen2_moe", "qwen3_moe")
-Progress = Callable[[str, int, int], None]
-"""Told what is being done, how much of it is done and how much there is."""
-
-
-@dataclass(kw_only=True)
-class _Session:
-    """What the stages of one warm-up hand on to each other."""
-
-    config: WarmupConfig
-    source: Source
-    view: MoeView
-    loss: Loss
-    fit: Fit
-    owners: list[int] | None
-    train_blocks: Blocks
-    held_out: Blocks
-    data_fingerprint: str
-    tokenizer: Any
-    progress: Progress | None
-    model: Any = None
-    objective: Objective | None = None
-    seconds: dict[str, float] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    curve: list[dict[str, float]] = field(default_factory=list)
-    weights: dict[str, Any] = field(default_factory=dict)
-    failed: str | None = None
-
-    def statistics(self) -> RoutingStatistics:
-        statistics = RoutingStatistics(len(self.held_out.domain_names))
-        collect(
-            self.model, self.view.layout, self.held_out, statistics,
-            batch_size=self.config.batch_size,
-        )  # fmt: skip
-        return statistics
-
-    def evaluation(self, model: Any = None) -> float:
-        assert self.objective is not None
-        examples = self.examples(self.held_out)
-        return evaluate(model or self.model, self.objective, examples, self.config.batch_size)
-
-    def examples(self, blocks: Blocks) -> Examples:
-        return Examples(blocks, self.loss, self.tokenizer, self.config.seed)
 
 
 def warmup(
@@ -113,13 +51,13 @@ def warmup(
         check_output(target, source.folder, force=config.force)
     if config.plot is not None:
         check_plotting()
-    session = _prepared(source, config, progress)
+    session = open_session(source, config, progress)
     if is_main_process():
         check_free_space(target, output_bytes(session.view, config, target))
     if config.steps:
         open_run(run_folder(target), config, session.view, session.train_blocks)
     with kept_if_resumable(run_folder(target)):
-        _load(session)
+        session.load()
         report = _measured(session, target)
     if is_main_process():
         report = _written(session, report, target)
@@ -134,7 +72,7 @@ def warmup(
     return report
 
 
-def _written(session: _Session, report: WarmupReport, target: Path) -> WarmupReport:
+def _written(session: Session, report: WarmupReport, target: Path) -> WarmupReport:
     """Publish the output, and the plot where one is asked for."""
     config = session.config
     with staged(target, force=config.force) as stage, output_errors(target):
@@ -160,106 +98,7 @@ def _base_name(source: Source) -> str:
     return source.name.rsplit("/", 1)[-1]
 
 
-def _prepared(source: Source, config: WarmupConfig, progress: Progress | None) -> _Session:
-    """Everything that can be known and checked before the model is loaded."""
-    opened = Checkpoint.open(source.folder)
-    layout = moe_layout(opened.config, opened.tensors)
-    if layout.model_type not in SUPPORTED:
-        raise UnsupportedModelError(
-            layout.model_type, SUPPORTED, "its routers choose by a rule that warm-up does not know"
-        )
-    check_sharding(layout.model_type)
-    view = view_moe(opened, layout)
-    for layer in view.moe_layers:
-        if view.router(layer) is None:
-            raise CheckpointError(
-                f"layer {layer} has no router", f"run moeify attach {source.name} first"
-            )
-    named = opened.config.get("architectures") or [""]
-    loss = choose_loss(str(named[0]), config.loss, config.steps)
-    seq_len = block_length(opened.config, config.seq_len)
-    tokenizer = tokenizer_for(source.folder)
-    record = Record.read(source)
-    fit = fit_method(config, record)
-    blocks = read_blocks(config, tokenizer, seq_len, _tokens_needed(config, seq_len))
-    _check_domains(blocks, config, view.num_experts)
-    train, held_out = blocks.split(config.held_out)
-    return _Session(
-        config=config, source=source, view=view, loss=loss, fit=fit, tokenizer=tokenizer,
-        owners=expert_owners(record, blocks, view.num_experts),
-        train_blocks=train, held_out=_some(held_out, config.eval_tokens, config.seed),
-        data_fingerprint=blocks.fingerprint, progress=progress,
-    )  # fmt: skip
-
-
-def _tokens_needed(config: WarmupConfig, seq_len: int) -> int:
-    per_step = config.batch_size * config.accumulate * seq_len * world_size()
-    used = max(config.fit_tokens, config.steps * per_step)
-    return int(max(used / (1 - config.held_out), config.eval_tokens / config.held_out))
-
-
-def _check_domains(blocks: Blocks, config: WarmupConfig, num_experts: int) -> None:
-    if config.domain_column is None:
-        return
-    count = len(blocks.domain_names)
-    if count < 2:
-        raise DatasetError(
-            f"column {config.domain_column!r} has one value, {blocks.domain_names[0]!r}",
-            "name a column with two or more domains, or leave --domain-column out",
-        )
-    if count > num_experts:
-        raise DatasetError(
-            f"column {config.domain_column!r} names {count} domains for {num_experts} experts",
-            "merge domains, or leave --domain-column out",
-        )
-
-
-def _some(blocks: Blocks, tokens: int, seed: int) -> Blocks:
-    """Blocks drawn without replacement, up to ``tokens``, as many of each domain as it has."""
-    count = max(1, min(len(blocks), round(tokens / blocks.seq_len)))
-    order = np.random.default_rng(seed).permutation(len(blocks))
-    if blocks.domains is not None:
-        order = order[np.argsort(blocks.domains[order], kind="stable")]
-    places = np.linspace(0, len(blocks) - 1, count).round().astype(int)
-    return blocks.take(np.sort(order[places]))
-
-
-def _load(session: _Session) -> None:
-    config, teacher = session.config, None
-    _load_mixture(session)
-    if config.dense is not None:
-        teacher = load_model(resolve_source(config.dense).folder, config.dtype)
-        teacher = teacher.to(_device(config.device))
-    session.objective = Objective(loss=session.loss, layout=session.view.layout, teacher=teacher)
-
-
-def _load_mixture(session: _Session) -> None:
-    config = session.config
-    model = load_model(session.source.folder, config.dtype)
-    session.model = model.to(_device(config.device))
-    if config.steps:
-        from moeify.warming.train import route_in_float32
-
-        route_in_float32(session.model, session.view.layout)
-
-
-def _device(name: str | None) -> Any:
-    """The device that is asked for, or this process's accelerator; raises ``ConfigError``."""
-    import os
-
-    import torch
-
-    present = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    kind = (name or (present.type if present is not None else "cpu")).split(":")[0]
-    if kind != "cpu" and (present is None or present.type != kind):
-        here = "cpu" if present is None else f"cpu and {present.type}"
-        raise ConfigError(f"device {name!r} is not here", f"pass --device with one of: {here}")
-    if kind == "cpu":
-        return torch.device("cpu")
-    return torch.device(kind, int(os.environ.get("LOCAL_RANK", "0")))
-
-
-def _measured(session: _Session, target: Path) -> WarmupReport:
+def _measured(session: Session, target: Path) -> WarmupReport:
     """Run the stages and measure before, between and after them."""
     config, view = session.config, session.view
     before, loss_before = session.statistics(), session.evaluation()
@@ -303,15 +142,15 @@ def _measured(session: _Session, target: Path) -> WarmupReport:
     )  # fmt: skip
 
 
-def _has_dense_loss(session: _Session) -> bool:
+def _has_dense_loss(session: Session) -> bool:
     assert session.objective is not None
     return session.objective.teacher is not None and session.loss != "distill"
 
 
-def _collect_inputs(session: _Session) -> InputReservoir:
+def _collect_inputs(session: Session) -> InputReservoir:
     config, started = session.config, time.perf_counter()
     wanted = config.fit_tokens if session.fit != "none" else 2 * config.batch_size
-    blocks = _some(session.train_blocks, wanted, config.seed)
+    blocks = some_blocks(session.train_blocks, wanted, config.seed)
     reservoir = InputReservoir(min(config.fit_tokens, blocks.tokens), config.seed)
     report = session.progress
 
@@ -327,7 +166,7 @@ def _collect_inputs(session: _Session) -> InputReservoir:
     return reservoir
 
 
-def _fit(session: _Session, reservoir: InputReservoir) -> None:
+def _fit(session: Session, reservoir: InputReservoir) -> None:
     import torch
 
     config, started = session.config, time.perf_counter()
@@ -348,7 +187,7 @@ def _fit(session: _Session, reservoir: InputReservoir) -> None:
     session.seconds["fit"] = time.perf_counter() - started
 
 
-def _train(session: _Session, target: Path, *, task: bool) -> None:
+def _train(session: Session, target: Path, *, task: bool) -> None:
     config, started = session.config, time.perf_counter()
     session.seconds["train"] = 0.0
     if not config.steps:
@@ -376,7 +215,7 @@ def _train(session: _Session, target: Path, *, task: bool) -> None:
         # Hooks and modules that are called one by one need a model that is whole.
         del trainer
         session.model = None
-        _load_mixture(session)
+        session.load_mixture()
     for name, parameter in session.model.named_parameters():
         if name in weights:
             parameter.data = weights[name].to(parameter.device, dtypes[name])
@@ -386,7 +225,7 @@ def _train(session: _Session, target: Path, *, task: bool) -> None:
     session.seconds["train"] = time.perf_counter() - started
 
 
-def _last_saved(session: _Session, folder: Path) -> dict[str, Any]:
+def _last_saved(session: Session, folder: Path) -> dict[str, Any]:
     """The weights of the last checkpoint of the run, after a loss that was not finite."""
     from safetensors.torch import load_file
 
@@ -400,7 +239,7 @@ def _last_saved(session: _Session, folder: Path) -> dict[str, Any]:
     return weights
 
 
-def _round_to_stored(session: _Session) -> None:
+def _round_to_stored(session: Session) -> None:
     """What is measured afterwards are the routers as they will be read from disk."""
     import torch
 
@@ -412,9 +251,7 @@ def _round_to_stored(session: _Session) -> None:
             weight.data = weight.data.to(names[dtype]).to(weight.dtype)
 
 
-def _note(
-    session: _Session, headroom: Headroom, before: float, after: float, random: float
-) -> None:
+def _note(session: Session, headroom: Headroom, before: float, after: float, random: float) -> None:
     if headroom.experts_identical:
         session.notes.append(
             "the experts are identical: routing cannot change the loss, only balance can improve"

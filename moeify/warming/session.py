@@ -1,0 +1,175 @@
+"""One warm-up from its options to a loaded model: what its stages hand on to each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from moeify.checkpoint.reader import Checkpoint
+from moeify.checkpoint.source import Source, resolve_source
+from moeify.errors import CheckpointError, ConfigError, DatasetError, UnsupportedModelError
+from moeify.families.moe_view import MoeView, view_moe
+from moeify.families.registry import moe_layout
+from moeify.provenance.record import Record
+from moeify.routing.collection import collect
+from moeify.routing.data import Blocks, block_length, read_blocks, tokenizer_for
+from moeify.routing.loading import load_model
+from moeify.routing.statistics import RoutingStatistics
+from moeify.warming.config import Fit, Loss, WarmupConfig
+from moeify.warming.fitting import expert_owners, fit_method
+from moeify.warming.objective import Examples, Objective, choose_loss, evaluate
+from moeify.warming.run import world_size
+from moeify.warming.sharding import check_sharding
+
+__all__ = ["Progress", "Session", "open_session", "some_blocks"]
+
+SUPPORTED = ("bert_moe", "gpt2_moe", "mixtral", "olmoe", "qwen2_moe", "qwen3_moe")
+Progress = Callable[[str, int, int], None]
+"""Told what is being done, how much of it is done and how much there is."""
+
+
+@dataclass(kw_only=True)
+class Session:
+    """What the stages of one warm-up hand on to each other."""
+
+    config: WarmupConfig
+    source: Source
+    view: MoeView
+    loss: Loss
+    fit: Fit
+    owners: list[int] | None
+    train_blocks: Blocks
+    held_out: Blocks
+    data_fingerprint: str
+    tokenizer: Any
+    progress: Progress | None
+    model: Any = None
+    objective: Objective | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    curve: list[dict[str, float]] = field(default_factory=list)
+    weights: dict[str, Any] = field(default_factory=dict)
+    failed: str | None = None
+
+    def statistics(self) -> RoutingStatistics:
+        """How the model routes the held-out text."""
+        statistics = RoutingStatistics(len(self.held_out.domain_names))
+        collect(
+            self.model, self.view.layout, self.held_out, statistics,
+            batch_size=self.config.batch_size,
+        )  # fmt: skip
+        return statistics
+
+    def evaluation(self, model: Any = None) -> float:
+        """The loss of the mixture, or of another ``model``, on the held-out text."""
+        assert self.objective is not None
+        examples = self.examples(self.held_out)
+        return evaluate(model or self.model, self.objective, examples, self.config.batch_size)
+
+    def examples(self, blocks: Blocks) -> Examples:
+        """``blocks`` with labels for the loss."""
+        return Examples(blocks, self.loss, self.tokenizer, self.config.seed)
+
+    def load(self) -> None:
+        """Load the mixture, and the dense model where one is given."""
+        config, teacher = self.config, None
+        self.load_mixture()
+        if config.dense is not None:
+            teacher = load_model(resolve_source(config.dense).folder, config.dtype)
+            teacher = teacher.to(_device(config.device))
+        self.objective = Objective(loss=self.loss, layout=self.view.layout, teacher=teacher)
+
+    def load_mixture(self) -> None:
+        """Load the mixture as it lies on disk."""
+        model = load_model(self.source.folder, self.config.dtype)
+        self.model = model.to(_device(self.config.device))
+        if self.config.steps:
+            from moeify.warming.train import route_in_float32
+
+            route_in_float32(self.model, self.view.layout)
+
+
+def open_session(source: Source, config: WarmupConfig, progress: Progress | None) -> Session:
+    """Everything that can be known and checked before the model is loaded.
+
+    Raises ``CheckpointError``, ``ConfigError``, ``DatasetError`` and ``UnsupportedModelError``.
+    """
+    opened = Checkpoint.open(source.folder)
+    layout = moe_layout(opened.config, opened.tensors)
+    if layout.model_type not in SUPPORTED:
+        raise UnsupportedModelError(
+            layout.model_type, SUPPORTED, "its routers choose by a rule that warm-up does not know"
+        )
+    check_sharding(layout.model_type)
+    view = view_moe(opened, layout)
+    for layer in view.moe_layers:
+        if view.router(layer) is None:
+            raise CheckpointError(
+                f"layer {layer} has no router", f"run moeify attach {source.name} first"
+            )
+    named = opened.config.get("architectures") or [""]
+    loss = choose_loss(str(named[0]), config.loss, config.steps)
+    seq_len = block_length(opened.config, config.seq_len)
+    tokenizer = tokenizer_for(source.folder)
+    record = Record.read(source)
+    fit = fit_method(config, record)
+    blocks = read_blocks(config, tokenizer, seq_len, _tokens_needed(config, seq_len))
+    _check_domains(blocks, config, view.num_experts)
+    train, held_out = blocks.split(config.held_out)
+    return Session(
+        config=config, source=source, view=view, loss=loss, fit=fit, tokenizer=tokenizer,
+        owners=expert_owners(record, blocks, view.num_experts),
+        train_blocks=train, held_out=some_blocks(held_out, config.eval_tokens, config.seed),
+        data_fingerprint=blocks.fingerprint, progress=progress,
+    )  # fmt: skip
+
+
+def _tokens_needed(config: WarmupConfig, seq_len: int) -> int:
+    per_step = config.batch_size * config.accumulate * seq_len * world_size()
+    used = max(config.fit_tokens, config.steps * per_step)
+    return int(max(used / (1 - config.held_out), config.eval_tokens / config.held_out))
+
+
+def _check_domains(blocks: Blocks, config: WarmupConfig, num_experts: int) -> None:
+    if config.domain_column is None:
+        return
+    count = len(blocks.domain_names)
+    if count < 2:
+        raise DatasetError(
+            f"column {config.domain_column!r} has one value, {blocks.domain_names[0]!r}",
+            "name a column with two or more domains, or leave --domain-column out",
+        )
+    if count > num_experts:
+        raise DatasetError(
+            f"column {config.domain_column!r} names {count} domains for {num_experts} experts",
+            "merge domains, or leave --domain-column out",
+        )
+
+
+def some_blocks(blocks: Blocks, tokens: int, seed: int) -> Blocks:
+    """Blocks drawn without replacement, up to ``tokens``, as many of each domain as it has."""
+    count = max(1, min(len(blocks), round(tokens / blocks.seq_len)))
+    order = np.random.default_rng(seed).permutation(len(blocks))
+    if blocks.domains is not None:
+        order = order[np.argsort(blocks.domains[order], kind="stable")]
+    places = np.linspace(0, len(blocks) - 1, count).round().astype(int)
+    return blocks.take(np.sort(order[places]))
+
+
+def _device(name: str | None) -> Any:
+    """The device that is asked for, or this process's accelerator; raises ``ConfigError``."""
+    import os
+
+    import torch
+
+    present = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    kind = (name or (present.type if present is not None else "cpu")).split(":")[0]
+    if kind != "cpu" and (present is None or present.type != kind):
+        here = "cpu" if present is None else f"cpu and {present.type}"
+        raise ConfigError(f"device {name!r} is not here", f"pass --device with one of: {here}")
+    if kind == "cpu":
+        return torch.device("cpu")
+    return torch.device(kind, int(os.environ.get("LOCAL_RANK", "0")))
