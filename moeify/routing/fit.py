@@ -151,10 +151,11 @@ def _softmax_regression(
 
     factor = torch.linalg.cholesky(curvature)
     rows = torch.zeros(targets.shape[1], features.shape[1])
+    # Experts by tokens: the other way round each step takes several times as long.
+    wanted = targets.T.contiguous()
     for _ in range(_LABEL_ROUNDS):
-        residual = (targets - (features @ rows.T).softmax(-1)) * weights[:, None]
-        # This way round: the transpose of many long rows takes ten times as long.
-        gradient = (residual.T @ features).T.double()
+        residual = (wanted - (rows @ features.T).softmax(0)) * weights
+        gradient = (residual @ features).T.double()
         rows = rows + 2 * torch.cholesky_solve(gradient, factor).T.to(rows.dtype)
     return rows
 
