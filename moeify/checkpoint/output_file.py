@@ -6,6 +6,7 @@ import errno
 import fcntl
 import mmap
 import os
+from contextlib import suppress
 from pathlib import Path
 
 __all__ = ["ALIGNMENT", "OutputFile", "aligned_buffer", "create_file", "cut_file"]
@@ -18,7 +19,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def aligned_buffer(nbytes: int) -> memoryview:
     """Fresh memory that starts on a page, as direct writes want it."""
     memory = mmap.mmap(-1, nbytes)
-    if hasattr(mmap, "MADV_HUGEPAGE"):  # the kernel has few pages to pin then
+    with suppress(AttributeError, OSError):  # where there are huge pages, few need to be pinned
         memory.madvise(mmap.MADV_HUGEPAGE)
     return memoryview(memory)
 
