@@ -31,7 +31,7 @@ __all__ = [
 Float32 = NDArray[np.float32]
 FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
 CHUNK_ELEMENTS = 1 << 17
-"""How much is made at a time: with less, threads mostly hand the interpreter to one another."""
+"""How much is made at a time: with less, beginning each operation takes a part of the time."""
 NOISE_BLOCK_ELEMENTS = 1 << 18
 """Elements that share a generator. The bits of the noise depend on it: it must not change."""
 _NUMPY: dict[str, np.dtype[Any]] = {

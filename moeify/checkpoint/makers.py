@@ -108,7 +108,6 @@ class Makers:
 
     def __init__(self, files: SourceFiles, processes: int, sums: bool) -> None:
         self.count = 1 + processes
-        self._stack = ExitStack()
         self._idle: queue.SimpleQueue[Maker | WorkerProcess[Maker]] = queue.SimpleQueue()
         with ExitStack() as stack:
             for _ in range(processes):  # first, because they take a while to start
