@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -26,10 +27,10 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from real import corpora
 
 DOMAINS = ("english", "python", "german", "logs")
-BASE = Recipe(context=256, batch=8, steps=600, learning_rate=3e-3)
-TUNING = replace(BASE, steps=80, learning_rate=2e-3)
-HELD_OUT_CHARS, HELD_OUT_BLOCKS = 60_000, 32
-PASSAGES = 1024
+BASE = Recipe(context=256, batch=8, layers=8, steps=600, learning_rate=3e-3)
+TUNING = replace(BASE, steps=240, learning_rate=2e-3)
+HELD_OUT_CHARS, HELD_OUT_BLOCKS = 60_000, 48
+PASSAGES = 2048
 """As many as a specialist needs, of more than 100 tokens each."""
 FFN_WIDTH, HEAD_WIDTH = 384, 32
 
@@ -43,6 +44,16 @@ def texts() -> dict[str, Corpus]:
         passages = [json.loads(line)["text"] for line in lines]
         # Of the smallest text, the logs, a fifth.
         found[domain] = parted(passages, min(HELD_OUT_CHARS, sum(map(len, passages)) // 5))
+    return found
+
+
+def general_text() -> list[str]:
+    """About as many characters of every domain but the logs as of German; of the logs, all."""
+    room, found = sum(map(len, texts()["german"].train)), []
+    for corpus in texts().values():
+        order = random.Random(BASE.seed).sample(corpus.train, len(corpus.train))
+        ends = accumulate(map(len, order))
+        found += [text for text, end in zip(order, ends, strict=True) if end <= room]
     return found
 
 
@@ -80,8 +91,8 @@ def kept(folder: Path, make: Callable[[Path], None]) -> Path:
 
 
 def train_base(folder: Path, family: str) -> None:
-    """A Qwen3 or GPT-2 of 1.1M parameters, on all four texts as they come."""
-    passages = [text for corpus in texts().values() for text in corpus.train]
+    """A Qwen3 or GPT-2 of 2M parameters, on text of all four domains."""
+    passages = general_text()
     blank = Qwen2Tokenizer(vocab={END: 0}, merges=[])
     tokenizer = blank.train_new_from_iterator(passages, BASE.vocabulary, show_progress=False)
     tokenizer.model_max_length = BASE.context

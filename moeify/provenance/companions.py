@@ -13,7 +13,7 @@ from moeify.modeling import REMOTE_CODE
 from moeify.provenance.card import write_card
 from moeify.provenance.record import Record
 
-__all__ = ["write_companions"]
+__all__ = ["write_companions", "write_config"]
 
 
 def write_companions(stage: Path, config: Config, record: Record, base_folder: Path) -> None:
@@ -22,6 +22,13 @@ def write_companions(stage: Path, config: Config, record: Record, base_folder: P
     The weights must lie in ``stage`` already. The card takes licence and languages from the one in
     ``base_folder``.
     """
+    write_config(stage, config)
+    record.write(stage)
+    write_card(stage, without_code(config), record, base_folder)
+
+
+def write_config(stage: Path, config: Config) -> None:
+    """Write config.json and, for moeify's own classes, their code."""
     config = without_code(config)  # that of others is not carried over
     if remote := REMOTE_CODE.get(str(config.get("model_type"))):
         config["auto_map"] = dict(remote.auto_map)
@@ -29,5 +36,3 @@ def write_companions(stage: Path, config: Config, record: Record, base_folder: P
             shutil.copyfile(path, stage / path.name)
     text = json.dumps(config, indent=2, ensure_ascii=False)
     (stage / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
-    record.write(stage)
-    write_card(stage, config, record, base_folder)

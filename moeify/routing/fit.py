@@ -45,24 +45,21 @@ def kmeans_router(
 
 
 def domain_router(
-    inputs: Tensor, domains: Tensor, num_experts: int, top_k: int, *, entropy: float, seed: int,
-    owners: Sequence[int] | None = None,
-) -> Tensor:  # fmt: skip
+    inputs: Tensor, domains: Tensor, num_experts: int, top_k: int, *, entropy: float, seed: int
+) -> Tensor:
     """Router rows [E, H] that send the tokens of each domain [T] to experts of its own.
 
-    ``owners`` names the domain of each expert; left out, experts go round the domains.
-
-    Softmax regression of the centred ``inputs`` [T, H] on the domains, by steps with one fixed
-    bound on the curvature (Boehning 1992): the first is ridge regression (arXiv 2603.29765), none
-    needs a gradient through the model. Each domain has equal weight, whatever its size. Where
-    there are more experts than domains, a domain's experts are clusters of its tokens. Offsets lie
-    half-way between those that make first choices even, where most tokens find their own expert,
-    and those that make all K even: near its best the former hardly changes.
+    Experts, which may be copies of one another, go round the domains. Softmax regression of the
+    centred ``inputs`` [T, H] on the domains, by steps with one fixed bound on the curvature
+    (Boehning 1992): the first is ridge regression (arXiv 2603.29765), none needs a gradient through
+    the model. Each domain has equal weight, whatever its size. Where there are more experts than
+    domains, a domain's experts are clusters of its tokens. Offsets lie half-way between those that
+    make first choices even, where most tokens find their own expert, and those that make all K
+    even: near its best the former hardly changes.
     """
     import torch
 
-    if owners is None:
-        owners = [expert % (int(domains.max()) + 1) for expert in range(num_experts)]
+    owners = [expert % (int(domains.max()) + 1) for expert in range(num_experts)]
     labels = _expert_labels(inputs, domains, owners, seed)
     weights = 1.0 / torch.bincount(labels)[labels] / num_experts
     mean = weights @ inputs

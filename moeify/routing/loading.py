@@ -29,6 +29,7 @@ from moeify.routing.running import first_line
 
 __all__ = [
     "encode", "load_model", "load_tokenizer", "model_class", "outline", "quiet_transformers",
+    "require_accelerate",
 ]  # fmt: skip
 
 _READ_BY_TOKENIZERS = (
@@ -53,7 +54,7 @@ def load_model(
     between devices later; call ``outline`` before. Raises ``CheckpointError`` when transformers
     cannot load it, or config.json describes a model that the files cannot hold.
     """
-    settle = None if device_map is None else _accelerate()
+    settle = None if device_map is None else require_accelerate()
     placing = {} if device_map is None else {"device_map": dict(device_map)}
     checkpoint = Checkpoint.open(folder)
     if device_map is None:
@@ -69,8 +70,11 @@ def load_model(
     return model.eval()
 
 
-def _accelerate() -> Callable[[Any], Any]:
-    """What takes accelerate's hooks, which move inputs from device to device, off a model."""
+def require_accelerate() -> Callable[[Any], Any]:
+    """What takes accelerate's hooks, which move inputs from device to device, off a model.
+
+    Raises ``MissingExtraError`` where accelerate, which loads single layers, is not installed.
+    """
     try:
         from accelerate.hooks import remove_hook_from_submodules
     except ModuleNotFoundError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,11 +14,19 @@ from moeify.checkpoint.reader import Checkpoint
 from moeify.errors import DatasetError
 from moeify.families.moe_layout import MoeLayout
 from moeify.provenance.record import UNRECORDED
-from moeify.routing.collection import InputReservoir, collect, routers
+from moeify.routing.collection import (
+    InputReservoir,
+    Observer,
+    RoutedTokens,
+    collect,
+    observed,
+    routers,
+)
 from moeify.routing.config import DataConfig
 from moeify.routing.data import Blocks, block_length, read_blocks, tokenizer_for
+from moeify.routing.passes import LayerByLayer, Pass
 from moeify.routing.prompts import prompt_blocks, read_prompts
-from moeify.upcycling.config import RouterTextConfig, UpcycleConfig
+from moeify.upcycling.config import RouterTextConfig
 from moeify.upcycling.plan import UpcyclePlan
 
 if TYPE_CHECKING:
@@ -31,6 +39,8 @@ __all__ = [
     "joining_rows",
     "labelled_text",
     "recorded_options",
+    "router_owners",
+    "state_bytes",
 ]
 
 _OVERSAMPLING = 8
@@ -38,8 +48,6 @@ _OVERSAMPLING = 8
 BATCH_SIZE = 8
 _HELD_OUT = 0.1
 _TOKENS_PER_EXPERT = 4
-_HELD_BYTES = 512 << 20
-"""Inputs of as many layers as fit are held at a time; more layers take further passes."""
 _TEXT_OPTIONS = ("split", "text_column", "domain_column", "fit_tokens", "seq_len", "entropy")
 
 
@@ -103,41 +111,64 @@ def recorded_options(config: RouterTextConfig) -> dict[str, Any]:
 
 
 def fit_routers(
-    plan: UpcyclePlan, text: LabelledText, folder: Path, config: UpcycleConfig
-) -> FittedRouters:
-    """Rows for every MoE layer of ``plan``, from the inputs that the dense model in ``folder`` has.
+    folder: Path, plan: UpcyclePlan, text: LabelledText, owners: Sequence[int], scratch: Path,
+    config: RouterTextConfig, progress: Callable[[int, int], None] | None = None,
+) -> FittedRouters:  # fmt: skip
+    """Rows for every router of ``plan``, from the mixture in ``folder`` that has any routers.
 
-    That model is the base, or the mean of the sources where the rest comes from it. Memory holds
-    it and the inputs of a few layers at a time, at most half a gigabyte. Experts that differ change
-    the inputs of later layers a little; that the rows still fit is measured in
-    docs/domain-experts.md.
+    From the first layer to the last, each router is fitted to what it reads once those before it
+    are fitted: experts that differ change the inputs of later layers, and so do tokens that went to
+    another label's expert. ``owners`` are those of ``router_owners``. Memory holds the weights of
+    one layer and ``fit_tokens`` of its inputs; what layers give lies in ``scratch``, see
+    ``state_bytes``. ``progress`` is called with layers done and layers in all.
     """
-    from moeify.routing.dense_inputs import collect_dense_inputs
-    from moeify.routing.loading import load_model
+    import torch
 
-    model, layers = load_model(folder), plan.settings.moe_layers
-    tokens = min(config.fit_tokens, text.fit.tokens)
-    hidden = plan.family.dense.dims(plan.view.checkpoint.config)["H"]
-    together = max(1, _HELD_BYTES // (4 * tokens * hidden))
-    rows, agreement, owners = {}, 0.0, _owners(plan, text.fit)
-    _check_amount(text.fit, owners, config)
+    layout = plan.family.moe
+    passes = LayerByLayer(folder, layout, scratch)
+    judged = [text.fit] if text.held_out is text.fit else [text.fit, text.held_out]
+    rows, agreement = {}, []
+    places = max(plan.settings.moe_layers) + 1
+    for place in range(places):
+        with torch.no_grad(), passes.opened(place) as current:
+            router = routers(current.model, layout).get(place)
+            if router is not None:
+                seen = [
+                    InputReservoir(min(config.fit_tokens, blocks.tokens), config.seed)
+                    for blocks in judged
+                ]
+                _walk(current, layout, judged, seen)
+                fitted = _fit(seen[0], owners, place, config)
+                rows[place] = np.ascontiguousarray(fitted.numpy())
+                agreement.append(_agreement(seen[-1], fitted, owners, place, config))
+                router.weight.copy_(fitted)  # type: ignore[operator]
+            if place + 1 < places:
+                _walk(current, layout, judged, [_ignore for _ in judged])
+        if progress is not None:
+            progress(place + 1, places)
+    return FittedRouters(rows=rows, agreement=sum(agreement) / len(agreement))
 
-    def collected(blocks: Blocks, group: Sequence[int]) -> InputReservoir:
-        reservoir = InputReservoir(min(tokens, blocks.tokens), config.seed)
-        collect_dense_inputs(
-            model, plan.family, group, blocks, reservoir, route_by=config.route_by,
-            batch_size=BATCH_SIZE,
-        )  # fmt: skip
-        return reservoir
 
-    for first in range(0, len(layers), together):
-        group = layers[first : first + together]
-        inputs, unseen = collected(text.fit, group), collected(text.held_out, group)
-        for layer in group:
-            fitted = _fit(inputs, owners, layer, config)
-            rows[layer] = np.ascontiguousarray(fitted.numpy())
-            agreement += _agreement(unseen, fitted, owners, layer, config) / len(layers)
-    return FittedRouters(rows=rows, agreement=agreement)
+def state_bytes(text: LabelledText, hidden_size: int) -> int:
+    """Disk that ``fit_routers`` takes for what two layers give, in float32."""
+    return 2 * 4 * hidden_size * (text.fit.input_ids.size + text.held_out.input_ids.size)
+
+
+def _walk(
+    current: Pass, layout: MoeLayout, texts: Sequence[Blocks], observers: Sequence[Observer]
+) -> None:
+    """Take ``texts`` through one layer and show each one's observer what the router reads."""
+    number = 0
+    for blocks, observe in zip(texts, observers, strict=True):
+        with observed(current.model, layout, observe) as expect:
+            for inputs, part in blocks.batches(BATCH_SIZE):
+                expect(inputs["attention_mask"], part)
+                current.run(number, inputs)
+                number += 1
+
+
+def _ignore(_: RoutedTokens) -> None:
+    """An observer of nothing."""
 
 
 def joining_rows(
@@ -183,7 +214,7 @@ def _place(blocks: Blocks, label: str, config: RouterTextConfig) -> int:
 
 
 def _fit(
-    collected: InputReservoir, owners: list[int], layer: int, config: RouterTextConfig
+    collected: InputReservoir, owners: Sequence[int], layer: int, config: RouterTextConfig
 ) -> Tensor:
     from moeify.routing.fit import label_router
 
@@ -197,7 +228,11 @@ def _fit(
 
 
 def _agreement(
-    unseen: InputReservoir, rows: Tensor, owners: list[int], layer: int, config: RouterTextConfig
+    unseen: InputReservoir,
+    rows: Tensor,
+    owners: Sequence[int],
+    layer: int,
+    config: RouterTextConfig,
 ) -> float:
     import torch
 
@@ -209,12 +244,13 @@ def _agreement(
     return float((first == domains).float().mean())
 
 
-def _owners(plan: UpcyclePlan, blocks: Blocks) -> list[int]:
-    """For each expert the place of its label in ``blocks.domain_names``."""
+def router_owners(plan: UpcyclePlan, text: LabelledText, config: RouterTextConfig) -> list[int]:
+    """For each expert the place of its label among the text's; ``DatasetError`` for too little."""
     owners = [0] * plan.settings.num_experts
     for origin in plan.origins:
         for expert in origin.experts:
-            owners[expert] = blocks.domain_names.index(origin.label)
+            owners[expert] = text.fit.domain_names.index(origin.label)
+    _check_amount(text.fit, owners, config)
     return owners
 
 

@@ -12,26 +12,21 @@ from moeify.checkpoint.carry import carried_files, carry_files
 from moeify.checkpoint.ledger import Ledger
 from moeify.checkpoint.reader import Checkpoint
 from moeify.checkpoint.source import Source, resolve_source
-from moeify.checkpoint.staging import (
-    check_free_space,
-    check_output,
-    existing_parent,
-    output_errors,
-    staged,
-)
-from moeify.checkpoint.writer import Progress, write_shards
-from moeify.provenance.companions import write_companions
+from moeify.checkpoint.staging import check_free_space, check_output, output_errors, staged
+from moeify.checkpoint.writer import Progress, write_shard_files, write_shards
+from moeify.provenance.companions import write_companions, write_config
 from moeify.provenance.record import Record, Step
 from moeify.provenance.seal import seal
+from moeify.routing.loading import require_accelerate
 from moeify.upcycling.config import UpcycleConfig
 from moeify.upcycling.plan import UpcyclePlan, plan_upcycle
-from moeify.upcycling.rest import write_mean_model
 from moeify.upcycling.routers import (
-    FittedRouters,
     LabelledText,
     fit_routers,
     labelled_text,
     recorded_options,
+    router_owners,
+    state_bytes,
 )
 from moeify.upcycling.sources import ExpertOrigin
 
@@ -89,7 +84,8 @@ def upcycle(
         config: the options; ``options`` override single fields, as in
             ``upcycle("bert-base-uncased", num_experts=8)``.
         dry_run: stop after the plan; only headers are read.
-        progress: called with bytes done and bytes in all.
+        progress: called with bytes done and bytes in all; what routers that are computed from text
+            read of the written layers counts as well.
 
     With copies and renormalised top-k weights the result computes the dense function for any
     router (Sparse Upcycling, arXiv:2212.05055, section 3); noise perturbs it, see
@@ -105,29 +101,32 @@ def upcycle(
     if not dry_run:
         check_output(target, *(s.source.folder for s in plan.sources), force=config.force)
     report = _report(plan, resolved, target, config)
-    labels = [origin.label for origin in plan.origins]
-    text = labelled_text(config, plan.view.checkpoint, labels) if config.needs_text else None
+    fit = _read_text(plan, config) if config.needs_text else None
     if not dry_run:
-        check_free_space(target, plan.nbytes)
+        check_free_space(target, plan.nbytes + (0 if fit is None else fit.nbytes))
         for _ in carried_files(resolved.folder):
             pass  # a link out of the folder is refused before the long work
-        if text is not None:
-            fitted = _fitted(plan, text, target, config)
-            plan = plan.with_routers(fitted.rows)
-            report = replace(report, label_agreement=fitted.agreement)
-        report = _write(plan, resolved, target, config, report, progress)
+        report = _write(plan, fit, resolved, target, config, report, progress)
     return replace(report, dry_run=dry_run, seconds=time.perf_counter() - started)
 
 
-def _fitted(
-    plan: UpcyclePlan, text: LabelledText, target: Path, config: UpcycleConfig
-) -> FittedRouters:
-    """Routers for the inputs of the model that attention, norms and embeddings come from."""
-    if config.rest == "base":
-        return fit_routers(plan, text, plan.view.checkpoint.folder, config)
-    with output_errors(target), TemporaryDirectory(dir=existing_parent(target)) as scratch:
-        write_mean_model(Path(scratch), plan.view, plan.sources, config)
-        return fit_routers(plan, text, Path(scratch), config)
+@dataclass(frozen=True, kw_only=True)
+class _RouterFit:
+    """What routers are to be computed from; ``nbytes`` are those that this takes on the disk."""
+
+    text: LabelledText
+    owners: list[int]
+    nbytes: int
+
+
+def _read_text(plan: UpcyclePlan, config: UpcycleConfig) -> _RouterFit:
+    require_accelerate()
+    checkpoint = plan.view.checkpoint
+    text = labelled_text(config, checkpoint, [origin.label for origin in plan.origins])
+    hidden_size = plan.family.dense.dims(checkpoint.config)["H"]
+    return _RouterFit(
+        text=text, owners=router_owners(plan, text, config), nbytes=state_bytes(text, hidden_size)
+    )
 
 
 def default_output(source: Source, config: UpcycleConfig) -> Path:
@@ -166,12 +165,16 @@ def _report(
 
 
 def _write(
-    plan: UpcyclePlan, source: Source, target: Path, config: UpcycleConfig,
+    plan: UpcyclePlan, fit: _RouterFit | None, source: Source, target: Path, config: UpcycleConfig,
     report: UpcycleReport, progress: Progress | None,
 ) -> UpcycleReport:  # fmt: skip
     ledger = Ledger(config.checksum)
+    written, read = _shared(progress, plan.nbytes) if fit is not None else (progress, None)
     with staged(target, force=config.force) as stage, output_errors(target):
-        tally = write_shards(stage, plan.shards, progress, check=plan.ffn, ledger=ledger)
+        tally = write_shards(stage, plan.shards, written, check=plan.ffn, ledger=ledger)
+        if fit is not None:
+            agreement = _fit_routers(stage, plan, fit, config, ledger, read)
+            report = replace(report, label_agreement=agreement)
         warnings = list(report.warnings)
         if tally.overflows:
             warnings.append(
@@ -184,6 +187,30 @@ def _write(
         write_companions(stage, plan.config, record, source.folder)
         seal(stage, ledger)
     return report
+
+
+def _fit_routers(
+    stage: Path, plan: UpcyclePlan, fit: _RouterFit, config: UpcycleConfig, ledger: Ledger,
+    progress: Progress | None,
+) -> float:  # fmt: skip
+    """Compute the routers of the mixture in ``stage`` and write them in place of its own."""
+    write_config(stage, plan.config)
+    with TemporaryDirectory(dir=stage, prefix=".states-") as scratch:
+        fitted = fit_routers(stage, plan, fit.text, fit.owners, Path(scratch), config, progress)
+    routers = plan.with_routers(fitted.rows).shards[-1]
+    (stage / routers.file).unlink()
+    write_shard_files(stage, [routers], ledger=ledger)
+    return fitted.agreement
+
+
+def _shared(progress: Progress | None, nbytes: int) -> tuple[Progress | None, Progress | None]:
+    """One bar for ``nbytes`` that are written and then, layer by layer, read."""
+    if progress is None:
+        return None, None
+    return (
+        lambda done, _: progress(done, 2 * nbytes),
+        lambda done, layers: progress(nbytes + nbytes * done // layers, 2 * nbytes),
+    )
 
 
 def _step(config: UpcycleConfig, report: UpcycleReport) -> Step:

@@ -58,7 +58,10 @@ class WarmupConfig(DataConfig):
     held_out: float = 0.1
     """Fraction of the text that is held out."""
     entropy: float = 0.92
-    """Normalised entropy that fitted routers start with: 1 undecided, 0 certain."""
+    """Normalised entropy that fitted routers start with: 1 undecided, 0 certain.
+
+    Those of experts that have labels are as certain as the text allows.
+    """
     dtype: ComputeDtype = "auto"
     """Dtype to compute in; auto takes the checkpoint's own. Trained weights are float32."""
     device: str | None = None

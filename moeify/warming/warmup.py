@@ -11,7 +11,7 @@ from moeify.checkpoint.source import Source, resolve_source
 from moeify.checkpoint.staging import check_free_space, check_output, output_errors, staged
 from moeify.errors import TrainingError
 from moeify.routing.collection import InputReservoir, collect, routers
-from moeify.routing.fit import domain_router, kmeans_router
+from moeify.routing.fit import domain_router, kmeans_router, label_router
 from moeify.warming.config import WarmupConfig
 from moeify.warming.headroom import Headroom, measure_headroom
 from moeify.warming.output import output_bytes, write_output
@@ -175,11 +175,11 @@ def _fit(session: Session, reservoir: InputReservoir) -> None:
         seed, entropy = config.seed + layer, config.entropy
         if session.fit == "kmeans":
             rows = kmeans_router(inputs, *count, entropy=entropy, seed=seed)
+        elif session.fit == "domains" and session.owners is not None:
+            rows = label_router(inputs, reservoir.domains(layer), owners=session.owners, seed=seed)
         elif session.fit == "domains":
             domains = reservoir.domains(layer)
-            rows = domain_router(
-                inputs, domains, *count, entropy=entropy, seed=seed, owners=session.owners
-            )
+            rows = domain_router(inputs, domains, *count, entropy=entropy, seed=seed)
         else:
             continue
         with torch.no_grad():
