@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +18,6 @@ from moeify.families.moe_layout import MoeLayout
 from moeify.provenance.record import UNRECORDED
 from moeify.routing.collection import (
     InputReservoir,
-    Observer,
     RoutedTokens,
     collect,
     observed,
@@ -137,13 +138,13 @@ def fit_routers(
                     InputReservoir(min(config.fit_tokens, blocks.tokens), config.seed)
                     for blocks in judged
                 ]
-                _walk(current, layout, judged, seen)
+                _read_inputs(current, layout, judged, seen)
                 fitted = _fit(seen[0], owners, place, config)
                 rows[place] = np.ascontiguousarray(fitted.numpy())
                 agreement.append(_agreement(seen[-1], fitted, owners, place, config))
                 router.weight.copy_(fitted)  # type: ignore[operator]
             if place + 1 < places:
-                _walk(current, layout, judged, [_ignore for _ in judged])
+                _run_on(current, judged)
         if progress is not None:
             progress(place + 1, places)
     return FittedRouters(rows=rows, agreement=sum(agreement) / len(agreement))
@@ -154,21 +155,34 @@ def state_bytes(text: LabelledText, hidden_size: int) -> int:
     return 2 * 4 * hidden_size * (text.fit.input_ids.size + text.held_out.input_ids.size)
 
 
-def _walk(
-    current: Pass, layout: MoeLayout, texts: Sequence[Blocks], observers: Sequence[Observer]
+class _SeenEnoughError(Exception):
+    """Ends a forward pass where a router has been reached."""
+
+
+def _read_inputs(
+    current: Pass, layout: MoeLayout, texts: Sequence[Blocks], seen: Sequence[InputReservoir]
 ) -> None:
-    """Take ``texts`` through one layer and show each one's observer what the router reads."""
+    """Show the reservoir of each text what the router of this pass reads of it."""
     number = 0
-    for blocks, observe in zip(texts, observers, strict=True):
+    for blocks, reservoir in zip(texts, seen, strict=True):
+
+        def observe(tokens: RoutedTokens, reservoir: InputReservoir = reservoir) -> None:
+            reservoir(tokens)
+            raise _SeenEnoughError  # before experts, the most expensive part, compute in vain
+
         with observed(current.model, layout, observe) as expect:
             for inputs, part in blocks.batches(BATCH_SIZE):
                 expect(inputs["attention_mask"], part)
-                current.run(number, inputs)
+                with suppress(_SeenEnoughError):
+                    current.run(number, inputs)
                 number += 1
 
 
-def _ignore(_: RoutedTokens) -> None:
-    """An observer of nothing."""
+def _run_on(current: Pass, texts: Sequence[Blocks]) -> None:
+    """Take the texts through the layer of this pass."""
+    batches = chain.from_iterable(blocks.batches(BATCH_SIZE) for blocks in texts)
+    for number, (inputs, _) in enumerate(batches):
+        current.run(number, inputs)
 
 
 def joining_rows(
