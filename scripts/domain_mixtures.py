@@ -22,7 +22,7 @@ from moeify.warming.routes import one_expert, rerouted
 PROMPTS_PER_DOMAIN = 16
 WARMUP_STEPS = 80
 ALL_TOKENS = 200_000
-"""More than the text has: of a sequence's first means each block has only one."""
+"""More than the text has."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +31,8 @@ class Parts:
 
     family: str
     """Model type of the base: qwen3 or gpt2."""
+    tuned: str
+    """What specialists were trained in: ffn or whole."""
     base: Path
     sources: list[Path]
     """The specialists, in the order of ``DOMAINS``."""
@@ -107,6 +109,7 @@ def _warmed(fit: Way, **options: object) -> Way:
     return way
 
 
+_ALL_TEXT = _data(fit_tokens=ALL_TOKENS)
 _BY_SEQUENCE = _data(route_by="sequence", fit_tokens=ALL_TOKENS)
 
 
@@ -150,6 +153,8 @@ WAYS: dict[str, Way] = {
     "data": _data(),
     "data, top-1": _data(top_k=1),
     "data, warmed up": _warmed(_data()),
+    "data, all text": _ALL_TEXT,
+    "data, all text, warmed up at 1e-4": _warmed(_ALL_TEXT, learning_rate=1e-4),
     "data, by sequence": _BY_SEQUENCE,
     "data, by sequence, warmed up at 1e-4": _warmed(_BY_SEQUENCE, learning_rate=1e-4),
 }
@@ -159,12 +164,14 @@ def available(way: str, parts: Parts) -> bool:
     """Whether ``way`` can be had, and is asked for.
 
     GPT-2 is there for routing by sequence, which Qwen's mixtures cannot. mergekit-moe is needed for
-    its own way, and keeps the base's rest.
+    its own way, and keeps the base's rest. Where whole models were tuned, no router can help much.
     """
     if parts.family == "gpt2":
-        return way == "data" or way.startswith("data, by sequence")
+        return way.startswith(("data, all text", "data, by sequence"))
     if way.startswith("mergekit"):
         return parts.mergekit is not None and parts.rest == "base"
+    if way.startswith("data, all text"):
+        return parts.tuned == "ffn"
     return "by sequence" not in way
 
 

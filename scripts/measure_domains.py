@@ -3,7 +3,7 @@
     python scripts/measure_domains.py WORK [--seeds 3] [--settings ffn-base,...,gpt2-ffn-base]
         [--mergekit VENV] [--minutes 8] [--again WAY] [--heatmap FILE.png]
 
-A Qwen3 and a GPT-2 of 1.1M parameters are trained on real text in four domains and then on each
+A Qwen3 and a GPT-2 of 2M parameters are trained on real text in four domains and then on each
 domain by itself, their FFNs alone (ffn) or whole. The four become one model: as experts of a
 mixture (moeify, mergekit-moe), the rest taken from the base or averaged, or as averaged weights.
 Losses are on passages that nothing was trained or fitted on. Everything is kept in WORK: the same
@@ -84,7 +84,7 @@ class Experiment:
         text, prompts = self.work / f"seed{seed}/fit.jsonl", self.work / f"seed{seed}/prompts.json"
         write_text(text, prompts, seed)
         return Parts(
-            family=self.family, base=self.base, sources=sources, rest=rest, text=text,
+            family=self.family, tuned=tuned, base=self.base, sources=sources, rest=rest, text=text,
             prompts=prompts, mergekit=self.mergekit, seed=seed,
         )  # fmt: skip
 
