@@ -1,6 +1,7 @@
 """Routers that are computed from labelled text or prompts, on the shipped GPT-2."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 
 import moeify
 from moeify.checkpoint.reader import Checkpoint
-from moeify.errors import DatasetError, MoeifyError
+from moeify.errors import DatasetError, MissingExtraError, MoeifyError
 from moeify.families.registry import moe_layout
 from moeify.routing.collection import InputReservoir, RoutedTokens, collect, routers
 from moeify.routing.data import pack
@@ -142,6 +143,25 @@ def refused(place: Path, tmp_path: Path, **changes: object) -> MoeifyError:
     assert tree(tmp_path) == before
     assert caught.value.hint
     return caught.value
+
+
+def test_a_fit_that_ends_midway_leaves_nothing(place: Path, tmp_path: Path) -> None:
+    def stop(done: int, total: int) -> None:
+        if 2 * done > total:  # the weights are written, the first layer's router is fitted
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        moeify.upcycle(BASE, tmp_path / "moe", progress=stop, **options(place))
+    assert not tree(tmp_path)
+
+
+def test_a_missing_extra_is_named_before_anything_is_written(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "accelerate.hooks", None)
+    error = refused(place, tmp_path)
+    assert isinstance(error, MissingExtraError)
+    assert "moeify[train]" in str(error.hint)
 
 
 def test_a_label_without_text_is_refused(place: Path, tmp_path: Path) -> None:
