@@ -160,6 +160,8 @@ def _summary(report: WarmupReport) -> list[tuple[str, str]]:
         ("dead experts", f"{report.dead_before} -> {report.dead_after}"),
         (f"{report.loss} loss", f"{report.eval_loss_before:#.5g} -> {report.eval_loss_after:#.5g},"
                                 f" random routing {report.eval_loss_random:#.5g}{dense}"),
+        *((f"of {name}", f"{loss.before:#.5g} -> {loss.after:#.5g}")
+          for name, loss in report.domain_losses.items()),
         ("bytes", written(report.bytes_written, report.files_linked, report.files_copied)),
         ("time", f"{report.seconds:.1f} s"),
     ]  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Any
 from moeify.routing.statistics import RoutingStatistics
 from moeify.warming.headroom import Headroom
 
-__all__ = ["LayerChange", "WarmupReport", "layer_changes"]
+__all__ = ["DomainLoss", "LayerChange", "WarmupReport", "layer_changes"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +27,14 @@ class LayerChange:
     nmi_after: float | None = None
     own_expert_fraction: dict[str, float] = field(default_factory=dict)
     enrichment: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DomainLoss:
+    """The loss on one domain of the held-out text."""
+
+    before: float
+    after: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +68,7 @@ class WarmupReport:
     eval_loss_after: float
     eval_loss_random: float
     eval_loss_dense: float | None
+    domain_losses: dict[str, DomainLoss]
     max_violation_before: float
     max_violation_after: float
     entropy_before: float

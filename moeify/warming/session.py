@@ -69,6 +69,17 @@ class Session:
         examples = self.examples(self.held_out)
         return evaluate(model or self.model, self.objective, examples, self.config.batch_size)
 
+    def domain_evaluation(self) -> dict[str, float]:
+        """The mixture's loss on each domain of the held-out text; empty where it names none."""
+        blocks, found = self.held_out, {}
+        assert self.objective is not None
+        for number, name in enumerate(blocks.domain_names):
+            rows = np.flatnonzero(blocks.domains == number)
+            if len(rows):
+                examples = self.examples(blocks.take(rows))
+                found[name] = evaluate(self.model, self.objective, examples, self.config.batch_size)
+        return found
+
     def examples(self, blocks: Blocks) -> Examples:
         """``blocks`` with labels for the loss."""
         return Examples(blocks, self.loss, self.tokenizer, self.config.seed)

@@ -16,7 +16,7 @@ from moeify.warming.config import WarmupConfig
 from moeify.warming.headroom import Headroom, measure_headroom
 from moeify.warming.output import output_bytes, write_output
 from moeify.warming.plot import check_plotting, plot_warmup
-from moeify.warming.report import WarmupReport, layer_changes
+from moeify.warming.report import DomainLoss, WarmupReport, layer_changes
 from moeify.warming.run import (
     TRAINED_FILE,
     close_run,
@@ -102,6 +102,7 @@ def _measured(session: Session, target: Path) -> WarmupReport:
     """Run the stages and measure before, between and after them."""
     config, view = session.config, session.view
     before, loss_before = session.statistics(), session.evaluation()
+    domains_before = session.domain_evaluation()
     reservoir = _collect_inputs(session)
     _fit(session, reservoir)
     loss_fitted = session.evaluation() if session.fit != "none" else loss_before
@@ -116,9 +117,14 @@ def _measured(session: Session, target: Path) -> WarmupReport:
     trained = bool(session.curve)
     after = session.statistics()
     loss_after = session.evaluation() if trained else loss_fitted
+    domain_losses = {
+        name: DomainLoss(before=domains_before[name], after=loss)
+        for name, loss in session.domain_evaluation().items()
+    }
     dense = session.evaluation(session.objective.teacher) if _has_dense_loss(session) else None
     random = headroom.loss_random if headroom.loss_random is not None else loss_before
     _note(session, headroom, loss_before, loss_after, random)
+    _note_domains(session, headroom, domain_losses)
     steps = int(session.curve[-1]["step"]) if trained else 0
     per_step = config.batch_size * config.accumulate * world_size() * session.held_out.seq_len
     return WarmupReport(
@@ -130,7 +136,7 @@ def _measured(session: Session, target: Path) -> WarmupReport:
                                                        session.train_blocks.tokens),
         eval_tokens=session.held_out.tokens, reservoir_bytes=reservoir_bytes, headroom=headroom,
         eval_loss_before=loss_before, eval_loss_fitted=loss_fitted, eval_loss_after=loss_after,
-        eval_loss_random=random, eval_loss_dense=dense,
+        eval_loss_random=random, eval_loss_dense=dense, domain_losses=domain_losses,
         max_violation_before=before.max_violation, max_violation_after=after.max_violation,
         entropy_before=before.entropy, entropy_after=after.entropy,
         dead_before=sum(len(layer.dead) for layer in before.layers.values()),
@@ -267,3 +273,17 @@ def _note(session: Session, headroom: Headroom, before: float, after: float, ran
         )
     if after > random:
         session.notes.append(f"held-out loss is above that of random routing, {random:#.5g}")
+
+
+_NOTICEABLE = 1e-4  # near-copies' losses differ in the last digits, whatever is done
+
+
+def _note_domains(session: Session, headroom: Headroom, losses: dict[str, DomainLoss]) -> None:
+    """Say which domains paid for the others."""
+    for name, loss in losses.items():
+        worse = loss.after - loss.before > _NOTICEABLE * loss.before
+        if worse and not headroom.experts_identical:
+            session.notes.append(
+                f"held-out loss of {name!r} got worse by {loss.after - loss.before:.2g}:"
+                f" {loss.before:#.5g} before, {loss.after:#.5g} after"
+            )

@@ -41,3 +41,20 @@ def test_routers_from_text_are_not_fitted_again(place: Path, tmp_path: Path) -> 
     report = warmed(place, tmp_path / "warm", moe)
     assert report.fit == "none"
     assert report.eval_loss_after == report.eval_loss_before
+
+
+def test_losses_stand_by_domain_and_those_that_got_worse_are_named(
+    place: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    text = {"router": "data", "dataset": str(place / "corpus.jsonl"), "domain_column": "domain"}
+    moe = assembled(place, tmp_path / "moe", fit_tokens=2048, seq_len=64, **text)
+    report = warmed(place, tmp_path / "warm", moe, steps=3, learning_rate=5.0, balance="none")
+    assert set(report.domain_losses) == set(LABELS)
+    after = [loss.after for loss in report.domain_losses.values()]
+    assert min(after) <= report.eval_loss_after <= max(after)
+    losses = report.domain_losses.items()
+    worse = {name for name, loss in losses if loss.after > 1.0001 * loss.before}
+    said = {name for name in LABELS if any(f"of {name!r} got worse" in n for n in report.notes)}
+    assert worse
+    assert said == worse
