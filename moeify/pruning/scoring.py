@@ -18,7 +18,7 @@ from moeify.pruning.calibration import calibrate
 from moeify.pruning.config import PruneConfig
 from moeify.pruning.scores import LayerScores, Scores, checkpoint_fingerprint
 from moeify.routing.config import DataConfig
-from moeify.routing.data import Blocks, block_length, read_blocks, tokenizer_for
+from moeify.routing.data import Blocks, block_length, check_vocabulary, read_blocks, tokenizer_for
 from moeify.routing.loading import load_model
 from moeify.routing.passes import LayerByLayer, Passes, WholeModel
 
@@ -48,7 +48,8 @@ def read_text(source: Source, anatomy: Anatomy, config: PruneConfig) -> Text | N
     )  # fmt: skip
     length = block_length(anatomy.view.checkpoint.config, config.seq_len)
     blocks = read_blocks(data, tokenizer_for(source.folder), length, config.max_tokens)
-    _check_vocabulary(source, anatomy, blocks)
+    known = anatomy.view.layout.dims(anatomy.view.checkpoint.config)["V"]
+    check_vocabulary(blocks, known, source.name)
     try:
         fit, held_out = blocks.split(HELD_OUT_FRACTION)
     except DatasetError:
@@ -56,16 +57,6 @@ def read_text(source: Source, anatomy: Anatomy, config: PruneConfig) -> Text | N
             raise
         return Text(fit=blocks, held_out=None)
     return Text(fit=fit, held_out=held_out)
-
-
-def _check_vocabulary(source: Source, anatomy: Anatomy, blocks: Blocks) -> None:
-    known = anatomy.view.layout.dims(anatomy.view.checkpoint.config)["V"]
-    largest = int(blocks.input_ids.max())
-    if largest >= known:
-        raise DatasetError(
-            f"the tokenizer of {source.name} makes token {largest}, the model knows {known} tokens",
-            "copy the tokenizer that belongs to the model into its folder",
-        )
 
 
 def stored_scores(anatomy: Anatomy, config: PruneConfig) -> Scores | None:

@@ -20,7 +20,7 @@ from moeify.routing.loading import encode, load_tokenizer
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Blocks", "block_length", "pack", "read_blocks", "tokenizer_for"]
+__all__ = ["Blocks", "block_length", "check_vocabulary", "pack", "read_blocks", "tokenizer_for"]
 
 DEFAULT_SEQ_LEN = 512
 _VOCABULARIES = ("tokenizer.json", "vocab*", "*.model", "merges.txt", "*.tiktoken")
@@ -127,6 +127,16 @@ def block_length(config: Config, seq_len: int | None) -> int:
             f"pass --seq-len {min(DEFAULT_SEQ_LEN, limit)}",
         )
     return seq_len
+
+
+def check_vocabulary(blocks: Blocks, known: int, name: str) -> None:
+    """Raise ``DatasetError`` where ``blocks`` hold tokens beyond the ``known`` ones of a model."""
+    largest = int(blocks.input_ids.max())
+    if largest >= known:
+        raise DatasetError(
+            f"the tokenizer of {name} makes token {largest}, the model knows {known} tokens",
+            "copy the tokenizer that belongs to the model into its folder",
+        )
 
 
 def tokenizer_for(folder: Path) -> Any:

@@ -24,7 +24,7 @@ from moeify.routing.collection import (
     routers,
 )
 from moeify.routing.config import DataConfig
-from moeify.routing.data import Blocks, block_length, read_blocks, tokenizer_for
+from moeify.routing.data import Blocks, block_length, check_vocabulary, read_blocks, tokenizer_for
 from moeify.routing.passes import LayerByLayer, Pass
 from moeify.routing.prompts import prompt_blocks, read_prompts
 from moeify.upcycling.config import RouterTextConfig
@@ -73,12 +73,13 @@ class LabelledText:
 
 
 def labelled_text(
-    config: RouterTextConfig, checkpoint: Checkpoint, labels: Sequence[str], *, others: bool = False
-) -> LabelledText:
+    config: RouterTextConfig, checkpoint: Checkpoint, labels: Sequence[str], vocabulary: int, *,
+    others: bool = False,
+) -> LabelledText:  # fmt: skip
     """The text that routers are computed from, tokenised and checked against ``labels``.
 
     ``others`` says that there may be text of what no expert is known for. Raises ``DatasetError``
-    where a label has no text, or a text no label.
+    where a label has no text, a text no label, or the model no such token: of ``vocabulary``.
     """
     labels = list(dict.fromkeys(labels))
     tokenizer = tokenizer_for(checkpoint.folder)
@@ -88,6 +89,7 @@ def labelled_text(
         against = any(prompts[label].negative for label in prompts)
         _check_labels(labels, list(prompts), config.prompts.name, others, against)
         blocks = prompt_blocks(prompts, list(prompts), tokenizer, seq_len)
+        check_vocabulary(blocks, vocabulary, checkpoint.folder.name)
         return LabelledText(fit=blocks, held_out=blocks)
     assert config.dataset is not None, "checked with the options"
     data = DataConfig(
@@ -95,6 +97,7 @@ def labelled_text(
         domain_column=config.domain_column, seq_len=config.seq_len, seed=config.seed,
     )  # fmt: skip
     blocks = read_blocks(data, tokenizer, seq_len, _OVERSAMPLING * config.fit_tokens)
+    check_vocabulary(blocks, vocabulary, checkpoint.folder.name)
     _check_labels(labels, blocks.domain_names, f"column {config.domain_column!r}", others)
     fit, held_out = _even(blocks, config.fit_tokens).split(_HELD_OUT)
     return LabelledText(fit=fit, held_out=held_out)

@@ -122,10 +122,11 @@ class _RouterFit:
 def _read_text(plan: UpcyclePlan, config: UpcycleConfig) -> _RouterFit:
     require_accelerate()
     checkpoint = plan.view.checkpoint
-    text = labelled_text(config, checkpoint, [origin.label for origin in plan.origins])
-    hidden_size = plan.family.dense.dims(checkpoint.config)["H"]
+    dims = plan.family.dense.dims(checkpoint.config)
+    labels = [origin.label for origin in plan.origins]
+    text = labelled_text(config, checkpoint, labels, dims["V"])
     return _RouterFit(
-        text=text, owners=router_owners(plan, text, config), nbytes=state_bytes(text, hidden_size)
+        text=text, owners=router_owners(plan, text, config), nbytes=state_bytes(text, dims["H"])
     )
 
 

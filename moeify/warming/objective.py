@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -82,7 +83,7 @@ class Examples:
         arrays = {"input_ids": ids, "attention_mask": real.astype(np.int64), "labels": labels}
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
-    def batch(self, rows: range) -> dict[str, Tensor]:
+    def batch(self, rows: Sequence[int]) -> dict[str, Tensor]:
         """Several examples, [B, S]."""
         import torch
 
@@ -163,18 +164,22 @@ class Objective:
 
 def evaluate(
     model: nn.Module, objective: Objective, examples: Examples, batch_size: int,
-    route: Route | None = None,
+    route: Route | None = None, rows: Sequence[int] | None = None,
 ) -> float:  # fmt: skip
-    """Mean loss over ``examples``, with the tokens sent by ``route`` or by the routers."""
+    """Mean loss over ``examples``, with the tokens sent by ``route`` or by the routers.
+
+    ``rows`` are the numbers of the examples that count; all do where it is None.
+    """
     import torch
 
+    rows = range(len(examples)) if rows is None else rows
     device = next(model.parameters()).device
     total = count = 0.0
     training = model.training
     model.eval()
     with torch.no_grad(), rerouted(model, objective.layout, route):
-        for start in range(0, len(examples), batch_size):
-            batch = examples.batch(range(start, min(start + batch_size, len(examples))))
+        for start in range(0, len(rows), batch_size):
+            batch = examples.batch(rows[start : start + batch_size])
             batch = {name: tensor.to(device) for name, tensor in batch.items()}
             loss, labels = objective.sums(model, model, batch)
             total, count = total + float(loss), count + float(labels)

@@ -71,13 +71,14 @@ class Session:
 
     def domain_evaluation(self) -> dict[str, float]:
         """The mixture's loss on each domain of the held-out text; empty where it names none."""
-        blocks, found = self.held_out, {}
         assert self.objective is not None
-        for number, name in enumerate(blocks.domain_names):
-            rows = np.flatnonzero(blocks.domains == number)
-            if len(rows):
-                examples = self.examples(blocks.take(rows))
-                found[name] = evaluate(self.model, self.objective, examples, self.config.batch_size)
+        examples, found = self.examples(self.held_out), {}
+        for number, name in enumerate(self.held_out.domain_names):
+            rows = np.flatnonzero(self.held_out.domains == number).tolist()
+            if rows:
+                found[name] = evaluate(
+                    self.model, self.objective, examples, self.config.batch_size, rows=rows
+                )
         return found
 
     def examples(self, blocks: Blocks) -> Examples:

@@ -118,7 +118,7 @@ def test_each_router_is_fitted_to_what_it_reads_behind_the_others(
     assert seen[-1][0] == seen[-1][1]
     assert not [path for path in (tmp_path / "moe").iterdir() if path.name.startswith(".")]
     config, loaded = UpcycleConfig(**options(place, fit_tokens=2048)), load_model(tmp_path / "moe")
-    text = labelled_text(config, Checkpoint.open(tmp_path / "moe"), ["prose", "code"])
+    text = labelled_text(config, Checkpoint.open(tmp_path / "moe"), ["prose", "code"], 2048)
     inputs = InputReservoir(text.fit.tokens)
     layout = moe_layout(loaded.config.to_dict())
     collect(loaded, layout, text.fit, inputs)
@@ -153,6 +153,14 @@ def test_a_fit_that_ends_midway_leaves_nothing(place: Path, tmp_path: Path) -> N
     with pytest.raises(KeyboardInterrupt):
         moeify.upcycle(BASE, tmp_path / "moe", progress=stop, **options(place))
     assert not tree(tmp_path)
+
+
+def test_tokens_that_the_model_does_not_know_are_refused(place: Path, tmp_path: Path) -> None:
+    small = with_tokenizer(save_tiny(tmp_path / "small", "gpt2"))  # a vocabulary of 64
+    before = tree(tmp_path)
+    with pytest.raises(DatasetError, match=r"makes token \d+, the model knows 64 tokens"):
+        moeify.upcycle(small, tmp_path / "moe", **options(place, experts_from=[small, small]))
+    assert tree(tmp_path) == before
 
 
 def test_a_missing_extra_is_named_before_anything_is_written(
