@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from moeify.checkpoint.arithmetic import decode, is_finite
-from moeify.checkpoint.header import StoredTensor, tensor_nbytes
+from moeify.checkpoint.header import ZEROS, StoredTensor, tensor_nbytes
 from moeify.checkpoint.regular import open_regular
 from moeify.errors import CheckpointError
 
@@ -57,7 +57,9 @@ class SourceFiles:
 
     def handle(self, path: Path) -> int:
         """The file descriptor of ``path``, opened once; call it from one thread."""
-        if path not in self.handles:
+        if path == ZEROS and path not in self.handles:
+            self.handles[path] = os.open(path, os.O_RDONLY)
+        elif path not in self.handles:
             self.handles[path] = handle = open_regular(path)[0]
             self._states[path] = _state(handle)
         return self.handles[path]

@@ -16,6 +16,8 @@ from moeify.errors import CheckpointError
 
 __all__ = [
     "DTYPE_BITS",
+    "FLOAT_DTYPES",
+    "ZEROS",
     "StoredTensor",
     "encode_header",
     "held_bytes",
@@ -23,6 +25,7 @@ __all__ = [
     "read_header",
     "salvage_header",
     "tensor_nbytes",
+    "zeros",
 ]
 
 DTYPE_BITS = {
@@ -31,6 +34,9 @@ DTYPE_BITS = {
     "I16": 16, "U16": 16, "F16": 16, "BF16": 16,
     "I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64, "C64": 64,
 }  # fmt: skip
+FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
+ZEROS = Path("/dev/zero")
+"""Where the tensors lie that no file holds and that are zero."""
 MAX_HEADER_BYTES = MAX_TEXT_BYTES
 MAX_NAME_LENGTH = 1000
 _LENGTH_BYTES = 8
@@ -66,6 +72,11 @@ def tensor_nbytes(dtype: str, shape: Iterable[int]) -> int:
     if bits % 8:
         raise CheckpointError(f"a {dtype} tensor of shape {tuple(shape)} does not fill whole bytes")
     return bits // 8
+
+
+def zeros(name: str, dtype: str, shape: tuple[int, ...]) -> StoredTensor:
+    """A tensor that no file holds and that is read as zeros."""
+    return StoredTensor(name, dtype, shape, ZEROS, 0, tensor_nbytes(dtype, shape))
 
 
 def read_header(

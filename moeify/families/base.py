@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from moeify.errors import CheckpointError
 from moeify.families.moe_layout import ExpertTensor, ExtraTensor, MoeLayout, Rest, RouterRule
-from moeify.families.values import Config, Dims, Shape, num_labels, positive, resolve_shape
+from moeify.families.values import (
+    Config,
+    Dims,
+    Shape,
+    num_labels,
+    positive,
+    resolve_shape,
+    ties_embeddings,
+)
 
 __all__ = [
     "Config",
@@ -50,7 +58,7 @@ class Head:
 
     ``prefix`` leads the base model's tensor names inside this class. ``tied`` maps a tensor that
     files may leave out to the tensor it shares its values with; ``lacks`` names base tensors that
-    this class is built without.
+    this class is built without; ``switches`` maps tensors to the config key that turns them off.
     """
 
     prefix: str = ""
@@ -58,6 +66,7 @@ class Head:
     tensors: Mapping[str, Shape] = field(default_factory=dict)
     tied: Mapping[str, str] = field(default_factory=dict)
     lacks: frozenset[str] = frozenset()
+    switches: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def prefix_out(self) -> str:
@@ -71,7 +80,7 @@ class DenseLayout:
 
     ``aliases`` maps endings of old names to today's; ``buffers`` are endings of tensors that are
     recomputed and not carried over; ``optional`` names tensors, relative to the base model or to a
-    layer, that may be missing.
+    layer, that may be missing. ``canonical`` gives a config its usual keys.
     """
 
     prefixes: tuple[str, ...]
@@ -87,6 +96,11 @@ class DenseLayout:
     aliases: Mapping[str, str] = field(default_factory=dict)
     buffers: tuple[str, ...] = ()
     optional: frozenset[str] = frozenset()
+    canonical: Callable[[Config], Config] = dict
+
+    def tied(self, head: Head, config: Config) -> frozenset[str]:
+        """The tensors of ``head`` that share their values with others, and may be missing."""
+        return frozenset(head.tied if ties_embeddings(config, self.ties_by_default) else ())
 
     def num_layers(self, config: Config) -> int:
         """Number of transformer layers."""
@@ -160,7 +174,10 @@ class Family:
                 f"the class {name!r} is no {self.model_type} class that moeify converts",
                 f"set architectures in config.json to one of: {known}",
             )
-        return self.dense.heads[suffix]
+        head = self.dense.heads[suffix]
+        off = [tensor for tensor, key in head.switches.items() if not config.get(key, True)]
+        tensors = {tensor: shape for tensor, shape in head.tensors.items() if tensor not in off}
+        return replace(head, tensors=tensors)
 
     def moe_architecture(self, config: Config) -> str:
         """Name of the MoE class that takes the dense class's place."""

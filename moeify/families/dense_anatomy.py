@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from moeify.checkpoint.header import StoredTensor
 from moeify.errors import MoeifyError
-from moeify.families.base import Config, Family, Head, MoeSettings, resolve_shape
+from moeify.families.base import Config, Family, MoeSettings, resolve_shape
+from moeify.families.dense_tensors import DenseTensors, sort_dense
 from moeify.families.moe_anatomy import PartSize
 from moeify.families.moe_checks import unknown_tensors
 from moeify.families.problems import Problem, by_pattern
@@ -44,11 +45,12 @@ class Outlook:
 
 @dataclass(kw_only=True)
 class DenseAnatomy:
-    """The parts of a dense checkpoint, its problems and its outlook."""
+    """The parts of a dense checkpoint, what is to be said of it, and its outlook."""
 
     num_layers: int
     parts: dict[str, PartSize]
     problems: list[Problem]
+    notes: list[str]
     outlook: Outlook | None
 
     @property
@@ -57,112 +59,94 @@ class DenseAnatomy:
         return sum(part.parameters for part in self.parts.values())
 
 
-def dissect_dense(tensors: dict[str, StoredTensor], config: Config, family: Family) -> DenseAnatomy:
+def dissect_dense(
+    tensors: Mapping[str, StoredTensor], config: Config, family: Family
+) -> DenseAnatomy:
     """Sort the tensors of a dense checkpoint; raises ``MoeifyError`` for an unusable config."""
-    head = family.head(config)
-    sorter = _Sorter(tensors, config, family, head)
-    problems = list(sorter.problems())
+    found = sort_dense(tensors, config, family)
+    parts = _parts(found)
+    problems = [] if found.quantised else list(_problems(found))
+    complete = not (found.quantised or found.missing or found.twice)
     outlook = None
-    if not problems:
-        outlook = _outlook(sorter, config, family)
+    if complete and not any(problem.kind == "shape" for problem in problems):
+        outlook = _outlook(found, parts)
+    notes = list(found.notes)
+    if found.quantised:
+        notes.append(f"quantised ({found.quantised}): upcycle takes the unquantised checkpoint")
     return DenseAnatomy(
-        num_layers=sorter.dims["L"], parts=sorter.parts, problems=problems, outlook=outlook
+        num_layers=family.dense.num_layers(found.config),
+        parts=parts,
+        problems=problems,
+        notes=notes,
+        outlook=outlook,
     )
 
 
-class _Sorter:
-    def __init__(
-        self, tensors: dict[str, StoredTensor], config: Config, family: Family, head: Head
-    ) -> None:
-        self.family, self.head = family, head
-        dense = family.dense
-        self.dims = dense.dims(config)
-        self.expected = dense.base_tensors(config)
-        self.roots = {name.split(".")[0] for name in self.expected}
-        self.base: dict[str, StoredTensor] = {}
-        self.heads: dict[str, StoredTensor] = {}
-        self.unknown: list[str] = []
-        self.parts: dict[str, PartSize] = {}
-        tie = config.get("tie_word_embeddings")
-        ties = dense.ties_by_default if tie is None else bool(tie)
-        self.tied = {name for name in head.tied if ties or name.endswith(".bias")}
-        self.ffn = {part.name for part in dense.ffn}
-        self.layer_root = dense.layer.split("{")[0]
-        for stored in tensors.values():
-            self._place(stored)
+def _parts(found: DenseTensors) -> dict[str, PartSize]:
+    """Sizes by part; what no file holds has parameters and no bytes."""
+    parts: dict[str, PartSize] = {}
 
-    def _place(self, stored: StoredTensor) -> None:
-        name = stored.name
-        for old, new in self.family.dense.aliases.items():
-            if name.endswith(old):
-                name = name.removesuffix(old) + new
-        counted = True
-        relative = self._relative(name)
-        if name.endswith(self.family.dense.buffers):
-            part, counted = "buffers", False
-        elif relative is not None and relative in self.expected:
-            self.base[relative] = stored
-            part = self._part(relative)
-            counted = relative not in self.head.lacks
-        elif name in self.head.tensors:
-            self.heads[name] = stored
-            part, counted = "heads", name not in self.tied
-        else:
-            self.unknown.append(stored.name)
-            part, counted = "unknown", False
-        size = self.parts.setdefault(part, PartSize())
-        size.nbytes += stored.nbytes
-        size.parameters += stored.elements if counted else 0
+    def count(part: str, stored: StoredTensor, name: str | None, nbytes: int) -> None:
+        size = parts.setdefault(part, PartSize())
+        size.nbytes += nbytes
+        if name is not None and found.is_parameter(name):
+            size.parameters += stored.elements
 
-    def _relative(self, name: str) -> str | None:
-        for prefix in (self.head.prefix, *self.family.dense.prefixes, ""):
-            rest = name.removeprefix(prefix)
-            if name.startswith(prefix) and rest.split(".")[0] in self.roots:
-                return rest
-        return None
-
-    def _part(self, relative: str) -> str:
-        if relative.startswith(self.layer_root):
-            inner = relative.removeprefix(self.layer_root).partition(".")[2]
-            if inner in self.ffn:
-                return "dense_ffn"
-            return "attention" if inner.split(".")[0] in _ATTENTION else "norms"
-        root = relative.split(".")[0]
-        return "embeddings" if root in _EMBEDDINGS else "heads" if root == "pooler" else "norms"
-
-    def problems(self) -> Iterator[Problem]:
-        """Missing tensors, wrong shapes and tensors that the class does not load."""
-        optional = self.family.dense.optional
-        missing = [name for name in self.expected if name not in self.base and not any(
-            name == other or name.endswith("." + other) for other in optional)]  # fmt: skip
-        missing += [n for n in self.head.tensors if n not in self.heads and n not in self.tied]
-        yield from by_pattern("missing_tensor", missing, "missing")
-        wanted = self.expected | {
-            name: resolve_shape(shape, self.dims) for name, shape in self.head.tensors.items()
-        }
-        wrong = [name for name, stored in (self.base | self.heads).items()
-                 if stored.shape != wanted[name]]  # fmt: skip
-        yield from by_pattern("shape", wrong, "of another shape than config.json says")
-        yield from unknown_tensors(self.unknown, self.family.model_type)
+    for name, stored in (found.base | found.heads | found.filled).items():
+        count(_part(name, found), stored, name, 0 if name in found.filled else stored.nbytes)
+    for stored in found.buffers:
+        count("buffers", stored, None, stored.nbytes)
+    for stored in found.unknown.values():
+        count("unknown", stored, None, stored.nbytes)
+    return parts
 
 
-def _outlook(sorter: _Sorter, config: Config, family: Family) -> Outlook:
-    dims, layers = sorter.dims, sorter.dims["L"]
+def _part(name: str, found: DenseTensors) -> str:
+    if name not in found.expected:
+        return "heads"
+    layer_root = found.family.dense.layer.split("{")[0]
+    if name.startswith(layer_root):
+        inner = name.removeprefix(layer_root).partition(".")[2]
+        if inner in {part.name for part in found.family.dense.ffn}:
+            return "dense_ffn"
+        return "attention" if inner.split(".")[0] in _ATTENTION else "norms"
+    root = name.split(".")[0]
+    return "embeddings" if root in _EMBEDDINGS else "heads" if root == "pooler" else "norms"
+
+
+def _problems(found: DenseTensors) -> Iterator[Problem]:
+    """Missing tensors, wrong shapes and tensors that the class does not load."""
+    for name, first, second in found.twice:
+        yield Problem(
+            kind="duplicate_tensor", message=f"{first.name} and {second.name} are both {name}"
+        )
+    yield from by_pattern("missing_tensor", [*found.missing, *found.filled], "missing")
+    wrong = [name for name, stored in (found.base | found.heads).items()
+             if stored.shape != found.shapes[name]]  # fmt: skip
+    yield from by_pattern("shape", wrong, "of another shape than config.json says")
+    unknown = [stored.name for stored in found.unknown.values()]
+    yield from unknown_tensors(unknown, found.family.model_type)
+
+
+def _outlook(found: DenseTensors, parts: dict[str, PartSize]) -> Outlook:
+    family, held = found.family, found.base | found.filled
+    dims = family.dense.dims(found.config)
+    layers = dims["L"]
     settings = MoeSettings(
         num_experts=_EXPERTS, top_k=_TOP_K, moe_layers=tuple(range(layers)), num_layers=layers
     )
     prefix = family.dense.layer.format(layer=0)
-    ffn = {part.role: sorter.base[prefix + part.name] for part in family.dense.ffn}
+    ffn = {part.role: held[prefix + part.name] for part in family.dense.ffn}
     elements = sum(stored.elements for stored in ffn.values())
     nbytes = sum(stored.nbytes for stored in ffn.values())
     moe_dims = dims
     with suppress(MoeifyError):  # upcycle refuses such a config, and says why
-        moe_dims = family.moe.dims(family.to_moe_config(config, settings))
+        moe_dims = family.moe.dims(family.to_moe_config(dict(found.config), settings))
     added = _EXPERTS * dims["H"] + sum(
         math.prod(resolve_shape(extra.shape, moe_dims)) for extra in family.moe.extras
     )
-    dense = sum(part.parameters for part in sorter.parts.values())
-    stored_bytes = sum(part.nbytes for name, part in sorter.parts.items() if name != "buffers")
+    dense = sum(part.parameters for part in parts.values())
+    stored_bytes = sum(part.nbytes for name, part in parts.items() if name != "buffers")
     return Outlook(
         model_type=family.moe.model_type,
         num_experts=_EXPERTS,

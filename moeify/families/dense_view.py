@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from moeify.checkpoint.header import StoredTensor
 from moeify.checkpoint.reader import Checkpoint
 from moeify.errors import CheckpointError, TensorNotFoundError
-from moeify.families.base import Family, Head, resolve_shape
+from moeify.families.base import Family, Head
+from moeify.families.dense_tensors import DenseTensors, modern_name, sort_dense
 
 __all__ = ["DenseView", "relative_name", "view_dense"]
 
@@ -18,7 +20,8 @@ class DenseView:
 
     ``base`` maps names relative to the base model, ``heads`` full names; both leave out buffers.
     ``unknown`` are tensors that neither the base model nor the head declares: they are carried
-    along unchanged. ``parameters`` counts what the class holds, tied tensors once.
+    along unchanged. ``parameters`` counts what the class holds, tied tensors once. ``notes`` say
+    what a reader of the files would not expect; the checkpoint's config has its usual keys.
     """
 
     checkpoint: Checkpoint
@@ -28,6 +31,8 @@ class DenseView:
     heads: dict[str, StoredTensor]
     unknown: dict[str, StoredTensor]
     parameters: int
+    notes: tuple[str, ...]
+    relative: Callable[[str], str | None]
 
     @property
     def num_layers(self) -> int:
@@ -40,120 +45,61 @@ class DenseView:
         return {part.role: self.base[prefix + part.name] for part in self.family.dense.ffn}
 
 
-def view_dense(checkpoint: Checkpoint, family: Family) -> DenseView:
-    """Sort the tensors of a dense ``checkpoint``.
+def view_dense(checkpoint: Checkpoint, family: Family, *, headless: bool = False) -> DenseView:
+    """Sort the tensors of a dense ``checkpoint``; ``headless`` lets its head be missing.
 
     Raises ``TensorNotFoundError`` when one is missing and ``CheckpointError`` when a shape
-    disagrees with config.json.
+    disagrees with config.json, or weights are quantised.
     """
-    head = family.head(checkpoint.config)
-    expected = family.dense.base_tensors(checkpoint.config)
-    roots = {name.split(".")[0] for name in expected}
-    base: dict[str, StoredTensor] = {}
-    heads: dict[str, StoredTensor] = {}
-    unknown: dict[str, StoredTensor] = {}
-    for stored in checkpoint.tensors.values():
-        name = _modern(stored.name, family)
-        if name is None:
-            continue
-        relative = _relative(name, family, head, roots)
-        if relative in expected:
-            _place(relative, stored, base, checkpoint)
-        elif relative is not None:
-            _place(head.prefix_out + relative, stored, unknown, checkpoint)
-        else:
-            _place(name, stored, heads if name in head.tensors else unknown, checkpoint)
-    _check_base(base, expected, family, checkpoint)
-    _check_head(heads, family, head, checkpoint)
-    counted = [t for name, t in base.items() if name not in head.lacks]
-    tied = _tied_names(family, head, checkpoint)
-    counted += [t for name, t in heads.items() if name not in tied]
+    found = sort_dense(checkpoint.tensors, checkpoint.config, family)
+    _check(found, checkpoint, headless)
+    held = found.base | found.heads | found.filled
     return DenseView(
-        checkpoint=checkpoint,
+        checkpoint=replace(checkpoint, config=found.config),
         family=family,
-        head=head,
-        base=base,
-        heads=heads,
-        unknown=unknown,
-        parameters=sum(t.elements for t in counted),
+        head=found.head,
+        base={name: stored for name, stored in held.items() if name in found.expected},
+        heads={name: stored for name, stored in held.items() if name in found.head.tensors},
+        unknown=found.unknown,
+        parameters=sum(t.elements for name, t in held.items() if found.is_parameter(name)),
+        notes=tuple(found.notes),
+        relative=found.relative,
     )
 
 
 def relative_name(name: str, view: DenseView) -> str | None:
     """A full tensor name relative to the base model of ``view``; None for one of the head."""
-    modern = _modern(name, view.family)
-    roots = {known.split(".")[0] for known in view.base}
-    return None if modern is None else _relative(modern, view.family, view.head, roots)
+    modern = modern_name(name, view.family)
+    return None if modern.endswith(view.family.dense.buffers) else view.relative(modern)
 
 
-def _modern(name: str, family: Family) -> str | None:
-    """``name`` as transformers spells it today, or None for a buffer."""
-    for old, new in family.dense.aliases.items():
-        if name.endswith(old):
-            name = name.removesuffix(old) + new
-    return None if name.endswith(family.dense.buffers) else name
-
-
-def _relative(name: str, family: Family, head: Head, roots: set[str]) -> str | None:
-    """``name`` without the base model's prefix, or None for a tensor of the head."""
-    for prefix in (head.prefix, *family.dense.prefixes, ""):
-        rest = name.removeprefix(prefix)
-        if name.startswith(prefix) and rest.split(".")[0] in roots:
-            return rest
-    return None
-
-
-def _place(
-    name: str, stored: StoredTensor, into: dict[str, StoredTensor], checkpoint: Checkpoint
-) -> None:
-    if name in into:
+def _check(found: DenseTensors, checkpoint: Checkpoint, headless: bool) -> None:
+    if found.quantised is not None:
         raise CheckpointError(
-            f"tensors {into[name].name!r} and {stored.name!r} are both {name!r}",
+            f"{checkpoint.folder.name} is quantised ({found.quantised})",
+            "upcycle the unquantised checkpoint",
+            path=checkpoint.folder,
+        )
+    for name, first, second in found.twice:
+        raise CheckpointError(
+            f"tensors {first.name!r} and {second.name!r} are both {name!r}",
             "remove one of them from the checkpoint",
             path=checkpoint.folder,
         )
-    into[name] = stored
-
-
-def _check_base(
-    base: dict[str, StoredTensor], expected: dict[str, tuple[int, ...]], family: Family,
-    checkpoint: Checkpoint,
-) -> None:  # fmt: skip
-    layers = family.dense.num_layers(checkpoint.config)
-    optional = set(family.dense.optional)
-    for layer in range(layers):
-        prefix = family.dense.layer.format(layer=layer)
-        optional |= {prefix + name for name in family.dense.optional}
-    for name, shape in expected.items():
-        if name in base:
-            _check_shape(base[name], shape)
-        elif name not in optional:
+    for name in found.missing:
+        if name in found.expected:
             raise TensorNotFoundError(
                 name, checkpoint.folder, "the checkpoint is incomplete: download it again"
             )
-
-
-def _check_head(
-    heads: dict[str, StoredTensor], family: Family, head: Head, checkpoint: Checkpoint
-) -> None:
-    dims = family.dense.dims(checkpoint.config)
-    tied = _tied_names(family, head, checkpoint)
-    for name, shape in head.tensors.items():
-        if name in heads:
-            _check_shape(heads[name], resolve_shape(shape, dims))
-        elif name not in tied:
+        if not headless:
             raise TensorNotFoundError(
                 name,
                 checkpoint.folder,
-                f"{family.architecture(checkpoint.config)} needs it: set architectures in"
+                f"{found.family.architecture(found.config)} needs it: set architectures in"
                 " config.json to the class that the checkpoint holds",
             )
-
-
-def _tied_names(family: Family, head: Head, checkpoint: Checkpoint) -> set[str]:
-    tie = checkpoint.config.get("tie_word_embeddings")
-    ties = family.dense.ties_by_default if tie is None else bool(tie)
-    return set(head.tied) if ties else set()
+    for name, stored in (found.base | found.heads).items():
+        _check_shape(stored, found.shapes[name])
 
 
 def _check_shape(stored: StoredTensor, shape: tuple[int, ...]) -> None:

@@ -11,6 +11,7 @@ from moeify.families.base import (
     Head,
     MoeLayout,
     RouterRule,
+    Shape,
     listed_moe_layers,
     num_labels,
     own_dense_config,
@@ -22,7 +23,24 @@ from moeify.families.base import (
 __all__ = ["GPT2"]
 
 
+_SPELLINGS = {
+    "hidden_size": "n_embd",
+    "max_position_embeddings": "n_positions",
+    "num_attention_heads": "n_head",
+    "num_hidden_layers": "n_layer",
+}
+
+
+def _canonical(config: Config) -> Config:
+    """``config`` with GPT-2's own names, which give way to the general ones as in GPT2Config."""
+    general = {
+        own: config[name] for name, own in _SPELLINGS.items() if config.get(name) is not None
+    }
+    return {key: value for key, value in config.items() if key not in _SPELLINGS} | general
+
+
 def _dims(config: Config) -> dict[str, int]:
+    config = _canonical(config)
     hidden = positive(config, "n_embd", 768)
     return {
         "L": positive(config, "n_layer", 12),
@@ -32,14 +50,16 @@ def _dims(config: Config) -> dict[str, int]:
         "V": positive(config, "vocab_size", 50257),
         "P": positive(config, "n_positions", 1024),
         "C": num_labels(config),
+        # The class of two heads sees to one label.
+        "S": 1 if config.get("summary_proj_to_labels", True) else hidden,
     }
 
 
 _TIED = {"lm_head.weight": "transformer.wte.weight"}
-_LM = {"lm_head.weight": ("V", "H")}
-_SUMMARY = {
-    "multiple_choice_head.summary.weight": (1, "H"),
-    "multiple_choice_head.summary.bias": (1,),
+_LM: dict[str, Shape] = {"lm_head.weight": ("V", "H")}
+_SUMMARY: dict[str, Shape] = {
+    "multiple_choice_head.summary.weight": ("S", "H"),
+    "multiple_choice_head.summary.bias": ("S",),
 }
 
 _DENSE = DenseLayout(
@@ -72,7 +92,12 @@ _DENSE = DenseLayout(
     heads={
         "Model": Head(),
         "LMHeadModel": Head(prefix="transformer.", tensors=_LM, tied=_TIED),
-        "DoubleHeadsModel": Head(prefix="transformer.", tensors=_LM | _SUMMARY, tied=_TIED),
+        "DoubleHeadsModel": Head(
+            prefix="transformer.",
+            tensors=_LM | _SUMMARY,
+            tied=_TIED,
+            switches=dict.fromkeys(_SUMMARY, "summary_use_proj"),
+        ),
         "ForSequenceClassification": Head(
             prefix="transformer.", tensors={"score.weight": ("C", "H")}
         ),
@@ -86,6 +111,7 @@ _DENSE = DenseLayout(
         ),
     },
     dims=_dims,
+    canonical=_canonical,
     ties_by_default=True,
     buffers=(".attn.bias", ".attn.masked_bias", ".crossattention.bias",
              ".crossattention.masked_bias"),

@@ -12,6 +12,7 @@ from moeify.families.values import (
     Shape,
     first_positive,
     text_config,
+    ties_embeddings,
 )
 
 __all__ = ["ExpertTensor", "ExtraTensor", "MoeLayout", "Rest", "RouterRule"]
@@ -141,10 +142,7 @@ class Rest:
 
     def ties(self, config: Config) -> bool:
         """Whether the output embeddings are the input embeddings."""
-        value = config.get("tie_word_embeddings")
-        if value is None:
-            value = text_config(config).get("tie_word_embeddings")
-        return self.ties_by_default if value is None else bool(value)
+        return ties_embeddings(config, self.ties_by_default)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
+
+from moeify.checkpoint.header import FLOAT_DTYPES, StoredTensor
 from moeify.families.values import Config
 
-__all__ = ["packed_values", "split_quantized"]
+__all__ = ["QUANTIZATION", "packed_values", "quantization_kind", "quantized_as", "split_quantized"]
+
+QUANTIZATION = "quantization_config"
 
 _PACKED = {"_blocks": "", ".qweight": ".weight", ".weight_packed": ".weight"}
 _SIDE = {
@@ -42,6 +47,45 @@ def packed_values(name: str, dtype: str, config: Config) -> int:
     if name.endswith("_blocks"):
         return _MXFP4_VALUES
     stored = {"I32": 32, "U32": 32, "I8": 8, "U8": 8}.get(dtype, 32)
-    settings = config.get("quantization_config")
+    settings = config.get(QUANTIZATION)
     bits = settings.get("bits", 4) if isinstance(settings, dict) else 4
     return stored // bits if isinstance(bits, int) and 0 < bits <= stored else 1
+
+
+def quantized_as(
+    weights: Iterable[StoredTensor], missing: Collection[str], others: Iterable[str], config: Config
+) -> str | None:
+    """How a dense model is quantised; None where it is not.
+
+    Then either ``weights`` are no floats, or ``others`` stand in the place of ``missing`` ones.
+    """
+    kind = quantization_kind(config)
+    for stored in weights:
+        if stored.dtype not in FLOAT_DTYPES:
+            return kind or stored.dtype
+    modules = {name.removesuffix(".weight") for name in missing if name.endswith(".weight")}
+    for name in others if modules else ():
+        module, _, part = name.rpartition(".")
+        if module in modules and (kind is not None or split_quantized(name) is not None):
+            return kind or part
+    return None
+
+
+def quantization_kind(config: Config) -> str | None:
+    """Method and bits that config.json names, as ``gptq, 4 bit``."""
+    settings = config.get(QUANTIZATION)
+    if not isinstance(settings, dict):
+        return None
+    method = str(settings.get("quant_method", "unknown method"))
+    bits = settings.get("bits") or settings.get("w_bit") or _group_bits(settings)
+    for flag, number in (("load_in_4bit", 4), ("load_in_8bit", 8)):
+        bits = number if settings.get(flag) else bits
+    return f"{method}, {bits} bit" if type(bits) is int else method
+
+
+def _group_bits(settings: Config) -> object:
+    """Bits of the first group of compressed-tensors."""
+    groups = settings.get("config_groups")
+    first = next(iter(groups.values()), None) if isinstance(groups, dict) else None
+    weights = first.get("weights") if isinstance(first, dict) else None
+    return weights.get("num_bits") if isinstance(weights, dict) else None

@@ -20,6 +20,7 @@ from moeify.families.base import (
     positive,
     rest_of,
 )
+from moeify.families.rope import canonical_rope, spelled_rope
 
 __all__ = ["GATED_EXPERTS", "GATED_FFN", "OUTER", "QWEN2", "gated_moe_config", "stepped_moe_layers"]
 
@@ -75,16 +76,8 @@ def stepped_moe_layers(config: Config) -> tuple[int, ...]:
 
 
 def gated_moe_config(config: Config, settings: MoeSettings) -> Config:
-    """The keys that Qwen2-MoE and Qwen3-MoE share.
-
-    ``rope_theta`` stands at the top beside ``rope_parameters``, because engines other than
-    transformers 5 look for it there and assume another value where it is missing.
-    """
-    config = {**DEFAULTS, **config}
-    rope = config.get("rope_parameters")
-    if isinstance(rope, dict) and "rope_theta" in rope:
-        config["rope_theta"] = rope["rope_theta"]
-    config.setdefault("rope_theta", 10000.0)
+    """The keys that Qwen2-MoE and Qwen3-MoE share."""
+    config = spelled_rope({**DEFAULTS, **config})
     return {
         **config,
         "num_key_value_heads": config.get("num_key_value_heads") or config["num_attention_heads"],
@@ -112,7 +105,7 @@ def gated_dense_config(config: Config, dense_layers: bool) -> Config:
             "only mixtures whose experts are as wide as the dense layers become dense",
         )
     dense = {key: value for key, value in config.items() if key not in _MOE_KEYS}
-    return {**dense, "intermediate_size": width}
+    return {**spelled_rope(dense), "intermediate_size": width}
 
 
 _MOE_KEYS = (
@@ -232,6 +225,7 @@ _DENSE = DenseLayout(
     norm_bias=None,
     heads=decoder_heads(qa_moe_prefix="model."),
     dims=decoder_dims,
+    canonical=canonical_rope,
     ties_by_default=False,
     buffers=(".rotary_emb.inv_freq",),
 )

@@ -25,6 +25,7 @@ from moeify.families.qwen2 import (
     layer_types,
     stepped_moe_layers,
 )
+from moeify.families.rope import canonical_rope
 
 __all__ = ["QWEN3"]
 
@@ -83,6 +84,7 @@ _DENSE = DenseLayout(
     norm_bias=None,
     heads=decoder_heads(qa_moe_prefix="transformer."),
     dims=_dims,
+    canonical=canonical_rope,
     ties_by_default=False,
     buffers=(".rotary_emb.inv_freq",),
     # Present when attention_bias is true, which no published Qwen3 sets.

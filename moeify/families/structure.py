@@ -51,7 +51,7 @@ def structure_problems(tensors: Tensors, config: Config) -> list[Problem]:
     """Tensors that are missing, surplus or of another shape than config.json says."""
     model_type = config.get("model_type")
     if model_type in FAMILIES:
-        return dissect_dense(dict(tensors), config, FAMILIES[str(model_type)]).problems
+        return dissect_dense(tensors, config, FAMILIES[str(model_type)]).problems
     if model_type not in MOE_LAYOUTS:
         return []
     layout = moe_layout(config, tensors)
@@ -91,14 +91,12 @@ def _rest_problems(
     wanted = {anatomy.prefix + name: shape for name, shape in dense.base_tensors(config).items()
               if name not in ffn}  # fmt: skip
     heads = {n: resolve_shape(shape, dense.dims(config)) for n, shape in head.tensors.items()}
-    ties = dense.ties_by_default
-    if config.get("tie_word_embeddings") is not None:
-        ties = bool(config["tie_word_embeddings"])
+    tied = dense.tied(head, config)
     # check_mixture speaks of a causal model's own.
     causal = str(config["architectures"][0]).endswith("ForCausalLM")
     spoken = ("lm_head.weight",) if causal else ()
-    absent = [name for name in heads if name not in tensors and name not in spoken
-              and not (name in head.tied and (ties or name.endswith(".bias")))]  # fmt: skip
+    absent = [name for name in heads
+              if name not in tensors and name not in spoken and name not in tied]  # fmt: skip
     # Where one layer has it and others lack it, the layers' own comparison says so with numbers.
     everywhere = {name for names in anatomy.layers.values() for name in names}
     optional = tuple(f".{name}" for name in dense.optional)

@@ -15,6 +15,7 @@ __all__ = [
     "positive",
     "resolve_shape",
     "text_config",
+    "ties_embeddings",
 ]
 
 Config = dict[str, Any]
@@ -75,3 +76,11 @@ def text_config(config: Config) -> Config:
     """The part of ``config`` that describes the language model, where there are others."""
     nested = config.get("text_config")
     return nested if isinstance(nested, dict) else config
+
+
+def ties_embeddings(config: Config, default: bool) -> bool:
+    """Whether the tensors that a class may share with others are shared, biases included."""
+    value = config.get("tie_word_embeddings")
+    if value is None:
+        value = text_config(config).get("tie_word_embeddings")
+    return default if value is None else bool(value)

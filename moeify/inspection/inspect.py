@@ -161,6 +161,7 @@ def _sort_dense(opened: Opened, report: InspectReport) -> None:
     report.parts = _parts(anatomy.parts)
     report.upcycled = anatomy.outlook
     report.problems += anatomy.problems
+    report.notes += anatomy.notes
 
 
 def _sort_unknown(opened: Opened, report: InspectReport) -> None:
