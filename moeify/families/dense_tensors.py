@@ -142,8 +142,7 @@ def _inner(name: str, family: Family) -> str | None:
 
 def _fill(found: DenseTensors, absent: list[str]) -> None:
     """Biases that a class makes up, one that it once shared, and what is really missing."""
-    layers = Counter(_inner(name, found.family) for name in absent)
-    total = found.family.dense.num_layers(found.config)
+    bare = set(_biases_of_no_layer(found, absent))
     other = next(iter(found.base.values()), None)
     blank = []
     for name in absent:
@@ -155,17 +154,24 @@ def _fill(found: DenseTensors, absent: list[str]) -> None:
                 f"{name} is missing, and {origin.name} is taken, as before transformers 5, which"
                 " takes zeros"
             )
-        elif other and name.endswith(".bias") and (inner is None or layers[inner] == total):
+        elif other and bare and name.endswith(".bias") and (inner is None or inner in bare):
             weight = found.base.get(f"{name.removesuffix('bias')}weight", other)
             found.filled[name] = zeros(name, weight.dtype, found.shapes[name])
             blank.append(name)
         else:
             found.missing.append(name)
     if blank:
-        count = "1 bias is" if len(blank) == 1 else f"{len(blank)} biases are"
         found.notes.append(
-            f"{count} missing, and zeros are taken, as in transformers: {some(grouped(blank))}"
+            f"{len(blank)} biases are missing, and zeros are taken, as in transformers:"
+            f" {some(grouped(blank))}"
         )
+
+
+def _biases_of_no_layer(found: DenseTensors, absent: list[str]) -> Iterator[str]:
+    """What every layer lacks was never there; what one of them lacks was lost."""
+    layers = Counter(_inner(name, found.family) for name in absent)
+    total = found.family.dense.num_layers(found.config)
+    return (n for n, count in layers.items() if n and n.endswith(".bias") and count == total)
 
 
 def _others(found: DenseTensors) -> Iterator[str]:

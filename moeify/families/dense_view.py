@@ -98,8 +98,10 @@ def _check(found: DenseTensors, checkpoint: Checkpoint, headless: bool) -> None:
                 f"{found.family.architecture(found.config)} needs it: set architectures in"
                 " config.json to the class that the checkpoint holds",
             )
-    for name, stored in (found.base | found.heads).items():
-        _check_shape(stored, found.shapes[name])
+    held = found.base | found.heads
+    for name, shape in found.shapes.items():
+        if name in held:
+            _check_shape(held[name], shape)
 
 
 def _check_shape(stored: StoredTensor, shape: tuple[int, ...]) -> None:

@@ -8,11 +8,10 @@ from moeify.errors import MoeifyError
 from moeify.families.base import Config, ExpertTensor
 from moeify.families.moe_anatomy import Anatomy
 from moeify.families.problems import Problem, grouped, numbers, some
-from moeify.families.values import resolve_shape, text_config
+from moeify.families.values import EXPERT_KEYS, resolve_shape, text_config
 
 __all__ = ["check_mixture", "expert_count"]
 
-_EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _PATTERNS_SHOWN = 12
 _MIXERS = {"self_attn", "linear_attn", "mamba", "conv"}
 
@@ -36,7 +35,7 @@ def check_mixture(anatomy: Anatomy, num_experts: int, top_k: int | None) -> Iter
 
 def _config_problems(config: Config, num_experts: int, top_k: int | None) -> Iterator[Problem]:
     section = text_config(config)
-    said = {key: section[key] for key in _EXPERT_KEYS if section.get(key) is not None}
+    said = {key: section[key] for key in EXPERT_KEYS if section.get(key) is not None}
     if len(set(map(str, said.values()))) > 1:
         listing = ", ".join(f"{key} = {value!r}" for key, value in said.items())
         yield Problem(

@@ -12,6 +12,7 @@ from moeify.families.gpt2 import GPT2
 from moeify.families.qwen2 import QWEN2
 from moeify.families.qwen3 import QWEN3
 from moeify.families.qwen_moe import QWEN3_5_MOE, QWEN3_5_MOE_FUSED, QWEN3_NEXT
+from moeify.families.values import EXPERT_KEYS, text_config
 
 __all__ = ["FAMILIES", "MOE_LAYOUTS", "dense_family", "mixture_family", "moe_family", "moe_layout"]
 
@@ -51,7 +52,8 @@ def dense_family(config: Config) -> Family:
     model_type = config.get("model_type")
     if isinstance(model_type, str) and model_type in FAMILIES:
         return FAMILIES[model_type]
-    if isinstance(model_type, str) and (model_type in _BY_MOE_TYPE or "moe" in model_type):
+    counts = (text_config(config).get(key) for key in EXPERT_KEYS)
+    if model_type in MOE_LAYOUTS or "moe" in str(model_type) or any(counts):
         raise UnsupportedModelError(
             model_type,
             FAMILIES,

@@ -7,6 +7,7 @@ from typing import Any
 from moeify.errors import CheckpointError
 
 __all__ = [
+    "EXPERT_KEYS",
     "Config",
     "Dims",
     "Shape",
@@ -20,6 +21,9 @@ __all__ = [
 
 Config = dict[str, Any]
 """config.json as a dictionary."""
+
+EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+"""Under which a mixture's config.json says how many experts a layer has."""
 
 Shape = tuple[str | int, ...]
 """Dimensions by symbol (H hidden, F FFN width, V vocabulary, ...) or by number."""

@@ -110,7 +110,7 @@ def _sort_mixture(opened: Opened, report: InspectReport) -> Anatomy:
     top_k = _top_k(layout, opened, report)
     report.num_layers, report.moe_layers = anatomy.num_layers, anatomy.moe_layers
     report.num_experts, report.top_k = count, top_k
-    report.num_shared_experts = _shared_experts(anatomy)
+    report.num_shared_experts = _shared_experts(anatomy, opened)
     report.ffn_size = layout.dims(config)["F"]
     report.router = RouterFacts.of(layout, config)
     report.tied_embeddings = layout.rest.ties(config)
@@ -142,10 +142,15 @@ def _top_k(layout: MoeLayout, opened: Opened, report: InspectReport) -> int | No
         return None
 
 
-def _shared_experts(anatomy: Anatomy) -> int:
-    """Number of experts that every token visits; several may be stored as one wide FFN."""
+def _shared_experts(anatomy: Anatomy, opened: Opened) -> int:
+    """Number of experts that every token visits; several may be stored as one wide FFN.
+
+    One without neurons, which Qwen2-MoE's class demands, is none.
+    """
     shared = anatomy.parts.get("shared_experts")
-    if shared is None or not shared.parameters:
+    endings = tuple(f".{name}" for name in anatomy.layout.rest.shared)
+    empty = (not t.elements and n.endswith(endings) for n, t in opened.tensors.items())
+    if shared is None or not shared.parameters or any(empty):
         return 0
     section = text_config(anatomy.config)
     stated = [section.get(key) for key in anatomy.layout.shared_keys]

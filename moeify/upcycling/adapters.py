@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Container
+from collections.abc import Container, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,12 +36,14 @@ class Adapter:
     """What an adapter does to its base, by the base's canonical tensor names.
 
     ``changes`` are added to a tensor, ``replaced`` take its place; heads go by their full names.
-    ``others`` are changes to what the base's files do not hold, such as a tied head.
+    ``others`` are changes that experts have no use for and that do not fit the base's files, such
+    as to a tied head or to embeddings of another size; ``warnings`` are of the whole adapter.
     """
 
     changes: dict[str, LowRank]
     replaced: dict[str, StoredTensor]
     others: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def besides(self, used: Container[str]) -> list[str]:
         """What it changes besides the tensors ``used``, each kind of module once."""
@@ -54,14 +57,16 @@ def is_adapter(folder: Path) -> bool:
     return (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file()
 
 
-def open_adapter(source: Source, base: DenseView, base_source: Source) -> Adapter:
+def open_adapter(
+    source: Source, base: DenseView, base_source: Source, *, whole: bool = False
+) -> Adapter:
     """The adapter in ``source`` on ``base``, from its config and its file's header.
 
-    Raises ``CheckpointError`` for a kind that is no plain LoRA, and for one of another base.
+    FFNs must fit the base, with ``whole`` everything that the base has. Raises ``CheckpointError``
+    for a kind that is no plain LoRA, and for what does not fit.
     """
     config = read_json(resolve_inside(source.folder, ADAPTER_CONFIG))
     _check_kind(source, config)
-    _check_base(source, config, base, base_source)
     path = resolve_inside(source.folder, ADAPTER_WEIGHTS)
     if not path.is_file():
         raise CheckpointError(
@@ -70,37 +75,57 @@ def open_adapter(source: Source, base: DenseView, base_source: Source) -> Adapte
             path=source.folder,
         )
     factors: dict[str, dict[str, StoredTensor]] = {}
-    replaced: dict[str, StoredTensor] = {}
+    tensors: dict[str, StoredTensor] = {}
     for name, tensor in read_header(path)[0].items():
         if found := _FACTOR.fullmatch(name):
             factors.setdefault(found[1], {})[found[2]] = tensor
         else:
-            whole = name.removeprefix(_ROOT).replace(".base_layer.", ".")
-            replaced[_canonical(whole, base)] = tensor
-    known = base.base.keys() | base.heads.keys()
-    modules = {_canonical(f"{module}.weight", base): module for module in factors}
-    for name, tensor in replaced.items():
-        _check_replaced(source, base, name, tensor)
+            tensors[_canonical(name.removeprefix(_ROOT).replace(".base_layer.", "."), base)] = (
+                tensor
+            )
+    changes: dict[str, LowRank] = {}
+    replaced: dict[str, StoredTensor] = {}
+    others: dict[str, CheckpointError] = {}
+    for name, tensor in tensors.items():
+        with _bearable(name, base, others, whole):
+            _check_replaced(source, base, name, tensor)
+            replaced[name] = tensor
+    for module, pair in factors.items():
+        name = _canonical(f"{module}.weight", base)
+        with _bearable(name, base, others, whole):
+            changes[name] = _change(source, config, base, module, name, pair)
+    if others and not (changes or replaced):
+        raise next(iter(others.values()))
     return Adapter(
-        changes={
-            name: _change(source, config, base, module, name, factors[module])
-            for name, module in modules.items()
-            if name in known or name not in _heads(base)
-        },
-        replaced={name: tensor for name, tensor in replaced.items() if name in known},
-        others=tuple(name for name in (*modules, *replaced) if name not in known),
+        changes=changes,
+        replaced=replaced,
+        others=tuple(others),
+        warnings=tuple(_of_another_base(config, base, base_source)),
     )
+
+
+@contextmanager
+def _bearable(
+    name: str, base: DenseView, others: dict[str, CheckpointError], whole: bool
+) -> Iterator[None]:
+    """List a change that does not fit the base among ``others`` where experts do not need it."""
+    try:
+        yield
+    except CheckpointError as error:
+        known = name in base.base or name in base.heads
+        if _is_ffn(name, base) or (whole and known):
+            raise
+        others[name] = error
+
+
+def _is_ffn(name: str, base: DenseView) -> bool:
+    """Whether a tensor would be an FFN's, in layers of the base or beyond them."""
+    return name.endswith(tuple(f".{part.name}" for part in base.family.dense.ffn))
 
 
 def _canonical(name: str, base: DenseView) -> str:
     """A tensor's name relative to the base model, or its full name in a head."""
     return relative_name(name, base) or name
-
-
-def _heads(base: DenseView) -> set[str]:
-    """Every head's tensors: an adapter may have been trained with another head, or a tied one."""
-    heads = base.family.dense.heads.values()
-    return {name for head in heads for name in (*head.tensors, *head.tied)}
 
 
 def _check_kind(source: Source, config: dict[str, Any]) -> None:
@@ -127,20 +152,15 @@ def _check_kind(source: Source, config: dict[str, Any]) -> None:
         )
 
 
-def _check_base(
-    source: Source, config: dict[str, Any], base: DenseView, base_source: Source
-) -> None:
+def _of_another_base(config: dict[str, Any], base: DenseView, base_source: Source) -> Iterator[str]:
+    """A warning where the base's name is another one: shapes decide, names change with copies."""
     wanted = config.get("base_model_name_or_path")
-    if not wanted:
-        return
     own = base.checkpoint.config.get("_name_or_path")
     known = {_last(base_source.name), _last(str(base_source.folder.resolve())), _last(str(own))}
-    if _last(str(wanted)) not in known:
-        raise CheckpointError(
-            f"adapter {source.name} was trained on {wanted}, not on {base_source.name}",
-            f"upcycle {wanted}, or, if it is the same model, correct base_model_name_or_path in"
-            f" {ADAPTER_CONFIG}",
-            path=source.folder,
+    if wanted and _last(str(wanted)) not in known:
+        yield (
+            f"it was trained on {wanted}, not on {base_source.name}, and fits it by its shapes:"
+            " right for another copy of the same weights only"
         )
 
 
@@ -195,10 +215,11 @@ def _alpha(config: dict[str, Any], module: str) -> float:
 
 def _check_replaced(source: Source, base: DenseView, name: str, tensor: StoredTensor) -> None:
     target = base.base.get(name) or base.heads.get(name)
-    if target is not None and target.shape != tensor.shape:
+    if target is None or target.shape != tensor.shape:
+        what = "no tensor of the base" if target is None else f"one of shape {list(target.shape)}"
         raise CheckpointError(
-            f"adapter {source.name} replaces {name!r} of shape {list(target.shape)} by"
-            f" {list(tensor.shape)}",
+            f"adapter {source.name} replaces {name!r} by one of shape {list(tensor.shape)}, for"
+            f" which there is {what}",
             "it belongs to another base: name one of this base",
             path=source.folder,
         )

@@ -37,6 +37,7 @@ _NAMES = {
 }  # fmt: skip
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json")
 _SHOWN = 5
+_ROPE = "rope_parameters"
 
 
 def compare_sources(
@@ -105,6 +106,11 @@ def _cannot_join(view: MoeView, family: Family, entry: ExpertSource) -> Iterator
 
 
 def _joins_changed(view: MoeView, entry: ExpertSource) -> Iterator[str]:
+    yield from entry.view.notes
+    ours = entry.view.family.dense.canonical(view.checkpoint.config).get(_ROPE)
+    theirs = entry.view.checkpoint.config.get(_ROPE)
+    if ours != theirs:
+        yield f"{_ROPE} {_short(theirs)} instead of {_short(ours)}; the mixture's are used"
     if said := _tokenizer_difference(view.checkpoint.folder, entry.source.folder):
         yield f"{said}; the mixture's tokenizer is used"
     dtypes = {
@@ -138,6 +144,7 @@ def _besides_experts(
             " of its own with peft's merge_and_unload",
             path=entry.source.folder,
         )
+    yield from (f"{entry.source.name}: {said}" for said in adapter.warnings)
     used = experts | base.base.keys() | base.heads.keys() if mean else experts
     if others := adapter.besides(used):
         yield (
@@ -176,6 +183,7 @@ def _bearable(base: DenseView, entry: ExpertSource, mean: bool) -> Iterator[str]
     ours, theirs = base.checkpoint.config, entry.view.checkpoint.config
     if base.family is not entry.view.family:
         return
+    yield from entry.view.notes
     if not mean and ours.get("vocab_size") != theirs.get("vocab_size"):
         yield (
             f"its vocabulary has {theirs.get('vocab_size')} entries and the base's"
@@ -197,7 +205,7 @@ def _config_changes(ours: Config, theirs: Config) -> Iterator[str]:
 
 def _short(value: Any) -> str:
     text = json.dumps(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
+    return text if len(text) <= 160 else f"{text[:157]}..."
 
 
 def _dtypes(base: DenseView, entry: ExpertSource) -> Iterator[str]:

@@ -13,7 +13,7 @@ from moeify.checkpoint.jobs import Held, Job, Noise, Piece, copy_of
 from moeify.checkpoint.reader import Checkpoint
 from moeify.checkpoint.source import Source
 from moeify.checkpoint.writer import Shard, parse_size, plan_shards
-from moeify.errors import CheckpointError, ConfigError
+from moeify.errors import ConfigError
 from moeify.families.base import (
     Config,
     ExpertTensor,
@@ -125,7 +125,7 @@ def plan_upcycle(
         parameters=planner.parameters(),
         sources=sources,
         origins=expert_origins(sources, options.experts),
-        warnings=(*compared, *_warnings(view, settings, options.noise)),
+        warnings=(*view.notes, *compared, *_warnings(view, settings, options.noise)),
     )
 
 
@@ -270,13 +270,6 @@ class _Planner:
     ) -> Piece:
         name = self._ffn_names(layer)[role]
         tensor = entry.tensor(name)
-        if tensor.dtype not in FLOAT_DTYPES:
-            raise CheckpointError(
-                f"tensor {tensor.name!r} has dtype {tensor.dtype}: a quantised FFN cannot be"
-                " upcycled",
-                "use the unquantised checkpoint",
-                path=tensor.path,
-            )
         noise = None
         # Copies of one model all take noise; of experts that have sources only the repeats do.
         noisy = repeated or not self.options.experts_from

@@ -76,7 +76,7 @@ def open_sources(
     opened: dict[str, ExpertSource] = {}
     for text in config.experts_from:
         if text not in opened:
-            opened[text] = _open(resolve_source(text), base, base_source)
+            opened[text] = _open(resolve_source(text), base, base_source, config)
     labels = config.labels or tuple(opened[text].label for text in config.experts_from)
     return tuple(
         replace(opened[text], label=label)
@@ -84,15 +84,20 @@ def open_sources(
     )
 
 
-def _open(source: Source, base: DenseView, base_source: Source) -> ExpertSource:
+def _open(
+    source: Source, base: DenseView, base_source: Source, config: UpcycleConfig
+) -> ExpertSource:
     if not is_adapter(source.folder):
         return open_dense(source)
-    adapter = open_adapter(source, base, base_source)
+    adapter = open_adapter(source, base, base_source, whole=config.rest == "mean")
     return ExpertSource(source=source, label=_base_name(source), view=base, adapter=adapter)
 
 
 def open_dense(source: Source) -> ExpertSource:
-    """A dense checkpoint that experts can be made of; raises ``MoeifyError`` for anything else."""
+    """A dense checkpoint that experts can be made of, with or without its head.
+
+    Raises ``MoeifyError`` for anything else.
+    """
     if is_adapter(source.folder):
         raise CheckpointError(
             f"{source.name} is an adapter, which needs its base",
@@ -107,7 +112,7 @@ def open_dense(source: Source) -> ExpertSource:
             path=source.folder / CONFIG_FILE,
         )
     checkpoint = Checkpoint.open(source.folder)
-    view = view_dense(checkpoint, dense_family(checkpoint.config))
+    view = view_dense(checkpoint, dense_family(checkpoint.config), headless=True)
     return ExpertSource(source=source, label=_base_name(source), view=view)
 
 
