@@ -53,3 +53,5 @@ def command(
         ("bit-exact", "yes" if report.bit_exact else "no"),
     ]
     out.table(f"{report.dense} and {report.moe}", rows)
+    for warning in report.warnings:
+        out.warning(warning)

@@ -7,7 +7,14 @@ from collections.abc import Collection, Iterable
 from moeify.checkpoint.header import FLOAT_DTYPES, StoredTensor
 from moeify.families.values import Config
 
-__all__ = ["QUANTIZATION", "packed_values", "quantization_kind", "quantized_as", "split_quantized"]
+__all__ = [
+    "QUANTIZATION",
+    "all_plain",
+    "packed_values",
+    "quantization_kind",
+    "quantized_as",
+    "split_quantized",
+]
 
 QUANTIZATION = "quantization_config"
 
@@ -69,6 +76,11 @@ def quantized_as(
         if module in modules and (kind is not None or split_quantized(name) is not None):
             return kind or part
     return None
+
+
+def all_plain(tensors: Iterable[StoredTensor]) -> bool:
+    """Whether nothing among ``tensors`` can be a quantised weight."""
+    return all(stored.dtype in (*FLOAT_DTYPES, "I64", "BOOL") for stored in tensors)
 
 
 def quantization_kind(config: Config) -> str | None:

@@ -14,7 +14,15 @@ from moeify.families.qwen3 import QWEN3
 from moeify.families.qwen_moe import QWEN3_5_MOE, QWEN3_5_MOE_FUSED, QWEN3_NEXT
 from moeify.families.values import EXPERT_KEYS, text_config
 
-__all__ = ["FAMILIES", "MOE_LAYOUTS", "dense_family", "mixture_family", "moe_family", "moe_layout"]
+__all__ = [
+    "FAMILIES",
+    "MOE_LAYOUTS",
+    "default_class",
+    "dense_family",
+    "mixture_family",
+    "moe_family",
+    "moe_layout",
+]
 
 FAMILIES = {family.model_type: family for family in (BERT, GPT2, QWEN2, QWEN3)}
 _BY_MOE_TYPE = {family.moe.model_type: family for family in FAMILIES.values()}
@@ -80,6 +88,17 @@ def moe_family(config: Config) -> Family:
 def mixture_family(config: Config) -> Family | None:
     """The family whose mixture ``config`` describes; None for any other checkpoint."""
     return _BY_MOE_TYPE.get(str(config.get("model_type")))
+
+
+def default_class(model_type: str) -> str:
+    """The class of a checkpoint whose config.json names none: upcycle takes the base model's.
+
+    Empty for a type that belongs to no dense family.
+    """
+    if model_type in FAMILIES:
+        return FAMILIES[model_type].architecture({})
+    family = _BY_MOE_TYPE.get(model_type)
+    return "" if family is None else family.moe_architecture({})
 
 
 def moe_layout(config: Config, names: Collection[str] = ()) -> MoeLayout:

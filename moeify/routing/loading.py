@@ -22,7 +22,8 @@ from moeify.checkpoint.reader import (
     resolve_inside,
 )
 from moeify.errors import CheckpointError, DatasetError, MissingExtraError
-from moeify.families.registry import MOE_LAYOUTS, moe_layout
+from moeify.families.quantization import QUANTIZATION, all_plain
+from moeify.families.registry import MOE_LAYOUTS, default_class, moe_layout
 from moeify.modeling import REMOTE_CODE
 from moeify.routing.extent import within_files
 from moeify.routing.running import first_line
@@ -61,7 +62,7 @@ def load_model(
         _outline(checkpoint)  # costs milliseconds, and what does not fit takes no memory
     names = [path.relative_to(folder).as_posix() for path in checkpoint.shards]
     with _bare(folder, names, [CONFIG_FILE, INDEX_FILE]) as place, _quiet_loading(folder, place):
-        config = _config(place)
+        config = _config(place, checkpoint)
         model = model_class(config).from_pretrained(
             place, config=config, dtype=dtype, use_safetensors=True, **_experts(config), **placing
         )
@@ -97,7 +98,7 @@ def _outline(checkpoint: Checkpoint) -> Any:
         within_files(checkpoint),
         torch.device("meta"),
     ):
-        config = _config(place)
+        config = _config(place, checkpoint)
         _check_top_k(config, checkpoint)
         return model_class(config)(config)
 
@@ -117,10 +118,13 @@ def _check_top_k(config: Any, checkpoint: Checkpoint) -> None:
         )
 
 
-def _config(folder: Path) -> Any:
+def _config(folder: Path, checkpoint: Checkpoint) -> Any:
     from transformers import AutoConfig
 
-    return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    if hasattr(config, QUANTIZATION) and all_plain(checkpoint.tensors.values()):
+        delattr(config, QUANTIZATION)  # left over, and would have weights unpacked that are not
+    return config
 
 
 def _experts(config: Any) -> dict[str, str]:
@@ -160,10 +164,10 @@ def encode(tokenizer: Any, text: str) -> list[int]:
 
 
 def model_class(config: Any) -> Any:
-    """The class that a transformers config names in ``architectures``."""
+    """The class that a transformers config names in ``architectures``, or the usual one."""
     import transformers
 
-    name = (config.architectures or [""])[0]
+    name = (config.architectures or [default_class(config.model_type)])[0]
     if config.model_type in REMOTE_CODE:
         home: Any = import_module(f"moeify.modeling.modeling_{config.model_type}")
     else:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moeify.checkpoint.reader import Checkpoint, read_config
+from moeify.checkpoint.reader import Checkpoint
 from moeify.checkpoint.regular import read_text
 from moeify.checkpoint.source import resolve_source
 from moeify.errors import CheckpointError, ConfigError, DatasetError
 from moeify.families.base import Config
+from moeify.families.dense_tensors import sort_dense
+from moeify.families.registry import FAMILIES
 from moeify.families.values import positive
 from moeify.routing.loading import encode, load_model, load_tokenizer
 from moeify.routing.running import run_model
@@ -23,6 +26,7 @@ __all__ = ["VerifyReport", "verify"]
 
 
 _BYTES_A_TOKEN = 128
+_NO_TOKEN = -1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +36,8 @@ class VerifyReport:
     ``compared`` names the outputs: logits of a head, or hidden states of a headless model.
     ``relative_diff`` is max abs diff / max abs dense output. ``top1_agreement`` is the fraction
     of positions whose largest entry is the same, ``kl`` the mean KL(dense || moe) in nats over
-    the softmax of each position; both are over hidden units where there is no head.
+    the softmax of each position; both are over hidden units where there is no head. ``warnings``
+    say where transformers loads something else than a reader of the files would expect.
     """
 
     dense: str
@@ -45,6 +50,7 @@ class VerifyReport:
     top1_agreement: float
     kl: float
     bit_exact: bool
+    warnings: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON document of ``moeify verify --json``."""
@@ -62,26 +68,49 @@ def verify(
     """
     config = replace(config or VerifyConfig(), **options)
     folders = [resolve_source(source).folder for source in (dense, moe)]
-    for folder in folders:
-        Checkpoint.open(folder)  # names what is wrong with a file before transformers stumbles
-    configs = [read_config(folder) for folder in folders]
-    _check_pair(configs[0], configs[1])
-    import torch
-
-    tokens = _tokens(folders[0], configs[0], config)
-    with torch.inference_mode():
-        expected, dtype = _outputs(folders[0], tokens, config.dtype)
-        actual, _ = _outputs(folders[1], tokens, dtype)
-    return _compare(str(dense), str(moe), expected, actual, int(tokens.numel()), dtype)
-
-
-def _check_pair(dense: Config, moe: Config) -> None:
-    sizes = [{k: c.get(k) for k in ("vocab_size", "hidden_size", "n_embd")} for c in (dense, moe)]
+    # Opening names what is wrong with a file before transformers stumbles.
+    opened = [Checkpoint.open(folder) for folder in folders]
+    sizes = [_sizes(checkpoint.config) for checkpoint in opened]
     if sizes[0] != sizes[1]:
         raise ConfigError(
             f"the two models have different sizes: {sizes[0]} and {sizes[1]}",
             "compare a mixture with the dense checkpoint that it was made from",
         )
+    import torch
+
+    tokens = _tokens(folders[0], opened[0].config, config)
+    with torch.inference_mode():
+        expected, dtype = _outputs(folders[0], tokens, config.dtype)
+        actual, _ = _outputs(folders[1], tokens, dtype)
+    report = _compare(str(dense), str(moe), expected, actual, int(tokens.numel()), dtype)
+    return replace(report, warnings=tuple(_warnings(opened[0], tokens)))
+
+
+def _sizes(config: Config) -> dict[str, Any]:
+    """Vocabulary and hidden size, whatever the model type calls them."""
+    model_type = config.get("model_type")
+    if model_type in FAMILIES:
+        config = FAMILIES[str(model_type)].dense.canonical(config)
+    return {k: config[k] for k in ("vocab_size", "hidden_size", "n_embd") if config.get(k)}
+
+
+def _warnings(dense: Checkpoint, tokens: torch.Tensor) -> Iterator[str]:
+    model_type = dense.config.get("model_type")
+    if model_type in FAMILIES:
+        yield from sort_dense(dense.tensors, dense.config, FAMILIES[str(model_type)]).notes
+    if len(tokens) > 1 and _needs_padding(dense.config):
+        yield (
+            "config.json names no pad_token_id, without which this class takes one sequence at a"
+            " time: here none is padded, and the last token of each is read"
+        )
+
+
+def _needs_padding(config: Config) -> bool:
+    """Whether the class looks for the last token that is no padding."""
+    decoder = config.get("model_type") not in ("bert", "bert_moe")
+    named = (config.get("architectures") or [""])[0]
+    classifies = named.endswith("ForSequenceClassification")
+    return decoder and classifies and config.get("pad_token_id") is None
 
 
 def _tokens(folder: Path, config: Config, options: VerifyConfig) -> torch.Tensor:
@@ -121,6 +150,8 @@ def _outputs(folder: Path, tokens: torch.Tensor, dtype: str) -> tuple[dict[str, 
         inputs = {"input_ids": tokens.unsqueeze(1)}
     if model.config.model_type in ("bert", "bert_moe"):
         inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    if _needs_padding(model.config.to_dict()):
+        model.config.pad_token_id = _NO_TOKEN
     output = run_model(model, **inputs, return_dict=True)
     tensors = {
         name: value
