@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from moeify.checkpoint.header import StoredTensor
@@ -43,7 +43,8 @@ class Anatomy:
     """The tensors of a mixture, sorted.
 
     ``experts`` maps layer and the name of an ``ExpertTensor`` to its slices; ``routers`` layers to
-    router weights; ``layers`` layers to the names of all their other tensors.
+    router weights; ``layers`` layers to the names of all their other tensors. ``shared`` are
+    endings of heads that stand a second time under the name that they share their values with.
     """
 
     layout: MoeLayout
@@ -55,6 +56,7 @@ class Anatomy:
     experts: dict[int, dict[str, list[ExpertSlice]]] = field(default_factory=dict)
     routers: dict[int, StoredTensor] = field(default_factory=dict)
     layers: dict[int, set[str]] = field(default_factory=dict)
+    shared: frozenset[str] = frozenset()
     outer: set[str] = field(default_factory=set)
     heads: set[str] = field(default_factory=set)
     unknown: list[str] = field(default_factory=list)
@@ -103,10 +105,19 @@ def dissect(tensors: dict[str, StoredTensor], config: Config, layout: MoeLayout)
         num_layers=num_layers,
         moe_layers=layout.moe_layers(config),
     )
+    anatomy.shared = _shared(anatomy, tensors)
     sorter = _Sorter(anatomy)
     for stored in tensors.values():
         sorter.place(stored)
     return anatomy
+
+
+def _shared(anatomy: Anatomy, tensors: Container[str]) -> frozenset[str]:
+    rest = anatomy.layout.rest
+    if not rest.ties(anatomy.config):
+        return frozenset()
+    both = {end: {own, anatomy.prefix + own} for end, own in rest.tied.items()}
+    return frozenset(end for end, names in both.items() if any(n in tensors for n in names))
 
 
 class _Sorter:
@@ -124,8 +135,7 @@ class _Sorter:
             if not spec.fused:
                 head, tail = spec.name.split("{expert}.")
                 self.single.setdefault(head, {})[tail] = spec
-        ties = rest.ties(anatomy.config)
-        self.uncounted = (*(rest.tied if ties else ()), *rest.lacking(anatomy.config))
+        self.uncounted = (*anatomy.shared, *rest.lacking(anatomy.config))
         ahead = text_config(anatomy.config).get("num_nextn_predict_layers")
         self.ahead = ahead if type(ahead) is int else 0
         self.layer = 0  # of the tensor found last

@@ -174,6 +174,9 @@ def _by_mixer(anatomy: Anatomy, layers: range) -> list[list[int]]:
 def _missing_outer(anatomy: Anatomy) -> Iterator[Problem]:
     rest = anatomy.layout.rest
     wanted = {name for name in rest.outer if not name.startswith("pooler.")}
+    if rest.ties(anatomy.config):  # classes read the one of the two that is there
+        ends = (end for end in rest.tied if any(name.endswith(end) for name in anatomy.heads))
+        wanted -= {rest.tied[end] for end in ends}
     if missing := wanted - anatomy.outer:
         yield Problem(kind="missing_tensor", message=f"{some(missing)} missing")
     named = anatomy.config.get("architectures") or [""]

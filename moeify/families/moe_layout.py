@@ -114,7 +114,7 @@ class Rest:
 
     ``outer`` names are relative to the base model; ``per_layer``, ``ffn`` (of layers that are no
     mixture) and ``shared`` (experts that every token visits) to a layer; ``heads`` are endings of
-    full names, of which ``tied`` share their values with the embeddings where
+    full names, of which ``tied`` share their values with outer tensors or other heads where
     ``tie_word_embeddings`` says so. ``towers`` lead the tensors of other modalities, ``ignored``
     those that transformers' class leaves out on purpose; ``buffers`` are endings of tensors that
     are recomputed. ``lacks`` are endings of tensors that a class, by the end of its name, is built
@@ -126,7 +126,9 @@ class Rest:
     ffn: tuple[str, ...] = ()
     shared: tuple[str, ...] = ()
     heads: tuple[str, ...] = ()
-    tied: tuple[str, ...] = ("lm_head.weight",)
+    tied: Mapping[str, str] = field(
+        default_factory=lambda: {"lm_head.weight": "embed_tokens.weight"}
+    )
     ties_by_default: bool = False
     towers: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()

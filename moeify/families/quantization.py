@@ -73,7 +73,7 @@ def quantized_as(
     modules = {name.removesuffix(".weight") for name in missing if name.endswith(".weight")}
     for name in others if modules else ():
         module, _, part = name.rpartition(".")
-        if module in modules and (kind is not None or split_quantized(name) is not None):
+        if module in modules and (kind or split_quantized(name) == (f"{module}.weight", True)):
             return kind or part
     return None
 
