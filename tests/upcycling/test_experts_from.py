@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import moeify
-from moeify.errors import CheckpointError, ConfigError
+from moeify.errors import CheckpointError, ConfigError, TensorNotFoundError
 from moeify.families.registry import moe_layout
 from moeify.provenance.card import _origins
 from moeify.provenance.record import Record, Step
@@ -300,3 +301,26 @@ def test_tokens_that_differ_are_named(qwen: Path, tmp_path: Path) -> None:
     assert report.warnings == (
         "b: its tokenizer differs in 3 tokens ('c', 'b', '<tool>'); the base's tokenizer is used",
     )
+
+
+@pytest.mark.parametrize("rest", ["base", "mean"])
+def test_a_source_may_lack_its_head_where_only_ffns_are_taken(
+    qwen: Path, tmp_path: Path, rest: str
+) -> None:
+    headless = shutil.copytree(qwen / "b", tmp_path / "headless")
+    config = json.loads((headless / "config.json").read_text()) | {"tie_word_embeddings": False}
+    (headless / "config.json").write_text(json.dumps(config))
+    tensors = load_file(headless / "model.safetensors")
+    tensors.pop("lm_head.weight", None)
+    save_file(tensors, headless / "model.safetensors")
+    sources = [qwen / "a", headless]
+    if rest == "mean":
+        with pytest.raises(CheckpointError, match=r"headless: it has no lm_head\.weight"):
+            moeify.upcycle(qwen / "base", tmp_path / "moe", experts_from=sources, rest="mean")
+        return
+    moeify.upcycle(qwen / "base", tmp_path / "moe", experts_from=sources)
+    moeify.extract(tmp_path / "moe", tmp_path / "dense", expert=1)
+    for name, tensor in ffn_tensors(tmp_path / "dense").items():
+        assert torch.equal(tensor, ffn_tensors(qwen / "b")[name])
+    with pytest.raises(TensorNotFoundError, match=r"lm_head\.weight"):
+        moeify.upcycle(headless, tmp_path / "other")

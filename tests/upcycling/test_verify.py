@@ -54,3 +54,24 @@ def test_bad_input(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("words")
     with pytest.raises(CheckpointError):
         moeify.verify(dense, dense, text=tmp_path / "text.txt")
+
+
+@pytest.mark.parametrize(
+    ("family", "head"),
+    [
+        ("qwen2", "Qwen2ForSequenceClassification"),
+        ("qwen3", "Qwen3ForSequenceClassification"),
+        ("gpt2", "GPT2ForSequenceClassification"),
+        ("bert", "BertForSequenceClassification"),
+    ],
+)
+def test_a_classifier_without_a_padding_token(tmp_path: Path, family: str, head: str) -> None:
+    dense = save_tiny(tmp_path / "dense", family, head, pad_token_id=None)
+    moeify.upcycle(dense, tmp_path / "moe", num_experts=2, noise=0.0)
+    report = moeify.verify(dense, tmp_path / "moe", batch=3)
+    assert report.relative_diff <= 1e-6
+    assert (report.warnings == ()) == (family == "bert")
+    assert all("pad_token_id" in warning for warning in report.warnings)
+    assert moeify.verify(dense, tmp_path / "moe", batch=1).warnings == ()
+    moeify.upcycle(dense, tmp_path / "noisy", num_experts=2, noise=0.5)
+    assert moeify.verify(dense, tmp_path / "noisy", batch=3).relative_diff > 1e-3
