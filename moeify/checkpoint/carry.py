@@ -9,8 +9,8 @@ from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
 from moeify.checkpoint.foreign_code import cleaned
+from moeify.checkpoint.inside import resolve_inside
 from moeify.checkpoint.ledger import Ledger
-from moeify.checkpoint.reader import resolve_inside
 from moeify.errors import CheckpointError, OutputError
 
 __all__ = ["carried_files", "carry_files"]

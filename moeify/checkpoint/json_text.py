@@ -33,9 +33,9 @@ def parse_json(raw: bytes, what: str, path: Path, room: int = MAX_BYTES) -> dict
     """The JSON object in ``raw``.
 
     Raises ``CheckpointError``, naming ``what``, for what is no JSON object in UTF-8, and for what
-    parsers understand in different ways or later steps choke on: a key that stands twice, an integer
-    of more than 4300 digits, half a surrogate pair, nesting deeper than 100, more than about
-    ``room`` bytes of values. How large a number may be decides whoever uses it.
+    parsers understand in different ways or later steps choke on: a key that stands twice, more than
+    4300 digits, half a surrogate pair, nesting deeper than 100, more than about ``room`` bytes of
+    values. How large a number may be decides whoever uses it.
     """
     return _parsed(_text(raw, what, path, room), what, path)
 

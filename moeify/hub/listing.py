@@ -8,7 +8,8 @@ from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from moeify.checkpoint.reader import Checkpoint, resolve_inside
+from moeify.checkpoint.inside import resolve_inside
+from moeify.checkpoint.reader import Checkpoint
 from moeify.checkpoint.regular import read_text
 from moeify.errors import CheckpointError
 from moeify.provenance.base_card import MAX_CARD_BYTES

@@ -12,8 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from moeify.checkpoint.inside import check_relative, resolve_inside
 from moeify.checkpoint.json_text import read_json
-from moeify.checkpoint.reader import check_relative, resolve_inside
 from moeify.checkpoint.source import Source
 from moeify.errors import CheckpointError
 

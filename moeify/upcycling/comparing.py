@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from moeify.checkpoint.arithmetic import FLOAT_DTYPES
+from moeify.checkpoint.inside import resolve_inside
 from moeify.checkpoint.json_text import read_json
-from moeify.checkpoint.reader import resolve_inside
 from moeify.errors import CheckpointError
 from moeify.families.base import Config, Family
 from moeify.families.dense_view import DenseView
