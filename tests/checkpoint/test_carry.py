@@ -11,8 +11,8 @@ import pytest
 from moeify.checkpoint.carry import carried, carry_files
 from moeify.errors import CheckpointError
 
-TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "merges.txt", "added_tokens.json",
-             "special_tokens_map.json", "spiece.model", "qwen.tiktoken", "source.spm",
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "merges.txt", "spiece.model",
+             "special_tokens_map.json", "added_tokens.json", "qwen.tiktoken", "source.spm",
              "chat_template.jinja", "additional_chat_templates/tool_use.jinja")  # fmt: skip
 PROCESSOR = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json",
              "qformer_tokenizer/tokenizer.json")  # fmt: skip

@@ -69,11 +69,11 @@ def test_a_file_with_wrapped_names_is_never_linked(tmp_path: Path) -> None:
 
 
 def test_names_that_only_look_wrapped_stay(tmp_path: Path) -> None:
-    save_file({"module.a": np.zeros(2, np.float32), "b": np.zeros(2, np.float32),
-               "x_orig_mod.c": np.zeros(2, np.float32)}, tmp_path / "model.safetensors")  # fmt: skip
+    names = ("module.a", "b", "x_orig_mod.c")
+    tensors = {name: np.zeros(2, np.float32) for name in names}
+    save_file(tensors, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text("{}")
-    tensors = Checkpoint.open(tmp_path).tensors
-    assert set(tensors) == {"module.a", "b", "x_orig_mod.c"}
+    assert set(Checkpoint.open(tmp_path).tensors) == {*names}
     assert unwrapped({}) == ({}, ())
 
 
