@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from moeify.checkpoint.json_text import MAX_TEXT_BYTES, parse_json
+from moeify.checkpoint.inside import resolve_inside
+from moeify.checkpoint.json_text import MAX_TEXT_BYTES, parse_json, read_json
 from moeify.checkpoint.regular import read_bytes
+from moeify.errors import CheckpointError
 
-__all__ = ["cleaned", "without_code"]
+__all__ = ["cleaned", "code_note", "names_code", "without_code"]
 
 _KEYS = frozenset(
     {
@@ -20,6 +23,9 @@ _KEYS = frozenset(
         "experts_implementation", "_experts_implementation", "_experts_implementation_internal",
     }
 )  # fmt: skip
+_NAMING = ("config.json", "tokenizer_config.json", "preprocessor_config.json",
+           "processor_config.json")  # fmt: skip
+_OWN = frozenset(path.stem for path in (Path(__file__).parents[1] / "modeling").glob("*.py"))
 _VOCABULARIES = ("tokenizer.json", "vocab.json")
 _ESCAPED = re.compile(rb"\\u00[2-7]")  # letters that hide the name of a key
 _MARKS = tuple(f'"{key}"'.encode() for key in _KEYS)
@@ -30,6 +36,38 @@ def without_code(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: without_code(part) for key, part in value.items() if key not in _KEYS}
     return [without_code(part) for part in value] if isinstance(value, list) else value
+
+
+def names_code(folder: Path) -> tuple[str, ...]:
+    """What of a checkpoint is computed by code that it names, as in ``AutoModel in config.json``.
+
+    moeify's own classes, which travel with what it writes, do not count. What cannot be read names
+    nothing.
+    """
+    found = []
+    for file in _NAMING:
+        with suppress(CheckpointError):
+            named = read_json(resolve_inside(folder, file)).get("auto_map")
+            if isinstance(named, dict) and not _is_own(named):
+                found.append(f"{', '.join(sorted(named))} in {file}")
+            elif isinstance(named, list | str):  # as old tokenizers have it
+                found.append(f"the class in {file}")
+    return tuple(found)
+
+
+def code_note(folder: Path) -> tuple[str, ...]:
+    """A sentence for those who load ``folder`` with its code; none where it names no code."""
+    return tuple(
+        f"code of its own computes {part}: it is never run and does not go along, so that what"
+        " users load with trust_remote_code=True may compute something else"
+        for part in [" and ".join(names_code(folder))]
+        if part
+    )
+
+
+def _is_own(auto_map: dict[str, Any]) -> bool:
+    modules = (str(name).rpartition("--")[2].partition(".")[0] for name in auto_map.values())
+    return _OWN.issuperset(modules)
 
 
 def cleaned(path: Path) -> str | None:

@@ -18,7 +18,8 @@ MAX_BYTES = 86_000_000
 MAX_TEXT_BYTES = MAX_BYTES // 2
 """Beyond which a document is not even read."""
 _MAX_DEPTH = 100
-_LONG_NUMBER = re.compile(r"[0-9]{19}")
+_MAX_DIGITS = 4300  # beyond which Python reads and prints no integer, for it takes too long
+_LONG_NUMBER = re.compile(r"[0-9]{100}")
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -32,9 +33,9 @@ def parse_json(raw: bytes, what: str, path: Path, room: int = MAX_BYTES) -> dict
     """The JSON object in ``raw``.
 
     Raises ``CheckpointError``, naming ``what``, for what is no JSON object in UTF-8, and for what
-    parsers understand in different ways or later steps choke on: a key that stands twice, a number
-    beyond 64 bits, half a surrogate pair, nesting deeper than 100, more than about ``room`` bytes
-    of values.
+    parsers understand in different ways or later steps choke on: a key that stands twice, more than
+    4300 digits, half a surrogate pair, nesting deeper than 100, more than about ``room`` bytes of
+    values. How large a number may be decides whoever uses it.
     """
     return _parsed(_text(raw, what, path, room), what, path)
 
@@ -99,10 +100,10 @@ def _children(node: Any) -> Iterable[Any]:
 
 
 def _bounded(text: str) -> int:
-    number = int(text) if len(text) <= 20 else 1 << 64
-    if not -(1 << 63) <= number < 1 << 64:
-        raise _RefusedError(f"holds the number {text[:24]}, beyond 64 bits")
-    return number
+    digits = len(text.removeprefix("-"))
+    if digits > _MAX_DIGITS:
+        raise _RefusedError(f"holds a number of {digits} digits, more than {_MAX_DIGITS}")
+    return int(text)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

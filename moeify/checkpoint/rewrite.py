@@ -10,8 +10,9 @@ from pathlib import Path
 from moeify.checkpoint.header import StoredTensor, read_header
 from moeify.checkpoint.jobs import Job, copy_of
 from moeify.checkpoint.ledger import Ledger
-from moeify.checkpoint.reader import WEIGHTS_FILE, Checkpoint
+from moeify.checkpoint.reader import Checkpoint
 from moeify.checkpoint.staging import existing_parent
+from moeify.checkpoint.weight_files import WEIGHTS_FILE
 from moeify.checkpoint.writer import (
     Placed,
     Progress,
@@ -47,7 +48,8 @@ def plan_rewrite(
 ) -> Rewrite:  # fmt: skip
     """Plan ``checkpoint`` with ``jobs`` in place of the tensors of the same names.
 
-    A file without any of them is linked, or copied where ``output`` lies on another file system;
+    A file without any of them is linked, or copied where ``output`` lies on another file system
+    (unless its names are not those of the model: then it is written with these);
     one that mixes them with others is written again without them, and the jobs get a file of their
     own at the end, or several of ``max_shard_bytes``; ``last`` are jobs that get one more. So no
     name ever stands in two files.
@@ -59,7 +61,7 @@ def plan_rewrite(
     for path in checkpoint.shards:
         stored = [tensor for tensor in checkpoint.tensors.values() if tensor.path == path]
         rest = [tensor for tensor in stored if tensor.name not in names]
-        if len(rest) == len(stored):
+        if len(rest) == len(stored) and not checkpoint.wrappers:
             kept.append(path)
         elif rest:
             kept.append(tuple(Job(t.name, t.dtype, t.shape, (copy_of(t, t.dtype),)) for t in rest))

@@ -122,7 +122,8 @@ def _explain_missing_weights(repo_id: str, folder: Path) -> None:
     from huggingface_hub import list_repo_files
 
     from moeify.checkpoint.hub_errors import hub_errors
-    from moeify.checkpoint.reader import conversion_hint, read_config
+    from moeify.checkpoint.reader import read_config
+    from moeify.checkpoint.weight_files import conversion_hint
 
     with hub_errors(repo_id, "listing", folder.name):
         names = list_repo_files(repo_id, revision=folder.name)

@@ -20,7 +20,7 @@ from moeify.checkpoint.jobs import Blend, Copy, Job, Literal, Tally
 from moeify.checkpoint.ledger import Ledger
 from moeify.checkpoint.makers import Made, Maker, Makers
 from moeify.checkpoint.output_file import ALIGNMENT, create_file, cut_file
-from moeify.checkpoint.reader import INDEX_FILE, WEIGHTS_FILE
+from moeify.checkpoint.weight_files import INDEX_FILE, WEIGHTS_FILE
 from moeify.errors import CheckpointError, ConfigError
 
 __all__ = [

@@ -59,6 +59,8 @@ def command(
     with out.bytes_bar("extracting") as progress:
         report = extract(checkpoint, output, config, progress=progress)
     out.document(report.to_dict())
+    for warning in report.warnings:
+        out.warning(warning)
     several = [f"{e} x {w:.3g}" for e, w in zip(report.experts, report.weights, strict=True)]
     named = " + ".join(several) if report.expert is None else str(report.expert)
     rows = [

@@ -178,7 +178,7 @@ def _show(out: Output, report: UpcycleReport, source: str) -> None:
                     + (", one choice for a sequence" if report.route_by == "sequence" else "")),
         ("parameters", f"{count(report.params_dense)} dense -> {count(report.params_total)} total,"
                        f" {count(report.params_active)} active"),
-        ("bytes", size(report.bytes_written)),
+        ("bytes", f"{size(report.bytes_written)}, {size(report.bytes_carried)} beside them"),
         *((f"from {origin.name}", f"experts {', '.join(map(str, origin.experts))}: {origin.label}")
           for origin in report.sources),
     ]  # fmt: skip

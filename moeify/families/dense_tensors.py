@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from moeify.checkpoint.header import StoredTensor, zeros
+from moeify.checkpoint.naming import some
 from moeify.families.base import Config, Family, Head, resolve_shape
-from moeify.families.problems import grouped, some
+from moeify.families.problems import grouped
 from moeify.families.quantization import QUANTIZATION, quantization_kind, quantized_as
 
 __all__ = ["DenseTensors", "modern_name", "sort_dense"]

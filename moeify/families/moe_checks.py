@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from moeify.checkpoint.naming import some
 from moeify.errors import MoeifyError
 from moeify.families.base import Config, ExpertTensor
 from moeify.families.moe_anatomy import Anatomy
-from moeify.families.problems import Problem, grouped, numbers, some
+from moeify.families.problems import Problem, grouped, numbers
 from moeify.families.values import EXPERT_KEYS, resolve_shape, text_config
 
 __all__ = ["check_mixture", "expert_count"]

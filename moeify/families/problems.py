@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
-__all__ = ["Problem", "by_pattern", "grouped", "numbers", "some"]
+__all__ = ["Problem", "by_pattern", "grouped", "numbers"]
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 
@@ -31,12 +31,6 @@ def numbers(values: Collection[int], unit: str = "") -> str:
     if len(runs) > 8:
         listing += ", ..."
     return f"{unit}{'' if len(values) == 1 or not unit else 's'} {listing}".strip()
-
-
-def some(names: Collection[str], limit: int = 3) -> str:
-    """The first few of ``names``, and how many more there are."""
-    first = ", ".join(sorted(names)[:limit])
-    return first if len(names) <= limit else f"{first} and {len(names) - limit} more"
 
 
 def grouped(names: Iterable[str]) -> dict[str, int]:

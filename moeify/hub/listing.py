@@ -8,7 +8,9 @@ from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from moeify.checkpoint.reader import Checkpoint, resolve_inside
+from moeify.checkpoint.carry import is_part
+from moeify.checkpoint.inside import resolve_inside
+from moeify.checkpoint.reader import Checkpoint
 from moeify.checkpoint.regular import read_text
 from moeify.errors import CheckpointError
 from moeify.provenance.base_card import MAX_CARD_BYTES
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 __all__ = ["LocalFile", "local_files"]
 
 _FOLDERS = ("checkpoint-*", "runs", "wandb", "__pycache__")
+_SHOWN = ("*.png", "*.jpg", "*.jpeg", "*.gif", "*.svg", "*.webp", "*.md", "*.pdf")
+"""What a card may show out of a folder of its own."""
 _NEVER = ("*.pt", "*.pth", "*.bin", "*.pkl", "*.pickle", "*.ckpt", "*.log", "*.tmp", "*.lock",
           "events.out.tfevents.*", "trainer_state.json")  # fmt: skip
 
@@ -39,18 +43,18 @@ class LocalFile:
 def local_files(checkpoint: Checkpoint, repo_id: str) -> tuple[list[LocalFile], list[str]]:
     """What of ``checkpoint`` is published as ``repo_id``, and the names that are left out.
 
-    Hidden files, pickles, logs and training states are left out, and so are weights that the
-    index does not name. Raises ``CheckpointError`` for a link that leads out of the folder and for
-    anything that is no file.
+    Hidden files, pickles, logs and training states are left out, so are weights that are not
+    loaded, and of folders that are no part of a model all but pictures and texts. Raises
+    ``CheckpointError`` for a link that leads out of the folder and for anything that is no file.
     """
     from huggingface_hub import CommitOperationAdd
 
     taken: list[LocalFile] = []
-    left: list[str] = []
-    weights = {path.name for path in checkpoint.shards}
+    left: dict[str, None] = {}
+    used = {*filter(None, [checkpoint.index_file]), *(path.name for path in checkpoint.shards)}
     for name in _names(checkpoint.folder):
-        if _is_left_out(name, weights):
-            left.append(name)
+        if _is_left_out(name, used):
+            left["".join(name.partition("/")[:2])] = None  # of a folder its own name, once
             continue
         path = resolve_inside(checkpoint.folder, name)
         if not path.is_file():
@@ -65,7 +69,7 @@ def local_files(checkpoint: Checkpoint, repo_id: str) -> tuple[list[LocalFile], 
     card = _card(checkpoint, repo_id)
     operation = CommitOperationAdd(path_in_repo=CARD_FILE, path_or_fileobj=card)
     taken.append(LocalFile(name=CARD_FILE, nbytes=len(card), operation=operation))
-    return taken, left
+    return taken, list(left)
 
 
 def _names(folder: Path) -> list[str]:
@@ -79,11 +83,15 @@ def _names(folder: Path) -> list[str]:
     return sorted(names)
 
 
-def _is_left_out(name: str, weights: set[str]) -> bool:
-    top = "/" not in name
-    stale = top and name.endswith(".safetensors") and name not in weights
-    # Below the top a pickle may belong to a module of a sentence encoder, which needs it.
-    return stale or _matches(name.rsplit("/", 1)[-1], _NEVER if top else ("*.lock", "*.tmp"))
+def _is_left_out(name: str, used: set[str]) -> bool:
+    top, _, inner = name.partition("/")
+    if not inner:
+        stale = name.endswith((".safetensors", ".safetensors.index.json")) and name not in used
+        return stale or _matches(name, _NEVER)
+    last = inner.rsplit("/", 1)[-1]
+    if is_part(top):  # of whose pickles a module of a sentence encoder has need
+        return _matches(last, ("*.lock", "*.tmp"))
+    return not _matches(last, _SHOWN)
 
 
 def _card(checkpoint: Checkpoint, repo_id: str) -> bytes:

@@ -8,18 +8,26 @@ from typing import Any
 
 from moeify.checkpoint.header import MAX_HEADER_BYTES, StoredTensor, parse_header
 from moeify.checkpoint.hub_errors import hub_errors
+from moeify.checkpoint.inside import check_relative
 from moeify.checkpoint.json_text import MAX_TEXT_BYTES, parse_json
-from moeify.checkpoint.reader import (
-    CONFIG_FILE,
+from moeify.checkpoint.reader import CONFIG_FILE, Room, reading_notes
+from moeify.checkpoint.source import ADAPTER_CONFIG, resolve_source, split_revision
+from moeify.checkpoint.weight_files import (
     INDEX_FILE,
     WEIGHTS_FILE,
-    Room,
+    adapter_error,
     by_file,
-    check_relative,
+    first_file,
+    is_index,
 )
-from moeify.checkpoint.source import resolve_source, split_revision
 from moeify.errors import CheckpointError
-from moeify.inspection.opening import Opened, compare_index, drop_wrong_values, open_folder
+from moeify.inspection.opening import (
+    Opened,
+    compare_index,
+    drop_training_marks,
+    drop_wrong_values,
+    open_folder,
+)
 
 __all__ = ["open_remote"]
 
@@ -39,7 +47,7 @@ class _Part:
 
 
 def open_remote(repo_id: str, revision: str | None) -> Opened:
-    """Config and headers of a repository: one request for each file, two for config and index.
+    """Config and headers of a repository: one request for each file, three to find them.
 
     The cache serves where the Hub must not be asked (``HF_HUB_OFFLINE=1``). Raises ``HubError``
     when the Hub refuses and ``CheckpointError`` when the repository is no safetensors checkpoint.
@@ -56,22 +64,42 @@ def open_remote(repo_id: str, revision: str | None) -> Opened:
 def _open(repo_id: str, revision: str | None) -> Opened:
     config = _json(repo_id, revision, CONFIG_FILE)
     if config is None:
+        if _json(repo_id, revision, ADAPTER_CONFIG) is not None:
+            raise adapter_error(repo_id)
         raise CheckpointError(f"{repo_id} is not a checkpoint: it has no {CONFIG_FILE}")
     document, commit = config
     # Later requests ask for the same commit, whatever is pushed meanwhile.
-    pinned = commit or revision
-    opened = Opened(name=repo_id, revision=pinned, config=document)
+    opened = Opened(name=repo_id, revision=commit or revision, config=document)
     drop_wrong_values(opened)
-    index = _json(repo_id, pinned, INDEX_FILE)
-    if index is None:
-        if not _add(opened, repo_id, WEIGHTS_FILE, _FIRST_BYTES, Room({})):
-            raise CheckpointError(
-                f"{repo_id} holds neither {WEIGHTS_FILE} nor {INDEX_FILE}",
-                "convert it once with transformers: AutoModel.from_pretrained(ID)"
-                ".save_pretrained(FOLDER)",
-            )
-        return opened
-    weight_map = index[0].get("weight_map")
+    indexes: dict[str, dict[str, Any]] = {}
+
+    def is_there(name: str) -> bool:
+        """A whole file is taken over at once, an index is kept."""
+        check_relative(name)
+        if not is_index(name):
+            return _add(opened, repo_id, name, _FIRST_BYTES, Room({}))
+        if found := _json(repo_id, opened.revision, name):
+            indexes[name] = found[0]
+        return found is not None
+
+    first = first_file(document, is_there)
+    if first is None:
+        raise CheckpointError(
+            f"{repo_id} holds neither {WEIGHTS_FILE} nor {INDEX_FILE}",
+            "convert it once with transformers: AutoModel.from_pretrained(ID)"
+            ".save_pretrained(FOLDER)",
+        )
+    absent, index = [], indexes.get(first)
+    if index is not None:
+        absent = _add_listed(opened, repo_id, index)
+    unused = [INDEX_FILE] if index is None and is_there(INDEX_FILE) else []
+    opened.notes += reading_notes(first, unused, absent, drop_training_marks(opened))
+    return opened
+
+
+def _add_listed(opened: Opened, repo_id: str, index: dict[str, Any]) -> list[str]:
+    """Take over the files that ``index`` names; returns tensors that it lists in vain."""
+    weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict):
         raise CheckpointError(f"{INDEX_FILE} of {repo_id} has no weight_map")
     files = by_file(weight_map, Path(repo_id))
@@ -80,8 +108,7 @@ def _open(repo_id: str, revision: str | None) -> Opened:
         check_relative(file)
         if not _add(opened, repo_id, file, _expected_header(names), room):
             opened.report("missing_shard", f"{INDEX_FILE} names {file!r}, which is not there")
-    compare_index(opened, files)
-    return opened
+    return compare_index(opened, files)
 
 
 def _expected_header(names: list[str]) -> int:

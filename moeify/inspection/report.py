@@ -128,6 +128,7 @@ class InspectReport:
             num_tensors=len(opened.tensors),
             provenance=opened.record,
             problems=list(opened.problems),
+            notes=list(opened.notes),
         )
 
     def to_dict(self) -> dict[str, Any]:

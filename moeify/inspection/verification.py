@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from moeify.checkpoint.checksums import sha256
-from moeify.checkpoint.reader import resolve_inside
+from moeify.checkpoint.inside import resolve_inside
+from moeify.checkpoint.naming import some
 from moeify.errors import CheckpointError
-from moeify.families.problems import Problem, some
+from moeify.families.problems import Problem
 from moeify.provenance.record import RECORD_FILE, FileEntry, recorded_files
 
 __all__ = ["Verified", "unsummed_note", "verify_files"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from moeify.checkpoint.reader import resolve_inside
+from moeify.checkpoint.inside import resolve_inside
 from moeify.checkpoint.regular import read_text
 from moeify.errors import CheckpointError
 

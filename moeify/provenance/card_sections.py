@@ -19,7 +19,9 @@ PLACEHOLDER = "FOLDER_OR_REPO"
 
 _EXPERT_COLUMNS = ("experts", "know", "made of")
 _COUNTS = ("params_dense", "params_total", "params_active")
-_HIDDEN = frozenset({*_COUNTS, "sources", "revision", "force", "max_shard_size", "push_to"})
+_HIDDEN = frozenset(
+    {*_COUNTS, "custom_code", "sources", "revision", "force", "max_shard_size", "push_to"}
+)
 
 
 def card_sections(subject: Subject) -> Iterator[str]:
@@ -152,12 +154,23 @@ def _limits(subject: Subject) -> Iterable[str]:
             "Taking experts out was not followed by training: measure it on your own task before"
             " you rely on it."
         )
+    if code := {str(n) for step in steps for n in _custom_code(step)}:
+        yield (
+            "Code of its own computed parts of its base, and is not part of this model:"
+            f" {inline(', '.join(sorted(code)))}. Its base with `trust_remote_code=True` may give"
+            " other results."
+        )
     if subject.remote_code:
         yield "Loading it anywhere but beside moeify runs the Python files of this repository."
     # The family's own notes are about renormalised weights, which an export may have turned off.
     if family is not None and ignores_renormalisation(family, subject.config):
         yield from family.notes
     yield "Whatever limits and biases the base model has, this one has too."
+
+
+def _custom_code(step: Step) -> list[Any]:
+    named = step.results.get("custom_code")
+    return named if isinstance(named, list) else []
 
 
 def _is_untrained_since_cut(steps: Iterable[Step]) -> bool:

@@ -6,9 +6,12 @@ import json
 import shutil
 from pathlib import Path
 
-from moeify.checkpoint.foreign_code import without_code
-from moeify.checkpoint.reader import CONFIG_FILE
+from moeify.checkpoint.carry import TOKENIZER_CONFIG
+from moeify.checkpoint.foreign_code import names_code, without_code
+from moeify.checkpoint.json_text import read_json
+from moeify.checkpoint.reader import CONFIG_FILE, has_tokenizer
 from moeify.families.base import Config
+from moeify.families.registry import mixture_family
 from moeify.modeling import REMOTE_CODE
 from moeify.provenance.card import write_card
 from moeify.provenance.record import Record
@@ -20,16 +23,32 @@ def write_companions(stage: Path, config: Config, record: Record, base_folder: P
     """Write config.json, moeify.json, README.md and, for moeify's own classes, their code.
 
     The weights must lie in ``stage`` already. The card takes licence and languages from the one in
-    ``base_folder``.
+    ``base_folder``, and says where that names code which did not go along.
     """
     write_config(stage, config)
+    _name_tokenizer_class(stage, config)
+    if named := names_code(base_folder):
+        record = record.with_results(custom_code=list(named))
     record.write(stage)
     write_card(stage, without_code(config), record, base_folder)
+
+
+def _name_tokenizer_class(stage: Path, config: Config) -> None:
+    """Say which tokenizer a model type of moeify's own has, where only the dense type told."""
+    family = mixture_family(config)
+    if family is None or not family.remote_code or not has_tokenizer(stage):
+        return
+    path = stage / TOKENIZER_CONFIG
+    settings = read_json(path) if path.exists() else {}
+    if not (settings.get("tokenizer_class") or config.get("tokenizer_class")):
+        settings["tokenizer_class"] = f"{family.class_prefixes[0]}Tokenizer"
+        path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
 def write_config(stage: Path, config: Config) -> None:
     """Write config.json and, for moeify's own classes, their code."""
     config = without_code(config)  # that of others is not carried over
+    config.pop("transformers_weights", None)  # which names files of the source
     if remote := REMOTE_CODE.get(str(config.get("model_type"))):
         config["auto_map"] = dict(remote.auto_map)
         for path in remote.paths:

@@ -7,13 +7,13 @@ import os
 import platform
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from moeify.checkpoint.inside import check_relative, resolve_inside
 from moeify.checkpoint.json_text import read_json
-from moeify.checkpoint.reader import check_relative, resolve_inside
 from moeify.checkpoint.source import Source
 from moeify.errors import CheckpointError
 
@@ -84,6 +84,13 @@ class Record:
         # Here, so that the card says no more of paths and tokens than the record does.
         public = Step(**_public(asdict(step)))
         return Record(source=self.source, revision=self.revision, steps=(*self.steps, public))
+
+    def with_results(self, **results: Any) -> Record:
+        """The record with more ``results`` of its last step."""
+        if not self.steps:
+            return self
+        *before, last = self.steps
+        return replace(self, steps=(*before, replace(last, results=last.results | results)))
 
     def write(self, folder: Path) -> None:
         """Write moeify.json into ``folder``."""

@@ -48,7 +48,7 @@ def extract(
         )
     experts = dict.fromkeys(view.moe_layers, config.shares)
     plan = plan_dense(dissect(view), experts, parse_size(config.max_shard_size))
-    check_room(source, target, plan.nbytes)
+    along = check_room(source, target, plan.nbytes)
     named = {key: value for key, value in asdict(config).items() if key not in UNRECORDED}
     results = {"params_total": plan.params_after}
     ledger = Ledger(config.checksum)
@@ -67,5 +67,7 @@ def extract(
         moe_layers=view.moe_layers,
         params=plan.params_after,
         bytes_written=plan.nbytes,
+        bytes_carried=along.nbytes,
+        warnings=(*view.checkpoint.notes, *along.notes),
         seconds=time.perf_counter() - started,
     )

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from moeify.checkpoint.carry import Carried
 from moeify.checkpoint.jobs import Piece
 from moeify.checkpoint.ledger import Ledger
 from moeify.checkpoint.reader import Checkpoint
@@ -89,7 +90,7 @@ def prune(
     keep = number_to_keep(anatomy, config)
     target = Path(output) if output is not None else _default_output(source, config, keep)
     check_output(target, source.folder, force=config.force)
-    _check(anatomy, source, target, config, keep)
+    along = _check(anatomy, source, target, config, keep)
     remove_partial(_partial(target, config))
     stored = stored_scores(anatomy, config)
     text = read_text(source, anatomy, config)
@@ -101,6 +102,8 @@ def prune(
         choice = replace(choice, merged=merged)
     plan = _plan(anatomy, choice, config)
     report = _report(anatomy, source, target, config, choice, plan)
+    known = (*anatomy.view.checkpoint.notes, *along.notes, *report.warnings)
+    report = replace(report, warnings=known, bytes_carried=along.nbytes)
     ledger = Ledger(config.checksum)
     with staged(target, force=config.force) as stage, output_errors(target):
         write_plan(stage, plan, source, ledger, _step_of(progress, "writing MB", 10**6))
@@ -117,12 +120,14 @@ def prune(
     return replace(report, seconds=time.perf_counter() - started)
 
 
-def _check(anatomy: Anatomy, source: Source, target: Path, config: PruneConfig, keep: int) -> None:
-    """Everything that is known before the long work starts."""
+def _check(
+    anatomy: Anatomy, source: Source, target: Path, config: PruneConfig, keep: int
+) -> Carried:
+    """Everything that is known before the long work starts; returns what goes along."""
     sample = dict.fromkeys(anatomy.view.moe_layers, tuple(range(keep)))
     plan = _plan(anatomy, _Choice(kept=sample), config)
     check_structure(planned_tensors(plan.shards), plan.config, "the output")
-    check_room(source, target, plan.nbytes * (2 if config.evaluate else 1))
+    along = check_room(source, target, plan.nbytes * (2 if config.evaluate else 1))
     rule = anatomy.view.layout.rule
     grows = rule.scores == "softmax" and not rule.renormalises(anatomy.view.checkpoint.config)
     if config.rescale and not grows:
@@ -135,6 +140,7 @@ def _check(anatomy: Anatomy, source: Source, target: Path, config: PruneConfig, 
         check_merging(anatomy)
     if config.evaluate:
         check_evaluation(anatomy.view.checkpoint.config)
+    return along
 
 
 def _default_output(source: Source, config: PruneConfig, keep: int) -> Path:

@@ -58,6 +58,7 @@ class PruneReport:
     layer_by_layer: bool = False
     """Whether calibration held one layer's weights at a time."""
     warnings: tuple[str, ...] = ()
+    bytes_carried: int = 0
     seconds: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
@@ -78,7 +79,9 @@ class ExtractReport:
     moe_layers: tuple[int, ...]
     params: int
     bytes_written: int
+    bytes_carried: int = 0
     seconds: float = 0.0
+    warnings: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON document of ``moeify extract --json``."""

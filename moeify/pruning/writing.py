@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from moeify.checkpoint.carry import carried_files, carry_files
+from moeify.checkpoint.carry import Carried, carried, carry_files
 from moeify.checkpoint.ledger import Ledger
 from moeify.checkpoint.source import Source
 from moeify.checkpoint.staging import check_free_space
@@ -18,11 +18,14 @@ __all__ = ["SCORES_FILE", "check_room", "write_beside", "write_plan"]
 SCORES_FILE = "scores.json"
 
 
-def check_room(source: Source, target: Path, nbytes: int) -> None:
-    """Raise where there is too little space, or where a file of the source leads out of it."""
-    check_free_space(target, nbytes)
-    for _ in carried_files(source.folder):
-        pass
+_OWN = (SCORES_FILE,)  # those are the source's
+
+
+def check_room(source: Source, target: Path, nbytes: int) -> Carried:
+    """What goes along from ``source``, where there is space for it and ``nbytes`` more."""
+    along = carried(source.folder, _OWN)
+    check_free_space(target, nbytes + along.nbytes)
+    return along
 
 
 def write_plan(
@@ -31,7 +34,7 @@ def write_plan(
 ) -> None:  # fmt: skip
     """Write the weights of ``plan`` into ``stage`` and copy the source's other files."""
     write_shards(stage, plan.shards, progress, ledger=ledger)
-    carry_files(source.folder, stage, ledger, leave=(SCORES_FILE,))  # those are the source's own
+    carry_files(source.folder, stage, ledger, leave=_OWN)
 
 
 def write_beside(stage: Path, plan: PrunePlan, source: Source, step: Step) -> None:

@@ -12,15 +12,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from moeify.checkpoint.foreign_code import without_code
+from moeify.checkpoint.inside import resolve_inside
 from moeify.checkpoint.json_text import read_json
-from moeify.checkpoint.reader import (
-    CONFIG_FILE,
-    INDEX_FILE,
-    TOKENIZER_FILES,
-    Checkpoint,
-    has_tokenizer,
-    resolve_inside,
-)
+from moeify.checkpoint.reader import CONFIG_FILE, TOKENIZER_FILES, Checkpoint, has_tokenizer
 from moeify.errors import CheckpointError, DatasetError, MissingExtraError
 from moeify.families.quantization import QUANTIZATION, all_plain
 from moeify.families.registry import MOE_LAYOUTS, default_class, moe_layout
@@ -60,8 +54,17 @@ def load_model(
     checkpoint = Checkpoint.open(folder)
     if device_map is None:
         _outline(checkpoint)  # costs milliseconds, and what does not fit takes no memory
+    if checkpoint.wrappers:
+        raise CheckpointError(
+            f"transformers does not know {' and '.join(checkpoint.wrappers)} before the names of"
+            f" tensors, and would load {folder} with random weights",
+            "save the model inside of the wrapper: model.module.save_pretrained, or _orig_mod for"
+            " module",
+            path=folder,
+        )
     names = [path.relative_to(folder).as_posix() for path in checkpoint.shards]
-    with _bare(folder, names, [CONFIG_FILE, INDEX_FILE]) as place, _quiet_loading(folder, place):
+    settings = [CONFIG_FILE, *filter(None, [checkpoint.index_file])]
+    with _bare(folder, names, settings) as place, _quiet_loading(folder, place):
         config = _config(place, checkpoint)
         model = model_class(config).from_pretrained(
             place, config=config, dtype=dtype, use_safetensors=True, **_experts(config), **placing

@@ -7,19 +7,18 @@ import re
 from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from moeify.checkpoint.arithmetic import FLOAT_DTYPES
 from moeify.checkpoint.header import StoredTensor, read_header
+from moeify.checkpoint.inside import resolve_inside
 from moeify.checkpoint.json_text import read_json
 from moeify.checkpoint.lowrank import LowRank
-from moeify.checkpoint.reader import resolve_inside
 from moeify.checkpoint.source import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Source
 from moeify.errors import CheckpointError
 from moeify.families.dense_view import DenseView, relative_name
 
-__all__ = ["Adapter", "is_adapter", "open_adapter"]
+__all__ = ["Adapter", "open_adapter"]
 
 _ROOT = "base_model.model."
 _FACTOR = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_([AB])(?:\.[^.]+)?\.weight")
@@ -50,11 +49,6 @@ class Adapter:
         unused = [name for name in (*self.changes, *self.replaced) if name not in used]
         short = (_LAYER.sub("", f".{name}").removeprefix(".") for name in (*unused, *self.others))
         return list(dict.fromkeys(name.removesuffix(".weight") for name in short))
-
-
-def is_adapter(folder: Path) -> bool:
-    """Whether ``folder`` holds an adapter and no checkpoint."""
-    return (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file()
 
 
 def open_adapter(

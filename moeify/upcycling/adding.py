@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from moeify.checkpoint.arithmetic import FLOAT_DTYPES, Float32, decode
-from moeify.checkpoint.carry import carried_files, carry_files
+from moeify.checkpoint.carry import carried, carry_files
 from moeify.checkpoint.files import Slice, SourceFiles
 from moeify.checkpoint.header import StoredTensor
 from moeify.checkpoint.jobs import Copy, Held, Job, copy_of
@@ -62,6 +62,7 @@ class AddReport:
     files_linked: int
     files_copied: int
     bytes_written: int
+    bytes_carried: int
     warnings: tuple[str, ...]
     dry_run: bool
     seconds: float
@@ -115,7 +116,9 @@ def add_experts(
     if not dry_run:
         folders = (entry.source.folder for entry in joining.entries)
         check_output(target, source.folder, *folders, force=config.force)
+    along = carried(source.folder)  # a link out of the folder is refused before the long work
     warnings = compare_joining(view, joining.family, joining.entries)
+    warnings = (*view.checkpoint.notes, *along.notes, *warnings)
     text = None
     if config.needs_text:
         vocabulary = view.layout.dims(view.checkpoint.config)["V"]
@@ -126,7 +129,10 @@ def add_experts(
         rows, agreement = fitted.rows, fitted.agreement
     plan = _plan(joining, rows, target, parse_size(config.max_shard_size))
     report = _report(joining, plan, source, target, config)
-    report = replace(report, warnings=warnings, label_agreement=agreement, dry_run=dry_run)
+    report = replace(
+        report, bytes_carried=along.nbytes, warnings=warnings, label_agreement=agreement,
+        dry_run=dry_run,
+    )  # fmt: skip
     if not dry_run:
         _write(joining, plan, source, config, report, progress)
     return replace(report, seconds=time.perf_counter() - started)
@@ -239,7 +245,7 @@ def _report(
         router=config.router, label_agreement=None,
         params_added=len(view.moe_layers) * count * (ffn + view.hidden_size),
         files_linked=len(plan.linked), files_copied=len(plan.copied),
-        bytes_written=plan.bytes_written, warnings=(), dry_run=False, seconds=0.0,
+        bytes_written=plan.bytes_written, bytes_carried=0, warnings=(), dry_run=False, seconds=0.0,
     )  # fmt: skip
 
 
@@ -248,9 +254,7 @@ def _write(
     progress: Progress | None,
 ) -> None:  # fmt: skip
     target = Path(report.output)
-    check_free_space(target, plan.bytes_written)
-    for _ in carried_files(source.folder):
-        pass  # a link out of the folder is refused before the long work
+    check_free_space(target, plan.bytes_written + report.bytes_carried)
     check = [
         tensor
         for layer in joining.view.moe_layers

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from moeify.checkpoint.arithmetic import FLOAT_DTYPES, decode
-from moeify.checkpoint.carry import carry_files
+from moeify.checkpoint.carry import carried, carry_files
 from moeify.checkpoint.files import Slice, SourceFiles
 from moeify.checkpoint.header import StoredTensor
 from moeify.checkpoint.jobs import Job
@@ -60,6 +60,7 @@ class AttachReport:
     files_linked: int
     files_copied: int
     bytes_written: int
+    bytes_carried: int
     seconds: float
     warnings: tuple[str, ...] = ()
 
@@ -92,7 +93,8 @@ def attach(
     check_route_by(config.route_by, model_type, model_type in REMOTE_CODE)
     pieces = {layer: _rows(view, layer, config) for layer in view.moe_layers}
     plan = plan_rewrite(opened, _jobs(view, pieces), target)
-    check_free_space(target, plan.bytes_written)
+    along = carried(source.folder)
+    check_free_space(target, plan.bytes_written + along.nbytes)
     before, after = _outlooks(view, pieces)
     report = AttachReport(
         source=source.name,
@@ -106,6 +108,7 @@ def attach(
         files_linked=len(plan.linked),
         files_copied=len(plan.copied),
         bytes_written=plan.bytes_written,
+        bytes_carried=along.nbytes,
         seconds=0.0,
     )
     ledger = Ledger(config.checksum)
@@ -116,7 +119,7 @@ def attach(
         record = _write_companions(stage, source, view, config, report)
         seal(stage, ledger)
     changed = is_as_exported(mixture_family(opened.config), record) is False
-    warnings = (SCALED_FOR_OTHERS,) if changed else ()
+    warnings = (*opened.notes, *along.notes, *([SCALED_FOR_OTHERS] if changed else []))
     return replace(report, warnings=warnings, seconds=time.perf_counter() - started)
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from moeify.checkpoint.arithmetic import FLOAT_DTYPES
+from moeify.checkpoint.inside import resolve_inside
 from moeify.checkpoint.json_text import read_json
-from moeify.checkpoint.reader import resolve_inside
 from moeify.errors import CheckpointError
 from moeify.families.base import Config, Family
 from moeify.families.dense_view import DenseView
@@ -106,7 +106,7 @@ def _cannot_join(view: MoeView, family: Family, entry: ExpertSource) -> Iterator
 
 
 def _joins_changed(view: MoeView, entry: ExpertSource) -> Iterator[str]:
-    yield from entry.view.notes
+    yield from (*entry.view.checkpoint.notes, *entry.view.notes)
     ours = entry.view.family.dense.canonical(view.checkpoint.config).get(_ROPE)
     theirs = entry.view.checkpoint.config.get(_ROPE)
     if ours != theirs:
@@ -183,7 +183,7 @@ def _bearable(base: DenseView, entry: ExpertSource, mean: bool) -> Iterator[str]
     ours, theirs = base.checkpoint.config, entry.view.checkpoint.config
     if base.family is not entry.view.family:
         return
-    yield from entry.view.notes
+    yield from (*entry.view.checkpoint.notes, *entry.view.notes)
     if not mean and ours.get("vocab_size") != theirs.get("vocab_size"):
         yield (
             f"its vocabulary has {theirs.get('vocab_size')} entries and the base's"

@@ -9,10 +9,11 @@ from moeify.checkpoint.header import StoredTensor
 from moeify.checkpoint.lowrank import LowRank
 from moeify.checkpoint.reader import CONFIG_FILE, Checkpoint, read_config
 from moeify.checkpoint.source import Source, resolve_source
+from moeify.checkpoint.weight_files import adapter_error, is_adapter
 from moeify.errors import CheckpointError
 from moeify.families.dense_view import DenseView, view_dense
 from moeify.families.registry import MOE_LAYOUTS, dense_family
-from moeify.upcycling.adapters import Adapter, is_adapter, open_adapter
+from moeify.upcycling.adapters import Adapter, open_adapter
 from moeify.upcycling.config import UpcycleConfig
 
 __all__ = [
@@ -99,11 +100,7 @@ def open_dense(source: Source) -> ExpertSource:
     Raises ``MoeifyError`` for anything else.
     """
     if is_adapter(source.folder):
-        raise CheckpointError(
-            f"{source.name} is an adapter, which needs its base",
-            "merge it into its base with peft's merge_and_unload, and name the result",
-            path=source.folder,
-        )
+        raise adapter_error(source.name)
     model_type = read_config(source.folder).get("model_type")
     if model_type in MOE_LAYOUTS:
         raise CheckpointError(

@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from moeify.checkpoint.carry import carried_files, carry_files
+from moeify.checkpoint.carry import carried, carry_files
 from moeify.checkpoint.ledger import Ledger
 from moeify.checkpoint.reader import Checkpoint
 from moeify.checkpoint.source import Source, resolve_source
@@ -57,6 +57,7 @@ class UpcycleReport:
     params_total: int
     params_active: int
     bytes_written: int
+    bytes_carried: int
     seconds: float
     noise_requested: float
     noise_effective: float
@@ -100,12 +101,14 @@ def upcycle(
     plan = plan_upcycle(Checkpoint.open(resolved.folder), config, resolved)
     if not dry_run:
         check_output(target, *(s.source.folder for s in plan.sources), force=config.force)
+    along = carried(resolved.folder)  # a link out of the folder is refused before the long work
     report = _report(plan, resolved, target, config)
+    known = (*plan.view.checkpoint.notes, *along.notes, *report.warnings)
+    report = replace(report, warnings=known, bytes_carried=along.nbytes)
     fit = _read_text(plan, config) if config.needs_text else None
     if not dry_run:
-        check_free_space(target, plan.nbytes + (0 if fit is None else fit.nbytes))
-        for _ in carried_files(resolved.folder):
-            pass  # a link out of the folder is refused before the long work
+        states = 0 if fit is None else fit.nbytes
+        check_free_space(target, plan.nbytes + along.nbytes + states)
         report = _write(plan, fit, resolved, target, config, report, progress)
     return replace(report, dry_run=dry_run, seconds=time.perf_counter() - started)
 
@@ -153,6 +156,7 @@ def _report(
         params_total=plan.parameters.total,
         params_active=plan.parameters.active,
         bytes_written=plan.nbytes,
+        bytes_carried=0,
         seconds=0.0,
         noise_requested=config.noise,
         noise_effective=0.0,

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from moeify.checkpoint.foreign_code import code_note
 from moeify.checkpoint.reader import Checkpoint
 from moeify.checkpoint.regular import read_text
 from moeify.checkpoint.source import resolve_source
@@ -95,6 +96,7 @@ def _sizes(config: Config) -> dict[str, Any]:
 
 
 def _warnings(dense: Checkpoint, tokens: torch.Tensor) -> Iterator[str]:
+    yield from (*dense.notes, *code_note(dense.folder))
     model_type = dense.config.get("model_type")
     if model_type in FAMILIES:
         yield from sort_dense(dense.tensors, dense.config, FAMILIES[str(model_type)]).notes

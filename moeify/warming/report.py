@@ -86,6 +86,7 @@ class WarmupReport:
     seconds: float
     notes: list[str]
     failed: str | None = None
+    bytes_carried: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON document of ``moeify warmup --json``."""

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from moeify.checkpoint.carry import carried
 from moeify.checkpoint.source import Source, resolve_source
 from moeify.checkpoint.staging import check_free_space, check_output, output_errors, staged
 from moeify.errors import TrainingError
@@ -52,13 +53,15 @@ def warmup(
     if config.plot is not None:
         check_plotting()
     session = open_session(source, config, progress)
+    along = carried(source.folder)
+    session.notes += (*session.view.checkpoint.notes, *along.notes)
     if is_main_process():
-        check_free_space(target, output_bytes(session.view, config, target))
+        check_free_space(target, output_bytes(session.view, config, target) + along.nbytes)
     if config.steps:
         open_run(run_folder(target), config, session.view, session.train_blocks)
     with kept_if_resumable(run_folder(target)):
         session.load()
-        report = _measured(session, target)
+        report = replace(_measured(session, target), bytes_carried=along.nbytes)
     if is_main_process():
         report = _written(session, report, target)
         if config.steps:

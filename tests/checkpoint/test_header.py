@@ -76,7 +76,7 @@ def test_encoded_headers_are_read_by_safetensors(tmp_path: Path) -> None:
         ({"a": entry(0, 4, [True])}, b"abcd", "invalid shape"),
         ({"a": entry(0, 4, [4.0])}, b"abcd", "invalid shape"),
         ({"a": entry(4, 0, [4])}, b"abcd", "invalid offsets"),
-        ({"a": entry(0, 1 << 70, [1 << 70])}, b"abcd", "beyond 64 bits"),
+        ({"a": entry(0, 1 << 70, [1 << 70])}, b"abcd", "invalid shape"),
         ({"a": entry(0, 1 << 63, [1 << 63])}, b"abcd", "invalid"),
         ({"a": entry(0, 4, dtype="F5")}, b"abcd", "unknown dtype"),
         ({"a": entry(0, 4, dtype=["F32"])}, b"abcd", "unknown dtype"),

@@ -20,9 +20,8 @@ HERE = Path("x.json")
     [
         (b'{"a": 1, "a": 1}', "names 'a' twice"),
         (b'{"b": {"a": 1, "\\u0061": 2}}', "names 'a' twice"),
-        (b'{"a": 18446744073709551616}', "beyond 64 bits"),
-        (b'{"a": -9223372036854775809}', "beyond 64 bits"),
-        (b'{"a": ' + b"9" * 5000 + b"}", "beyond 64 bits"),
+        (b'{"a": ' + b"9" * 4301 + b"}", "a number of 4301 digits, more than 4300"),
+        (b'{"a": -' + b"9" * 5000 + b"}", "a number of 5000 digits"),
         (b'{"a": ' + b"[" * 100 + b"]" * 100 + b"}", "100 levels deep"),
         (b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "not valid JSON"),
         (b'{"a":' * 100_000 + b"1" + b"}" * 100_000, "not valid JSON"),
@@ -44,7 +43,8 @@ def test_refused(raw: bytes, reason: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ['{"a": 18446744073709551615}', '{"a": -9223372036854775808}', '{"a": "\\ud83d\\ude00"}',
+    ['{"model_max_length": 1000000000000000019884624838656}', '{"a": -9223372036854775809}',
+     '{"a": -' + "9" * 4300 + "}", '{"a": "\\ud83d\\ude00"}',
      '{"a": 0.12345678901234567890123}', '{"a": "12345678901234567890123"}', '{"a": Infinity}',
      '{"a": ' + "[" * 98 + "]" * 98 + "}", "{}"],
 )  # fmt: skip
@@ -113,6 +113,6 @@ def test_what_python_writes_is_read_or_refused(value: object) -> None:
     try:
         found = parse_json(text.encode(), "x", HERE)
     except CheckpointError as error:
-        assert "64 bits" in error.message or "Unicode" in error.message
+        assert "Unicode" in error.message
     else:
         assert json.dumps(found) == text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -75,3 +76,12 @@ def test_a_classifier_without_a_padding_token(tmp_path: Path, family: str, head:
     assert moeify.verify(dense, tmp_path / "moe", batch=1).warnings == ()
     moeify.upcycle(dense, tmp_path / "noisy", num_experts=2, noise=0.5)
     assert moeify.verify(dense, tmp_path / "noisy", batch=3).relative_diff > 1e-3
+
+
+def test_code_that_is_not_run_is_named(tmp_path: Path) -> None:
+    dense = save_tiny(tmp_path / "dense", "qwen3")
+    path = dense / "config.json"
+    config = json.loads(path.read_text()) | {"auto_map": {"AutoModel": "modeling_mine.Mine"}}
+    path.write_text(json.dumps(config))
+    (warning,) = moeify.verify(dense, dense).warnings
+    assert "AutoModel in config.json" in warning
