@@ -73,6 +73,7 @@ def quantized_as(
     modules = {name.removesuffix(".weight") for name in missing if name.endswith(".weight")}
     for name in others if modules else ():
         module, _, part = name.rpartition(".")
+        module = module.removesuffix(".weight")
         if module in modules and (kind or split_quantized(name) == (f"{module}.weight", True)):
             return kind or part
     return None
@@ -88,11 +89,13 @@ def quantization_kind(config: Config) -> str | None:
     settings = config.get(QUANTIZATION)
     if not isinstance(settings, dict):
         return None
-    method = str(settings.get("quant_method", "unknown method"))
     bits = settings.get("bits") or settings.get("w_bit") or _group_bits(settings)
+    usual = "unknown method"
     for flag, number in (("load_in_4bit", 4), ("load_in_8bit", 8)):
-        bits = number if settings.get(flag) else bits
-    return f"{method}, {bits} bit" if type(bits) is int else method
+        if settings.get(flag):
+            bits, usual = number, "bitsandbytes"  # whose first versions did not say so
+    method = settings.get("quant_method") or usual
+    return f"{method}, {bits} bit" if type(bits) is int else str(method)
 
 
 def _group_bits(settings: Config) -> object:

@@ -170,7 +170,9 @@ def model_class(config: Any) -> Any:
     """The class that a transformers config names in ``architectures``, or the usual one."""
     import transformers
 
-    name = (config.architectures or [default_class(config.model_type)])[0]
+    causal = transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    usual = default_class(config.model_type) or causal.get(config.model_type, "")
+    name = (config.architectures or [usual])[0]
     if config.model_type in REMOTE_CODE:
         home: Any = import_module(f"moeify.modeling.modeling_{config.model_type}")
     else:

@@ -213,7 +213,7 @@ QUANTISED = {
         lambda n, t: _of_dtype(n, t, torch.float8_e4m3fn, "_scale_inv"),
     ),
     "bitsandbytes, 8 bit": (
-        {"quant_method": "bitsandbytes", "load_in_8bit": True},
+        {"load_in_8bit": True},
         lambda n, t: {n: t.to(torch.int8), n.replace("weight", "SCB"): torch.ones(len(t))},
     ),
     "bitsandbytes, 4 bit": (
@@ -222,6 +222,10 @@ QUANTISED = {
             n: torch.zeros(t.numel() // 2, 1, dtype=torch.uint8),
             f"{n}.absmax": torch.ones(2),
         },
+    ),
+    "quanto": (
+        {"quant_method": "quanto"},
+        lambda n, t: {f"{n}._data": t.to(torch.int8), f"{n}._scale": torch.ones(1)},
     ),
     "qweight": (..., lambda n, t: _packed(n, t, "qweight", torch.int32)),
     "F8_E4M3": (..., lambda n, t: _of_dtype(n, t, torch.float8_e4m3fn, "_scale")),
