@@ -15,11 +15,13 @@ from moeify.families.dense_tensors import DenseTensors, sort_dense
 from moeify.families.moe_anatomy import PartSize
 from moeify.families.moe_checks import unknown_tensors
 from moeify.families.problems import Problem, by_pattern
+from moeify.families.quantization import packed_values, split_quantized
 
 __all__ = ["DenseAnatomy", "Outlook", "dissect_dense"]
 
 _EXPERTS, _TOP_K = 8, 2  # the defaults of upcycle
 _ATTENTION = ("attn", "self_attn", "attention", "crossattention")
+_PACKED = "U8"  # bitsandbytes has two weights of 4 bit in one such element
 _EMBEDDINGS = ("embed_tokens", "embeddings", "wte", "wpe")
 
 
@@ -86,18 +88,26 @@ def _parts(found: DenseTensors) -> dict[str, PartSize]:
     """Sizes by part; what no file holds has parameters and no bytes."""
     parts: dict[str, PartSize] = {}
 
-    def count(part: str, stored: StoredTensor, name: str | None, nbytes: int) -> None:
+    def count(part: str, nbytes: int, parameters: int) -> None:
         size = parts.setdefault(part, PartSize())
         size.nbytes += nbytes
-        if name is not None and found.is_parameter(name):
-            size.parameters += stored.elements
+        size.parameters += parameters
 
     for name, stored in (found.base | found.heads | found.filled).items():
-        count(_part(name, found), stored, name, 0 if name in found.filled else stored.nbytes)
+        elements = stored.elements
+        if stored.dtype == _PACKED:
+            elements *= packed_values(name, stored.dtype, found.config)
+        nbytes = 0 if name in found.filled else stored.nbytes
+        count(_part(name, found), nbytes, elements if found.is_parameter(name) else 0)
     for stored in found.buffers:
-        count("buffers", stored, None, stored.nbytes)
-    for stored in found.unknown.values():
-        count("unknown", stored, None, stored.nbytes)
+        count("buffers", stored.nbytes, 0)
+    for name, stored in found.unknown.items():
+        plain, packed = (found.quantised and split_quantized(name)) or ("", False)
+        if packed:
+            elements = stored.elements * packed_values(name, stored.dtype, found.config)
+            count(_part(found.relative(plain) or plain, found), stored.nbytes, elements)
+        else:
+            count("quantization" if plain else "unknown", stored.nbytes, 0)
     return parts
 
 

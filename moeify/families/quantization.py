@@ -54,9 +54,8 @@ def packed_values(name: str, dtype: str, config: Config) -> int:
     if name.endswith("_blocks"):
         return _MXFP4_VALUES
     stored = {"I32": 32, "U32": 32, "I8": 8, "U8": 8}.get(dtype, 32)
-    settings = config.get(QUANTIZATION)
-    bits = settings.get("bits", 4) if isinstance(settings, dict) else 4
-    return stored // bits if isinstance(bits, int) and 0 < bits <= stored else 1
+    bits = _bits(config) or 4
+    return stored // bits if 0 < bits <= stored else 1
 
 
 def quantized_as(
@@ -86,21 +85,28 @@ def all_plain(tensors: Iterable[StoredTensor]) -> bool:
 
 def quantization_kind(config: Config) -> str | None:
     """Method and bits that config.json names, as ``gptq, 4 bit``."""
+    settings, bits = config.get(QUANTIZATION), _bits(config)
+    if not isinstance(settings, dict):
+        return None
+    # The first versions of bitsandbytes did not say their name.
+    usual = "unknown method" if _loaded_bits(settings) is None else "bitsandbytes"
+    method = str(settings.get("quant_method") or usual)
+    return method if bits is None else f"{method}, {bits} bit"
+
+
+def _bits(config: Config) -> int | None:
+    """Bits of a weight, as each method's own key has them."""
     settings = config.get(QUANTIZATION)
     if not isinstance(settings, dict):
         return None
-    bits = settings.get("bits") or settings.get("w_bit") or _group_bits(settings)
-    usual = "unknown method"
-    for flag, number in (("load_in_4bit", 4), ("load_in_8bit", 8)):
-        if settings.get(flag):
-            bits, usual = number, "bitsandbytes"  # whose first versions did not say so
-    method = settings.get("quant_method") or usual
-    return f"{method}, {bits} bit" if type(bits) is int else str(method)
-
-
-def _group_bits(settings: Config) -> object:
-    """Bits of the first group of compressed-tensors."""
-    groups = settings.get("config_groups")
+    groups = settings.get("config_groups")  # of compressed-tensors
     first = next(iter(groups.values()), None) if isinstance(groups, dict) else None
     weights = first.get("weights") if isinstance(first, dict) else None
-    return weights.get("num_bits") if isinstance(weights, dict) else None
+    group_bits = weights.get("num_bits") if isinstance(weights, dict) else None
+    said = (_loaded_bits(settings), settings.get("bits"), settings.get("w_bit"), group_bits)
+    return next((bits for bits in said if type(bits) is int), None)
+
+
+def _loaded_bits(settings: Config) -> int | None:
+    flags = (("load_in_4bit", 4), ("load_in_8bit", 8))
+    return next((bits for flag, bits in flags if settings.get(flag)), None)

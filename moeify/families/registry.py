@@ -61,7 +61,8 @@ def dense_family(config: Config) -> Family:
     if isinstance(model_type, str) and model_type in FAMILIES:
         return FAMILIES[model_type]
     counts = (text_config(config).get(key) for key in EXPERT_KEYS)
-    if model_type in MOE_LAYOUTS or "moe" in str(model_type) or any(counts):
+    several = any(type(count) is int and count > 1 for count in counts)
+    if model_type in MOE_LAYOUTS or "moe" in str(model_type) or several:
         raise UnsupportedModelError(
             model_type,
             FAMILIES,
