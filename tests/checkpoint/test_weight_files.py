@@ -115,7 +115,7 @@ def test_an_index_that_lists_what_is_needed_and_gone_is_refused(tmp_path: Path) 
         save_file(tensors, path, {"format": "pt"})
     with pytest.raises(CheckpointError, match=r"norm\.weight' is missing"):
         upcycle(folder, tmp_path / "moe", num_experts=2, dry_run=True)
-    assert any("model.norm.weight" in problem.message for problem in inspect(folder).problems)
+    assert any("norm.weight" in problem.message for problem in inspect(folder).problems)
 
 
 ADAPTER = {"adapter_config.json": '{"peft_type": "LORA"}', "adapter_model.safetensors": "x"}

@@ -58,21 +58,23 @@ def test_the_folder_one_is_in(dense: Path, tmp_path: Path, monkeypatch: pytest.M
 def test_odd_files_beside_the_weights(dense: Path, tmp_path: Path) -> None:
     source = tmp_path / "dense"
     shutil.copytree(dense, source)
-    for name in (*NAMES, "x" * 255, "Tokenizer.json", "TOKENIZER.json"):
-        (source / name).write_bytes(b"" if name != "e\u0301" else b"x")
+    names = {*(f"{name}.txt" for name in NAMES), "x" * 251 + ".txt", "Tokenizer.json",
+             "TOKENIZER.json"}  # fmt: skip
+    for name in names:
+        (source / name).write_bytes(b"" if name != "e\u0301.txt" else b"x")
     assert moeify("upcycle", source, tmp_path / "out").code == 0
     there = {path.name for path in (tmp_path / "out").iterdir()}
-    assert {*NAMES, "x" * 255, "Tokenizer.json", "TOKENIZER.json"} <= there
+    assert names <= there
 
 
 def test_two_names_that_are_one_file_to_the_target(tmp_path: Path) -> None:
     """What a file system without capitals does, shown by a link that makes two names one file."""
     source, target = tmp_path / "source", tmp_path / "target"
-    (source / "sub").mkdir(parents=True)
-    (target / "sub").mkdir(parents=True)
+    (source / "1_Sub").mkdir(parents=True)
+    (target / "1_Sub").mkdir(parents=True)
     for name in ("Vocab.txt", "vocab.txt"):
-        (source / "sub" / name).write_text(name)
-    (target / "sub" / "vocab.txt").symlink_to("Vocab.txt")
+        (source / "1_Sub" / name).write_text(name)
+    (target / "1_Sub" / "vocab.txt").symlink_to("Vocab.txt")
     with pytest.raises(OutputError, match="are one file"):
         carry_files(source, target)
 
@@ -89,11 +91,11 @@ def test_empty_files(dense: Path, tmp_path: Path, name: str) -> None:
 def test_ten_thousand_other_files(dense: Path, tmp_path: Path) -> None:
     source = tmp_path / "dense"
     shutil.copytree(dense, source)
-    (source / "many").mkdir()
+    (source / "1_Many").mkdir()
     for number in range(10_000):
-        (source / "many" / f"{number}.txt").touch()
+        (source / "1_Many" / f"{number}.txt").touch()
     assert moeify("inspect", source).code == 0
     assert moeify("upcycle", source, "--dry-run").code == 0
     (tmp_path / "out").mkdir()
     carry_files(source, tmp_path / "out")
-    assert len(list((tmp_path / "out" / "many").iterdir())) == 10_000
+    assert len(list((tmp_path / "out" / "1_Many").iterdir())) == 10_000

@@ -64,7 +64,7 @@ def plant(folder: Path, mark: Path) -> None:
     (folder / "adapter_config.json").write_text(json.dumps(
         {"peft_type": "LORA", "base_model_name_or_path": str(folder), "auto_mapping": None}
     ))  # fmt: skip
-    for name in ("pytorch_model.bin", "adapter_model.bin", "training_args.bin", "optimizer.pt",
+    for name in ("pytorch_model.bin", "training_args.bin", "optimizer.pt",
                  "scheduler.pt", "rng_state.pth", "model.pkl", "tokenizer.pickle", "x.joblib",
                  "0_Evil/x.pkl", "scores.pkl"):  # fmt: skip
         (folder / name).write_bytes(_torch_file(mark) if "model" in name else pickle.dumps(

@@ -40,7 +40,7 @@ def test_requests_and_bytes(sparse: Path, tmp_path: Path) -> None:
     report = json.loads(done.stdout)
     assert (report["params_total"], report["params_active"]) == (TOTAL, ACTIVE)
     assert report["revision"] == COMMIT
-    assert len(traffic.requests) <= 16 + 2
+    assert len(traffic.requests) <= 16 + 3
     assert traffic.bytes_sent <= 5_000_000
     assert not any(tmp_path.rglob("*.safetensors"))
 
