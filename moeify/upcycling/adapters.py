@@ -61,26 +61,12 @@ def open_adapter(
     """
     config = read_json(resolve_inside(source.folder, ADAPTER_CONFIG))
     _check_kind(source, config)
-    path = resolve_inside(source.folder, ADAPTER_WEIGHTS)
-    if not path.is_file():
-        raise CheckpointError(
-            f"adapter {source.name} has no {ADAPTER_WEIGHTS}",
-            "save it again with peft's save_pretrained, which writes safetensors",
-            path=source.folder,
-        )
-    factors: dict[str, dict[str, StoredTensor]] = {}
-    tensors: dict[str, StoredTensor] = {}
-    for name, tensor in read_header(path)[0].items():
-        if found := _FACTOR.fullmatch(name):
-            factors.setdefault(found[1], {})[found[2]] = tensor
-        else:
-            tensors[_canonical(name.removeprefix(_ROOT).replace(".base_layer.", "."), base)] = (
-                tensor
-            )
+    factors, tensors = _read_tensors(source)
     changes: dict[str, LowRank] = {}
     replaced: dict[str, StoredTensor] = {}
     others: dict[str, CheckpointError] = {}
-    for name, tensor in tensors.items():
+    for stored, tensor in tensors.items():
+        name = _canonical(stored, base)
         with _bearable(name, base, others, whole):
             _check_replaced(source, base, name, tensor)
             replaced[name] = tensor
@@ -96,6 +82,27 @@ def open_adapter(
         others=tuple(others),
         warnings=tuple(_of_another_base(config, base, base_source)),
     )
+
+
+def _read_tensors(
+    source: Source,
+) -> tuple[dict[str, dict[str, StoredTensor]], dict[str, StoredTensor]]:
+    """The two factors of each module, and whole tensors, by the names that the base has."""
+    path = resolve_inside(source.folder, ADAPTER_WEIGHTS)
+    if not path.is_file():
+        raise CheckpointError(
+            f"adapter {source.name} has no {ADAPTER_WEIGHTS}",
+            "save it again with peft's save_pretrained, which writes safetensors",
+            path=source.folder,
+        )
+    factors: dict[str, dict[str, StoredTensor]] = {}
+    whole: dict[str, StoredTensor] = {}
+    for name, tensor in read_header(path)[0].items():
+        if found := _FACTOR.fullmatch(name):
+            factors.setdefault(found[1], {})[found[2]] = tensor
+        else:
+            whole[name.removeprefix(_ROOT).replace(".base_layer.", ".")] = tensor
+    return factors, whole
 
 
 @contextmanager
