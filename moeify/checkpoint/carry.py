@@ -14,17 +14,14 @@ from moeify.checkpoint.foreign_code import cleaned, code_note
 from moeify.checkpoint.inside import resolve_inside
 from moeify.checkpoint.ledger import Ledger
 from moeify.checkpoint.naming import some
+from moeify.checkpoint.source import MODEL_FILES
 from moeify.errors import CheckpointError, OutputError
 
 __all__ = ["TOKENIZER_CONFIG", "Carried", "carried", "carry_files", "is_part"]
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
 _REWRITTEN = ("config.json", "moeify.json", "README.md")
-_FILES = (
-    "*.json", "*.jinja", "*.txt", "*.model", "*.spm", "*.bpe", "*.codes", "*.vocab", "*.tiktoken",
-    "*.md", "LICENSE*", "LICENCE*", "NOTICE*", "COPYING*", ".gitattributes",
-)  # fmt: skip
-"""Settings, vocabularies, templates and terms of use, as all libraries name them."""
+_FILES = (*MODEL_FILES, ".gitattributes")
 _OTHERS = (
     "*.index.json", "adapter_config.json", "trainer_state.json", "*_results.json", "*_args.json",
     "requirements*.txt",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ _KEYS = frozenset(
 )  # fmt: skip
 _NAMING = ("config.json", "tokenizer_config.json", "preprocessor_config.json",
            "processor_config.json")  # fmt: skip
+_MODULES, _LIBRARY = "modules.json", "sentence_transformers."
 _OWN = frozenset(path.stem for path in (Path(__file__).parents[1] / "modeling").glob("*.py"))
 _VOCABULARIES = ("tokenizer.json", "vocab.json")
 _ESCAPED = re.compile(rb"\\u00[2-7]")  # letters that hide the name of a key
@@ -52,7 +54,19 @@ def names_code(folder: Path) -> tuple[str, ...]:
                 found.append(f"{', '.join(sorted(named))} in {file}")
             elif isinstance(named, list | str):  # as old tokenizers have it
                 found.append(f"the class in {file}")
-    return tuple(found)
+    return (*found, *_modules(folder))
+
+
+def _modules(folder: Path) -> Iterator[str]:
+    """Modules of a sentence encoder that are not sentence-transformers' own."""
+    with suppress(CheckpointError):
+        path = resolve_inside(folder, _MODULES)
+        listed = b'{"modules": %b}' % read_bytes(path, MAX_TEXT_BYTES)
+        modules = parse_json(listed, _MODULES, path)["modules"]
+        modules = modules if isinstance(modules, list) else []
+        kinds = [str(module.get("type")) for module in modules if isinstance(module, dict)]
+        if others := [kind for kind in kinds if not kind.startswith(_LIBRARY)]:
+            yield f"{', '.join(others)} in {_MODULES}"
 
 
 def code_note(folder: Path) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from moeify.errors import CheckpointError, ConfigError, HubError
 __all__ = [
     "ADAPTER_CONFIG",
     "ADAPTER_WEIGHTS",
+    "MODEL_FILES",
     "Source",
     "is_hub_id",
     "resolve_source",
@@ -23,16 +24,16 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
 _REVISION = re.compile(r"[\w./-]{1,250}")
+MODEL_FILES = (
+    "*.json", "*.jinja", "*.txt", "*.model", "*.spm", "*.bpe", "*.codes", "*.vocab", "*.tiktoken",
+    "*.md", "LICENSE*", "LICENCE*", "NOTICE*", "COPYING*",
+)  # fmt: skip
+"""Settings, vocabularies, templates and terms of use, as all libraries name them."""
 _WANTED = [
     "model.safetensors",
     "model-*-of-*.safetensors",
     ADAPTER_WEIGHTS,
-    "*.json",
-    "*.txt",
-    "*.model",
-    "*.jinja",
-    "*.md",
-    "LICENSE*",
+    *MODEL_FILES,
     "[0-9]*_*/*",  # the modules of a sentence encoder, their own weights included
 ]
 _UNWANTED = ["onnx/*", "openvino/*", "coreml/*", "checkpoint-*/*", "runs/*", "original/*"]

@@ -20,6 +20,7 @@ from moeify.families.dense_view import DenseView, relative_name
 
 __all__ = ["Adapter", "open_adapter"]
 
+_LARGEST_ALPHA = 1e30
 _ROOT = "base_model.model."
 _FACTOR = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_([AB])(?:\.[^.]+)?\.weight")
 _LAYER = re.compile(r"^.*?\.\d+\.")
@@ -210,8 +211,17 @@ def _alpha(config: dict[str, Any], module: str) -> float:
     """The adapter's alpha for a module; patterns are matched against the end of its name."""
     for pattern, value in (config.get("alpha_pattern") or {}).items():
         if re.match(rf"(.*\.)?({pattern})$", module):
-            return float(value)
-    return float(config.get("lora_alpha", 8))
+            return _number(value)
+    return _number(config.get("lora_alpha", 8))
+
+
+def _number(alpha: object) -> float:
+    if type(alpha) in (int, float) and abs(alpha) < _LARGEST_ALPHA:  # type: ignore[arg-type]
+        return float(alpha)  # type: ignore[arg-type]
+    raise CheckpointError(
+        f"{ADAPTER_CONFIG}: alpha must be a number below {_LARGEST_ALPHA:g}, not {alpha!r:.40}",
+        "save the adapter again with peft's save_pretrained",
+    )
 
 
 def _check_replaced(source: Source, base: DenseView, name: str, tensor: StoredTensor) -> None:

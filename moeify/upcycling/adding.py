@@ -35,7 +35,7 @@ from moeify.routing.initialization import RouterRows, logit_std
 from moeify.upcycling.comparing import compare_joining
 from moeify.upcycling.config import MAX_EXPERTS, AddConfig
 from moeify.upcycling.routers import joining_rows, labelled_text, recorded_options
-from moeify.upcycling.sources import ExpertOrigin, ExpertSource, open_dense
+from moeify.upcycling.sources import ExpertOrigin, ExpertSource, of_sources, open_dense
 
 __all__ = ["AddReport", "add_experts"]
 
@@ -118,7 +118,7 @@ def add_experts(
         check_output(target, source.folder, *folders, force=config.force)
     along = carried(source.folder)  # a link out of the folder is refused before the long work
     warnings = compare_joining(view, joining.family, joining.entries)
-    warnings = (*view.checkpoint.notes, *along.notes, *warnings)
+    warnings = (*view.checkpoint.notes, *along.notes, *of_sources(joining.entries), *warnings)
     text = None
     if config.needs_text:
         vocabulary = view.layout.dims(view.checkpoint.config)["V"]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
+from moeify.checkpoint.foreign_code import code_note
 from moeify.checkpoint.header import StoredTensor
 from moeify.checkpoint.lowrank import LowRank
 from moeify.checkpoint.reader import CONFIG_FILE, Checkpoint, read_config
@@ -21,6 +22,7 @@ __all__ = [
     "ExpertSource",
     "dealt",
     "expert_origins",
+    "of_sources",
     "open_dense",
     "open_sources",
 ]
@@ -111,6 +113,14 @@ def open_dense(source: Source) -> ExpertSource:
     checkpoint = Checkpoint.open(source.folder)
     view = view_dense(checkpoint, dense_family(checkpoint.config), headless=True)
     return ExpertSource(source=source, label=_base_name(source), view=view)
+
+
+def of_sources(sources: Iterable[ExpertSource]) -> Iterator[str]:
+    """What a user should know of how the checkpoints were read, each once."""
+    folders = {entry.source.folder: entry for entry in sources if entry.adapter is None}
+    for folder, entry in folders.items():
+        for note in (*entry.view.checkpoint.notes, *code_note(folder)):
+            yield f"{entry.source.name}: {note}"
 
 
 def _base_name(source: Source) -> str:

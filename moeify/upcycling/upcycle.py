@@ -28,7 +28,7 @@ from moeify.upcycling.routers import (
     router_owners,
     state_bytes,
 )
-from moeify.upcycling.sources import ExpertOrigin
+from moeify.upcycling.sources import ExpertOrigin, of_sources
 
 __all__ = ["UpcycleReport", "upcycle"]
 
@@ -103,7 +103,7 @@ def upcycle(
         check_output(target, *(s.source.folder for s in plan.sources), force=config.force)
     along = carried(resolved.folder)  # a link out of the folder is refused before the long work
     report = _report(plan, resolved, target, config)
-    known = (*plan.view.checkpoint.notes, *along.notes, *report.warnings)
+    known = (*plan.view.checkpoint.notes, *along.notes, *of_sources(plan.sources), *report.warnings)
     report = replace(report, warnings=known, bytes_carried=along.nbytes)
     fit = _read_text(plan, config) if config.needs_text else None
     if not dry_run:

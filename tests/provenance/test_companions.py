@@ -77,13 +77,39 @@ def test_what_names_code(tmp_path: Path, auto_map: object, named: bool) -> None:
     assert bool(names_code(tmp_path)) is named
 
 
+@pytest.mark.parametrize(
+    ("modules", "named"),
+    [
+        ([{"type": "sentence_transformers.models.Transformer"}], ()),
+        ([{"type": "custom_st.Transformer"}, {"type": "sentence_transformers.models.Pooling"}],
+         ("custom_st.Transformer in modules.json",)),
+        ("x", ()), ([5, {}], ("None in modules.json",)),
+    ],
+)  # fmt: skip
+def test_modules_of_an_encoder_name_code_too(
+    tmp_path: Path, modules: object, named: tuple[str, ...]
+) -> None:
+    (tmp_path / "modules.json").write_text(json.dumps(modules))
+    assert names_code(tmp_path) == named
+
+
+def test_what_is_to_say_of_experts_sources_is_said(tmp_path: Path) -> None:
+    dense = save_tiny(tmp_path / "dense", "qwen2", "Qwen2ForCausalLM")
+    report = upcycle(
+        dense, tmp_path / "moe", num_experts=2, experts_from=(str(coded(tmp_path / "other")),) * 2
+    )
+    (said,) = (warning for warning in report.warnings if "trust_remote_code" in warning)
+    assert said.startswith("other: ")
+
+
 def test_a_broken_file_names_nothing(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
     assert names_code(tmp_path) == ()
 
 
-@pytest.mark.parametrize("settings", [None, {"do_lower_case": True}])
-@pytest.mark.parametrize("family", ["bert", "gpt2"])
+@pytest.mark.parametrize(
+    ("family", "settings"), [("bert", {"do_lower_case": True}), ("gpt2", None)]
+)
 def test_a_tokenizer_that_names_no_class_loads_without_moeify(
     tmp_path: Path, family: str, settings: dict[str, object] | None
 ) -> None:
