@@ -17,7 +17,7 @@ class GPT2MoeConfig(GPT2Config, MoeOptions):
     model_type = "gpt2_moe"
     keys_to_ignore_at_inference: ClassVar = ["past_key_values", "aux_loss", "router_logits"]
     _auto_class = "AutoConfig"
-    # Attention stays whole: transformers splits no `Conv1D`. Nor does it have a plan for dense GPT-2.
+    # Attention stays whole: transformers splits no `Conv1D`.
     base_model_tp_plan: ClassVar = {
         "h.*.mlp.experts.up_proj": "rowwise",
         "h.*.mlp.experts.up_proj_bias": "rowwise",
