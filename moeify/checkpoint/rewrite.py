@@ -26,6 +26,8 @@ from moeify.checkpoint.writer import (
 
 __all__ = ["Rewrite", "plan_rewrite", "write_rewrite"]
 
+_FEW_BYTES = 64  # a guard
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rewrite:
@@ -51,21 +53,27 @@ def plan_rewrite(
     A file without any of them is linked, or copied where ``output`` lies on another file system
     (unless its names are not those of the model: then it is written with these);
     one that mixes them with others is written again without them, and the jobs get a file of their
-    own at the end, or several of ``max_shard_bytes``; ``last`` are jobs that get one more. So no
-    name ever stands in two files.
+    own at the end, or several of ``max_shard_bytes``; ``last`` are jobs that get one more. The last
+    file takes what would be left of another as a few numbers. So no name ever stands in two files.
     """
     new, tail = tuple(jobs), tuple(last)
     names = {job.name for job in (*new, *tail)}
     groups = [new] if max_shard_bytes is None else grouped(new, max_shard_bytes)
     kept: list[Path | tuple[Job, ...]] = []
+    few: list[Job] = []
     for path in checkpoint.shards:
         stored = [tensor for tensor in checkpoint.tensors.values() if tensor.path == path]
         rest = [tensor for tensor in stored if tensor.name not in names]
         if len(rest) == len(stored) and not checkpoint.wrappers:
             kept.append(path)
         elif rest:
-            kept.append(tuple(Job(t.name, t.dtype, t.shape, (copy_of(t, t.dtype),)) for t in rest))
-    parts = [*kept, *(tuple(part) for part in (*groups, tail) if part)]
+            left = [Job(t.name, t.dtype, t.shape, (copy_of(t, t.dtype),)) for t in rest]
+            if sum(tensor.nbytes for tensor in rest) <= _FEW_BYTES:
+                few += left
+            else:
+                kept.append(tuple(left))
+    written = [tuple(part) for part in (*groups, tail) if part]
+    parts = [*kept, *written[:-1], *((*part, *few) for part in written[-1:])]
     linked: list[tuple[Path, str]] = []
     copied: list[tuple[Path, str]] = []
     shards: list[Shard] = []

@@ -116,6 +116,7 @@ BERT = Family(
         prefixes=("bert.",),
         layer="encoder.layer.{layer}.",
         router="moe.router.weight",
+        guard="intermediate.dense.weight",
         experts=(
             ExpertTensor(name="moe.experts.up_proj", roles=("up",), shape=("F", "H")),
             ExpertTensor(name="moe.experts.up_proj_bias", roles=("up_bias",), shape=("F",)),

@@ -129,6 +129,7 @@ GPT2 = Family(
         prefixes=("transformer.",),
         layer="h.{layer}.",
         router="mlp.router.weight",
+        guard="mlp.c_fc.weight",
         experts=(
             ExpertTensor(name="mlp.experts.up_proj", roles=("up",), shape=("H", "F")),
             ExpertTensor(name="mlp.experts.up_proj_bias", roles=("up_bias",), shape=("F",)),

@@ -14,7 +14,7 @@ __all__ = ["Anatomy", "ExpertSlice", "PartSize", "dissect", "layout_prefix"]
 
 _MIXERS = ("self_attn", "attn", "attention", "crossattention", "linear_attn", "mamba", "conv")
 _EMBEDDINGS = ("embed_tokens", "embeddings", "wte", "wpe")
-_UNCOUNTED = ("buffers", "ignored", "unknown")
+_UNCOUNTED = ("buffers", "guard", "ignored", "unknown")
 
 
 @dataclass(kw_only=True)
@@ -143,6 +143,9 @@ class _Sorter:
 
     def place(self, stored: StoredTensor) -> None:
         """Put one tensor where it belongs, a quantised one beside the weight it stands for."""
+        if self.anatomy.layout.is_guard(stored):
+            self._count("guard", stored, 0)
+            return
         part = self._find(stored, stored.name, packed=False)
         values = 1
         if part is None and (quantized := split_quantized(stored.name)) is not None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from moeify.checkpoint.header import StoredTensor
 from moeify.families.values import (
     Config,
     Dims,
@@ -151,6 +152,9 @@ class Rest:
 class MoeLayout:
     """Tensor names of an MoE family, relative to the base model, and where its config says what.
 
+    ``guard`` is the dense class's name for a tensor of a layer that holds experts: one element of
+    that name, in the first such layer, makes the dense class refuse the mixture by its shape, and
+    is no parameter.
     ``norm`` and ``norm_bias`` are the normalisation whose output the router reads. The router's
     weight is [E, H] and its bias [E] in every family. ``router_module`` is the router's path
     within its layer once transformers has loaded it, where that is not its tensor's name.
@@ -173,6 +177,15 @@ class MoeLayout:
     shared_keys: tuple[str, ...] = ()
     extras: tuple[ExtraTensor, ...] = ()
     router_module: str | None = None
+    guard: str | None = None
+
+    def is_guard(self, stored: StoredTensor) -> bool:
+        """Whether a tensor only keeps dense classes from loading the mixture."""
+        return (
+            self.guard is not None
+            and stored.elements == 1
+            and stored.name.endswith(f".{self.guard}")
+        )
 
     def num_experts(self, config: Config) -> int:
         """Number of experts of each MoE layer."""

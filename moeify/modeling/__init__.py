@@ -30,7 +30,14 @@ class RemoteCode:
         return tuple(Path(__file__).parent / name for name in self.files)
 
 
-_SHARED_FILES = ("configuration_moe.py", "moe_layers.py", "moe_outputs.py", "moe_pooling.py")
+_SHARED_FILES = (
+    "configuration_moe.py",
+    "moe_experts.py",
+    "moe_layers.py",
+    "moe_models.py",
+    "moe_outputs.py",
+    "moe_pooling.py",
+)
 
 
 def _remote_code(model_type: str, config: str, models: Mapping[str, str]) -> RemoteCode:

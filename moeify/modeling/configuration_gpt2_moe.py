@@ -4,7 +4,7 @@ from typing import Any, ClassVar
 
 from transformers import GPT2Config
 
-from .configuration_moe import MoeOptions
+from .configuration_moe import MoeOptions, expert_parallel_plan
 
 
 class GPT2MoeConfig(GPT2Config, MoeOptions):
@@ -17,6 +17,14 @@ class GPT2MoeConfig(GPT2Config, MoeOptions):
     model_type = "gpt2_moe"
     keys_to_ignore_at_inference: ClassVar = ["past_key_values", "aux_loss", "router_logits"]
     _auto_class = "AutoConfig"
+    # Attention stays whole: transformers splits no `Conv1D`.
+    base_model_tp_plan: ClassVar = {
+        "h.*.mlp.experts.up_proj": "rowwise",
+        "h.*.mlp.experts.up_proj_bias": "rowwise",
+        "h.*.mlp.experts.down_proj": "colwise",
+        "h.*.mlp.experts": "moe_tp_experts",
+    }
+    base_model_ep_plan: ClassVar = expert_parallel_plan("h.*.mlp.experts")
 
     # Without moeify installed, AutoTokenizer has no entry for this model_type and asks the config.
     tokenizer_class: str | None = "GPT2Tokenizer"

@@ -62,3 +62,12 @@ class MoeOptions:
             raise ValueError(
                 f"moe_layers names {wrong}, but the model's layers are 0 to {num_layers - 1}."
             )
+
+
+def expert_parallel_plan(experts: str) -> dict[str, str]:
+    """Whole experts on each rank; `experts` is their module's path, with `*` for the layer."""
+    tensors = ("up_proj", "up_proj_bias", "down_proj", "down_proj_bias")
+    return {
+        **{f"{experts}.{name}": "grouped_gemm" for name in tensors},
+        experts: "ep_dispatch_experts",
+    }

@@ -17,7 +17,9 @@ from transformers.utils import logging
 from transformers.utils.output_capturing import OutputRecorder
 
 from .configuration_bert_moe import BertMoeConfig
-from .moe_layers import Experts, MoeFeedForward, TopKRouting, default_experts_implementation
+from .moe_experts import Experts, ExpertsImplementations
+from .moe_layers import MoeFeedForward, TopKRouting
+from .moe_models import GuardedLayer, MoePreTrainedModel
 from .moe_outputs import (
     MoeCausalLMOutput,
     MoeMaskedLMOutput,
@@ -37,7 +39,7 @@ from .moe_pooling import SequencePool
 logger = logging.get_logger(__name__)
 
 
-@use_experts_implementation(has_gate=False, has_bias=True)
+@use_experts_implementation(experts_interface=ExpertsImplementations, has_gate=False, has_bias=True)
 class BertMoeExperts(Experts):
     """E copies of BERT's feed-forward network: weights [E, F, H] and [E, H, F]."""
 
@@ -63,8 +65,10 @@ class BertMoeOutput(nn.Module):
         return self.LayerNorm(self.dropout(hidden_states) + input_tensor)
 
 
-class BertMoeLayer(dense.BertLayer):
+class BertMoeLayer(GuardedLayer, dense.BertLayer):
     """`BertLayer` with `moe` in place of `intermediate` and `output.dense`."""
+
+    guard = "intermediate.dense.weight"
 
     def __init__(self, config: BertMoeConfig, layer_idx: int | None = None) -> None:
         # BertLayer's own constructor would allocate the dense network.
@@ -136,35 +140,16 @@ class BertMoeEncoder(dense.BertEncoder):
         )
 
 
-class BertMoePreTrainedModel(dense.BertPreTrainedModel):
+class BertMoePreTrainedModel(MoePreTrainedModel, dense.BertPreTrainedModel):
     """What all BERT-MoE models share: configuration, initialisation and output recording."""
 
-    config_class = BertMoeConfig
+    moe_config_class = BertMoeConfig
+    guard = "encoder.layer.{layer}." + BertMoeLayer.guard
     _no_split_modules: ClassVar = ["BertEmbeddings", "BertLayer", "BertMoeLayer"]
     _can_record_outputs: ClassVar = {
         **dense.BertPreTrainedModel._can_record_outputs,
         "router_logits": OutputRecorder(TopKRouting, index=0),
     }
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        # Each dense class holds its own configuration class, which would be inherited first.
-        cls.config_class = BertMoeConfig
-
-    def __init__(self, config: BertMoeConfig) -> None:
-        config.check_experts(config.num_hidden_layers)
-        super().__init__(config)
-
-    @classmethod
-    def _can_set_experts_implementation(cls) -> bool:
-        # transformers finds out by reading the source and keeps the answer on the class, where a
-        # dense class that was asked before would hand its "no" down.
-        return True
-
-    def get_correct_experts_implementation(self, requested_experts: str | None) -> str:
-        """Choose the implementation of the experts, by machine where the user left it open."""
-        requested_experts = default_experts_implementation(requested_experts)
-        return super().get_correct_experts_implementation(requested_experts)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -17,7 +17,9 @@ from transformers.models.gpt2 import modeling_gpt2 as dense
 from transformers.utils.output_capturing import OutputRecorder
 
 from .configuration_gpt2_moe import GPT2MoeConfig
-from .moe_layers import Experts, MoeFeedForward, TopKRouting, default_experts_implementation
+from .moe_experts import Experts, ExpertsImplementations
+from .moe_layers import MoeFeedForward, TopKRouting
+from .moe_models import GuardedLayer, MoePreTrainedModel
 from .moe_outputs import (
     MoeCausalLMOutput,
     MoeModelOutputWithPast,
@@ -32,7 +34,9 @@ from .moe_outputs import (
 from .moe_pooling import SequencePool
 
 
-@use_experts_implementation(has_gate=False, has_bias=True, is_transposed=True)
+@use_experts_implementation(
+    experts_interface=ExpertsImplementations, has_gate=False, has_bias=True, is_transposed=True
+)
 class GPT2MoeExperts(Experts):
     """E copies of GPT-2's feed-forward network: weights [E, H, F] and [E, F, H], as in Conv1D."""
 
@@ -64,8 +68,10 @@ class GPT2MoeMLP(MoeFeedForward):
         return self.dropout(super().forward(hidden_states, **batch))
 
 
-class GPT2MoeBlock(dense.GPT2Block):
+class GPT2MoeBlock(GuardedLayer, dense.GPT2Block):
     """`GPT2Block` with experts in `mlp`."""
+
+    guard = "mlp.c_fc.weight"
 
     def __init__(self, config: GPT2MoeConfig, layer_idx: int | None = None) -> None:
         # GPT2Block's own constructor would allocate the dense network.
@@ -119,35 +125,16 @@ class GPT2MoeBlock(dense.GPT2Block):
         )
 
 
-class GPT2MoePreTrainedModel(dense.GPT2PreTrainedModel):
+class GPT2MoePreTrainedModel(MoePreTrainedModel, dense.GPT2PreTrainedModel):
     """What all GPT-2-MoE models share: configuration, initialisation and output recording."""
 
-    config_class = GPT2MoeConfig
+    moe_config_class = GPT2MoeConfig
+    guard = "h.{layer}." + GPT2MoeBlock.guard
     _no_split_modules: ClassVar = ["GPT2Block", "GPT2MoeBlock"]
     _can_record_outputs: ClassVar = {
         **dense.GPT2PreTrainedModel._can_record_outputs,
         "router_logits": OutputRecorder(TopKRouting, index=0),
     }
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        # Each dense class holds its own configuration class, which would be inherited first.
-        cls.config_class = GPT2MoeConfig
-
-    def __init__(self, config: GPT2MoeConfig) -> None:
-        config.check_experts(config.n_layer)
-        super().__init__(config)
-
-    @classmethod
-    def _can_set_experts_implementation(cls) -> bool:
-        # transformers finds out by reading the source and keeps the answer on the class, where a
-        # dense class that was asked before would hand its "no" down.
-        return True
-
-    def get_correct_experts_implementation(self, requested_experts: str | None) -> str:
-        """Choose the implementation of the experts, by machine where the user left it open."""
-        requested_experts = default_experts_implementation(requested_experts)
-        return super().get_correct_experts_implementation(requested_experts)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

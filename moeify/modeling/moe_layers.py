@@ -1,4 +1,4 @@
-"""Router, experts and router losses that the BERT-MoE and GPT-2-MoE models are built from.
+"""Router, mixture and router losses that the BERT-MoE and GPT-2-MoE models are built from.
 
 This file travels inside checkpoints: it imports torch, transformers and its siblings only.
 
@@ -11,9 +11,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.activations import ACT2FN
 from transformers.utils.generic import maybe_autocast
 
+from .moe_experts import Experts
 from .moe_pooling import SequencePool
 
 
@@ -69,90 +69,6 @@ class TopKRouting(nn.Module):
         return f"top_k={self.top_k}, norm_topk_prob={self.norm_topk_prob}"
 
 
-class Experts(nn.Module):
-    """E two-layer feed-forward networks with biases, each tensor fused over the experts.
-
-    Subclasses carry transformers' `use_experts_implementation` decorator, which sets
-    `is_transposed` and replaces `forward` by the implementation the config asks for.
-
-    Args:
-        num_experts: E.
-        hidden_size: H.
-        ffn_size: F.
-        activation: a name transformers knows, such as "gelu_new".
-        is_transposed: False stores weights as `nn.Linear` does, [E, F, H] and [E, H, F]; True as
-            GPT-2's `Conv1D` does, [E, H, F] and [E, F, H].
-    """
-
-    is_transposed: bool
-
-    def __init__(
-        self,
-        *,
-        num_experts: int,
-        hidden_size: int,
-        ffn_size: int,
-        activation: str | Callable[[Tensor], Tensor],
-        is_transposed: bool = False,
-    ) -> None:
-        super().__init__()
-        self.num_experts = num_experts
-        up, down = (ffn_size, hidden_size), (hidden_size, ffn_size)
-        if is_transposed:
-            up, down = down, up
-        self.up_proj = nn.Parameter(torch.empty(num_experts, *up))
-        self.up_proj_bias = nn.Parameter(torch.empty(num_experts, ffn_size))
-        self.down_proj = nn.Parameter(torch.empty(num_experts, *down))
-        self.down_proj_bias = nn.Parameter(torch.empty(num_experts, hidden_size))
-        self.act_fn = ACT2FN[activation] if isinstance(activation, str) else activation
-
-    def forward(self, hidden_states: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
-        """Run each token through its experts and add up the weighted results.
-
-        This is the "eager" implementation: one dense product per expert that has tokens. It runs
-        the very kernels of the dense layer, so copies of one network reproduce it to the bit.
-
-        Args:
-            hidden_states: [N, H].
-            experts: [N, K], expert numbers.
-            weights: [N, K], in the dtype of `hidden_states`.
-
-        Returns:
-            [N, H].
-        """
-        top_k = experts.shape[-1]
-        order = experts.flatten().argsort(stable=True)
-        counts = torch.bincount(experts.flatten(), minlength=self.num_experts).tolist()
-        # [N, H] -> [N * K, H], sorted by expert, one block of rows for each expert
-        blocks = hidden_states[order // top_k].split(counts)
-        # Indexing a fused parameter E times would cost E full-size gradients; unbind costs one.
-        parameters = zip(
-            self.up_proj.unbind(),
-            self.up_proj_bias.unbind(),
-            self.down_proj.unbind(),
-            self.down_proj_bias.unbind(),
-            strict=True,
-        )
-        results = [
-            self._linear(self.act_fn(self._linear(block, up, up_bias)), down, down_bias)
-            for block, (up, up_bias, down, down_bias) in zip(blocks, parameters, strict=True)
-            if len(block)
-        ]
-        if not results:
-            return torch.zeros_like(hidden_states)
-        inverse = torch.empty_like(order)
-        inverse[order] = torch.arange(len(order), device=order.device)
-        # [N * K, H], sorted by expert -> [N, K, H], as the tokens came
-        outputs = torch.cat(results)[inverse].unflatten(0, (-1, top_k))
-        # A sum over an axis accumulates half precision in float32; index_add would not.
-        return (outputs * weights.unsqueeze(-1)).sum(dim=1).to(hidden_states.dtype)
-
-    def _linear(self, hidden_states: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        if self.is_transposed:
-            return torch.addmm(bias, hidden_states, weight)
-        return F.linear(hidden_states, weight, bias)
-
-
 class MoeFeedForward(nn.Module):
     """A router and its experts: takes the place of one dense feed-forward network.
 
@@ -185,9 +101,9 @@ class MoeFeedForward(nn.Module):
         # [B, S, H] -> [N, H]
         tokens = hidden_states.reshape(-1, hidden_states.shape[-1])
         logits = self.router(tokens if self.pool is None else self.pool(hidden_states, **batch))
-        if len(logits) != len(tokens):
+        if self.pool is not None and not self.pool.causal:
             # [B, E] -> [N, E]: all tokens of a sequence go where it goes
-            logits = logits.repeat_interleave(hidden_states.shape[1], dim=0)
+            logits = logits.unsqueeze(1).expand(-1, hidden_states.shape[1], -1).flatten(0, 1)
         _, weights, experts = self.routing(logits)
         return self.experts(tokens, experts, weights.to(tokens.dtype)).view_as(hidden_states)
 
@@ -286,7 +202,7 @@ def token_mask(attention_mask: Any, num_tokens: int) -> Tensor | None:
         return None
     # [B, S] or [B, choices, S] -> [rows, S]
     rows = attention_mask.reshape(-1, attention_mask.shape[-1])
-    length, rest = divmod(num_tokens, len(rows))
+    length, rest = divmod(num_tokens, rows.shape[0])
     if rest or not 0 < length <= rows.shape[-1]:
         return None
     return rows[:, -length:].reshape(-1)

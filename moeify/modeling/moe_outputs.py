@@ -116,7 +116,7 @@ def record_router(output_class: type[ModelOutput]) -> Callable[[Forward], Forwar
             outputs = output_class(**outputs)
             return outputs if _default(return_dict, self.config.return_dict) else outputs.to_tuple()
 
-        return _with_router_argument(wrapper, forward)
+        return _with_router_argument(wrapper, forward, output_class)
 
     return decorate
 
@@ -152,7 +152,7 @@ def add_router_losses(output_class: type[ModelOutput]) -> Callable[[Forward], Fo
                 _apply_router_losses(self.config, outputs, **record)
             return outputs if _default(return_dict, self.config.return_dict) else outputs.to_tuple()
 
-        return _with_router_argument(wrapper, forward)
+        return _with_router_argument(wrapper, forward, output_class)
 
     return decorate
 
@@ -181,7 +181,7 @@ def add_router_mask(prepare: Forward) -> Forward:
 def _apply_router_losses(
     config: Any, outputs: Any, router_logits: tuple[Tensor, ...], attention_mask: Any
 ) -> None:
-    mask = token_mask(attention_mask, len(router_logits[0]))
+    mask = token_mask(attention_mask, router_logits[0].shape[0])
     balance = balance_loss(router_logits=router_logits, top_k=config.num_experts_per_tok, mask=mask)
     # GPT-2's double heads may have a loss for the choice alone.
     name = "mc_loss" if outputs.loss is None and "mc_loss" in outputs else "loss"
@@ -201,8 +201,10 @@ def _default(value: bool | None, otherwise: bool) -> bool:
     return otherwise if value is None else value
 
 
-def _with_router_argument(wrapper: Forward, forward: Forward) -> Forward:
-    """Show the new argument in the signature, which `generate` checks its keywords against."""
+def _with_router_argument(
+    wrapper: Forward, forward: Forward, output_class: type[ModelOutput]
+) -> Forward:
+    """Show the new argument, which `generate` checks its keywords against, and what comes back."""
     signature = inspect.signature(forward)
     *named, keywords = signature.parameters.values()
     new = inspect.Parameter(
@@ -211,5 +213,10 @@ def _with_router_argument(wrapper: Forward, forward: Forward) -> Forward:
         default=None,
         annotation=bool | None,
     )
-    wrapper.__signature__ = signature.replace(parameters=[*named, new, keywords])  # type: ignore[attr-defined]
+    returned = tuple | output_class
+    wrapper.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[*named, new, keywords], return_annotation=returned
+    )
+    shown = {new.name: new.annotation, "return": returned}
+    wrapper.__annotations__ = forward.__annotations__ | shown
     return wrapper

@@ -170,7 +170,7 @@ def _weights(mask: Tensor | None, hidden_states: Tensor) -> Tensor:
         return hidden_states.new_ones(batch, length, 1)
     # [B, T] or [B, choices, T] -> [rows, T]
     rows = mask.reshape(-1, mask.shape[-1])
-    if len(rows) != batch or rows.shape[-1] < length:
+    if rows.shape[0] != batch or rows.shape[-1] < length:
         raise ValueError(
             f"The mask {tuple(mask.shape)} does not fit {batch} sequences of {length} tokens."
         )

@@ -155,12 +155,14 @@ def _register_configs(configuration_auto: ModuleType) -> None:
 
 
 def _register_models(modeling_auto: ModuleType) -> None:
-    for code in REMOTE_CODE.values():
+    for model_type, code in REMOTE_CODE.items():
         config = _ours(code.auto_map["AutoConfig"])
         for auto_class, target in code.auto_map.items():
             if auto_class != "AutoConfig":
-                mapping = getattr(modeling_auto, auto_class)._model_mapping
-                _add(_lazy_content(mapping), config, _ours(target))
+                mapping, model = getattr(modeling_auto, auto_class)._model_mapping, _ours(target)
+                _add(_lazy_content(mapping), config, model)
+                # Tools ask the plain dict behind it, some of them before there is a model.
+                mapping._model_mapping.setdefault(model_type, model.name)
 
 
 def _register_tokenizers(tokenization_auto: ModuleType) -> None:

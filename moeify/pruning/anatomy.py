@@ -47,12 +47,19 @@ class Anatomy:
     """A mixture's tensors: those that count experts, and those that no class of it loads.
 
     ``extra`` are tensors of layers beyond the model's own, for instance for predicting several
-    tokens, which hold experts too and cannot stay beside fewer of them.
+    tokens, which hold experts too and cannot stay beside fewer of them. ``guards`` keep dense
+    classes from loading the mixture, and are no parameters.
     """
 
     view: MoeView
     parts: dict[str, Part]
     extra: frozenset[str]
+    guards: frozenset[str]
+
+    @property
+    def parameters(self) -> int:
+        """Parameters as stored, tied ones once."""
+        return sum(t.elements for t in self.stored() if t.name not in self.guards)
 
     @property
     def groups(self) -> tuple[int, int] | None:
@@ -110,7 +117,9 @@ def dissect(view: MoeView) -> Anatomy:
         elif int(found[1]) >= view.layout.dims(view.checkpoint.config)["L"]:
             extra.add(name)
     _check_complete(view, parts)
-    return Anatomy(view=view, parts=parts, extra=frozenset(extra))
+    tensors = view.checkpoint.tensors.values()
+    guards = frozenset(stored.name for stored in tensors if view.layout.is_guard(stored))
+    return Anatomy(view=view, parts=parts, extra=frozenset(extra), guards=guards)
 
 
 def _layer_pattern(layout: MoeLayout) -> str:

@@ -38,7 +38,7 @@ def plan_dense(anatomy: Anatomy, experts: Mapping[int, Shares], max_shard_bytes:
     return PrunePlan(
         config=config,
         shards=plan_shards(jobs, max_shard_bytes),
-        params_before=sum(t.elements for t in anatomy.stored()),
+        params_before=anatomy.parameters,
         params_after=sum(math.prod(job.shape) for job in jobs),
     )
 
@@ -50,6 +50,7 @@ def _jobs(
     roots = {name.split(".")[0] for name in family.dense.base_tensors(config)}
     layers = {view.layer_prefix(layer): layer for layer in view.moe_layers}
     extras = {prefix + extra.name for prefix in layers for extra in family.moe.extras}
+    extras |= anatomy.guards
 
     def renamed(name: str) -> str:
         rest = name.removeprefix(view.prefix)

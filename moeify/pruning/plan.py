@@ -82,15 +82,15 @@ def plan_prune(
     jobs: list[Job] = []
     routers: list[Job] = []
     for job, part in _jobs(anatomy, kept, blends or {}, down_factors or {}):
-        (routers if part is not None and part.kind == "router" else jobs).append(job)
+        last = job.name in anatomy.guards or (part is not None and part.kind == "router")
+        (routers if last else jobs).append(job)
     counts = {len(experts) for experts in kept.values()}
     assert len(counts) == 1, "the format holds one number of experts for all layers"
-    before = sum(t.elements for t in anatomy.stored())
     return PrunePlan(
         config=pruned_config(anatomy, kept),
         shards=plan_shards(jobs, max_shard_bytes, last=routers),
-        params_before=before,
-        params_after=sum(math.prod(job.shape) for job in (*jobs, *routers)),
+        params_before=anatomy.parameters,
+        params_after=sum(math.prod(job.shape) for job in (*jobs, *routers)) - len(anatomy.guards),
     )
 
 

@@ -74,10 +74,14 @@ class UpcyclePlan:
 
     def with_routers(self, rows: Mapping[int, Float32]) -> UpcyclePlan:
         """The same plan with these rows [E, H] in place of each layer's router."""
-        *others, last = self.shards  # routers have the last file to themselves
+        *others, last = self.shards  # routers are in the last file
+        moe, prefix = self.family.moe, self.view.head.prefix_out
+        held = {prefix + moe.layer.format(layer=n) + moe.router: array for n, array in rows.items()}
         jobs = tuple(
-            replace(job, pieces=(Held(array=array, dtype=job.dtype),))
-            for job, array in zip(last.jobs, rows.values(), strict=True)
+            replace(job, pieces=(Held(array=held[job.name], dtype=job.dtype),))
+            if job.name in held
+            else job
+            for job in last.jobs
         )
         return replace(self, shards=(*others, replace(last, jobs=jobs)))
 
@@ -303,7 +307,7 @@ class _Planner:
         return Job(prefix + extra.name, dtype, shape, (piece,))
 
     def routers(self) -> Iterator[Job]:
-        """One router a layer."""
+        """One router a layer, and what stops dense classes."""
         moe, dense = self.family.moe, self.family.dense
         # Routers from text take the place of calibrated ones once the text has been read.
         known = [init for init in ROUTER_INITS if init == self.options.router]
@@ -326,6 +330,10 @@ class _Planner:
                 up=self._up_projection(layer),
             )
             yield Job(name, piece.dtype, (piece.num_experts, piece.hidden_size), (piece,))
+        if moe.guard is not None:
+            prefix = self.view.head.prefix_out + moe.layer.format(layer=self.settings.moe_layers[0])
+            guard = ExtraTensor(name=moe.guard, shape=(1,))
+            yield self._extra(prefix, guard, self._out_dtype(norm))
 
     def _flat_router(self, name: str, dtype: str) -> Job:
         """A router so small that all experts weigh the same, and no two tie exactly."""
