@@ -118,8 +118,8 @@ def add_experts(
     warnings = compare_joining(view, joining.family, joining.entries)
     text = None
     if config.needs_text:
-        vocabulary = view.layout.dims(view.checkpoint.config)["V"]
-        text = labelled_text(config, view.checkpoint, labels, vocabulary, others=True)
+        text = labelled_text(config, view.checkpoint, labels, others=True)
+        warnings = (*warnings, *text.fit.notes)
     rows, agreement = _calibrated(joining, config), None
     if text is not None and not dry_run:
         fitted = joining_rows(source.folder, view.layout, text, labels, config)

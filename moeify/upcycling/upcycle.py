@@ -102,6 +102,8 @@ def upcycle(
         check_output(target, *(s.source.folder for s in plan.sources), force=config.force)
     report = _report(plan, resolved, target, config)
     fit = _read_text(plan, config) if config.needs_text else None
+    if fit is not None:
+        report = replace(report, warnings=(*report.warnings, *fit.text.fit.notes))
     if not dry_run:
         check_free_space(target, plan.nbytes + (0 if fit is None else fit.nbytes))
         for _ in carried_files(resolved.folder):
@@ -124,7 +126,7 @@ def _read_text(plan: UpcyclePlan, config: UpcycleConfig) -> _RouterFit:
     checkpoint = plan.view.checkpoint
     dims = plan.family.dense.dims(checkpoint.config)
     labels = [origin.label for origin in plan.origins]
-    text = labelled_text(config, checkpoint, labels, dims["V"])
+    text = labelled_text(config, checkpoint, labels)
     return _RouterFit(
         text=text, owners=router_owners(plan, text, config), nbytes=state_bytes(text, dims["H"])
     )
