@@ -194,10 +194,9 @@ def read_blocks(
     ``DatasetError`` for data that cannot be read or holds fewer tokens than one block.
     """
     texts = _Texts(data)
-    tokens = Tokens(tokenizer, seq_len, max_tokens, data.seed)
-    documents = ((tokens.of(text, n), domain) for n, (text, domain) in enumerate(texts))
+    documents = Tokens(tokenizer, seq_len, max_tokens, data.seed).of(texts)
     blocks = pack(documents, seq_len, _padding(tokenizer, known), max_tokens)
-    if not blocks.documents:
+    if not texts.read:
         raise texts.nothing()
     least = seq_len if max_tokens is None else min(seq_len, max_tokens)
     if not len(blocks) or blocks.lengths.max() < least:
@@ -205,7 +204,7 @@ def read_blocks(
             f"{data.dataset} holds {blocks.tokens} tokens, fewer than one block of {least}",
             "name a longer text, or pass a smaller --seq-len",
         )
-    return replace(blocks, notes=texts.notes())
+    return replace(blocks, documents=texts.read, notes=texts.notes())
 
 
 def pack(
@@ -254,13 +253,14 @@ class _Texts:
     """The texts of ``data``, without those that lack the domain which others have."""
 
     def __init__(self, data: DataConfig) -> None:
-        self.data, self.left_out = data, 0
+        self.data, self.read, self.left_out = data, 0, 0
 
     def __iter__(self) -> Iterator[tuple[str, str | None]]:
         for text, domain in read_documents(self.data):
             if domain is None and self.data.domain_column is not None:
                 self.left_out += 1
                 continue
+            self.read += 1
             yield text, domain
 
     def nothing(self) -> DatasetError:

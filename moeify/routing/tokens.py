@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from itertools import chain
+from collections import deque
+from collections.abc import Iterable, Iterator
+from functools import partial
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ _CONTEXT = 64
 _WORD_ENDS = re.compile(r"(?<=\S)\s")
 _BLOCKS = 4  # of each passage in a sample
 _CHARACTERS = 4  # of a token, about
+_SHARES = 16  # of the limit: as many long texts are held at most
 
 
 class Tokens:
@@ -31,17 +34,33 @@ class Tokens:
     """
 
     def __init__(self, tokenizer: Any, seq_len: int, limit: int | None, seed: int) -> None:
-        self.tokenizer, self.limit, self.seed = tokenizer, limit, seed
-        self.seq_len = seq_len
+        self.tokenizer, self.seq_len, self.limit, self.seed = tokenizer, seq_len, limit, seed
         self.before, self.behind = _frame(tokenizer)
 
-    def of(self, text: str, place: int) -> Iterator[int]:
-        """The tokens of ``text``, the ``place``-th that is read."""
-        first = self._slice(text, 0, _SLICE)
-        if self.limit is not None and len(first) * len(text) > self.limit * _seam(text, _SLICE):
-            return self._sample(text, place)
-        rest = (self._slice(text, start, _SLICE) for start in range(_SLICE, len(text), _SLICE))
-        return chain(first, chain.from_iterable(rest))
+    def of(
+        self, texts: Iterable[tuple[str, str | None]]
+    ) -> Iterator[tuple[Iterable[int], str | None]]:
+        """The tokens of each text, or a share of them, and its domain; at last the other shares."""
+        held: deque[tuple[Iterator[int], str | None]] = deque()
+        for place, (text, domain) in enumerate(texts):
+            first = self._slice(text, 0, _SLICE)
+            if self.limit is None or len(first) * len(text) <= self.limit * _seam(text, _SLICE):
+                starts = range(_SLICE, len(text), _SLICE)
+                rest = map(partial(self._slice, text, size=_SLICE), starts)
+                yield chain(first, chain.from_iterable(rest)), domain
+                continue
+            # One long text must not keep others, of other domains, from being read.
+            held.append((self._sample(text, place), domain))
+            yield self._share(held[-1][0]), domain
+        while held:
+            tokens, domain = held.popleft()
+            if share := self._share(tokens):
+                yield share, domain
+                held.append((tokens, domain))
+
+    def _share(self, tokens: Iterator[int]) -> list[int]:
+        assert self.limit is not None, "only texts beyond it are shared out"
+        return list(islice(tokens, -(-self.limit // (_SHARES * self.seq_len)) * self.seq_len))
 
     def _sample(self, text: str, place: int) -> Iterator[int]:
         size = max(_SHORTEST, _BLOCKS * _CHARACTERS * self.seq_len)
