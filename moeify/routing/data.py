@@ -174,14 +174,12 @@ def tokenizer_for(folder: Path) -> Any:
 def blocks_for(checkpoint: Checkpoint, data: DataConfig, max_tokens: int) -> tuple[Blocks, Any]:
     """The texts of ``data`` as a model reads them, and its tokenizer.
 
-    Raises ``ConfigError`` and ``DatasetError``, also for tokens that the model does not know.
+    Raises ``ConfigError`` and ``DatasetError``.
     """
     tokenizer = tokenizer_for(checkpoint.folder)
     known = vocabulary_size(checkpoint.config)
     seq_len = block_length(checkpoint.config, data.seq_len)
-    blocks = read_blocks(data, tokenizer, seq_len, max_tokens, known)
-    check_vocabulary(tokenizer, blocks.largest_token, known)
-    return blocks, tokenizer
+    return read_blocks(data, tokenizer, seq_len, max_tokens, known), tokenizer
 
 
 def read_blocks(
@@ -190,8 +188,8 @@ def read_blocks(
 ) -> Blocks:  # fmt: skip
     """Tokenise the texts of ``data`` and pack them into blocks of ``seq_len`` tokens.
 
-    Reading stops at ``max_tokens``, and padding is one of the ``known`` tokens. Raises
-    ``DatasetError`` for data that cannot be read or holds fewer tokens than one block.
+    Reading stops at ``max_tokens``; padding is one of the ``known`` tokens. Raises ``DatasetError``
+    for data that cannot be read, other tokens, and fewer than one block of them.
     """
     texts = _Texts(data)
     documents = Tokens(tokenizer, seq_len, max_tokens, data.seed).of(texts)
@@ -204,6 +202,8 @@ def read_blocks(
             f"{data.dataset} holds {blocks.tokens} tokens, fewer than one block of {least}",
             "name a longer text, or pass a smaller --seq-len",
         )
+    if known is not None:
+        check_vocabulary(tokenizer, blocks.largest_token, known)
     return replace(blocks, documents=texts.read, notes=texts.notes())
 
 

@@ -118,7 +118,8 @@ def add_experts(
     warnings = compare_joining(view, joining.family, joining.entries)
     text = None
     if config.needs_text:
-        text = labelled_text(config, view.checkpoint, labels, others=True)
+        vocabulary = view.layout.dims(view.checkpoint.config)["V"]
+        text = labelled_text(config, view.checkpoint, labels, vocabulary, others=True)
         warnings = (*warnings, *text.fit.notes)
     rows, agreement = _calibrated(joining, config), None
     if text is not None and not dry_run:

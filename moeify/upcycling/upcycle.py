@@ -126,7 +126,7 @@ def _read_text(plan: UpcyclePlan, config: UpcycleConfig) -> _RouterFit:
     checkpoint = plan.view.checkpoint
     dims = plan.family.dense.dims(checkpoint.config)
     labels = [origin.label for origin in plan.origins]
-    text = labelled_text(config, checkpoint, labels)
+    text = labelled_text(config, checkpoint, labels, dims["V"])
     return _RouterFit(
         text=text, owners=router_owners(plan, text, config), nbytes=state_bytes(text, dims["H"])
     )
