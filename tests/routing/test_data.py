@@ -64,6 +64,8 @@ def test_every_kind_of_file(tmp_path, ending, streaming):
 
 
 def test_max_samples_and_seed(tmp_path):
+    with pytest.raises(ConfigError, match="seed must be 0 or more"):
+        DataConfig(dataset="x.txt", seed=-1)
     path = str(written(tmp_path, ".jsonl"))
     first = list(read_documents(DataConfig(dataset=path, max_samples=7)))
     assert len(first) == 7
