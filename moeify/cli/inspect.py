@@ -47,7 +47,7 @@ def command(
     streaming: Annotated[
         bool, typer.Option("--streaming", help="Read the dataset while it downloads.")
     ] = _DEFAULT.streaming,
-    max_tokens: Annotated[int, typer.Option(help="Tokens to route.")] = _DEFAULT.max_tokens,
+    max_tokens: Annotated[int, typer.Option(help="Tokens to route at most.")] = _DEFAULT.max_tokens,
     seq_len: Annotated[int | None, typer.Option(help="Tokens of a sequence.")] = None,
     batch: Annotated[int, typer.Option(help="Sequences routed at once.")] = _DEFAULT.batch,
     vocabulary: Annotated[

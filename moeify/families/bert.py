@@ -18,6 +18,7 @@ from moeify.families.base import (
     positive,
     rest_of,
 )
+from moeify.families.values import vocabulary_size
 
 __all__ = ["BERT"]
 
@@ -27,7 +28,7 @@ def _dims(config: Config) -> dict[str, int]:
         "L": positive(config, "num_hidden_layers", 12),
         "H": positive(config, "hidden_size", 768),
         "F": positive(config, "intermediate_size", 3072),
-        "V": positive(config, "vocab_size", 30522),
+        "V": vocabulary_size(config),
         "P": positive(config, "max_position_embeddings", 512),
         "T": positive(config, "type_vocab_size", 2),
         "C": num_labels(config),

@@ -19,6 +19,7 @@ from moeify.families.base import (
     positive,
     rest_of,
 )
+from moeify.families.values import vocabulary_size
 
 __all__ = ["GPT2"]
 
@@ -47,7 +48,7 @@ def _dims(config: Config) -> dict[str, int]:
         "H": hidden,
         "3H": 3 * hidden,
         "F": positive(config, "n_inner", 4 * hidden),
-        "V": positive(config, "vocab_size", 50257),
+        "V": vocabulary_size(config),
         "P": positive(config, "n_positions", 1024),
         "C": num_labels(config),
         # The class of two heads sees to one label.

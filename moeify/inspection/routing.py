@@ -15,11 +15,12 @@ from moeify.errors import RoutingError
 from moeify.families.base import MoeLayout
 from moeify.families.problems import Problem, numbers
 from moeify.families.registry import moe_layout
+from moeify.families.values import vocabulary_size
 from moeify.inspection.config import InspectConfig
 from moeify.inspection.report import InspectReport
 from moeify.inspection.vocabulary import VocabularyCounts
 from moeify.routing.collection import RoutedTokens, collect
-from moeify.routing.data import Blocks, block_length, read_blocks, tokenizer_for
+from moeify.routing.data import Blocks, blocks_for, check_vocabulary
 from moeify.routing.loading import load_model
 from moeify.routing.statistics import DomainFigures, LayerRouting, RoutingStatistics
 
@@ -93,9 +94,11 @@ def examine_routing(
     """
     checkpoint = Checkpoint.open(source.folder)
     other = None if config.against is None else _other(config, report)
-    tokenizer = tokenizer_for(source.folder)
-    seq_len = block_length(checkpoint.config, config.seq_len)
-    blocks = read_blocks(config.data, tokenizer, seq_len, config.max_tokens)
+    blocks, tokenizer = blocks_for(checkpoint, config.data, config.max_tokens)
+    if other is not None:
+        known = vocabulary_size(Checkpoint.open(other[0].folder).config)
+        check_vocabulary(tokenizer, blocks.largest_token, known)
+    report.notes += blocks.notes
     run = _Run(
         statistics=RoutingStatistics(len(blocks.domain_names)),
         choices=None if other is None else Choices(),
@@ -107,7 +110,7 @@ def examine_routing(
         layer.routing = _layer_figures(sums)
         if run.vocabulary is not None:
             layer.routing["vocabulary"] = run.vocabulary.figures(layer.layer, tokenizer)
-    report.routing = _routing(blocks, run.statistics, seq_len)
+    report.routing = _routing(blocks, run.statistics)
     report.sums = run.statistics.layers
     report.domain_names = blocks.domain_names
     _flag_collapse(report)
@@ -203,12 +206,12 @@ def _domain_figures(domains: DomainFigures) -> dict[str, Any]:
     }
 
 
-def _routing(blocks: Blocks, statistics: RoutingStatistics, seq_len: int) -> dict[str, Any]:
+def _routing(blocks: Blocks, statistics: RoutingStatistics) -> dict[str, Any]:
     layers = statistics.layers
     found: dict[str, Any] = {
         "tokens": statistics.tokens,
         "documents": blocks.documents,
-        "seq_len": seq_len,
+        "seq_len": blocks.seq_len,
         "max_violation": _round(statistics.max_violation),
         "entropy": _round(statistics.entropy),
         "dead": sum(len(layer.dead) for layer in layers.values()),

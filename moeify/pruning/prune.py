@@ -93,7 +93,7 @@ def prune(
     along = _check(anatomy, source, target, config, keep)
     remove_partial(_partial(target, config))
     stored = stored_scores(anatomy, config)
-    text = read_text(source, anatomy, config)
+    text = read_text(anatomy, config)
     choice = _choose(source, anatomy, target, config, keep, text, stored, progress)
     if config.merge:
         scores = choice.calibrated

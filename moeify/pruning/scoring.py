@@ -18,7 +18,7 @@ from moeify.pruning.calibration import calibrate
 from moeify.pruning.config import PruneConfig
 from moeify.pruning.scores import LayerScores, Scores, checkpoint_fingerprint
 from moeify.routing.config import DataConfig
-from moeify.routing.data import Blocks, block_length, check_vocabulary, read_blocks, tokenizer_for
+from moeify.routing.data import Blocks, blocks_for
 from moeify.routing.loading import load_model
 from moeify.routing.passes import LayerByLayer, Passes, WholeModel
 
@@ -35,7 +35,7 @@ class Text:
     held_out: Blocks | None
 
 
-def read_text(source: Source, anatomy: Anatomy, config: PruneConfig) -> Text | None:
+def read_text(anatomy: Anatomy, config: PruneConfig) -> Text | None:
     """The text of ``config`` in blocks of tokens; None where it names none.
 
     A tenth is held out, also where nobody asks for the loss, so that scores fit a later --eval.
@@ -46,10 +46,7 @@ def read_text(source: Source, anatomy: Anatomy, config: PruneConfig) -> Text | N
         dataset=config.dataset, split=config.split, text_column=config.text_column,
         seq_len=config.seq_len, seed=config.seed,
     )  # fmt: skip
-    length = block_length(anatomy.view.checkpoint.config, config.seq_len)
-    blocks = read_blocks(data, tokenizer_for(source.folder), length, config.max_tokens)
-    known = anatomy.view.layout.dims(anatomy.view.checkpoint.config)["V"]
-    check_vocabulary(blocks, known, source.name)
+    blocks, _ = blocks_for(anatomy.view.checkpoint, data, config.max_tokens)
     try:
         fit, held_out = blocks.split(HELD_OUT_FRACTION)
     except DatasetError:

@@ -53,6 +53,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         if not self.dataset:
             raise ConfigError("no dataset is named", "pass --dataset FILE or a Hub id")
+        if self.seed < 0:
+            raise ConfigError(f"seed must be 0 or more, not {self.seed}", "leave --seed out")
         for option in ("max_samples", "seq_len"):
             value = getattr(self, option)
             if value is not None and value < 1:

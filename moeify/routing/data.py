@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from moeify.checkpoint.reader import Checkpoint
 from moeify.errors import CheckpointError, ConfigError, DatasetError
-from moeify.families.base import Config
+from moeify.families.values import Config, vocabulary_size
 from moeify.routing.config import DataConfig
 from moeify.routing.documents import read_documents
-from moeify.routing.loading import encode, load_tokenizer
+from moeify.routing.loading import load_tokenizer
+from moeify.routing.tokens import Tokens
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Blocks", "block_length", "check_vocabulary", "pack", "read_blocks", "tokenizer_for"]
+__all__ = [
+    "Blocks", "block_length", "blocks_for", "check_vocabulary", "pack", "read_blocks",
+    "tokenizer_for",
+]  # fmt: skip
 
 DEFAULT_SEQ_LEN = 512
 _VOCABULARIES = ("tokenizer.json", "vocab*", "*.model", "merges.txt", "*.tiktoken")
@@ -33,7 +40,7 @@ class Blocks:
 
     ``input_ids`` is [N, S] int32; of row i the first ``lengths[i]`` tokens count, the others are
     padding. ``domains`` [N] holds each block's place in ``domain_names``, and is None where no
-    column names domains.
+    column names domains. ``notes`` say what of the text was left out.
     """
 
     input_ids: NDArray[np.int32]
@@ -41,6 +48,7 @@ class Blocks:
     domains: NDArray[np.int64] | None
     domain_names: tuple[str, ...]
     documents: int
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -56,6 +64,12 @@ class Blocks:
         return int(self.lengths.sum())
 
     @property
+    def largest_token(self) -> int:
+        """The largest of the tokens that count."""
+        real = np.arange(self.seq_len) < self.lengths[:, None]
+        return int(self.input_ids.max(where=real, initial=0))
+
+    @property
     def fingerprint(self) -> str:
         """SHA-256 of tokens, lengths and domains."""
         digest = hashlib.sha256(self.input_ids.tobytes() + self.lengths.tobytes())
@@ -64,12 +78,11 @@ class Blocks:
 
     def take(self, rows: Any) -> Blocks:
         """The blocks at ``rows``, an index or a slice along axis 0."""
-        return Blocks(
+        return replace(
+            self,
             input_ids=self.input_ids[rows],
             lengths=self.lengths[rows],
             domains=None if self.domains is None else self.domains[rows],
-            domain_names=self.domain_names,
-            documents=self.documents,
         )
 
     def split(self, fraction: float) -> tuple[Blocks, Blocks]:
@@ -129,13 +142,17 @@ def block_length(config: Config, seq_len: int | None) -> int:
     return seq_len
 
 
-def check_vocabulary(blocks: Blocks, known: int, name: str) -> None:
-    """Raise ``DatasetError`` where ``blocks`` hold tokens beyond the ``known`` ones of a model."""
-    largest = int(blocks.input_ids.max())
+def check_vocabulary(tokenizer: Any, largest: int, known: int) -> None:
+    """Raise ``DatasetError`` where ``largest``, of a text's tokens, is none of the ``known`` ones.
+
+    A tokenizer may have more tokens than the model, as long as the text does without them.
+    """
     if largest >= known:
         raise DatasetError(
-            f"the tokenizer of {name} makes token {largest}, the model knows {known} tokens",
-            "copy the tokenizer that belongs to the model into its folder",
+            f"a tokenizer of {len(tokenizer)} tokens makes token {largest}, the model knows"
+            f" {known} tokens",
+            "copy the tokenizer that belongs to the model into its folder, or resize the model's"
+            f" embeddings to {max(len(tokenizer), largest + 1)} rows: resize_token_embeddings",
         )
 
 
@@ -154,33 +171,53 @@ def tokenizer_for(folder: Path) -> Any:
         raise missing from error
 
 
+def blocks_for(checkpoint: Checkpoint, data: DataConfig, max_tokens: int) -> tuple[Blocks, Any]:
+    """The texts of ``data`` as a model reads them, and its tokenizer.
+
+    Raises ``ConfigError`` and ``DatasetError``.
+    """
+    tokenizer = tokenizer_for(checkpoint.folder)
+    known = vocabulary_size(checkpoint.config)
+    seq_len = block_length(checkpoint.config, data.seq_len)
+    return read_blocks(data, tokenizer, seq_len, max_tokens, known), tokenizer
+
+
 def read_blocks(
-    data: DataConfig, tokenizer: Any, seq_len: int, max_tokens: int | None = None
-) -> Blocks:
+    data: DataConfig, tokenizer: Any, seq_len: int, max_tokens: int | None = None,
+    known: int | None = None,
+) -> Blocks:  # fmt: skip
     """Tokenise the texts of ``data`` and pack them into blocks of ``seq_len`` tokens.
 
-    Reading stops after ``max_tokens``. Raises ``DatasetError`` for data that cannot be read or
-    holds fewer tokens than one block.
+    Reading stops at ``max_tokens``; padding is one of the ``known`` tokens. Raises ``DatasetError``
+    for data that cannot be read, other tokens, and fewer than one block of them.
     """
-    blocks = pack(_tokenized(data, tokenizer), seq_len, _padding(tokenizer), max_tokens)
-    if not blocks.documents:
-        raise DatasetError(f"{data.dataset} holds no text", "name a dataset that holds text")
-    if not len(blocks) or blocks.lengths.max() < seq_len:
+    texts = _Texts(data)
+    documents = Tokens(tokenizer, seq_len, max_tokens, data.seed).of(texts)
+    blocks = pack(documents, seq_len, _padding(tokenizer, known), max_tokens)
+    if not texts.read:
+        raise texts.nothing()
+    least = seq_len if max_tokens is None else min(seq_len, max_tokens)
+    if not len(blocks) or blocks.lengths.max() < least:
         raise DatasetError(
-            f"{data.dataset} holds {blocks.tokens} tokens, fewer than one block of {seq_len}",
+            f"{data.dataset} holds {blocks.tokens} tokens, fewer than one block of {least}",
             "name a longer text, or pass a smaller --seq-len",
         )
-    return blocks
+    if known is not None:
+        check_vocabulary(tokenizer, blocks.largest_token, known)
+    return replace(blocks, documents=texts.read, notes=texts.notes())
 
 
 def pack(
-    documents: Iterable[tuple[list[int], str | None]], seq_len: int, padding: int,
+    documents: Iterable[tuple[Iterable[int], str | None]], seq_len: int, padding: int,
     max_tokens: int | None = None,
 ) -> Blocks:  # fmt: skip
-    """Join documents of one domain and cut them into blocks; the last of a domain is padded."""
+    """Join documents of one domain and cut them into blocks; the last of a domain is padded.
+
+    No more than ``max_tokens`` are taken from ``documents``.
+    """
     rest: dict[str | None, list[int]] = {}
     rows: list[tuple[NDArray[np.int32], int, str | None]] = []
-    count = total = 0
+    count, room = 0, sys.maxsize if max_tokens is None else max_tokens
 
     def cut(tokens: list[int], domain: str | None) -> None:
         row = np.full(seq_len, padding, np.int32)
@@ -189,17 +226,18 @@ def pack(
 
     for tokens, domain in documents:
         count += 1
-        total += len(tokens)
-        queue = rest.setdefault(domain, [])
-        queue += tokens
-        while len(queue) >= seq_len:
-            cut(queue[:seq_len], domain)
-            del queue[:seq_len]
-        if max_tokens is not None and total >= max_tokens:
+        stream, queue = iter(tokens), rest.setdefault(domain, [])
+        while part := list(islice(stream, min(seq_len - len(queue), room))):
+            queue += part
+            room -= len(part)
+            if len(queue) == seq_len:
+                cut(queue, domain)
+                queue.clear()
+        if room <= 0:
             break
-    for domain, tokens in rest.items():
-        if tokens:
-            cut(tokens, domain)
+    for domain, queue in rest.items():
+        if queue:
+            cut(queue, domain)
     names = tuple(sorted(domain for domain in rest if domain is not None))
     place = {name: number for number, name in enumerate(names)}
     return Blocks(
@@ -211,18 +249,40 @@ def pack(
     )
 
 
-def _tokenized(data: DataConfig, tokenizer: Any) -> Iterator[tuple[list[int], str | None]]:
-    # A tokenizer that ends texts by itself (BERT's does) needs no end-of-text token.
-    end = [] if encode(tokenizer, "a")[-1:] == [tokenizer.sep_token_id] else [
-        tokenizer.eos_token_id
-    ]  # fmt: skip
-    end = [token for token in end if token is not None]
-    for text, domain in read_documents(data):
-        yield [*encode(tokenizer, text), *end], domain
+class _Texts:
+    """The texts of ``data``, without those that lack the domain which others have."""
+
+    def __init__(self, data: DataConfig) -> None:
+        self.data, self.read, self.left_out = data, 0, 0
+
+    def __iter__(self) -> Iterator[tuple[str, str | None]]:
+        for text, domain in read_documents(self.data):
+            if domain is None and self.data.domain_column is not None:
+                self.left_out += 1
+                continue
+            self.read += 1
+            yield text, domain
+
+    def nothing(self) -> DatasetError:
+        """What to say where no text is left."""
+        if self.left_out:
+            return DatasetError(
+                f"column {self.data.domain_column!r} of {self.data.dataset} is empty in all"
+                f" {self.left_out} texts",
+                "name the column that holds domains, or leave --domain-column out",
+            )
+        return DatasetError(f"{self.data.dataset} holds no text", "name a dataset that holds text")
+
+    def notes(self) -> tuple[str, ...]:
+        """What reports say about texts without a domain."""
+        if not self.left_out:
+            return ()
+        texts = "1 text was" if self.left_out == 1 else f"{self.left_out} texts were"
+        return (f"{texts} left out: column {self.data.domain_column!r} is empty there",)
 
 
-def _padding(tokenizer: Any) -> int:
+def _padding(tokenizer: Any, known: int | None) -> int:
     for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
-        if token is not None:
+        if token is not None and (known is None or token < known):
             return int(token)
     return 0

@@ -152,11 +152,14 @@ def load_tokenizer(folder: Path) -> Any:
         return AutoTokenizer.from_pretrained(place, trust_remote_code=False)
 
 
-def encode(tokenizer: Any, text: str) -> list[int]:
-    """The tokens of ``text``; raises ``DatasetError`` where a damaged tokenizer cannot."""
+def encode(tokenizer: Any, text: str, *, special: bool = True) -> list[int]:
+    """The tokens of ``text``, those that the tokenizer puts around texts included if ``special``.
+
+    Raises ``DatasetError`` where a damaged tokenizer cannot.
+    """
     hint = "use the tokenizer that belongs to the checkpoint"
     try:
-        tokens = list(tokenizer(text, verbose=False)["input_ids"])
+        tokens = list(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
     except BaseException as error:
         raise DatasetError(
             f"the tokenizer cannot read the text: {first_line(error)}", hint

@@ -123,6 +123,7 @@ def add_experts(
     if config.needs_text:
         vocabulary = view.layout.dims(view.checkpoint.config)["V"]
         text = labelled_text(config, view.checkpoint, labels, vocabulary, others=True)
+        warnings = (*warnings, *text.fit.notes)
     rows, agreement = _calibrated(joining, config), None
     if text is not None and not dry_run:
         fitted = joining_rows(source.folder, view.layout, text, labels, config)

@@ -89,15 +89,15 @@ def labelled_text(
         against = any(prompts[label].negative for label in prompts)
         _check_labels(labels, list(prompts), config.prompts.name, others, against)
         blocks = prompt_blocks(prompts, list(prompts), tokenizer, seq_len)
-        check_vocabulary(blocks, vocabulary, checkpoint.folder.name)
+        check_vocabulary(tokenizer, blocks.largest_token, vocabulary)
         return LabelledText(fit=blocks, held_out=blocks)
     assert config.dataset is not None, "checked with the options"
     data = DataConfig(
         dataset=config.dataset, split=config.split, text_column=config.text_column,
         domain_column=config.domain_column, seq_len=config.seq_len, seed=config.seed,
     )  # fmt: skip
-    blocks = read_blocks(data, tokenizer, seq_len, _OVERSAMPLING * config.fit_tokens)
-    check_vocabulary(blocks, vocabulary, checkpoint.folder.name)
+    wanted = _OVERSAMPLING * config.fit_tokens
+    blocks = read_blocks(data, tokenizer, seq_len, wanted, vocabulary)
     _check_labels(labels, blocks.domain_names, f"column {config.domain_column!r}", others)
     fit, held_out = _even(blocks, config.fit_tokens).split(_HELD_OUT)
     return LabelledText(fit=fit, held_out=held_out)

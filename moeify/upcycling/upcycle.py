@@ -106,6 +106,8 @@ def upcycle(
     known = (*plan.view.checkpoint.notes, *along.notes, *of_sources(plan.sources), *report.warnings)
     report = replace(report, warnings=known, bytes_carried=along.nbytes)
     fit = _read_text(plan, config) if config.needs_text else None
+    if fit is not None:
+        report = replace(report, warnings=(*report.warnings, *fit.text.fit.notes))
     if not dry_run:
         states = 0 if fit is None else fit.nbytes
         check_free_space(target, plan.nbytes + along.nbytes + states)

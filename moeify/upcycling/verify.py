@@ -16,6 +16,8 @@ from moeify.families.base import Config
 from moeify.families.dense_tensors import sort_dense
 from moeify.families.registry import FAMILIES
 from moeify.families.values import positive
+from moeify.families.values import vocabulary_size
+from moeify.routing.data import check_vocabulary
 from moeify.routing.loading import encode, load_model, load_tokenizer
 from moeify.routing.running import run_model
 from moeify.upcycling.config import VerifyConfig
@@ -127,20 +129,23 @@ def _tokens(folder: Path, config: Config, options: VerifyConfig) -> torch.Tensor
     wanted = (options.batch, options.length)
     if options.text is None:
         generator = torch.Generator().manual_seed(options.seed)
-        return torch.randint(positive(config, "vocab_size", 2), wanted, generator=generator)
+        return torch.randint(vocabulary_size(config), wanted, generator=generator)
     try:
         text = read_text(options.text, _BYTES_A_TOKEN * options.batch * options.length)
     except CheckpointError as error:
         raise DatasetError(
             f"cannot read {options.text}: {error.message}", "name a text file with --text"
         ) from error
-    ids = encode(load_tokenizer(folder), text)
+    tokenizer = load_tokenizer(folder)
+    ids = encode(tokenizer, text)
     if len(ids) < options.batch * options.length:
         raise DatasetError(
             f"{options.text} has {len(ids)} tokens, {options.batch} x {options.length} are needed",
             "name a longer text, or pass a smaller --batch or --length",
         )
-    return torch.tensor(ids[: options.batch * options.length]).view(wanted)
+    ids = ids[: options.batch * options.length]
+    check_vocabulary(tokenizer, max(ids), vocabulary_size(config))
+    return torch.tensor(ids).view(wanted)
 
 
 def _outputs(folder: Path, tokens: torch.Tensor, dtype: str) -> tuple[dict[str, torch.Tensor], str]:

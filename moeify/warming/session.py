@@ -8,14 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from moeify.checkpoint.reader import Checkpoint
+from moeify.checkpoint.reader import Checkpoint, read_config
 from moeify.checkpoint.source import Source, resolve_source
 from moeify.errors import CheckpointError, ConfigError, DatasetError, UnsupportedModelError
 from moeify.families.moe_view import MoeView, view_moe
 from moeify.families.registry import moe_layout
+from moeify.families.values import vocabulary_size
 from moeify.provenance.record import Record
 from moeify.routing.collection import collect
-from moeify.routing.data import Blocks, block_length, read_blocks, tokenizer_for
+from moeify.routing.data import Blocks, block_length, blocks_for, check_vocabulary
 from moeify.routing.loading import load_model
 from moeify.routing.statistics import RoutingStatistics
 from moeify.warming.config import Fit, Loss, WarmupConfig
@@ -124,18 +125,20 @@ def open_session(source: Source, config: WarmupConfig, progress: Progress | None
             )
     named = opened.config.get("architectures") or [""]
     loss = choose_loss(str(named[0]), config.loss, config.steps)
-    seq_len = block_length(opened.config, config.seq_len)
-    tokenizer = tokenizer_for(source.folder)
     record = Record.read(source)
     fit = fit_method(config, record)
-    blocks = read_blocks(config, tokenizer, seq_len, _tokens_needed(config, seq_len))
+    seq_len = block_length(opened.config, config.seq_len)
+    blocks, tokenizer = blocks_for(opened, config, _tokens_needed(config, seq_len))
+    if config.dense is not None:
+        teacher = read_config(resolve_source(config.dense).folder)
+        check_vocabulary(tokenizer, blocks.largest_token, vocabulary_size(teacher))
     _check_domains(blocks, config, view.num_experts)
     train, held_out = blocks.split(config.held_out)
     return Session(
         config=config, source=source, view=view, loss=loss, fit=fit, tokenizer=tokenizer,
         owners=expert_owners(record, blocks, view.num_experts),
         train_blocks=train, held_out=some_blocks(held_out, config.eval_tokens, config.seed),
-        data_fingerprint=blocks.fingerprint, progress=progress,
+        data_fingerprint=blocks.fingerprint, progress=progress, notes=list(blocks.notes),
     )  # fmt: skip
 
 

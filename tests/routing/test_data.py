@@ -64,6 +64,8 @@ def test_every_kind_of_file(tmp_path, ending, streaming):
 
 
 def test_max_samples_and_seed(tmp_path):
+    with pytest.raises(ConfigError, match="seed must be 0 or more"):
+        DataConfig(dataset="x.txt", seed=-1)
     path = str(written(tmp_path, ".jsonl"))
     first = list(read_documents(DataConfig(dataset=path, max_samples=7)))
     assert len(first) == 7
@@ -154,3 +156,113 @@ def test_a_missing_file_and_a_folder_without_tokenizer(tmp_path, tokenizer):
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
     with pytest.raises(DatasetError, match="no tokenizer"):
         tokenizer_for(tmp_path)
+
+
+def table(folder: Path, ending: str, rows: list[dict]) -> str:
+    """``rows`` in a file as pandas, or json for lines, writes it."""
+    import pandas
+
+    path = folder / f"table{ending}"
+    if ending == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    elif ending == ".json":
+        path.write_text(json.dumps(rows))
+    elif ending == ".csv":
+        pandas.DataFrame(rows, dtype=object).to_csv(path, index=False)
+    else:
+        pandas.DataFrame(rows).to_parquet(path)
+    return str(path)
+
+
+STREAMED = [(".jsonl", False), (".jsonl", True), (".json", False), (".csv", False), (".csv", True)]
+STREAMED += [(".parquet", False)]  # streamed, datasets waits for seconds at the end
+
+
+@pytest.mark.parametrize(("ending", "streaming"), STREAMED)
+@pytest.mark.parametrize("domains", [(1, None, 20), ("a", None, "null"), ("a", " ", "b")])
+def test_texts_without_a_domain_are_left_out_and_counted(
+    tmp_path, tokenizer, ending, streaming, domains
+):
+    rows = [{"text": f"The {d} text of these", "of": d} for d in domains for _ in range(3)]
+    data = DataConfig(
+        dataset=table(tmp_path, ending, rows), domain_column="of", streaming=streaming
+    )
+    blocks = read_blocks(data, tokenizer, 8)
+    assert blocks.domain_names == tuple(sorted(str(d) for d in domains if d and str(d).strip()))
+    assert blocks.documents == 6
+    assert blocks.notes == ("3 texts were left out: column 'of' is empty there",)
+    assert blocks.split(0.5)[0].notes == blocks.notes
+    plain = DataConfig(dataset=data.dataset, streaming=streaming)
+    assert read_blocks(plain, tokenizer, 8).notes == ()
+
+
+def test_a_column_that_is_empty_everywhere_is_refused(tmp_path, tokenizer):
+    rows = [{"text": "a text", "of": None}] * 2
+    data = DataConfig(dataset=table(tmp_path, ".jsonl", rows), domain_column="of")
+    with pytest.raises(DatasetError, match=r"'of' of .* is empty in all 2 texts"):
+        read_blocks(data, tokenizer, 2)
+
+
+def test_cells_of_a_csv_file_stay_as_they_are_written(tmp_path):
+    path = tmp_path / "cells.csv"
+    path.write_text("text,of\nNA,007\nnull,1.50\n12,\n")
+    found = read_documents(DataConfig(dataset=str(path), domain_column="of"))
+    assert set(found) == {("NA", "007"), ("null", "1.50"), ("12", None)}
+
+
+def test_rows_of_json_lines_need_not_be_alike(tmp_path):
+    rows = [{"text": f"text {n}", "of": n, "meta": None} for n in range(200)]
+    rows += [{"text": "x", "of": "late", "meta": {"k": [1]}, "more": 1}, {"of": "none"}]
+    path = tmp_path / "rows.jsonl"
+    lines = [json.dumps(row) for row in rows] + ["", '{"text": "\\ud83d\t", "of": "half"}']
+    path.write_bytes("\r\n".join(lines).encode())
+    found = dict(read_documents(DataConfig(dataset=str(path), domain_column="of")))
+    assert len(found) == 202
+    assert found["text 7"] == "7"
+    assert found["?\t"] == "half"
+    assert found["x"] == "late"
+    late = DataConfig(dataset=str(path), text_column="meta")
+    with pytest.raises(DatasetError, match=r"column 'meta' of .* holds dict, not text"):
+        list(read_documents(late))
+    path.write_text('{"text": "x"}\n[1]\n')
+    with pytest.raises(DatasetError, match="row 2: a row is an object, not list"):
+        list(read_documents(DataConfig(dataset=str(path))))
+
+
+@pytest.mark.parametrize(
+    ("ending", "streaming"),
+    [(".jsonl", False), (".jsonl", True), (".json", False), (".parquet", False)],
+)
+def test_hints_name_only_columns_that_can_be_read(tmp_path, ending, streaming):
+    chat = [{"role": "user", "content": "Who?"}]
+    rows = [{"messages": chat, "id": n, "title": "t", "body": f"body {n}"} for n in range(3)]
+    path = table(tmp_path, ending, rows)
+    with pytest.raises(DatasetError, match="no column 'text'") as caught:
+        list(read_documents(DataConfig(dataset=path, streaming=streaming)))
+    assert caught.value.hint == "pass --text-column with one of: title, body"
+    data = DataConfig(dataset=path, text_column="body", streaming=streaming)
+    assert sorted(text for text, _ in read_documents(data)) == ["body 0", "body 1", "body 2"]
+    path = table(tmp_path, ending, [{"messages": chat}] * 2)
+    for column in ("text", "messages"):
+        with pytest.raises(DatasetError) as caught:
+            list(read_documents(DataConfig(dataset=path, text_column=column, streaming=streaming)))
+        assert "apply_chat_template" in str(caught.value.hint)
+
+
+def test_hints_for_files_that_cannot_be_read_say_what_helps(tmp_path):
+    path = tmp_path / "latin.txt"
+    path.write_bytes("caf\xe9 ".encode("latin-1") * 10)
+    with pytest.raises(DatasetError, match="cannot read") as caught:
+        list(read_documents(DataConfig(dataset=str(path))))
+    assert caught.value.hint == "save the file as UTF-8"
+    path.write_text("plain")
+    with pytest.raises(DatasetError, match="one split, train") as caught:
+        list(read_documents(DataConfig(dataset=str(path), split="validation")))
+    assert caught.value.hint == "leave --split out"
+
+
+def test_reading_stops_at_the_very_token(tokenizer):
+    config = DataConfig(dataset=str(DEMO / "text.jsonl"))
+    assert read_blocks(config, tokenizer, 64, max_tokens=3000).tokens == 3000
+    few = read_blocks(config, tokenizer, 64, max_tokens=20)
+    assert (few.tokens, few.input_ids.shape) == (20, (1, 64))

@@ -130,7 +130,7 @@ def test_whole_sequences_visit_their_domains_experts(mixture, data, tmp_path):
     for folder, steps in ((mixture, 0), (tmp_path / "moe", 2)):
         report = run(
             folder, tmp_path / f"{steps}-warm", data, domain_column="domain", fit="domains",
-            fit_tokens=8192, steps=steps,
+            fit_tokens=8192, eval_tokens=2048, steps=steps,
         )  # fmt: skip
         shares.append([min(layer.own_expert_fraction.values()) for layer in report.layers])
     assert report.steps == len(report.curve) == 2

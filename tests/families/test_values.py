@@ -1,0 +1,23 @@
+"""Values that are read from config.json are those that transformers reads."""
+
+import pytest
+
+from moeify.errors import CheckpointError
+from moeify.families.registry import FAMILIES, MOE_LAYOUTS
+from moeify.families.values import vocabulary_size
+
+
+@pytest.mark.parametrize("model_type", sorted({*FAMILIES, *MOE_LAYOUTS}))
+def test_a_config_without_a_vocabulary_has_that_of_its_class(model_type):
+    from transformers import AutoConfig
+
+    config = AutoConfig.for_model(model_type)
+    assert vocabulary_size({"model_type": model_type}) == config.get_text_config().vocab_size
+    assert vocabulary_size(config.to_dict()) == config.get_text_config().vocab_size
+    assert vocabulary_size({"model_type": model_type, "vocab_size": 7}) == 7
+
+
+def test_a_vocabulary_that_is_no_number_is_refused():
+    for vocab_size in (0, "many", None):
+        with pytest.raises(CheckpointError, match="vocab_size"):
+            vocabulary_size({"model_type": "unheard-of", "vocab_size": vocab_size})
