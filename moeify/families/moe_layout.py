@@ -153,7 +153,8 @@ class MoeLayout:
 
     ``norm`` and ``norm_bias`` are the normalisation whose output the router reads. The router's
     weight is [E, H] and its bias [E] in every family. ``router_module`` is the router's path
-    within its layer once transformers has loaded it, where that is not its tensor's name.
+    within its layer once transformers has loaded it, where that is not its tensor's name, and
+    ``loaded_selection_bias`` is the same for the bias of the rule.
     """
 
     model_type: str
@@ -173,6 +174,11 @@ class MoeLayout:
     shared_keys: tuple[str, ...] = ()
     extras: tuple[ExtraTensor, ...] = ()
     router_module: str | None = None
+    loaded_selection_bias: str | None = None
+
+    def vocabulary(self, config: Config) -> int:
+        """Number of tokens that the model knows."""
+        return self.dims(config)["V"]
 
     def num_experts(self, config: Config) -> int:
         """Number of experts of each MoE layer."""

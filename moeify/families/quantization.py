@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+
+from moeify.checkpoint.header import StoredTensor
 from moeify.families.values import Config
 
-__all__ = ["packed_values", "split_quantized"]
+__all__ = ["packed_values", "split_quantized", "stored_under"]
 
 _PACKED = {"_blocks": "", ".qweight": ".weight", ".weight_packed": ".weight"}
 _SIDE = {
@@ -19,6 +22,7 @@ _SIDE = {
     ".qzeros": ".weight",
     ".scales": ".weight",
     ".g_idx": ".weight",
+    "_scale_inv": "",
 }
 _MXFP4_VALUES = 2  # four bits each, two to a byte
 
@@ -35,6 +39,17 @@ def split_quantized(name: str) -> tuple[str, bool] | None:
             if name.endswith(ending):
                 return name.removesuffix(ending) + plain, packed
     return None
+
+
+def stored_under(tensors: Mapping[str, StoredTensor], name: str) -> Iterator[StoredTensor]:
+    """The tensor ``name`` and, where it is quantised, those that stand for it or beside it."""
+    if name in tensors:
+        yield tensors[name]
+    for ending, plain in (*_PACKED.items(), *_SIDE.items()):
+        if name.endswith(plain):
+            stored = tensors.get(name.removesuffix(plain) + ending)
+            if stored is not None and split_quantized(stored.name) == (name, ending in _PACKED):
+                yield stored
 
 
 def packed_values(name: str, dtype: str, config: Config) -> int:

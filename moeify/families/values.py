@@ -28,8 +28,12 @@ Dims = dict[str, int]
 
 
 def resolve_shape(shape: Shape, dims: Dims) -> tuple[int, ...]:
-    """``shape`` in numbers."""
-    return tuple(dims[size] if isinstance(size, str) else size for size in shape)
+    """``shape`` in numbers; a digit before a symbol multiplies it, as in 2F."""
+    return tuple(size if isinstance(size, int) else _size(size, dims) for size in shape)
+
+
+def _size(symbol: str, dims: Dims) -> int:
+    return int(symbol[:-1] or 1) * dims[symbol[-1]]
 
 
 _MOST_LAYERS, _MOST_EXPERTS = 10_000, 100_000

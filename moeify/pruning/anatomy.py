@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from moeify.checkpoint.arithmetic import FLOAT_DTYPES
 from moeify.checkpoint.header import StoredTensor
 from moeify.checkpoint.reader import Checkpoint
 from moeify.errors import CheckpointError, TensorNotFoundError, UnsupportedModelError
@@ -59,6 +60,21 @@ class Anatomy:
         """Groups of experts and how many of them a token keeps; None without groups."""
         return self.view.layout.rule.group_counts(self.view.checkpoint.config)
 
+    @property
+    def quantised(self) -> StoredTensor | None:
+        """A tensor of experts whose values are no floats; None where there is none."""
+        tensors = self.view.checkpoint.tensors
+        of_experts = (tensors[name] for name, part in self.parts.items() if part.kind != "router")
+        return next((stored for stored in of_experts if stored.dtype not in FLOAT_DTYPES), None)
+
+    def check_plain(self, what: str, hint: str) -> None:
+        """Raise ``CheckpointError`` for quantised experts, of which ``what`` is true."""
+        stored = self.quantised
+        if stored is not None:
+            raise CheckpointError(
+                f"tensor {stored.name!r} has dtype {stored.dtype}: {what}", hint, path=stored.path
+            )
+
     def stored(self) -> Iterator[StoredTensor]:
         """Every tensor in the order of its bytes on disk, without the extra ones."""
         tensors = self.view.checkpoint.tensors.values()
@@ -89,7 +105,7 @@ def dissect(view: MoeView) -> Anatomy:
     _refuse_hash_routing(view)
     parts: dict[str, Part] = {}
     for layer in view.moe_layers:
-        if view.router(layer) is None:
+        if not view.router_parts(layer):
             raise TensorNotFoundError(
                 view.router_name(layer), view.checkpoint.folder,
                 "give it routers first: moeify attach",

@@ -137,12 +137,11 @@ def _rows(view: MoeView, layer: int, config: AttachConfig) -> RouterRows:
 
 def _up_projection(view: MoeView, layer: int) -> UpProjection | None:
     """Expert 0's up-projection, together with its gate where one tensor joins them."""
-    tensor, spec = view.up(layer)
-    if tensor.dtype not in FLOAT_DTYPES:
+    part, spec = view.up(layer)
+    if part.tensor.dtype not in FLOAT_DTYPES:
         return None
-    elements = tensor.elements // (view.num_experts if spec.fused else 1)
     return UpProjection(
-        part=Slice(tensor, 0, elements),
+        part=part,
         hidden_size=view.hidden_size,
         hidden_axis=spec.shape.index("H"),
     )
