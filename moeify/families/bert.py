@@ -127,6 +127,6 @@ BERT = Family(
         dims=_dims,
         moe_layers=listed_moe_layers,
         rest=rest_of(_DENSE),
-        rule=RouterRule(norm_key="norm_topk_prob", route_by_key="route_by"),
+        rule=RouterRule(norm_key="norm_topk_prob", route_by_key="route_by", straight_through=True),
     ),
 )

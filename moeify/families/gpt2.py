@@ -114,6 +114,8 @@ GPT2 = Family(
         dims=_dims,
         moe_layers=listed_moe_layers,
         rest=rest_of(_DENSE),
-        rule=RouterRule(norm_key="norm_topk_prob", route_by_key="route_by"),
+        rule=RouterRule(
+            norm_key="norm_topk_prob", route_by_key="route_by", straight_through=True
+        ),
     ),
 )  # fmt: skip

@@ -15,10 +15,11 @@ from moeify.families.moe_view import MoeView, view_moe
 from moeify.families.registry import moe_layout
 from moeify.provenance.record import Record
 from moeify.routing.collection import collect
-from moeify.routing.data import Blocks, block_length, read_blocks, tokenizer_for
+from moeify.routing.data import Blocks, block_length, check_vocabulary, read_blocks, tokenizer_for
 from moeify.routing.loading import load_model
 from moeify.routing.statistics import RoutingStatistics
 from moeify.warming.config import Fit, Loss, WarmupConfig
+from moeify.warming.feasibility import check_names, check_trainable
 from moeify.warming.fitting import expert_owners, fit_method
 from moeify.warming.objective import Examples, Objective, choose_loss, evaluate
 from moeify.warming.run import world_size
@@ -102,6 +103,7 @@ class Session:
             from moeify.warming.train import route_in_float32
 
             route_in_float32(self.model, self.view.layout)
+            check_names(self.view, self.model, self.config)
 
 
 def open_session(source: Source, config: WarmupConfig, progress: Progress | None) -> Session:
@@ -122,6 +124,7 @@ def open_session(source: Source, config: WarmupConfig, progress: Progress | None
             raise CheckpointError(
                 f"layer {layer} has no router", f"run moeify attach {source.name} first"
             )
+    check_trainable(view, config)
     named = opened.config.get("architectures") or [""]
     loss = choose_loss(str(named[0]), config.loss, config.steps)
     seq_len = block_length(opened.config, config.seq_len)
@@ -129,6 +132,7 @@ def open_session(source: Source, config: WarmupConfig, progress: Progress | None
     record = Record.read(source)
     fit = fit_method(config, record)
     blocks = read_blocks(config, tokenizer, seq_len, _tokens_needed(config, seq_len))
+    check_vocabulary(blocks, layout.vocabulary(opened.config), source.name)
     _check_domains(blocks, config, view.num_experts)
     train, held_out = blocks.split(config.held_out)
     return Session(
