@@ -47,10 +47,11 @@ class MoeView:
         if not parts:
             return None
         stored, expected = parts[0], (self.num_experts, self.hidden_size)
-        if len(parts) > 1 or stored.name != self.router_name(layer):
+        others = [part.name for part in parts if part.name != self.router_name(layer)]
+        if others:
             raise CheckpointError(
-                f"router {self.router_name(layer)!r} is quantised: {parts[-1].name!r} holds a part"
-                " of it",
+                f"router {self.router_name(layer)!r} is quantised: {others[0]!r} holds a part of"
+                " it",
                 "use the unquantised checkpoint, or one whose routers were left as they are",
                 path=stored.path,
             )

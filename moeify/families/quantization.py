@@ -23,6 +23,13 @@ _SIDE = {
     ".scales": ".weight",
     ".g_idx": ".weight",
     "_scale_inv": "",
+    ".SCB": ".weight",
+    ".weight.absmax": ".weight",
+    ".weight.nested_absmax": ".weight",
+    ".weight.quant_map": ".weight",
+    ".weight.nested_quant_map": ".weight",
+    ".weight.quant_state.bitsandbytes__nf4": ".weight",
+    ".weight.quant_state.bitsandbytes__fp4": ".weight",
 }
 _MXFP4_VALUES = 2  # four bits each, two to a byte
 
@@ -31,8 +38,8 @@ def split_quantized(name: str) -> tuple[str, bool] | None:
     """The weight that a quantised tensor stands for, and whether it holds its values.
 
     True for packed values (GPT-OSS's ``_blocks``, GPTQ's and AWQ's ``qweight``, ``weight_packed``
-    of compressed-tensors), False for what stands beside them or beside FP8 weights (scales, zero
-    points, ...); None for other names.
+    of compressed-tensors), False for what stands beside them or beside weights of eight bits
+    (scales, zero points, ...); None for other names.
     """
     for endings, packed in ((_PACKED, True), (_SIDE, False)):
         for ending, plain in endings.items():

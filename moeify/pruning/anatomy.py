@@ -14,6 +14,7 @@ from moeify.checkpoint.reader import Checkpoint
 from moeify.errors import CheckpointError, TensorNotFoundError, UnsupportedModelError
 from moeify.families.moe_layout import MoeLayout
 from moeify.families.moe_view import MoeView, view_moe
+from moeify.families.quantization import split_quantized
 from moeify.families.registry import FAMILIES, MOE_LAYOUTS, moe_layout
 
 __all__ = ["Anatomy", "Part", "dissect", "open_moe"]
@@ -63,9 +64,12 @@ class Anatomy:
     @property
     def quantised(self) -> StoredTensor | None:
         """A tensor of experts whose values are no floats; None where there is none."""
-        tensors = self.view.checkpoint.tensors
-        of_experts = (tensors[name] for name, part in self.parts.items() if part.kind != "router")
-        return next((stored for stored in of_experts if stored.dtype not in FLOAT_DTYPES), None)
+        for name, part in self.parts.items():
+            stored = self.view.checkpoint.tensors[name]
+            beside = (split_quantized(name) or (name, True))[1] is False
+            if part.kind != "router" and not beside and stored.dtype not in FLOAT_DTYPES:
+                return stored
+        return None
 
     def check_plain(self, what: str, hint: str) -> None:
         """Raise ``CheckpointError`` for quantised experts, of which ``what`` is true."""

@@ -41,6 +41,7 @@ _MAX_TOKENIZER_BYTES = 200_000_000
 _MAX_TOKEN = (1 << 31) - 1  # blocks hold 32 bits
 _WIDTHS = ("hidden_size", "intermediate_size", "moe_intermediate_size")
 _TOP_K = "num_experts_per_tok"
+_QUANTISED = "install what reads this quantisation, or use the unquantised checkpoint"
 _ALIGNED = 8  # elements of two bytes in 16 bytes
 
 
@@ -60,7 +61,11 @@ def load_model(
     if device_map is None:
         _outline(checkpoint)  # costs milliseconds, and what does not fit takes no memory
     names = [path.relative_to(folder).as_posix() for path in checkpoint.shards]
-    with _bare(folder, names, [CONFIG_FILE, INDEX_FILE]) as place, _quiet_loading(folder, place):
+    hint = _QUANTISED if checkpoint.config.get("quantization_config") else None
+    with (
+        _bare(folder, names, [CONFIG_FILE, INDEX_FILE]) as place,
+        _quiet_loading(folder, place, hint),
+    ):
         config = _config(place)
         model = model_class(config).from_pretrained(
             place, config=config, dtype=dtype, use_safetensors=True, **_experts(config), **placing
@@ -226,7 +231,7 @@ def quiet_transformers() -> Iterator[None]:
 
 
 @contextmanager
-def _quiet_loading(folder: Path, place: Path) -> Iterator[None]:
+def _quiet_loading(folder: Path, place: Path, hint: str | None = None) -> Iterator[None]:
     """Keep transformers quiet, and turn its many exceptions into one.
 
     What a damaged file makes of its own and the Rust library's code has no common class.
@@ -238,4 +243,4 @@ def _quiet_loading(folder: Path, place: Path) -> Iterator[None]:
         raise
     except BaseException as error:
         reason = first_line(error).replace(str(place), str(folder))
-        raise CheckpointError(f"transformers cannot load {folder}: {reason}") from error
+        raise CheckpointError(f"transformers cannot load {folder}: {reason}", hint) from error

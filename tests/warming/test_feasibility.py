@@ -53,7 +53,7 @@ def as_fp8(folder: Path) -> Path:
 @pytest.mark.parametrize("train", ["moe", "all"])
 def test_quantised_weights_are_not_trained(train, data, tmp_path):
     moe = as_fp8(saved(mixture("qwen3_moe", vocab_size=2048), tmp_path / "moe"))
-    with pytest.raises(CheckpointError, match="F8_E4M3.*cannot be written") as caught:
+    with pytest.raises(CheckpointError, match=r"F8_E4M3.*cannot be written") as caught:
         run(moe, data, train=train)
     assert "--train routers" in str(caught.value.hint)
     assert [path.name for path in tmp_path.iterdir()] == ["moe"]
