@@ -6,7 +6,6 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,25 +13,12 @@ import numpy as np
 from moeify.checkpoint.arithmetic import decode, is_finite
 from moeify.checkpoint.header import ZEROS, StoredTensor, tensor_nbytes
 from moeify.checkpoint.regular import open_regular
+from moeify.checkpoint.slices import Slice
 from moeify.errors import CheckpointError
 
 __all__ = ["Slice", "SourceFiles"]
 
 _SCAN_BYTES = 1 << 17
-
-
-@dataclass(frozen=True, slots=True)
-class Slice:
-    """Consecutive elements of a stored tensor, from element ``start`` on."""
-
-    tensor: StoredTensor
-    start: int
-    elements: int
-
-    @property
-    def byte_start(self) -> int:
-        """Position of the first byte in the file."""
-        return self.tensor.start + tensor_nbytes(self.tensor.dtype, (self.start,))
 
 
 class SourceFiles:

@@ -74,12 +74,14 @@ def _show(out: Output, report: AttachReport) -> None:
     if missing:
         before = f"{before}{'; ' if before else ''}no router in {len(missing)} layers"
     after = [outlook.entropy for outlook in report.after.values()]
+    zeroed = len(report.biases_zeroed)
     rows = [
         ("model", report.model_type),
         ("routers", f"{len(report.after)} layers, {report.num_experts} experts"),
         ("top-k", f"{report.top_k_before} -> {report.top_k}"),
         ("before", before),
         ("after", f"normalised entropy {_mean(after):.2f} expected"),
+        ("biases", f"{zeroed} of the old routers set to zero" if zeroed else ""),
         ("bytes", written(report.bytes_written, report.files_linked, report.files_copied)),
         ("time", f"{report.seconds:.1f} s"),
     ]

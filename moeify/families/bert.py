@@ -18,7 +18,6 @@ from moeify.families.base import (
     positive,
     rest_of,
 )
-from moeify.families.values import vocabulary_size
 
 __all__ = ["BERT"]
 
@@ -28,7 +27,7 @@ def _dims(config: Config) -> dict[str, int]:
         "L": positive(config, "num_hidden_layers", 12),
         "H": positive(config, "hidden_size", 768),
         "F": positive(config, "intermediate_size", 3072),
-        "V": vocabulary_size(config),
+        "V": positive(config, "vocab_size", 30522),
         "P": positive(config, "max_position_embeddings", 512),
         "T": positive(config, "type_vocab_size", 2),
         "C": num_labels(config),
@@ -129,6 +128,6 @@ BERT = Family(
         dims=_dims,
         moe_layers=listed_moe_layers,
         rest=rest_of(_DENSE),
-        rule=RouterRule(norm_key="norm_topk_prob", route_by_key="route_by"),
+        rule=RouterRule(norm_key="norm_topk_prob", route_by_key="route_by", straight_through=True),
     ),
 )

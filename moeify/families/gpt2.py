@@ -19,7 +19,6 @@ from moeify.families.base import (
     positive,
     rest_of,
 )
-from moeify.families.values import vocabulary_size
 
 __all__ = ["GPT2"]
 
@@ -48,7 +47,7 @@ def _dims(config: Config) -> dict[str, int]:
         "H": hidden,
         "3H": 3 * hidden,
         "F": positive(config, "n_inner", 4 * hidden),
-        "V": vocabulary_size(config),
+        "V": positive(config, "vocab_size", 50257),
         "P": positive(config, "n_positions", 1024),
         "C": num_labels(config),
         # The class of two heads sees to one label.
@@ -142,6 +141,8 @@ GPT2 = Family(
         dims=_dims,
         moe_layers=listed_moe_layers,
         rest=rest_of(_DENSE),
-        rule=RouterRule(norm_key="norm_topk_prob", route_by_key="route_by"),
+        rule=RouterRule(
+            norm_key="norm_topk_prob", route_by_key="route_by", straight_through=True
+        ),
     ),
 )  # fmt: skip

@@ -103,7 +103,8 @@ def _missing_experts(anatomy: Anatomy, layer: int, num_experts: int) -> Iterator
 def _shape_problems(anatomy: Anatomy, layer: int, num_experts: int) -> Iterator[Finding]:
     dims = anatomy.layout.dims(anatomy.config)
     router = anatomy.routers.get(layer)
-    if router is not None and router.shape != (num_experts, dims["H"]):
+    packed = router is not None and not router.name.endswith(anatomy.layout.router)
+    if router is not None and not packed and router.shape != (num_experts, dims["H"]):
         yield (
             "shape",
             f"the router has shape {list(router.shape)}, config.json says"

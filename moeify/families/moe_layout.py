@@ -71,7 +71,8 @@ class RouterRule:
     (``norm_default`` where the config is silent or ``norm_key`` is None) and multiplied by
     ``scaling_key``. They multiply what experts give, or what experts read where
     ``weighs_inputs``. ``route_by_key`` says whether routers decide for tokens or whole sequences,
-    where a class can do both.
+    where a class can do both. ``straight_through`` says that a single renormalised weight, which is
+    1, has a gradient all the same.
     """
 
     scores: Literal["softmax", "sigmoid", "sparsemixer"] = "softmax"
@@ -85,11 +86,19 @@ class RouterRule:
     scaling_default: float = 1.0
     route_by_key: str | None = None
     weighs_inputs: bool = False
+    straight_through: bool = False
 
     def renormalises(self, config: Config) -> bool:
         """Whether the weights of the chosen experts are divided by their sum."""
         value = None if self.norm_key is None else text_config(config).get(self.norm_key)
         return self.norm_default if value is None else bool(value)
+
+    def learns_from_outputs(self, config: Config, top_k: int) -> bool:
+        """Whether what the model gives depends on router logits in a way that has a gradient.
+
+        A single expert's weight divided by itself has none: only balance and z-loss reach routers.
+        """
+        return top_k > 1 or self.straight_through or not self.renormalises(config)
 
     def scaling(self, config: Config) -> float:
         """What the weights of the chosen experts are multiplied by."""
@@ -157,7 +166,8 @@ class MoeLayout:
     is no parameter.
     ``norm`` and ``norm_bias`` are the normalisation whose output the router reads. The router's
     weight is [E, H] and its bias [E] in every family. ``router_module`` is the router's path
-    within its layer once transformers has loaded it, where that is not its tensor's name.
+    within its layer once transformers has loaded it, where that is not its tensor's name, and
+    ``loaded_selection_bias`` is the same for the bias of the rule.
     """
 
     model_type: str
@@ -178,6 +188,7 @@ class MoeLayout:
     extras: tuple[ExtraTensor, ...] = ()
     router_module: str | None = None
     guard: str | None = None
+    loaded_selection_bias: str | None = None
 
     def is_guard(self, stored: StoredTensor) -> bool:
         """Whether a tensor only keeps dense classes from loading the mixture."""

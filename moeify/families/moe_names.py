@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
-from moeify.families.moe_layout import ExpertTensor
+from moeify.families.moe_layout import ExpertTensor, MoeLayout
 from moeify.families.values import Config, Dims, Shape, positive, text_config
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "LLAMA_NORMS",
     "QK_NORMS",
     "all_layers",
+    "as_loaded",
     "decoder_dims",
     "fused_experts",
     "gated",
@@ -81,17 +83,36 @@ def fused_experts(
     return tuple(experts)
 
 
-def decoder_dims(width_key: str, layers: int, hidden: int, width: int) -> Callable[[Config], Dims]:
-    """A function from config to L, H, F and 2F, with the family's defaults."""
+def as_loaded(layout: MoeLayout) -> MoeLayout:
+    """``layout`` under the names that transformers 5 loads it to: all experts in two tensors.
+
+    ``save_pretrained(save_original_format=False)`` writes them.
+    """
+    if layout.router_module is None and all(spec.fused for spec in layout.experts):
+        return layout
+    router = layout.router_module or layout.router.removesuffix(".weight")
+    experts = f"{router.rpartition('.')[0]}.experts"
+    bias = layout.loaded_selection_bias or layout.rule.selection_bias
+    return replace(
+        layout,
+        router=f"{router}.weight",
+        experts=fused_experts(f"{experts}.gate_up_proj", f"{experts}.down_proj"),
+        rule=replace(layout.rule, selection_bias=bias),
+    )
+
+
+def decoder_dims(
+    width_key: str, layers: int, hidden: int, width: int, vocabulary: int
+) -> Callable[[Config], Dims]:
+    """A function from config to L, H, F and V, with the family's defaults."""
 
     def dims(config: Config) -> Dims:
         config = text_config(config)
-        neurons = positive(config, width_key, width)
         return {
             "L": positive(config, "num_hidden_layers", layers),
             "H": positive(config, "hidden_size", hidden),
-            "F": neurons,
-            "2F": 2 * neurons,
+            "F": positive(config, width_key, width),
+            "V": positive(config, "vocab_size", vocabulary),
         }
 
     return dims

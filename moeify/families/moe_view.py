@@ -1,4 +1,4 @@
-"""An MoE checkpoint's routers and the norms before them, found by its layout."""
+"""An MoE checkpoint's routers, the norms before them and its experts, found by its layout."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 from moeify.checkpoint.header import StoredTensor
 from moeify.checkpoint.reader import Checkpoint
+from moeify.checkpoint.slices import Slice
 from moeify.errors import CheckpointError, TensorNotFoundError
 from moeify.families.base import ExpertTensor, MoeLayout
+from moeify.families.quantization import stored_under
 
 __all__ = ["MoeView", "view_moe"]
 
@@ -32,11 +34,28 @@ class MoeView:
         """Full name of one layer's router weight [E, H]."""
         return self.layer_prefix(layer) + self.layout.router
 
+    def router_parts(self, layer: int) -> tuple[StoredTensor, ...]:
+        """What the files hold of one layer's router weight: several tensors where quantised."""
+        return tuple(stored_under(self.checkpoint.tensors, self.router_name(layer)))
+
     def router(self, layer: int) -> StoredTensor | None:
-        """One layer's router weight, None where it is missing; raises on a wrong shape."""
-        stored = self.checkpoint.tensors.get(self.router_name(layer))
-        expected = (self.num_experts, self.hidden_size)
-        if stored is not None and stored.shape != expected:
+        """One layer's router weight, None where it is missing.
+
+        Raises ``CheckpointError`` for a quantised one and for a wrong shape.
+        """
+        parts = self.router_parts(layer)
+        if not parts:
+            return None
+        stored, expected = parts[0], (self.num_experts, self.hidden_size)
+        others = [part.name for part in parts if part.name != self.router_name(layer)]
+        if others:
+            raise CheckpointError(
+                f"router {self.router_name(layer)!r} is quantised: {others[0]!r} holds a part of"
+                " it",
+                "use the unquantised checkpoint, or one whose routers were left as they are",
+                path=stored.path,
+            )
+        if stored.shape != expected:
             raise CheckpointError(
                 f"router {stored.name!r} has shape {list(stored.shape)}, config.json says"
                 f" {list(expected)}",
@@ -44,6 +63,36 @@ class MoeView:
                 path=stored.path,
             )
         return stored
+
+    def router_biases(self, layer: int) -> tuple[StoredTensor, ...]:
+        """The biases [E] of one layer's router and of its choice, as far as they are stored."""
+        names = (self.layout.router_bias, self.layout.rule.selection_bias)
+        full = (self.layer_prefix(layer) + name for name in names if name is not None)
+        tensors = self.checkpoint.tensors
+        return tuple(tensors[name] for name in full if name in tensors)
+
+    def expert(self, layer: int, spec: ExpertTensor, expert: int) -> tuple[Slice, ...]:
+        """Where ``spec`` of one expert lies: its values, and what stands beside quantised ones.
+
+        Raises ``TensorNotFoundError``.
+        """
+        name = self.layer_prefix(layer) + spec.name.format(expert=expert)
+        found = tuple(stored_under(self.checkpoint.tensors, name)) or (self.checkpoint[name],)
+        return tuple(self._cut(stored, spec, expert) for stored in found)
+
+    def up(self, layer: int) -> tuple[Slice, ExpertTensor]:
+        """Where expert 0's up-projection lies, with its gate where the two are interwoven."""
+        spec = next(part for part in self.layout.experts if "up" in part.roles)
+        whole = self.expert(layer, spec, 0)[0]
+        if spec.interleaved or spec.neuron_axis != 0:
+            return whole, spec
+        size = whole.elements // len(spec.roles)
+        return Slice(whole.tensor, whole.start + spec.roles.index("up") * size, size), spec
+
+    def _cut(self, stored: StoredTensor, spec: ExpertTensor, expert: int) -> Slice:
+        whole = not spec.fused or stored.elements == 1
+        size = stored.elements if whole else stored.elements // self.num_experts
+        return Slice(stored, 0 if whole else expert * size, size)
 
     def norm(self, layer: int) -> StoredTensor:
         """Weight [H] of the normalisation whose output the router reads."""
@@ -54,11 +103,6 @@ class MoeView:
         if self.layout.norm_bias is None:
             return None
         return self.checkpoint[self.layer_prefix(layer) + self.layout.norm_bias]
-
-    def up(self, layer: int) -> tuple[StoredTensor, ExpertTensor]:
-        """The tensor that holds expert 0's up-projection, and its description."""
-        spec = next(part for part in self.layout.experts if "up" in part.roles)
-        return self.checkpoint[self.layer_prefix(layer) + spec.name.format(expert=0)], spec
 
 
 def view_moe(checkpoint: Checkpoint, layout: MoeLayout) -> MoeView:

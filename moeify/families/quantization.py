@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from moeify.checkpoint.header import FLOAT_DTYPES, StoredTensor
 from moeify.families.values import Config
@@ -14,6 +14,7 @@ __all__ = [
     "quantization_kind",
     "quantized_as",
     "split_quantized",
+    "stored_under",
 ]
 
 QUANTIZATION = "quantization_config"
@@ -31,6 +32,14 @@ _SIDE = {
     ".qzeros": ".weight",
     ".scales": ".weight",
     ".g_idx": ".weight",
+    "_scale_inv": "",
+    ".SCB": ".weight",
+    ".weight.absmax": ".weight",
+    ".weight.nested_absmax": ".weight",
+    ".weight.quant_map": ".weight",
+    ".weight.nested_quant_map": ".weight",
+    ".weight.quant_state.bitsandbytes__nf4": ".weight",
+    ".weight.quant_state.bitsandbytes__fp4": ".weight",
 }
 _MXFP4_VALUES = 2  # four bits each, two to a byte
 
@@ -39,14 +48,25 @@ def split_quantized(name: str) -> tuple[str, bool] | None:
     """The weight that a quantised tensor stands for, and whether it holds its values.
 
     True for packed values (GPT-OSS's ``_blocks``, GPTQ's and AWQ's ``qweight``, ``weight_packed``
-    of compressed-tensors), False for what stands beside them or beside FP8 weights (scales, zero
-    points, ...); None for other names.
+    of compressed-tensors), False for what stands beside them or beside weights of eight bits
+    (scales, zero points, ...); None for other names.
     """
     for endings, packed in ((_PACKED, True), (_SIDE, False)):
         for ending, plain in endings.items():
             if name.endswith(ending):
                 return name.removesuffix(ending) + plain, packed
     return None
+
+
+def stored_under(tensors: Mapping[str, StoredTensor], name: str) -> Iterator[StoredTensor]:
+    """The tensor ``name`` and, where it is quantised, those that stand for it or beside it."""
+    if name in tensors:
+        yield tensors[name]
+    for ending, plain in (*_PACKED.items(), *_SIDE.items()):
+        if name.endswith(plain):
+            stored = tensors.get(name.removesuffix(plain) + ending)
+            if stored is not None and split_quantized(stored.name) == (name, ending in _PACKED):
+                yield stored
 
 
 def packed_values(name: str, dtype: str, config: Config) -> int:

@@ -21,7 +21,6 @@ from moeify.families.base import (
     rest_of,
 )
 from moeify.families.rope import canonical_rope, spelled_rope
-from moeify.families.values import vocabulary_size
 
 __all__ = ["GATED_EXPERTS", "GATED_FFN", "OUTER", "QWEN2", "gated_moe_config", "stepped_moe_layers"]
 
@@ -49,7 +48,7 @@ def decoder_dims(config: Config, head_dim: int | None = None) -> dict[str, int]:
         "L": positive(config, "num_hidden_layers"),
         "H": hidden,
         "F": positive(config, "intermediate_size"),
-        "V": vocabulary_size(config),
+        "V": positive(config, "vocab_size"),
         "A": heads * size,
         "K": positive(config, "num_key_value_heads", heads) * size,
         "D": size,

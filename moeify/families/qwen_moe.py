@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from moeify.families.moe_layout import MoeLayout, Rest, RouterRule
 from moeify.families.moe_names import (
     ATTENTION,
@@ -15,13 +13,12 @@ from moeify.families.moe_names import (
     QK_NORMS,
     all_layers,
     decoder_dims,
-    fused_experts,
     single_experts,
 )
 from moeify.families.qwen2 import SHARED_EXPERT
 from moeify.families.values import Config, positive
 
-__all__ = ["QWEN3_5_MOE", "QWEN3_5_MOE_FUSED", "QWEN3_NEXT"]
+__all__ = ["QWEN3_5_MOE", "QWEN3_NEXT"]
 
 _LINEAR_ATTENTION = tuple(
     f"linear_attn.{name}"
@@ -45,7 +42,9 @@ QWEN3_NEXT = MoeLayout(
     experts=single_experts("mlp"),
     norm="post_attention_layernorm.weight",
     norm_bias=None,
-    dims=decoder_dims("moe_intermediate_size", layers=48, hidden=2048, width=512),
+    dims=decoder_dims(
+        "moe_intermediate_size", layers=48, hidden=2048, width=512, vocabulary=151936
+    ),
     moe_layers=_next_layers,
     rule=RouterRule(norm_key="norm_topk_prob"),
     rest=Rest(
@@ -70,7 +69,9 @@ QWEN3_5_MOE = MoeLayout(
     experts=single_experts("mlp"),
     norm="post_attention_layernorm.weight",
     norm_bias=None,
-    dims=decoder_dims("moe_intermediate_size", layers=40, hidden=2048, width=512),
+    dims=decoder_dims(
+        "moe_intermediate_size", layers=40, hidden=2048, width=512, vocabulary=248320
+    ),
     moe_layers=all_layers(40),
     rule=RouterRule(),
     rest=Rest(
@@ -85,9 +86,3 @@ QWEN3_5_MOE = MoeLayout(
         ignored=("mtp.",),
     ),
 )
-"""As transformers writes it."""
-
-QWEN3_5_MOE_FUSED = replace(
-    QWEN3_5_MOE, experts=fused_experts("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
-)
-"""As the original repositories have it."""

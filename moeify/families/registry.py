@@ -9,10 +9,11 @@ from moeify.families import sigmoid_moe, softmax_moe
 from moeify.families.base import Config, Family, MoeLayout
 from moeify.families.bert import BERT
 from moeify.families.gpt2 import GPT2
+from moeify.families.moe_names import as_loaded
 from moeify.families.qwen2 import QWEN2
 from moeify.families.qwen3 import QWEN3
-from moeify.families.qwen_moe import QWEN3_5_MOE, QWEN3_5_MOE_FUSED, QWEN3_NEXT
-from moeify.families.values import EXPERT_KEYS, text_config
+from moeify.families.qwen_moe import QWEN3_5_MOE, QWEN3_NEXT
+from moeify.families.values import EXPERT_KEYS, positive, text_config
 
 __all__ = [
     "FAMILIES",
@@ -22,6 +23,7 @@ __all__ = [
     "mixture_family",
     "moe_family",
     "moe_layout",
+    "vocabulary_size",
 ]
 
 FAMILIES = {family.model_type: family for family in (BERT, GPT2, QWEN2, QWEN3)}
@@ -48,11 +50,8 @@ MOE_LAYOUTS: dict[str, MoeLayout] = {
 }
 """MoE model types that can be read, as transformers writes them."""
 
-_OTHER_LAYOUTS: dict[str, tuple[MoeLayout, ...]] = {
-    "qwen3_5_moe": (QWEN3_5_MOE_FUSED,),
-    "qwen3_5_moe_text": (QWEN3_5_MOE_FUSED,),
-}
-"""Other ways in which checkpoints of a type are found stored."""
+_AS_LOADED = {model_type: as_loaded(layout) for model_type, layout in MOE_LAYOUTS.items()}
+"""The same types under the names that transformers gives their tensors in memory."""
 
 
 def dense_family(config: Config) -> Family:
@@ -102,11 +101,21 @@ def default_class(model_type: str) -> str:
     return "" if family is None else family.moe_architecture({})
 
 
+def vocabulary_size(config: Config) -> int:
+    """Tokens that the model in ``config`` knows, its class's number where config.json is silent."""
+    model_type = str(config.get("model_type"))
+    if model_type in FAMILIES:
+        return FAMILIES[model_type].dense.dims(config)["V"]
+    if model_type in MOE_LAYOUTS:
+        return MOE_LAYOUTS[model_type].dims(config)["V"]
+    return positive(text_config(config), "vocab_size")
+
+
 def moe_layout(config: Config, names: Collection[str] = ()) -> MoeLayout:
     """How the MoE checkpoint that ``config`` describes is laid out.
 
-    Where a model type has several ways to store experts, ``names`` of tensors decide, the usual
-    one where they do not. Raises ``UnsupportedModelError``.
+    ``names`` of tensors tell whether it was saved under transformers' names in memory; where they
+    do not, it was not. Raises ``UnsupportedModelError``.
     """
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in MOE_LAYOUTS:
@@ -114,14 +123,18 @@ def moe_layout(config: Config, names: Collection[str] = ()) -> MoeLayout:
         if model_type in FAMILIES:
             hint = "it is a dense checkpoint: run moeify upcycle first"
         raise UnsupportedModelError(model_type, MOE_LAYOUTS, hint)
-    usual = MOE_LAYOUTS[model_type]
-    for layout in (usual, *_OTHER_LAYOUTS.get(model_type, ())):
-        if any(_first_expert(layout, config, prefix) in names for prefix in layout.prefixes):
-            return layout
-    return usual
+    usual, loaded = MOE_LAYOUTS[model_type], _AS_LOADED[model_type]
+    if loaded is usual or not names:
+        return usual
+    return max(usual, loaded, key=lambda layout: _fit(layout, config, names))
 
 
-def _first_expert(layout: MoeLayout, config: Config, prefix: str) -> str:
-    layers = layout.moe_layers(config) or (0,)
-    name = layout.layer.format(layer=layers[0]) + layout.experts[0].name
-    return prefix + name.format(expert=0)
+def _fit(layout: MoeLayout, config: Config, names: Collection[str]) -> int:
+    """How many routers and tensors of first experts stand in ``names`` where ``layout`` says."""
+    inner = (layout.router, *(spec.name.format(expert=0) for spec in layout.experts))
+    return sum(
+        prefix + layout.layer.format(layer=layer) + name in names
+        for prefix in {*layout.prefixes, ""}
+        for layer in layout.moe_layers(config)
+        for name in inner
+    )

@@ -45,7 +45,9 @@ DEEPSEEK_V3 = MoeLayout(
     experts=single_experts("mlp"),
     norm="post_attention_layernorm.weight",
     norm_bias=None,
-    dims=decoder_dims("moe_intermediate_size", layers=61, hidden=7168, width=2048),
+    dims=decoder_dims(
+        "moe_intermediate_size", layers=61, hidden=7168, width=2048, vocabulary=129280
+    ),
     moe_layers=late_layers("first_k_dense_replace", first=3, default=61),
     num_experts_keys=_EXPERT_KEYS,
     shared_keys=("n_shared_experts",),
@@ -68,7 +70,9 @@ GLM4_MOE = MoeLayout(
     experts=single_experts("mlp"),
     norm="post_attention_layernorm.weight",
     norm_bias=None,
-    dims=decoder_dims("moe_intermediate_size", layers=46, hidden=4096, width=1408),
+    dims=decoder_dims(
+        "moe_intermediate_size", layers=46, hidden=4096, width=1408, vocabulary=151552
+    ),
     moe_layers=late_layers("first_k_dense_replace", first=1, default=46),
     num_experts_keys=_EXPERT_KEYS,
     shared_keys=("n_shared_experts",),
@@ -92,10 +96,11 @@ MINIMAX_M2 = MoeLayout(
     experts=single_experts("block_sparse_moe", numbered=True),
     norm="post_attention_layernorm.weight",
     norm_bias=None,
-    dims=decoder_dims("intermediate_size", layers=62, hidden=3072, width=1536),
+    dims=decoder_dims("intermediate_size", layers=62, hidden=3072, width=1536, vocabulary=200064),
     moe_layers=all_layers(62),
     num_experts_keys=("num_local_experts", "num_experts"),
     rule=RouterRule(scores="sigmoid", selection_bias="block_sparse_moe.e_score_correction_bias"),
+    loaded_selection_bias="mlp.e_score_correction_bias",
     rest=Rest(
         outer=DECODER_OUTER,
         per_layer=(*LLAMA_NORMS, *ATTENTION, *QK_NORMS),
@@ -111,7 +116,9 @@ LFM2_MOE = MoeLayout(
     experts=single_experts("feed_forward", numbered=True),
     norm="ffn_norm.weight",
     norm_bias=None,
-    dims=decoder_dims("moe_intermediate_size", layers=32, hidden=2048, width=1792),
+    dims=decoder_dims(
+        "moe_intermediate_size", layers=32, hidden=2048, width=1792, vocabulary=65536
+    ),
     moe_layers=late_layers("num_dense_layers", first=2, default=32),
     rule=RouterRule(
         scores="sigmoid",

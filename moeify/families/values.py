@@ -17,7 +17,6 @@ __all__ = [
     "resolve_shape",
     "text_config",
     "ties_embeddings",
-    "vocabulary_size",
 ]
 
 Config = dict[str, Any]
@@ -34,8 +33,12 @@ Dims = dict[str, int]
 
 
 def resolve_shape(shape: Shape, dims: Dims) -> tuple[int, ...]:
-    """``shape`` in numbers."""
-    return tuple(dims[size] if isinstance(size, str) else size for size in shape)
+    """``shape`` in numbers; a digit before a symbol multiplies it, as in 2F."""
+    return tuple(size if isinstance(size, int) else _size(size, dims) for size in shape)
+
+
+def _size(symbol: str, dims: Dims) -> int:
+    return int(symbol[:-1] or 1) * dims[symbol[-1]]
 
 
 _MOST_LAYERS, _MOST_EXPERTS = 10_000, 100_000
@@ -89,20 +92,3 @@ def ties_embeddings(config: Config, default: bool) -> bool:
     if value is None:
         value = text_config(config).get("tie_word_embeddings")
     return default if value is None else bool(value)
-
-
-_VOCABULARIES = {
-    "bert": 30522, "bert_moe": 30522, "gpt2": 50257, "gpt2_moe": 50257,
-    "qwen2": 151936, "qwen2_moe": 151936, "qwen3": 151936, "qwen3_moe": 151936,
-    "qwen3_next": 151936, "qwen3_5_moe": 248320, "qwen3_5_moe_text": 248320,
-    "mixtral": 32000, "phimoe": 32064, "olmoe": 50304, "granitemoe": 32000, "gpt_oss": 201088,
-    "ernie4_5_moe": 103424, "jamba": 65536, "llama4": 202048, "llama4_text": 202048,
-    "deepseek_v3": 129280, "glm4_moe": 151552, "minimax_m2": 200064, "lfm2_moe": 65536,
-}  # fmt: skip
-"""What transformers takes where a config is silent."""
-
-
-def vocabulary_size(config: Config) -> int:
-    """Tokens that the model in ``config`` knows, its class's number where config.json has none."""
-    default = _VOCABULARIES.get(str(config.get("model_type")))
-    return positive(text_config(config), "vocab_size", default)

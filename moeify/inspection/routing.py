@@ -14,8 +14,7 @@ from moeify.checkpoint.source import Source, resolve_source
 from moeify.errors import RoutingError
 from moeify.families.base import MoeLayout
 from moeify.families.problems import Problem, numbers
-from moeify.families.registry import moe_layout
-from moeify.families.values import vocabulary_size
+from moeify.families.registry import moe_layout, vocabulary_size
 from moeify.inspection.config import InspectConfig
 from moeify.inspection.report import InspectReport
 from moeify.inspection.vocabulary import VocabularyCounts

@@ -39,6 +39,11 @@ class _Piece:
     start: int
     nbytes: int
 
+    def part(self, number: int, count: int) -> _Piece:
+        """One of ``count`` equal parts."""
+        size = self.nbytes // count
+        return _Piece(stored=self.stored, start=self.start + number * size, nbytes=size)
+
 
 def examine_weights(
     opened: Opened, anatomy: Anatomy, report: InspectReport, config: InspectConfig,
@@ -117,8 +122,12 @@ def _layer(
         if len(pieces) != experts.num_experts:
             continue  # an incomplete projection: the headers have said so
         roles = next(spec.roles for spec in anatomy.layout.experts if spec.name == name)
-        source = None if dense is None else dense.ffn(layer)[roles[0]]
-        compare_experts(files, pieces, experts, source)
+        if dense is None:
+            compare_experts(files, pieces, experts)
+            continue
+        for number, role in enumerate(roles):  # what is joined lies one after the other
+            parts = [piece.part(number, len(roles)) for piece in pieces]
+            compare_experts(files, parts, experts, dense.ffn(layer)[role])
     found["nonfinite"] += experts.nonfinite
     return found | experts.to_dict(measured_dense=dense is not None)
 

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moeify.checkpoint.arithmetic import FLOAT_DTYPES, decode
-from moeify.checkpoint.files import SourceFiles
-from moeify.checkpoint.header import StoredTensor, tensor_nbytes
+from moeify.checkpoint.arithmetic import decode
+from moeify.checkpoint.files import Slice, SourceFiles
 from moeify.checkpoint.writer import Progress
 from moeify.errors import CheckpointError
 from moeify.pruning.anatomy import Anatomy
 
-__all__ = ["aimer_scores", "expert_slices"]
+__all__ = ["aimer_scores", "check_aimer"]
 
 _BLOCK = 1 << 18
 _WEIGHT_ROLES = frozenset({"gate", "up", "down"})
@@ -28,21 +27,6 @@ class _Sums:
     squares: float = 0.0
 
 
-def expert_slices(
-    anatomy: Anatomy, layer: int, expert: int, roles: frozenset[str] = _WEIGHT_ROLES
-) -> list[tuple[StoredTensor, int, int]]:
-    """Where one expert's weights lie: tensor, first element, elements."""
-    view, found = anatomy.view, []
-    for spec in view.layout.experts:
-        if not roles.intersection(spec.roles):
-            continue
-        name = view.layer_prefix(layer) + spec.name.format(expert=expert)
-        stored = view.checkpoint[name]
-        size = stored.elements // view.num_experts if spec.fused else stored.elements
-        found.append((stored, expert * size if spec.fused else 0, size))
-    return found
-
-
 def aimer_scores(anatomy: Anatomy, progress: Progress | None = None) -> dict[int, list[float]]:
     """mean|w| / RMS(w) of each expert's gate, up and down weights (arXiv 2603.18492).
 
@@ -50,14 +34,20 @@ def aimer_scores(anatomy: Anatomy, progress: Progress | None = None) -> dict[int
     read in blocks of 1 MB, whatever the size of the checkpoint. Raises ``CheckpointError`` for
     quantised experts and for NaN.
     """
-    layers, total = anatomy.view.moe_layers, anatomy.view.num_experts
+    check_aimer(anatomy)
+    view = anatomy.view
+    layers, total = view.moe_layers, view.num_experts
+    weights = [spec for spec in view.layout.experts if _WEIGHT_ROLES.intersection(spec.roles)]
     scores: dict[int, list[float]] = {layer: [] for layer in layers}
     with SourceFiles() as files, ThreadPoolExecutor(4) as pool:
-        slices = {(n, e): expert_slices(anatomy, n, e) for n in layers for e in range(total)}
+        slices = {
+            (n, e): [view.expert(n, spec, e)[0] for spec in weights]
+            for n in layers
+            for e in range(total)
+        }
         for part in slices.values():
-            for stored, _, _ in part:
-                _check_float(stored)
-                files.handle(stored.path)  # opened here, because handle() is for one thread
+            for piece in part:
+                files.handle(piece.tensor.path)  # opened here, because handle() is for one thread
         results = pool.map(lambda key: _score(files, slices[key]), slices)
         for done, ((layer, _), score) in enumerate(zip(slices, results, strict=True), 1):
             scores[layer].append(score)
@@ -66,23 +56,21 @@ def aimer_scores(anatomy: Anatomy, progress: Progress | None = None) -> dict[int
     return scores
 
 
-def _check_float(stored: StoredTensor) -> None:
-    if stored.dtype not in FLOAT_DTYPES:
-        raise CheckpointError(
-            f"tensor {stored.name!r} has dtype {stored.dtype}: aimer cannot read quantised weights",
-            "choose experts with --by reap and --dataset, or by hand with --experts",
-            path=stored.path,
-        )
+def check_aimer(anatomy: Anatomy) -> None:
+    """Raise ``CheckpointError`` for quantised experts."""
+    anatomy.check_plain(
+        "aimer cannot read quantised weights",
+        "choose experts by hand, with --experts, or by text, with --by reap and --dataset, where"
+        " transformers can load the checkpoint",
+    )
 
 
-def _score(files: SourceFiles, slices: list[tuple[StoredTensor, int, int]]) -> float:
+def _score(files: SourceFiles, slices: list[Slice]) -> float:
     sums = _Sums()
-    for stored, start, count in slices:
-        for first in range(start, start + count, _BLOCK):
-            elements = min(_BLOCK, start + count - first)
-            begin = stored.start + tensor_nbytes(stored.dtype, (first,))
-            raw = files.read(stored.path, begin, tensor_nbytes(stored.dtype, (elements,)))
-            values = decode(raw, stored.dtype)
+    for part in slices:
+        for first in range(0, part.elements, _BLOCK):
+            elements = min(_BLOCK, part.elements - first)
+            values = decode(files.read_elements(part, first, elements), part.tensor.dtype)
             sums.count += elements
             # Blocks are short enough for float32: pairwise sums and BLAS err by 1e-6 in them.
             sums.absolute += float(np.abs(values, out=values).sum())
@@ -91,7 +79,7 @@ def _score(files: SourceFiles, slices: list[tuple[StoredTensor, int, int]]) -> f
     score = sums.absolute / math.sqrt(sums.count * sums.squares) if sums.squares else 1.0
     if not math.isfinite(score):
         raise CheckpointError(
-            f"tensor {slices[0][0].name!r} or its neighbours hold NaN or infinity",
+            f"tensor {slices[0].tensor.name!r} or its neighbours hold NaN or infinity",
             "the checkpoint is damaged or its training diverged; use another one",
         )
     return score

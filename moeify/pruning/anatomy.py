@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from moeify.checkpoint.arithmetic import FLOAT_DTYPES
 from moeify.checkpoint.header import StoredTensor
 from moeify.checkpoint.reader import Checkpoint
 from moeify.errors import CheckpointError, TensorNotFoundError, UnsupportedModelError
 from moeify.families.moe_layout import MoeLayout
 from moeify.families.moe_view import MoeView, view_moe
+from moeify.families.quantization import split_quantized
 from moeify.families.registry import FAMILIES, MOE_LAYOUTS, moe_layout
 
 __all__ = ["Anatomy", "Part", "dissect", "open_moe"]
@@ -66,6 +68,24 @@ class Anatomy:
         """Groups of experts and how many of them a token keeps; None without groups."""
         return self.view.layout.rule.group_counts(self.view.checkpoint.config)
 
+    @property
+    def quantised(self) -> StoredTensor | None:
+        """A tensor of experts whose values are no floats; None where there is none."""
+        for name, part in self.parts.items():
+            stored = self.view.checkpoint.tensors[name]
+            beside = (split_quantized(name) or (name, True))[1] is False
+            if part.kind != "router" and not beside and stored.dtype not in FLOAT_DTYPES:
+                return stored
+        return None
+
+    def check_plain(self, what: str, hint: str) -> None:
+        """Raise ``CheckpointError`` for quantised experts, of which ``what`` is true."""
+        stored = self.quantised
+        if stored is not None:
+            raise CheckpointError(
+                f"tensor {stored.name!r} has dtype {stored.dtype}: {what}", hint, path=stored.path
+            )
+
     def stored(self) -> Iterator[StoredTensor]:
         """Every tensor in the order of its bytes on disk, without the extra ones."""
         tensors = self.view.checkpoint.tensors.values()
@@ -96,7 +116,7 @@ def dissect(view: MoeView) -> Anatomy:
     _refuse_hash_routing(view)
     parts: dict[str, Part] = {}
     for layer in view.moe_layers:
-        if view.router(layer) is None:
+        if not view.router_parts(layer):
             raise TensorNotFoundError(
                 view.router_name(layer), view.checkpoint.folder,
                 "give it routers first: moeify attach",

@@ -65,31 +65,32 @@ def _jobs(
             whole = Copy(Slice(stored, 0, stored.elements))
             yield Job(renamed(stored.name), stored.dtype, stored.shape, (whole,))
         elif part.kind == "fused" or part.expert == experts[part.layer][0][0]:
-            yield _ffn(anatomy, family, stored, part, experts[part.layer], renamed)
+            yield from _ffn(anatomy, family, stored, part, experts[part.layer], renamed)
 
 
 def _ffn(
     anatomy: Anatomy, family: Family, stored: StoredTensor, part: Part, experts: Shares,
     renamed: Callable[[str], str],
-) -> Job:  # fmt: skip
-    """The FFN tensor that ``stored`` becomes: the tensor of all experts, or of the first one."""
+) -> Iterator[Job]:  # fmt: skip
+    """The FFN tensors that ``stored`` becomes: the tensor of all experts, or of the first one."""
     view = anatomy.view
     prefix = view.layer_prefix(part.layer)
     names = {ffn.role: ffn.name for ffn in family.dense.ffn}
-    for spec in family.moe.experts:
+    for spec in view.layout.experts:
         if prefix + spec.name.format(expert=experts[0][0]) != stored.name:
             continue
-        name = renamed(prefix + names[spec.roles[0]])
-        if spec.fused:
-            size = stored.elements // view.num_experts
-            terms = [(Slice(stored, expert * size, size), share) for expert, share in experts]
-            return Job(name, stored.dtype, stored.shape[1:], (_mean(terms, stored),))
-        every = [
-            (view.checkpoint[prefix + spec.name.format(expert=expert)], share)
-            for expert, share in experts
-        ]
-        terms = [(Slice(tensor, 0, tensor.elements), share) for tensor, share in every]
-        return Job(name, stored.dtype, stored.shape, (_mean(terms, stored),))
+        shape = list(stored.shape[1:] if spec.fused else stored.shape)
+        every = [(view.expert(part.layer, spec, expert)[0], share) for expert, share in experts]
+        shape[0] //= len(spec.roles)  # what is joined lies one after the other
+        for number, role in enumerate(spec.roles):
+            size = math.prod(shape)
+            terms = [
+                (Slice(whole.tensor, whole.start + number * size, size), share)
+                for whole, share in every
+            ]
+            name = renamed(prefix + names[role])
+            yield Job(name, stored.dtype, tuple(shape), (_mean(terms, stored),))
+        return
     raise CheckpointError(
         f"tensor {stored.name!r} has no place in a dense {family.model_type}",
         "use the unquantised checkpoint",

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from moeify.checkpoint.arithmetic import FLOAT_DTYPES, Float32, decode
+from moeify.checkpoint.arithmetic import Float32, decode
 from moeify.checkpoint.files import SourceFiles
 from moeify.checkpoint.header import StoredTensor, tensor_nbytes
 from moeify.checkpoint.jobs import Piece, Slice, Values
@@ -59,10 +59,9 @@ class MergedExpert(Values):
 
 def check_merging(anatomy: Anatomy) -> None:
     """Raise ``CheckpointError`` where experts or routers are quantised."""
-    layer = anatomy.view.moe_layers[0]
-    for spec in anatomy.view.layout.experts:
-        _part(anatomy, layer, spec, 0)
-    _check_float(anatomy.view.checkpoint[anatomy.view.router_name(layer)])
+    anatomy.check_plain("quantised experts cannot be merged", "leave --merge out")
+    for layer in anatomy.view.moe_layers:
+        anatomy.view.router(layer)  # a quantised one is refused
 
 
 def merged_pieces(
@@ -151,7 +150,7 @@ def _merge(
         shape, axis = _shape(anatomy, layer, spec), spec.neuron_axis
         terms = []
         for expert, weight, order in zip(members, weights, orders, strict=True):
-            part = _part(anatomy, layer, spec, expert)
+            part = anatomy.view.expert(layer, spec, expert)[0]
             expanded = None if axis is None or order is None else _expanded(spec, order)
             terms.append((part, weight, expanded))
         stored = terms[0][0].tensor
@@ -177,7 +176,7 @@ def _neurons(anatomy: Anatomy, files: SourceFiles, layer: int, expert: int) -> F
     for spec in anatomy.view.layout.experts:
         if spec.neuron_axis is None:
             continue
-        values = _read(files, _part(anatomy, layer, spec, expert))
+        values = _read(files, anatomy.view.expert(layer, spec, expert)[0])
         rows = np.moveaxis(values.reshape(_shape(anatomy, layer, spec)), spec.neuron_axis, 0)
         rows = rows.reshape(len(rows), -1)
         joined = len(spec.roles)
@@ -207,16 +206,8 @@ def _expanded(spec: ExpertTensor, order: Order) -> Order:
     return np.concatenate([order + number * len(order) for number in range(joined)])
 
 
-def _part(anatomy: Anatomy, layer: int, spec: ExpertTensor, expert: int) -> Slice:
-    view = anatomy.view
-    stored = view.checkpoint[view.layer_prefix(layer) + spec.name.format(expert=expert)]
-    _check_float(stored)
-    size = stored.elements // view.num_experts if spec.fused else stored.elements
-    return Slice(stored, expert * size if spec.fused else 0, size)
-
-
 def _shape(anatomy: Anatomy, layer: int, spec: ExpertTensor) -> tuple[int, ...]:
-    stored = _part(anatomy, layer, spec, 0).tensor
+    stored = anatomy.view.expert(layer, spec, 0)[0].tensor
     return stored.shape[1:] if spec.fused else stored.shape
 
 
@@ -229,12 +220,3 @@ def _read(files: SourceFiles, part: Slice) -> Float32:
 def _router_rows(anatomy: Anatomy, files: SourceFiles, layer: int) -> Float32:
     stored = anatomy.view.checkpoint[anatomy.view.router_name(layer)]
     return _read(files, Slice(stored, 0, stored.elements)).reshape(stored.shape)
-
-
-def _check_float(stored: StoredTensor) -> None:
-    if stored.dtype not in FLOAT_DTYPES:
-        raise CheckpointError(
-            f"tensor {stored.name!r} has dtype {stored.dtype}: quantised experts cannot be merged",
-            "leave --merge out",
-            path=stored.path,
-        )

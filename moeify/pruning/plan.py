@@ -9,11 +9,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from moeify.checkpoint.arithmetic import FLOAT_DTYPES
 from moeify.checkpoint.header import StoredTensor
 from moeify.checkpoint.jobs import Blend, Copy, Job, Piece, Slice, copy_of
 from moeify.checkpoint.writer import Shard, plan_shards
-from moeify.errors import CheckpointError, ConfigError
+from moeify.errors import ConfigError
 from moeify.families.base import Config
 from moeify.families.moe_layout import MoeLayout
 from moeify.pruning.anatomy import Anatomy, Part
@@ -162,15 +161,7 @@ def _factor(
     prefix = anatomy.view.layer_prefix(part.layer)
     for spec in anatomy.view.layout.experts:
         if prefix + spec.name.format(expert=part.expert) == stored.name:
-            if spec.roles[0] not in ("down", "down_bias"):
-                return 1.0
-            if stored.dtype not in FLOAT_DTYPES:
-                raise CheckpointError(
-                    f"tensor {stored.name!r} has dtype {stored.dtype}: it cannot be scaled",
-                    "leave --rescale out",
-                    path=stored.path,
-                )
-            return factor
+            return factor if spec.roles[0] in ("down", "down_bias") else 1.0
     return 1.0
 
 

@@ -20,7 +20,7 @@ from moeify.errors import ConfigError
 from moeify.families.structure import check_structure, planned_tensors
 from moeify.provenance.record import UNRECORDED, Record, Step
 from moeify.provenance.seal import seal
-from moeify.pruning.aimer import aimer_scores
+from moeify.pruning.aimer import aimer_scores, check_aimer
 from moeify.pruning.anatomy import Anatomy, dissect, open_moe
 from moeify.pruning.chance import compare_losses
 from moeify.pruning.config import PruneConfig
@@ -136,8 +136,12 @@ def _check(
             " nothing to rescale",
             "leave --rescale out",
         )
+    if config.rescale:
+        anatomy.check_plain("quantised experts cannot be rescaled", "leave --rescale out")
     if config.merge:
         check_merging(anatomy)
+    if config.criterion == "aimer" and config.experts is None:
+        check_aimer(anatomy)
     if config.evaluate:
         check_evaluation(anatomy.view.checkpoint.config)
     return along

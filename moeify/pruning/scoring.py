@@ -7,12 +7,11 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from moeify.checkpoint.arithmetic import FLOAT_DTYPES
 from moeify.checkpoint.source import Source
 from moeify.checkpoint.staging import check_free_space
 from moeify.checkpoint.writer import Progress
 from moeify.errors import ConfigError, DatasetError, RoutingError
-from moeify.pruning.aimer import aimer_scores, expert_slices
+from moeify.pruning.aimer import aimer_scores
 from moeify.pruning.anatomy import Anatomy
 from moeify.pruning.calibration import calibrate
 from moeify.pruning.config import PruneConfig
@@ -103,10 +102,7 @@ def text_scores(
         passes, anatomy, text.fit, scores,
         batch_size=config.batch_size, save_to=save_to, progress=progress,
     )  # fmt: skip
-    if all(
-        stored.dtype in FLOAT_DTYPES
-        for stored, _, _ in expert_slices(anatomy, view.moe_layers[0], 0)
-    ):
+    if anatomy.quantised is None:
         scores.aimer = aimer_scores(anatomy)
     scores.complete = True
     shutil.rmtree(states, ignore_errors=True)

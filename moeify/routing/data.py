@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from moeify.checkpoint.reader import Checkpoint
 from moeify.errors import CheckpointError, ConfigError, DatasetError
-from moeify.families.values import Config, vocabulary_size
+from moeify.families.registry import vocabulary_size
+from moeify.families.values import Config
 from moeify.routing.config import DataConfig
 from moeify.routing.documents import read_documents
 from moeify.routing.loading import load_tokenizer

@@ -36,6 +36,7 @@ _MAX_TOKENIZER_BYTES = 200_000_000
 _MAX_TOKEN = (1 << 31) - 1  # blocks hold 32 bits
 _WIDTHS = ("hidden_size", "intermediate_size", "moe_intermediate_size")
 _TOP_K = "num_experts_per_tok"
+_QUANTISED = "install what reads this quantisation, or use the unquantised checkpoint"
 _ALIGNED = 8  # elements of two bytes in 16 bytes
 
 
@@ -64,7 +65,8 @@ def load_model(
         )
     names = [path.relative_to(folder).as_posix() for path in checkpoint.shards]
     settings = [CONFIG_FILE, *filter(None, [checkpoint.index_file])]
-    with _bare(folder, names, settings) as place, _quiet_loading(folder, place):
+    hint = _QUANTISED if checkpoint.config.get(QUANTIZATION) else None
+    with _bare(folder, names, settings) as place, _quiet_loading(folder, place, hint):
         config = _config(place, checkpoint)
         model = model_class(config).from_pretrained(
             place, config=config, dtype=dtype, use_safetensors=True, **_experts(config), **placing
@@ -238,7 +240,7 @@ def quiet_transformers() -> Iterator[None]:
 
 
 @contextmanager
-def _quiet_loading(folder: Path, place: Path) -> Iterator[None]:
+def _quiet_loading(folder: Path, place: Path, hint: str | None = None) -> Iterator[None]:
     """Keep transformers quiet, and turn its many exceptions into one.
 
     What a damaged file makes of its own and the Rust library's code has no common class.
@@ -250,4 +252,4 @@ def _quiet_loading(folder: Path, place: Path) -> Iterator[None]:
         raise
     except BaseException as error:
         reason = first_line(error).replace(str(place), str(folder))
-        raise CheckpointError(f"transformers cannot load {folder}: {reason}") from error
+        raise CheckpointError(f"transformers cannot load {folder}: {reason}", hint) from error

@@ -25,7 +25,7 @@ from moeify.checkpoint.writer import Progress, parse_size
 from moeify.errors import CheckpointError, ConfigError
 from moeify.families.base import Config, Family
 from moeify.families.moe_view import MoeView, view_moe
-from moeify.families.registry import moe_family
+from moeify.families.registry import moe_family, moe_layout
 from moeify.provenance.companions import write_companions
 from moeify.provenance.exports import is_as_exported
 from moeify.provenance.record import Record, Step, recorded_sums
@@ -146,7 +146,7 @@ def _base_name(source: Source) -> str:
 def _open(source: Source, config: AddConfig) -> _Joining:
     opened = Checkpoint.open(source.folder)
     family = moe_family(opened.config)
-    view = view_moe(opened, family.moe)
+    view = view_moe(opened, moe_layout(opened.config, opened.tensors))
     _check_mixture(source, view, family)
     if view.num_experts + len(config.experts) > MAX_EXPERTS:
         raise ConfigError(
@@ -217,7 +217,9 @@ def _expert_jobs(joining: _Joining, layer: int) -> Iterator[Job]:
                 "use the unquantised checkpoint",
                 path=old.path,
             )
-        pieces = [copy_of(tensor, old.dtype) for tensor in joining.ffn(layer, spec.roles[0])]
+        # Each entry's tensors one after the other, as a tensor that joins several roles has them.
+        joined = zip(*(joining.ffn(layer, role) for role in spec.roles), strict=True)
+        pieces = [copy_of(tensor, old.dtype) for entry in joined for tensor in entry]
         if spec.fused:
             shape = (view.num_experts + count, *old.shape[1:])
             kept = Copy(Slice(old, 0, old.elements))

@@ -11,9 +11,9 @@ from typing import Any
 
 from moeify.checkpoint.arithmetic import FLOAT_DTYPES, decode
 from moeify.checkpoint.carry import carried, carry_files
-from moeify.checkpoint.files import Slice, SourceFiles
-from moeify.checkpoint.header import StoredTensor
-from moeify.checkpoint.jobs import Job
+from moeify.checkpoint.files import SourceFiles
+from moeify.checkpoint.header import StoredTensor, tensor_nbytes
+from moeify.checkpoint.jobs import Job, Literal
 from moeify.checkpoint.ledger import Ledger
 from moeify.checkpoint.reader import Checkpoint
 from moeify.checkpoint.rewrite import plan_rewrite, write_rewrite
@@ -47,7 +47,11 @@ class RouterOutlook:
 
 @dataclass(frozen=True, kw_only=True)
 class AttachReport:
-    """What attaching routers did. ``before`` is None for a layer that had no router."""
+    """What attaching routers did. ``before`` is None for a layer that had no router.
+
+    ``biases_zeroed`` are biases of old routers and of their choice, which would go on steering the
+    new ones.
+    """
 
     source: str
     output: str
@@ -62,6 +66,7 @@ class AttachReport:
     bytes_written: int
     bytes_carried: int
     seconds: float
+    biases_zeroed: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -76,8 +81,8 @@ def attach(
     """Give every MoE layer of ``checkpoint`` a fresh router, also where one is missing.
 
     Only the routers' file is written: files without routers are hard-linked (copied where linking
-    fails), files that mix routers with other tensors are streamed again without them. Raises
-    ``MoeifyError``; nothing is left behind then.
+    fails), files that mix routers with other tensors are streamed again without them. Biases of
+    old routers become zero. Raises ``MoeifyError``; nothing is left behind then.
     """
     started = time.perf_counter()
     config = replace(config or AttachConfig(), **options)
@@ -110,6 +115,9 @@ def attach(
         bytes_written=plan.bytes_written,
         bytes_carried=along.nbytes,
         seconds=0.0,
+        biases_zeroed=tuple(
+            bias.name for layer in view.moe_layers for bias in view.router_biases(layer)
+        ),
     )
     ledger = Ledger(config.checksum)
     with staged(target, force=config.force) as stage, output_errors(target):
@@ -140,12 +148,11 @@ def _rows(view: MoeView, layer: int, config: AttachConfig) -> RouterRows:
 
 def _up_projection(view: MoeView, layer: int) -> UpProjection | None:
     """Expert 0's up-projection, together with its gate where one tensor joins them."""
-    tensor, spec = view.up(layer)
-    if tensor.dtype not in FLOAT_DTYPES:
+    part, spec = view.up(layer)
+    if part.tensor.dtype not in FLOAT_DTYPES:
         return None
-    elements = tensor.elements // (view.num_experts if spec.fused else 1)
     return UpProjection(
-        part=Slice(tensor, 0, elements),
+        part=part,
         hidden_size=view.hidden_size,
         hidden_axis=spec.shape.index("H"),
     )
@@ -155,6 +162,12 @@ def _jobs(view: MoeView, pieces: dict[int, RouterRows]) -> Iterator[Job]:
     shape = (view.num_experts, view.hidden_size)
     for layer, piece in pieces.items():
         yield Job(view.router_name(layer), piece.dtype, shape, (piece,))
+        biases = {bias.name: (bias.dtype, bias.shape) for bias in view.router_biases(layer)}
+        if view.layout.router_bias is not None:
+            name = view.layer_prefix(layer) + view.layout.router_bias
+            biases.setdefault(name, (piece.dtype, shape[:1]))
+        for name, (dtype, size) in biases.items():
+            yield Job(name, dtype, size, (Literal(bytes(tensor_nbytes(dtype, size))),))
 
 
 def _outlooks(
@@ -188,6 +201,8 @@ def _write_companions(
     options = {k: v for k, v in asdict(config).items() if k not in UNRECORDED}
     entropies = [outlook.entropy for outlook in report.after.values()]
     results = {"expected_entropy": sum(entropies) / len(entropies), "top_k": report.top_k}
+    if report.biases_zeroed:
+        results["biases_zeroed"] = len(report.biases_zeroed)
     record = Record.read(source).with_step(Step(command="attach", options=options, results=results))
     model_config = deepcopy(view.checkpoint.config)
     sizes = text_config(model_config)

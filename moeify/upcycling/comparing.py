@@ -114,7 +114,7 @@ def _joins_changed(view: MoeView, entry: ExpertSource) -> Iterator[str]:
     if said := _tokenizer_difference(view.checkpoint.folder, entry.source.folder):
         yield f"{said}; the mixture's tokenizer is used"
     dtypes = {
-        (tensor.dtype, view.up(layer)[0].dtype)
+        (tensor.dtype, view.up(layer)[0].tensor.dtype)
         for layer in view.moe_layers
         for tensor in entry.view.ffn(layer).values()
     }

@@ -14,9 +14,7 @@ from moeify.checkpoint.source import resolve_source
 from moeify.errors import CheckpointError, ConfigError, DatasetError
 from moeify.families.base import Config
 from moeify.families.dense_tensors import sort_dense
-from moeify.families.registry import FAMILIES
-from moeify.families.values import positive
-from moeify.families.values import vocabulary_size
+from moeify.families.registry import FAMILIES, vocabulary_size
 from moeify.routing.data import check_vocabulary
 from moeify.routing.loading import encode, load_model, load_tokenizer
 from moeify.routing.running import run_model

@@ -12,7 +12,7 @@ import numpy as np
 
 from moeify.checkpoint.carry import carry_files
 from moeify.checkpoint.files import SourceFiles
-from moeify.checkpoint.header import StoredTensor
+from moeify.checkpoint.header import StoredTensor, read_header
 from moeify.checkpoint.jobs import Held, Job, copy_of
 from moeify.checkpoint.ledger import Ledger
 from moeify.checkpoint.reader import Checkpoint
@@ -23,7 +23,6 @@ from moeify.provenance.companions import write_companions
 from moeify.provenance.record import UNRECORDED, Record, Step, recorded_sums
 from moeify.provenance.seal import seal
 from moeify.routing.collection import routers
-from moeify.routing.loading import quiet_transformers
 from moeify.warming.config import WarmupConfig
 
 __all__ = ["output_bytes", "write_output"]
@@ -89,17 +88,19 @@ def _write_changed(
 ) -> Rewrite:  # fmt: skip
     """Write the ``weights`` that differ from the checkpoint's, under its own names and dtypes.
 
-    transformers itself undoes what it fused while loading, into a folder beside the shards.
+    What loading joined is undone into a file beside the shards.
     """
+    from moeify.warming.stored_form import save_in_stored_form
+
     with TemporaryDirectory(dir=stage) as scratch:
-        with quiet_transformers():
-            model.save_pretrained(scratch, state_dict=dict(weights))
-        trained = Checkpoint.open(Path(scratch))
+        file = Path(scratch, "trained.safetensors")
+        save_in_stored_form(model, weights, checkpoint.tensors, file)
+        trained, _ = read_header(file)
         with SourceFiles() as files:
             jobs = [
                 Job(old.name, old.dtype, old.shape, (copy_of(new, old.dtype),))
-                for name, old in checkpoint.tensors.items()
-                if (new := trained.tensors.get(name)) is not None and _differ(files, old, new)
+                for name, new in trained.items()
+                if _differ(files, old := checkpoint[name], new)
             ]
         plan = plan_rewrite(checkpoint, jobs, stage)
         write_rewrite(stage, plan, ledger=ledger, recorded=recorded)

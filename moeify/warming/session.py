@@ -12,14 +12,14 @@ from moeify.checkpoint.reader import Checkpoint, read_config
 from moeify.checkpoint.source import Source, resolve_source
 from moeify.errors import CheckpointError, ConfigError, DatasetError, UnsupportedModelError
 from moeify.families.moe_view import MoeView, view_moe
-from moeify.families.registry import moe_layout
-from moeify.families.values import vocabulary_size
+from moeify.families.registry import moe_layout, vocabulary_size
 from moeify.provenance.record import Record
 from moeify.routing.collection import collect
 from moeify.routing.data import Blocks, block_length, blocks_for, check_vocabulary
 from moeify.routing.loading import load_model
 from moeify.routing.statistics import RoutingStatistics
 from moeify.warming.config import Fit, Loss, WarmupConfig
+from moeify.warming.feasibility import check_names, check_trainable
 from moeify.warming.fitting import expert_owners, fit_method
 from moeify.warming.objective import Examples, Objective, choose_loss, evaluate
 from moeify.warming.run import world_size
@@ -103,6 +103,7 @@ class Session:
             from moeify.warming.train import route_in_float32
 
             route_in_float32(self.model, self.view.layout)
+            check_names(self.view, self.model, self.config)
 
 
 def open_session(source: Source, config: WarmupConfig, progress: Progress | None) -> Session:
@@ -123,6 +124,7 @@ def open_session(source: Source, config: WarmupConfig, progress: Progress | None
             raise CheckpointError(
                 f"layer {layer} has no router", f"run moeify attach {source.name} first"
             )
+    check_trainable(view, config)
     named = opened.config.get("architectures") or [""]
     loss = choose_loss(str(named[0]), config.loss, config.steps)
     record = Record.read(source)

@@ -26,7 +26,14 @@ from moeify.warming.routes import choosing_module
 from moeify.warming.run import TRAINED_FILE
 from moeify.warming.sharding import fill, is_sharded, name_layers, whole
 
-__all__ = ["NonFiniteLossError", "RouterTrainer", "prepare", "route_in_float32", "trainable"]
+__all__ = [
+    "NonFiniteLossError",
+    "RouterTrainer",
+    "prepare",
+    "route_in_float32",
+    "trainable",
+    "wanted",
+]
 
 _CHECKPOINTED = "_checkpoint_wrapped_module."  # what activation checkpointing adds to names
 
@@ -42,21 +49,23 @@ class NonFiniteLossError(ArithmeticError):
 def prepare(model: nn.Module, layout: MoeLayout, what: Trained) -> None:
     """Mark what is trained, as float32 masters, and freeze the rest.
 
-    Where only routers are trained, dropout is off: they learn the network as it will be used.
+    Where only routers are trained, the model stays as it is in use: without dropout, whether in
+    modules or inside attention, and without noise on what routers read.
     """
-    wanted = _wanted(model, layout, what)
+    names = wanted(model, layout, what)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in wanted)
-        if name in wanted:
+        parameter.requires_grad_(name in names)
+        if name in names:
             parameter.data = parameter.data.float()
     route_in_float32(model, layout)
     if what == "routers":
-        for module in model.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = 0.0
+        model.eval()
+        # The Trainer calls it before every step.
+        model.train = lambda mode=True: model  # type: ignore[method-assign]
 
 
-def _wanted(model: nn.Module, layout: MoeLayout, what: Trained) -> set[str]:
+def wanted(model: nn.Module, layout: MoeLayout, what: Trained) -> set[str]:
+    """Names of the parameters that are trained."""
     names = dict(model.named_parameters())
     if what == "all":
         return set(names)
@@ -72,13 +81,20 @@ def _wanted(model: nn.Module, layout: MoeLayout, what: Trained) -> set[str]:
 
 
 def route_in_float32(model: nn.Module, layout: MoeLayout) -> None:
-    """Let routers have and compute with float32 weights, whatever the model does."""
+    """Let routers have and compute with float32 weights, whatever the model does.
+
+    Weights of experts that do not depend on the router get no gradient either: an optimizer would
+    turn its rounding into steps.
+    """
+    config: Any = model.config
+    values = config.to_dict()
+    learns = layout.rule.learns_from_outputs(values, layout.top_k(values))
     for router in routers(model, layout).values():
         router.float()
-        _compute_in_float32(router)
+        _compute_in_float32(router, learns)
 
 
-def _compute_in_float32(router: Any) -> None:
+def _compute_in_float32(router: Any, learns: bool) -> None:
     """Let a router that computes in its input's dtype compute in float32.
 
     moeify's own routers do so anyway; the others get float32 weights here, which a half precision
@@ -91,6 +107,8 @@ def _compute_in_float32(router: Any) -> None:
     def forward(hidden_states: Tensor) -> tuple[Tensor, ...]:
         with torch.autocast(hidden_states.device.type, enabled=False):
             logits, weights, experts = original(hidden_states.float())
+        if not learns:
+            weights = weights.detach()
         return logits, weights.to(hidden_states.dtype), experts
 
     router._moeify_forward = original

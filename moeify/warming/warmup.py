@@ -14,6 +14,7 @@ from moeify.errors import TrainingError
 from moeify.routing.collection import InputReservoir, collect, routers
 from moeify.routing.fit import domain_router, kmeans_router, label_router
 from moeify.warming.config import WarmupConfig
+from moeify.warming.feasibility import learns_from_task
 from moeify.warming.headroom import Headroom, measure_headroom
 from moeify.warming.output import output_bytes, write_output
 from moeify.warming.plot import check_plotting, plot_warmup
@@ -116,7 +117,8 @@ def _measured(session: Session, target: Path) -> WarmupReport:
     )  # fmt: skip
     reservoir_bytes = reservoir.nbytes
     del reservoir
-    _train(session, target, task=not headroom.experts_identical)
+    learns = session.config.train != "routers" or learns_from_task(view)
+    _train(session, target, task=learns and not headroom.experts_identical)
     trained = bool(session.curve)
     after = session.statistics()
     loss_after = session.evaluation() if trained else loss_fitted
@@ -126,6 +128,8 @@ def _measured(session: Session, target: Path) -> WarmupReport:
     }
     dense = session.evaluation(session.objective.teacher) if _has_dense_loss(session) else None
     random = headroom.loss_random if headroom.loss_random is not None else loss_before
+    if trained and not learns_from_task(view):
+        session.notes.append(_NO_GRADIENT)
     _note(session, headroom, loss_before, loss_after, random)
     _note_domains(session, headroom, domain_losses)
     steps = int(session.curve[-1]["step"]) if trained else 0
@@ -149,6 +153,13 @@ def _measured(session: Session, target: Path) -> WarmupReport:
         fit_seconds=session.seconds["fit"], train_seconds=session.seconds["train"], seconds=0.0,
         notes=session.notes, failed=session.failed,
     )  # fmt: skip
+
+
+_NO_GRADIENT = (
+    "each token visits one expert with weight 1, so that the task gives routers no gradient: they"
+    " were trained on balance alone; fit them to text (--fit kmeans, --fit domains), or let a token"
+    " visit two experts (moeify attach --top-k 2)"
+)
 
 
 def _has_dense_loss(session: Session) -> bool:

@@ -13,6 +13,7 @@ from moeify.families.moe_layout import ExpertTensor
 from moeify.families.registry import MOE_LAYOUTS, moe_layout
 from moeify.families.values import resolve_shape
 from moeify.inspection.inspect import inspect
+from moeify.routing.loading import load_model
 from tests.families.published_models import EXPERTS, MODEL_TYPES, OWN, active_parameters, save, tiny
 
 
@@ -103,3 +104,29 @@ def _loaded(
     if model_type == "gpt_oss":
         return one[0 if kind == "gate" else 1 :: 2]
     return one.chunk(2)[0 if kind == "gate" else 1]
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_names_in_memory_are_found_too(model_type: str, tmp_path: Path) -> None:
+    """What ``save_original_format=False`` writes counts, loads and checks like the usual form."""
+    model = tiny(model_type, tied=False)
+    usual = inspect(save(model, tmp_path / "usual"))
+    model.save_pretrained(tmp_path / "loaded", save_original_format=False)
+    report = inspect(tmp_path / "loaded")
+    assert report.problems == []
+    assert (report.params_total, report.params_active) == (usual.params_total, usual.params_active)
+    assert report.parts == usual.parts
+    loaded = load_model(tmp_path / "loaded").state_dict()
+    assert all(torch.equal(tensor, loaded[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_vocabulary_is_the_models(model_type: str) -> None:
+    model = tiny(model_type, tied=False)
+    config = model.config.to_dict()
+    embeddings = model.get_input_embeddings().weight
+    assert MOE_LAYOUTS[model_type].vocabulary(config) == len(embeddings)
+    for place in (config, config.get("text_config", {})):
+        place.pop("vocab_size", None)
+    own = type(model.config).from_dict({"model_type": model_type}).get_text_config()
+    assert MOE_LAYOUTS[model_type].vocabulary(config) == own.vocab_size

@@ -12,6 +12,10 @@ from safetensors.torch import load_file, save_file
 
 import moeify
 from moeify.errors import CheckpointError, ConfigError, UnsupportedModelError
+from moeify.families.registry import moe_layout
+from moeify.routing.collection import RoutedTokens, observed
+from moeify.routing.loading import load_model
+from tests.families.published_models import EXPERTS, tiny
 from tests.families.test_contract import load_strictly
 from tests.tiny import LM_HEADS, save_tiny, state
 
@@ -131,3 +135,53 @@ def test_bad_input(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="router"):
         moeify.attach(moe, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+@pytest.mark.parametrize(
+    ("model_type", "ending"),
+    [
+        ("gpt_oss", "router.bias"),
+        ("deepseek_v3", "e_score_correction_bias"),
+        ("glm4_moe", "e_score_correction_bias"),
+        ("minimax_m2", "e_score_correction_bias"),
+        ("ernie4_5_moe", "e_score_correction_bias"),
+        ("lfm2_moe", "expert_bias"),
+    ],
+)
+def test_biases_of_the_old_router_do_not_steer_the_new_one(
+    model_type: str, ending: str, loaded: bool, tmp_path: Path
+) -> None:
+    model = tiny(model_type, tied=False)
+    biases = {name for name in model.state_dict() if name.endswith(ending)}
+    with torch.no_grad():
+        for name in biases:  # half of the experts are dead
+            model.state_dict()[name].view(-1)[:2] = -50.0
+    model.save_pretrained(tmp_path / "moe", save_original_format=not loaded)
+    before = state(tmp_path / "moe")
+    stored = {name for name in before if name.endswith(ending)}
+    assert len(stored) == len(biases) > 0
+    report = moeify.attach(tmp_path / "moe", tmp_path / "fresh")
+    assert set(report.biases_zeroed) == stored
+    after = state(tmp_path / "fresh")
+    assert all(not after[name].any() for name in stored)
+    assert all(after[name].dtype == before[name].dtype for name in before)
+    assert tokens_of_experts(tmp_path / "moe")[:2].sum() == 0
+    counts = tokens_of_experts(tmp_path / "fresh")
+    assert counts.min() > 0.1 * counts.mean()
+
+
+def tokens_of_experts(folder: Path) -> torch.Tensor:
+    """How many tokens of random text visit each expert of all layers together."""
+    model = load_model(folder)
+    counts = torch.zeros(EXPERTS)
+    ids = torch.randint(3, 64, (16, 32), generator=torch.Generator().manual_seed(0))
+
+    def count(tokens: RoutedTokens) -> None:
+        counts.add_(tokens.experts.flatten().bincount(minlength=EXPERTS))
+
+    layout = moe_layout(model.config.to_dict())
+    with torch.no_grad(), observed(model, layout, count) as expect:
+        expect(torch.ones_like(ids), None)
+        model(input_ids=ids)
+    return counts

@@ -1,0 +1,23 @@
+"""Runs of elements inside stored tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from moeify.checkpoint.header import StoredTensor, tensor_nbytes
+
+__all__ = ["Slice"]
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """Consecutive elements of a stored tensor, from element ``start`` on."""
+
+    tensor: StoredTensor
+    start: int
+    elements: int
+
+    @property
+    def byte_start(self) -> int:
+        """Position of the first byte in the file."""
+        return self.tensor.start + tensor_nbytes(self.tensor.dtype, (self.start,))

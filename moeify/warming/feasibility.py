@@ -1,0 +1,79 @@
+"""What a warm-up could not train or not write, found before its first step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from moeify.checkpoint.arithmetic import FLOAT_DTYPES
+from moeify.checkpoint.header import StoredTensor
+from moeify.errors import CheckpointError, ConfigError
+from moeify.families.moe_view import MoeView
+from moeify.warming.config import WarmupConfig
+
+__all__ = ["check_names", "check_trainable", "learns_from_task"]
+
+
+def learns_from_task(view: MoeView) -> bool:
+    """Whether the task gives routers a gradient."""
+    return view.layout.rule.learns_from_outputs(view.checkpoint.config, view.top_k)
+
+
+def check_trainable(view: MoeView, config: WarmupConfig) -> None:
+    """Raise where routers would get no gradient, or trained weights could not be stored.
+
+    ``ConfigError`` for the former, ``CheckpointError`` for the latter.
+    """
+    if not config.steps:
+        return
+    balanced = config.balance != "none" and config.balance_coef > 0
+    if config.train == "routers" and not (learns_from_task(view) or balanced or config.z_coef):
+        raise ConfigError(
+            "nothing would train the routers: the weight of one renormalised expert is 1 whatever"
+            " they say, and balance and z-loss are off",
+            "pass --balance switch, or --steps 0 to fit routers without training",
+        )
+    if config.train == "routers":
+        return
+    for stored in _trained(view, config):
+        if stored.dtype not in FLOAT_DTYPES:
+            raise CheckpointError(
+                f"tensor {stored.name!r} has dtype {stored.dtype}, in which trained weights cannot"
+                " be written",
+                "pass --train routers, or warm up the unquantised checkpoint",
+                path=stored.path,
+            )
+
+
+def _trained(view: MoeView, config: WarmupConfig) -> Iterator[StoredTensor]:
+    """The tensors that training changes, besides routers."""
+    if config.train == "all":
+        buffers = view.layout.rest.buffers
+        yield from (t for t in view.checkpoint.tensors.values() if not t.name.endswith(buffers))
+        return
+    for layer in view.moe_layers:
+        for spec in view.layout.experts:
+            for expert in (0,) if spec.fused else range(view.num_experts):
+                yield from (part.tensor for part in view.expert(layer, spec, expert))
+
+
+def check_names(view: MoeView, model: Any, config: WarmupConfig) -> None:
+    """Raise ``CheckpointError`` where what is trained has no place in the checkpoint."""
+    if config.train == "routers":
+        return
+    from moeify.warming.stored_form import in_stored_form
+    from moeify.warming.train import wanted
+
+    names = wanted(model, view.layout, config.train)
+    weights = {n: p.detach().to("meta") for n, p in model.named_parameters() if n in names}
+    tensors = view.checkpoint.tensors
+    for name, weight in in_stored_form(model, weights, tensors).items():
+        stored = tensors.get(name)
+        if stored is None or stored.shape != tuple(weight.shape):
+            what = "does not hold it" if stored is None else f"holds it as {list(stored.shape)}"
+            raise CheckpointError(
+                f"training would change {name!r} of shape {list(weight.shape)}, and the checkpoint"
+                f" {what}",
+                "pass --train routers, or save the checkpoint anew with save_pretrained",
+                path=view.checkpoint.folder,
+            )
