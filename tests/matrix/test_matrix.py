@@ -24,14 +24,14 @@ def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
 def test_cell(command: Command, source: Source, tmp_path: Path) -> None:
     before = source.hashes
-    pattern = refusal(command.name, source.model_type, source.form.name)
-    if pattern is None:
+    reason = refusal(command.name, source.model_type, source.form.name)
+    if reason is None:
         command.run(source, tmp_path)
     else:
         with pytest.raises(MoeifyError) as caught:
             command.run(source, tmp_path)
         said = f"{caught.value.message} {caught.value.hint or ''}"
-        assert re.search(pattern, said), said
+        assert re.search(reason.sentence, said), said
         assert list(tmp_path.iterdir()) == []
     del source.hashes
     assert source.hashes == before
