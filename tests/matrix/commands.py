@@ -1,0 +1,242 @@
+"""What each command must do to a source: the columns of the matrix, each run and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import moeify
+from moeify.checkpoint.reader import Checkpoint
+from moeify.families.registry import moe_family, moe_layout
+from moeify.hub.listing import local_files
+from moeify.hub.plan import plan_push
+from moeify.routing.loading import load_model, model_class
+from tests.matrix.sources import TEXT, Source, hashes
+from tests.pruning.masking import masked_logits
+
+KEEP, SEQ_LEN, MOST = 6, 16, 512
+_TEXT: dict[str, Any] = {"dataset": str(TEXT), "seq_len": SEQ_LEN}
+_CALIBRATED = ("frequency", "gate", "ean", "reap")
+_EXACT, _ROUNDED = 1e-6, 2e-2  # float32; bfloat16, whose sums are taken in other orders
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """A column: ``run`` works in an empty folder and raises where a promise is not kept."""
+
+    name: str
+    run: Callable[[Source, Path], None]
+    checks: str
+
+
+def upcycle(source: Source, work: Path) -> None:
+    moeify.upcycle(source.folder, work / "moe", num_experts=4, top_k=2)
+    _loads_whole(work / "moe")
+    report = moeify.verify(source.folder, work / "moe", text=TEXT, batch=2, length=SEQ_LEN)
+    assert report.relative_diff <= (_ROUNDED if source.form.dtype == "bfloat16" else _EXACT)
+    moeify.upcycle(source.folder, work / "flat", num_experts=4, router="zeros")
+    assert moeify.verify(source.folder, work / "flat").bit_exact or source.form.dtype == "float32"
+    moeify.extract(work / "moe", work / "back", expert=3)
+    assert hashes(work / "back") == source.hashes
+
+
+def attach(source: Source, work: Path) -> None:
+    report = moeify.attach(source.folder, work / "out", top_k=1)
+    changed = _changed(source, work / "out")
+    assert {layer for layer in report.after} == set(_layers(source))
+    assert changed and not any(".experts." in name for name in changed)
+    _loads_whole(work / "out")
+    config = Checkpoint.open(work / "out").config
+    assert moe_layout(config).top_k(config) == 1
+
+
+def warmup(source: Source, work: Path, train: str = "routers") -> None:
+    report = moeify.warmup(
+        source.folder, work / "out", steps=1, batch_size=2, fit_tokens=256, eval_tokens=256,
+        device="cpu", train=train, **_TEXT,
+    )  # fmt: skip
+    assert report.steps == 1
+    changed = _changed(source, work / "out")
+    experts = [name for name in changed if "experts" in name.replace("shared_experts", "")]
+    assert changed and bool(experts) is (train == "moe")
+    _loads_whole(work / "out")
+
+
+def inspect_headers(source: Source, work: Path) -> None:
+    report = moeify.inspect(source.folder)
+    assert report.problems == []
+    assert report.kind == ("dense" if source.is_dense else "moe")
+    if source.form.name not in ("gptq", "awq", "compressed-tensors"):
+        loaded = load_model(source.folder)
+        if not hasattr(loaded, "hf_quantizer"):
+            assert report.params_total == sum(p.numel() for p in loaded.parameters())
+
+
+def inspect_weights(source: Source, work: Path) -> None:
+    report = moeify.inspect(source.folder, weights=True)
+    for layer in report.layers:
+        assert layer.to_dict().keys() > {"layer", "num_experts", "expert_parameters"}
+
+
+def inspect_dataset(source: Source, work: Path) -> None:
+    report = moeify.inspect(source.folder, max_tokens=MOST, **_TEXT)
+    assert report.routing is not None and 0 < report.routing["tokens"] <= MOST
+    for layer in report.layers:
+        tokens = layer.routing["tokens_per_expert"]
+        assert sum(tokens) == report.routing["tokens"] * report.top_k
+
+
+def prune_by(criterion: str) -> Callable[[Source, Path], None]:
+    def run(source: Source, work: Path) -> None:
+        text = {"max_tokens": MOST, **_TEXT} if criterion in _CALIBRATED else {}
+        _pruned(source, work / "out", by=criterion, protect=False, **text)
+
+    return run
+
+
+def prune_eval(source: Source, work: Path) -> None:
+    report = moeify.prune(
+        source.folder, work / "out", keep=KEEP, evaluate=True, random_seeds=1, max_tokens=MOST,
+        **_TEXT,
+    )  # fmt: skip
+    assert report.held_out is not None and 0 < report.held_out.before < 30
+    _loads_whole(work / "out")
+
+
+def prune_merge(source: Source, work: Path) -> None:
+    moeify.prune(source.folder, work / "out", keep=KEEP, merge=True, by="aimer")
+    _loads_whole(work / "out")
+
+
+def prune_low_memory(source: Source, work: Path) -> None:
+    whole = moeify.prune(source.folder, work / "whole", keep=KEEP, max_tokens=MOST, **_TEXT)
+    small = moeify.prune(
+        source.folder, work / "small", keep=KEEP, max_tokens=MOST, low_memory=True, **_TEXT
+    )
+    assert small.layer_by_layer and small.kept == whole.kept
+    for layer, scores in whole.scores.items():
+        assert small.scores[layer] == pytest_approx(scores)
+
+
+def extract(source: Source, work: Path) -> None:
+    moeify.extract(source.folder, work / "out", expert=EXPERT)
+    _loads_whole(work / "out")
+    family = moe_family(source.config)
+    assert Checkpoint.open(work / "out").config["model_type"] == family.model_type
+
+
+def prune_dense(source: Source, work: Path) -> None:
+    report = moeify.prune(source.folder, work / "out", keep=1, dense=True, by="random")
+    _loads_whole(work / "out")
+    assert set(hashes(work / "out").values()) <= _with_slices(source, report.kept)
+
+
+def verify(source: Source, work: Path) -> None:
+    """A checkpoint computes what it computes itself, also on text of its own tokenizer."""
+    report = moeify.verify(source.folder, source.folder, text=TEXT, batch=2, length=SEQ_LEN)
+    assert report.bit_exact and report.top1_agreement == 1
+
+
+def push(source: Source, work: Path) -> None:
+    """What would be sent is everything that loading and the tokenizer need."""
+    local, left = local_files(Checkpoint.open(source.folder), "user/model")
+    plan = plan_push("user/model", "main", local, None, left, None)
+    names = {file.name for file in plan.uploads}
+    assert names >= {"config.json", "tokenizer.json", "tokenizer_config.json", "README.md"}
+    assert names >= {path.name for path in source.folder.glob("*.safetensors")}
+    assert plan.left_out == ()
+
+
+COMMANDS = (
+    Command(name="upcycle", run=upcycle,
+            checks="mixture computes what the dense model computes; one expert gives it back"),
+    Command(name="attach", run=attach, checks="only routers change; loads with nothing missing"),
+    Command(name="warmup", run=warmup, checks="only routers change; loads with nothing missing"),
+    Command(name="warmup --train moe", run=lambda s, w: warmup(s, w, "moe"),
+            checks="routers and experts change; loads with nothing missing"),
+    Command(name="inspect", run=inspect_headers,
+            checks="no problem found; parameters as the loaded model has them"),
+    Command(name="inspect --weights", run=inspect_weights, checks="figures for every layer"),
+    Command(name="inspect --dataset", run=inspect_dataset, checks="every token counted"),
+    *(
+        Command(name=f"prune --by {by}", run=prune_by(by),
+                checks="logits as with the dropped experts masked; kept bytes unchanged")
+        for by in (*_CALIBRATED, "aimer", "random")
+    ),
+    Command(name="prune --eval", run=prune_eval, checks="held-out loss; loads"),
+    Command(name="prune --merge", run=prune_merge, checks="loads with nothing missing"),
+    Command(name="prune --low-memory", run=prune_low_memory, checks="scores as in one piece"),
+    Command(name="prune --dense", run=prune_dense, checks="loads with nothing missing"),
+    Command(name="extract", run=extract, checks="loads as the dense class"),
+    Command(name="verify", run=verify, checks="equal to itself, to the bit"),
+    Command(name="push", run=push, checks="everything that loading needs would be sent"),
+)  # fmt: skip
+EXPERT = 1
+
+
+def pytest_approx(scores: Any) -> Any:
+    import pytest
+
+    return pytest.approx(scores, rel=1e-3, abs=1e-5)
+
+
+def _layers(source: Source) -> tuple[int, ...]:
+    config = source.config
+    return moe_layout(config, Checkpoint.open(source.folder).tensors).moe_layers(config)
+
+
+def _changed(source: Source, output: Path) -> set[str]:
+    after = hashes(output)
+    assert after.keys() == source.hashes.keys()
+    return {name for name in after if after[name] != source.hashes[name]}
+
+
+def _loads_whole(folder: Path) -> None:
+    """transformers finds every tensor that the class has, and no other."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder)
+    _, info = model_class(config).from_pretrained(folder, output_loading_info=True)
+    assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+
+
+def _pruned(source: Source, output: Path, **options: Any) -> None:
+    """Cut ``source`` and hold the result against its masked original."""
+    report = moeify.prune(source.folder, output, keep=KEEP, **options)
+    assert report.num_experts == KEEP
+    assert set(hashes(output).values()) <= _with_slices(source, report.kept)
+    if source.form.name in ("gptq", "awq", "compressed-tensors"):
+        return
+    _loads_whole(output)
+    model = load_model(source.folder, "float32")
+    ids = torch.randint(3, 2000, (2, 11), generator=torch.Generator().manual_seed(5))
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    wanted = masked_logits(model, batch, report.dropped)
+    with torch.no_grad():
+        found = load_model(output, "float32")(**batch).logits
+    assert (found - wanted).abs().max() <= 1e-5 * max(1.0, float(wanted.abs().max()))
+
+
+def _with_slices(source: Source, kept: dict[int, tuple[int, ...]]) -> set[str]:
+    """Hashes of the source's tensors, whole and with the kept experts alone along either axis."""
+    import hashlib
+
+    from safetensors.torch import load_file
+
+    found = set(source.hashes.values())
+    for path in source.folder.glob("*.safetensors"):
+        for tensor in load_file(path).values():
+            for axis in range(min(tensor.ndim, 2)):
+                for chosen in set(kept.values()):
+                    if tensor.shape[axis] != 8:
+                        continue
+                    cut = tensor.index_select(axis, torch.tensor(chosen)).contiguous()
+                    for part in (cut, cut.squeeze(axis)):
+                        raw = part.contiguous().view(torch.uint8).numpy().tobytes()
+                        head = f"{part.dtype} {tuple(part.shape)} ".encode()
+                        found.add(hashlib.sha256(head + raw).hexdigest())
+    return found
