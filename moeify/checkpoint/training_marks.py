@@ -25,7 +25,8 @@ def unwrapped(
 
     They stay as they are where two would get one name.
     """
-    found = sorted({mark for name in tensors for mark in _COMPONENT.findall(name)})
+    marked = [name for name in tensors if "_orig_mod." in name or "_wrapped_module." in name]
+    found = sorted({mark for name in marked for mark in _COMPONENT.findall(name)})
     short = [_COMPONENT.sub("", name) for name in tensors] if found else list(tensors)
     while short and (prefix := next((p for p in _LEADING if _all_start(short, p)), None)):
         found.append(prefix)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,14 @@ WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 _INDEX_END = ".index.json"
 _PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
+_IN_OTHER_FORMS = {
+    "model.*.safetensors": "transformers loads it as a variant only: rename it model.safetensors",
+    "*.safetensors": "if its tensors are named as in transformers, rename it model.safetensors",
+    "*/*.distcp": "it belongs to a training state: accelerate merge-weights makes a model of it",
+    "global_step*/*": "run the zero_to_fp32.py that DeepSpeed put beside it",
+    "checkpoint-*/model*.safetensors": "name that folder",
+}
+"""Where weights are that no class loads from here, and what makes a model of them."""
 _ADAPTERS = (ADAPTER_WEIGHTS, "adapter_model.bin")
 
 Index = dict[str, list[str]]
@@ -116,36 +124,30 @@ def no_weights(folder: Path, config: dict[str, Any] | None) -> CheckpointError:
     if is_adapter(folder):
         return adapter_error(folder)
     if inner := next(iter(sorted(folder.glob("0_*/config.json"))), None):
-        return CheckpointError(
-            f"{folder} is a sentence encoder that keeps its model in {inner.parent.name}",
-            f"name {inner.parent}, and put what comes of it in its place",
-            path=folder,
-        )
-    if config is None:
-        return CheckpointError(
-            f"{folder} is not a checkpoint: it has no config.json",
-            "name the folder that transformers' save_pretrained wrote, or a Hub id",
-            path=folder,
-        )
-    named = config.get("transformers_weights")
-    if isinstance(named, str):
-        return CheckpointError(
-            f"config.json names {named!r} as the weights, which is not in {folder}",
-            "download it, or take transformers_weights out of config.json",
-            path=folder,
-        )
-    for pattern in _PICKLES:
-        if found := next(folder.glob(pattern), None):
-            return CheckpointError(
-                f"{folder} holds {found.name} and no safetensors file",
-                conversion_hint(str(folder), config),
-                path=folder,
-            )
-    return CheckpointError(
-        f"{folder} holds neither {WEIGHTS_FILE} nor {INDEX_FILE}",
-        "name the folder that holds the weights",
-        path=folder,
-    )
+        said = f"{folder} is a sentence encoder that keeps its model in {inner.parent.name}"
+        hint = f"name {inner.parent}, and put what comes of it in its place"
+    elif config is None:
+        said = f"{folder} is not a checkpoint: it has no config.json"
+        hint = "name the folder that transformers' save_pretrained wrote, or a Hub id"
+    elif isinstance(named := config.get("transformers_weights"), str):
+        said = f"config.json names {named!r} as the weights, which is not in {folder}"
+        hint = "download it, or take transformers_weights out of config.json"
+    elif pickle := _first(folder, _PICKLES):
+        said = f"{folder} holds {pickle[1]} and no safetensors file"
+        hint = conversion_hint(str(folder), config)
+    elif found := _first(folder, _IN_OTHER_FORMS):
+        said = f"{folder} holds {found[1]} and neither {WEIGHTS_FILE} nor {INDEX_FILE}"
+        hint = _IN_OTHER_FORMS[found[0]]
+    else:
+        said = f"{folder} holds neither {WEIGHTS_FILE} nor {INDEX_FILE}"
+        hint = "name the folder that holds the weights"
+    return CheckpointError(said, hint, path=folder)
+
+
+def _first(folder: Path, patterns: Iterable[str]) -> tuple[str, Path] | None:
+    """The first of ``patterns`` that finds a file, and the file relative to ``folder``."""
+    found = ((pattern, path) for pattern in patterns for path in folder.glob(pattern))
+    return next(((pattern, path.relative_to(folder)) for pattern, path in found), None)
 
 
 def conversion_hint(source: str, config: dict[str, Any]) -> str:

@@ -158,6 +158,25 @@ def test_a_sentence_encoder_of_old_names_its_folder(tmp_path: Path) -> None:
     upcycle(tmp_path / "0_Transformer", tmp_path.parent / "out", dry_run=True)
 
 
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("model.fp16.safetensors", "variant"),
+        ("consolidated.safetensors", "rename"),
+        ("pytorch_model_fsdp_0/__0_0.distcp", "merge-weights"),
+        ("global_step9/mp_rank_00_model_states.pt", "zero_to_fp32.py"),
+        ("checkpoint-9/model.safetensors", "name that folder"),
+    ],
+)
+def test_weights_that_no_class_loads_are_named(tmp_path: Path, name: str, hint: str) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(CheckpointError, match=f"holds {name}") as caught:
+        Checkpoint.open(tmp_path)
+    assert hint in (caught.value.hint or "")
+
+
 @pytest.mark.parametrize("place", ["snapshots", "blobs"])
 def test_a_folder_of_links_into_the_hub_cache(tmp_path: Path, place: str) -> None:
     repo = tmp_path / "hub" / "models--me--m"

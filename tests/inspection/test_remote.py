@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -75,6 +76,31 @@ def test_single_file_repository(tmp_path: Path) -> None:
     report = json.loads(done.stdout)
     assert (report["kind"], report["params_total"]) == ("unknown", 2)
     assert len(traffic.requests) == 3
+
+
+def test_what_a_repository_holds_besides_is_a_note(sparse: Path, tmp_path: Path) -> None:
+    from moeify.checkpoint.header import encode_header
+
+    folder = tmp_path / "repo"
+    folder.mkdir()
+    header = encode_header([("module.w", "F32", (2,))])
+    (folder / "model.safetensors").write_bytes(header + bytes(8))
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    shutil.copy(sparse / "model.safetensors.index.json", folder)
+    with hub_server(REPO, folder) as traffic:
+        done = _inspect(traffic, REPO, home=tmp_path)
+    report = json.loads(done.stdout)
+    assert (report["params_total"], report["problems"]) == (2, [])
+    said = " ".join(report["notes"])
+    assert "nothing of model.safetensors.index.json" in said and "without module." in said
+
+
+def test_an_adapter_is_said_to_be_one(tmp_path: Path) -> None:
+    (tmp_path / "repo").mkdir()
+    (tmp_path / "repo" / "adapter_config.json").write_text("{}")
+    with hub_server(REPO, tmp_path / "repo") as traffic:
+        done = _inspect(traffic, REPO, home=tmp_path)
+    assert done.returncode == 1 and "is an adapter" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,9 @@ def test_dropped_code_is_said_in_the_report_and_on_every_later_card(tmp_path: Pa
     (said,) = (warning for warning in report.warnings if "trust_remote_code" in warning)
     for part in ("AutoModel in config.json", "AutoTokenizer in tokenizer_config.json"):
         assert part in said
+    along = [tmp_path / "dense" / f"{name}.json" for name in
+             ("generation_config", "tokenizer", "tokenizer_config")]  # fmt: skip
+    assert report.bytes_carried == sum(path.stat().st_size for path in along if path.exists())
     prune(tmp_path / "moe", tmp_path / "pruned", keep=2, by="random")
     for folder in (tmp_path / "moe", tmp_path / "pruned"):
         assert "AutoModel in config.json" in (folder / "README.md").read_text()
