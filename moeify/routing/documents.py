@@ -63,6 +63,8 @@ def _check_column(rows: Any, config: DataConfig, option: str) -> None:
         found: dict[str, Any] = {}
         for row in islice(rows, _LOOKED_AT):
             found |= {name: value for name, value in row.items() if value is not None}
+    if option == "domain":
+        found.pop(config.text_column, None)
     kinds: Any = str if option == "text" else (str, int, float)
     fitting = [name for name, value in found.items() if isinstance(value, kinds)]
     raise DatasetError(
