@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from moeify.checkpoint.header import FLOAT_DTYPES
+
 __all__ = [
     "CHUNK_ELEMENTS",
     "FLOAT_DTYPES",
@@ -29,7 +31,6 @@ __all__ = [
 ]
 
 Float32 = NDArray[np.float32]
-FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
 CHUNK_ELEMENTS = 1 << 17
 """How much is made at a time: with less, beginning each operation takes a part of the time."""
 NOISE_BLOCK_ELEMENTS = 1 << 18

@@ -16,6 +16,7 @@ from moeify.errors import CheckpointError
 
 __all__ = [
     "DTYPE_BITS",
+    "FLOAT_DTYPES",
     "StoredTensor",
     "encode_header",
     "held_bytes",
@@ -25,6 +26,8 @@ __all__ = [
     "tensor_nbytes",
 ]
 
+FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
+"""Dtypes whose values are weights by themselves, without a scale or a table."""
 DTYPE_BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8,
     "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,

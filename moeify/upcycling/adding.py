@@ -118,7 +118,7 @@ def add_experts(
     warnings = compare_joining(view, joining.family, joining.entries)
     text = None
     if config.needs_text:
-        vocabulary = view.layout.dims(view.checkpoint.config)["V"]
+        vocabulary = view.layout.vocabulary(view.checkpoint.config)
         text = labelled_text(config, view.checkpoint, labels, vocabulary, others=True)
     rows, agreement = _calibrated(joining, config), None
     if text is not None and not dry_run:
