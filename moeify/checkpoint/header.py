@@ -28,13 +28,14 @@ __all__ = [
     "zeros",
 ]
 
+FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
+"""Dtypes whose values are weights by themselves, without a scale or a table."""
 DTYPE_BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8,
     "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
     "I16": 16, "U16": 16, "F16": 16, "BF16": 16,
     "I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64, "C64": 64,
 }  # fmt: skip
-FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
 ZEROS = Path("/dev/zero")
 """Where the tensors lie that no file holds and that are zero."""
 MAX_HEADER_BYTES = MAX_TEXT_BYTES

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from moeify.checkpoint.header import StoredTensor
+from moeify.checkpoint.header import FLOAT_DTYPES, StoredTensor
 from moeify.checkpoint.reader import Checkpoint
 from moeify.checkpoint.slices import Slice
 from moeify.errors import CheckpointError, TensorNotFoundError
@@ -48,10 +48,10 @@ class MoeView:
             return None
         stored, expected = parts[0], (self.num_experts, self.hidden_size)
         others = [part.name for part in parts if part.name != self.router_name(layer)]
-        if others:
+        if others or stored.dtype not in FLOAT_DTYPES:
+            how = f"{others[0]!r} holds a part of it" if others else f"its dtype is {stored.dtype}"
             raise CheckpointError(
-                f"router {self.router_name(layer)!r} is quantised: {others[0]!r} holds a part of"
-                " it",
+                f"router {self.router_name(layer)!r} is quantised: {how}",
                 "use the unquantised checkpoint, or one whose routers were left as they are",
                 path=stored.path,
             )

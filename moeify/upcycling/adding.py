@@ -121,7 +121,7 @@ def add_experts(
     warnings = (*view.checkpoint.notes, *along.notes, *of_sources(joining.entries), *warnings)
     text = None
     if config.needs_text:
-        vocabulary = view.layout.dims(view.checkpoint.config)["V"]
+        vocabulary = view.layout.vocabulary(view.checkpoint.config)
         text = labelled_text(config, view.checkpoint, labels, vocabulary, others=True)
         warnings = (*warnings, *text.fit.notes)
     rows, agreement = _calibrated(joining, config), None

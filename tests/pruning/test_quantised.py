@@ -174,3 +174,12 @@ def test_a_quantised_router_is_no_missing_one(kind: str, tmp_path: Path) -> None
     with pytest.raises(CheckpointError, match="it cannot be cut") as caught:
         prune(source, tmp_path / "out", keep=2, by="random")
     assert "attach" not in str(caught.value.hint)
+
+
+def test_a_router_in_eight_bits_without_a_scale_is_quantised_too(tmp_path: Path) -> None:
+    source = quantised("fp8", tmp_path / "moe", ending="mlp.gate.weight")
+    tensors = load_file(source / "model.safetensors")
+    plain = {name: t for name, t in tensors.items() if not name.endswith("gate.weight_scale_inv")}
+    save_file(plain, source / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match="its dtype is F8_E4M3"):
+        attach(source, tmp_path / "out")
