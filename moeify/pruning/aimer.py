@@ -70,7 +70,7 @@ def _check_float(stored: StoredTensor) -> None:
     if stored.dtype not in FLOAT_DTYPES:
         raise CheckpointError(
             f"tensor {stored.name!r} has dtype {stored.dtype}: aimer cannot read quantised weights",
-            "choose experts with --by reap and --dataset, or by hand with --experts",
+            "choose experts with --by reap and --dataset, or by hand with --drop",
             path=stored.path,
         )
 

@@ -44,9 +44,9 @@ class DataConfig:
     streaming: bool = False
     """Read a dataset while it downloads instead of downloading all of it first."""
     max_samples: int | None = None
-    """Texts to read at most; None reads all that are needed."""
+    """Texts to read at most; left out, all that are needed."""
     seq_len: int | None = None
-    """Tokens of a block, S; None takes 512, or the model's limit where that is less."""
+    """Tokens of a block; left out, 512 or the model's limit where that is less."""
     seed: int = 0
     """Seed of the order in which texts are read."""
 

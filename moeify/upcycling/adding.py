@@ -67,7 +67,7 @@ class AddReport:
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON document of ``moeify upcycle --add-experts --json``."""
+        """The JSON document of ``moeify add --json``."""
         return {"schema": "moeify.add/1", **asdict(self)}
 
 

@@ -59,7 +59,7 @@ class Session:
         statistics = RoutingStatistics(len(self.held_out.domain_names))
         collect(
             self.model, self.view.layout, self.held_out, statistics,
-            batch_size=self.config.batch_size,
+            batch_size=self.config.batch,
         )  # fmt: skip
         return statistics
 
@@ -67,7 +67,7 @@ class Session:
         """The loss of the mixture, or of another ``model``, on the held-out text."""
         assert self.objective is not None
         examples = self.examples(self.held_out)
-        return evaluate(model or self.model, self.objective, examples, self.config.batch_size)
+        return evaluate(model or self.model, self.objective, examples, self.config.batch)
 
     def domain_evaluation(self) -> dict[str, float]:
         """The mixture's loss on each domain of the held-out text; empty where it names none."""
@@ -77,7 +77,7 @@ class Session:
             rows = np.flatnonzero(self.held_out.domains == number).tolist()
             if rows:
                 found[name] = evaluate(
-                    self.model, self.objective, examples, self.config.batch_size, rows=rows
+                    self.model, self.objective, examples, self.config.batch, rows=rows
                 )
         return found
 
@@ -89,8 +89,8 @@ class Session:
         """Load the mixture, and the dense model where one is given."""
         config, teacher = self.config, None
         self.load_mixture()
-        if config.dense is not None:
-            teacher = load_model(resolve_source(config.dense).folder, config.dtype)
+        if config.reference is not None:
+            teacher = load_model(resolve_source(config.reference).folder, config.dtype)
             teacher = teacher.to(_device(config.device))
         self.objective = Objective(loss=self.loss, layout=self.view.layout, teacher=teacher)
 
@@ -140,7 +140,7 @@ def open_session(source: Source, config: WarmupConfig, progress: Progress | None
 
 
 def _tokens_needed(config: WarmupConfig, seq_len: int) -> int:
-    per_step = config.batch_size * config.accumulate * seq_len * world_size()
+    per_step = config.batch * config.accumulate * seq_len * world_size()
     used = max(config.fit_tokens, config.steps * per_step)
     return int(max(used / (1 - config.held_out), config.eval_tokens / config.held_out))
 

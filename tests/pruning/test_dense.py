@@ -98,7 +98,7 @@ def test_extract_takes_the_named_expert(model_type: str, tmp_path: Path) -> None
 def test_the_dense_layer_can_be_named_by_hand(tmp_path: Path) -> None:
     save_dense("gpt2", "GPT2LMHeadModel", tmp_path / "d")
     upcycle(tmp_path / "d", tmp_path / "moe", num_experts=3, noise=0.1)
-    prune(tmp_path / "moe", tmp_path / "out", experts="0:0,1;1:1,2;2:0,2", dense=True)
+    prune(tmp_path / "moe", tmp_path / "out", drop="0:0,1;1:1,2;2:0,2", dense=True)
     moe, dense = weights(tmp_path / "moe"), weights(tmp_path / "out")
     for layer, expert in enumerate((2, 0, 1)):
         up = moe[f"transformer.h.{layer}.mlp.experts.up_proj"][expert]
