@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from copy import copy
+from itertools import chain
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
@@ -45,9 +46,7 @@ def derived(command: Callable[..., None], first: Sequence[str]) -> Callable[...,
             for name, value in values.items()
             if value is not None
         }
-        if "out" in signature.parameters:
-            given["out"] = out
-        command(config=config(**options), **given)
+        command(out=out, config=config(**options), **given)
 
     own = [p for p in signature.parameters.values() if p.name not in ("config", "out")]
     made = [_option(field, hints[field.name], docs.get(field.name, "")) for field in fields]
@@ -83,7 +82,7 @@ def _ordered(parameters: list[Parameter], first: Sequence[str]) -> list[Paramete
             found[panel].append(_placed(parameter, panel))
     named = {parameter.name: parameter for parameter in parameters}
     arguments = found.pop("")
-    return [*arguments, *(named[name] for name in first), *sum(found.values(), [])]
+    return [*arguments, *(named[name] for name in first), *chain(*found.values())]
 
 
 def _placed(parameter: Parameter, panel: str) -> Parameter:

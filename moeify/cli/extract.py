@@ -17,7 +17,7 @@ EXAMPLES = (
     "moeify extract ./my-moe ./both --expert 0,3 --shares 0.7,0.3",
     "moeify extract ./my-moe ./best --by reap --dataset book.txt",
 )
-FIRST = ("expert", "shares", "by", "dataset")
+FIRST = ("expert", "shares", "by", "dataset", "scores")
 
 
 def command(

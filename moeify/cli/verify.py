@@ -20,8 +20,8 @@ FIRST = ("text", "batch", "seq_len", "dtype")
 def command(
     out: Output,
     config: VerifyConfig,
-    dense: Annotated[str, typer.Argument(help="Dense checkpoint: a folder or ID[@REV].")],
-    moe: Annotated[str, typer.Argument(help="Mixture to compare: a folder or ID[@REV].")],
+    dense: Annotated[str, typer.Argument(help="Dense checkpoint: a folder, ID or ID@REV.")],
+    moe: Annotated[str, typer.Argument(help="Mixture to compare: a folder, ID or ID@REV.")],
 ) -> None:
     """Run a dense model and its mixture on the same tokens and compare the outputs."""
     from moeify.upcycling.verify import verify

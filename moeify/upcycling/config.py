@@ -229,7 +229,7 @@ class AddConfig(RouterTextConfig):
             raise ConfigError("no expert is named", "pass --expert with a dense checkpoint")
         if self.labels and len(self.labels) != len(self.experts):
             raise ConfigError(
-                f"{len(self.labels)} labels for {len(self.experts)} experts to add",
+                f"{len(self.labels)} labels for {len(self.experts)} entries of --expert",
                 "pass one for each entry, or leave --labels out",
             )
 

@@ -217,7 +217,7 @@ def _shared(progress: Progress | None, nbytes: int) -> tuple[Progress | None, Pr
 def _step(config: UpcycleConfig, report: UpcycleReport) -> Step:
     options = recorded_options(config)
     options["num_experts"] = config.experts
-    for key in ("experts_from", "labels", "rest", "weights"):
+    for key in ("experts_from", "labels", "rest", "shares"):
         if not config.experts_from:
             del options[key]
     if config.experts_from:

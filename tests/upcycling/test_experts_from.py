@@ -97,11 +97,11 @@ def test_extract_averages_experts(family: Path, tmp_path: Path, shares) -> None:
 @pytest.mark.parametrize(
     ("options", "part"),
     [
-        ({"experts": (0, 7)}, "there is no expert 7: the experts are 0 to 2"),
-        ({"experts": (0, 0)}, "an expert is named twice"),
-        ({"experts": (0, -1)}, "experts are counted from 0, not -1"),
-        ({"experts": (0, 1), "weights": (1.0,)}, "1 weights for 2 experts"),
-        ({"experts": (0, 1), "weights": (1.0, -1.0)}, "numbers of a positive sum"),
+        ({"expert": (0, 7)}, "there is no expert 7: the experts are 0 to 2"),
+        ({"expert": (0, 0)}, "an expert is named twice"),
+        ({"expert": (0, -1)}, "experts are counted from 0, not -1"),
+        ({"expert": (0, 1), "shares": (1.0,)}, "1 shares for 2 experts"),
+        ({"expert": (0, 1), "shares": (1.0, -1.0)}, "numbers of a positive sum"),
     ],
 )
 def test_means_that_cannot_be_are_refused(
