@@ -103,7 +103,7 @@ def _option(field: dataclasses.Field[Any], hint: object, doc: str) -> Parameter:
         negative = default is not False
         flag, taken = f"{flag}/--no-{flag[2:]}" if negative else flag, bool | None
     elif any(get_origin(kind) is tuple for kind in kinds):
-        taken = list[str] | None
+        taken, doc = list[str] | None, f"{doc} Repeat it or use commas."
         default = None if default in ((), None) else default
     else:
         choices = tuple(c for kind in kinds if get_origin(kind) is Literal for c in get_args(kind))

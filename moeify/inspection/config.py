@@ -25,9 +25,9 @@ class InspectConfig:
     reference: str | None = None
     """Dense checkpoint to compare with: how far experts are from its feed-forward networks."""
     dataset: str | None = None
-    """Text to route: a file or a dataset on the Hub."""
+    """Text to route: a .txt, .jsonl, .json, .csv or .parquet file, or a Hub id."""
     split: str = "train"
-    """Split of a dataset on the Hub."""
+    """Split of the dataset; a local file is one split, train."""
     text_column: str = "text"
     """Column that holds the text."""
     domain_column: str | None = None

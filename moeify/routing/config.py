@@ -34,7 +34,7 @@ class DataConfig:
     """
 
     dataset: str
-    """A .txt, .jsonl, .json, .csv or .parquet file, or the id of a dataset on the Hub."""
+    """Text to read: a .txt, .jsonl, .json, .csv or .parquet file, or a Hub id."""
     split: str = "train"
     """Split of the dataset; a local file is one split, train."""
     text_column: str = "text"
@@ -48,7 +48,7 @@ class DataConfig:
     seq_len: int | None = None
     """Tokens of a block; left out, 512 or the model's limit where that is less."""
     seed: int = 0
-    """Seed of the order in which texts are read."""
+    """Seed of the order in which texts are read, and of whatever else is drawn."""
 
     def __post_init__(self) -> None:
         if not self.dataset:

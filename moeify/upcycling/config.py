@@ -110,7 +110,7 @@ class UpcycleConfig(RouterTextConfig):
     rest: RestFrom = "base"
     """Where attention, norms and embeddings come from: the base, or the mean of all entries."""
     shares: tuple[float, ...] = ()
-    """Share of each entry in that mean; left out, all weigh the same."""
+    """Share of each entry in the mean that ``rest`` takes; left out, all weigh the same."""
     dtype: Dtype = "auto"
     """Dtype of the output; auto keeps each tensor's own."""
     compat: Compat = "transformers"
@@ -211,7 +211,7 @@ class AddConfig(RouterTextConfig):
     experts: tuple[str, ...] = ()
     """Dense checkpoints whose feed-forward layers become one more expert each."""
     labels: tuple[str, ...] = ()
-    """What each of them knows; left out, their own names."""
+    """What each entry of ``experts`` knows; left out, the entries' own names."""
     max_shard_size: str = "5GB"
     """Largest size of a weights file that is written."""
     revision: str | None = None

@@ -48,7 +48,7 @@ def strings(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def allowed(path: Path, text: str) -> set[str]:
-    """The options of the commands that ``text`` may be about: where it stands, and what it names."""
+    """The options of the commands that ``text`` is about, by its place and by what it names."""
     layer = path.relative_to(PACKAGE).parts[0]
     named = {word for word in re.findall(r"\w+", text) if word in FLAGS}
     commands = (COMMANDS_OF.get(layer) or set(FLAGS)) | named

@@ -1,4 +1,4 @@
-"""Options are the fields of the configs: every field has one, with its default and its docstring."""
+"""Options are the fields of the configs: each has one, with its default and its docstring."""
 
 from __future__ import annotations
 
