@@ -40,9 +40,7 @@ def command(
 
 
 def _show(out: Output, report: AddReport, dry_run: bool) -> None:
-    out.document(report.to_dict())
-    for warning in report.warnings:
-        out.warning(warning)
+    out.document(report.to_dict(), report.warnings)
     rows = [
         ("model", report.model_type),
         ("experts", f"{report.num_experts_before} -> {report.num_experts}, top-{report.top_k}"),

@@ -30,9 +30,7 @@ def command(
 
 
 def _show(out: Output, report: AttachReport) -> None:
-    out.document(report.to_dict())
-    for warning in report.warnings:
-        out.warning(warning)
+    out.document(report.to_dict(), report.warnings)
     missing = [layer for layer, outlook in report.before.items() if outlook is None]
     present = [outlook.entropy for outlook in report.before.values() if outlook is not None]
     before = f"normalised entropy {_mean(present):.2f} expected" if present else ""

@@ -28,9 +28,7 @@ def command(
 
     with out.steps_bar("extracting") as progress:
         report = extract(checkpoint, output, config, progress=progress)
-    out.document(report.to_dict())
-    for warning in report.warnings:
-        out.warning(warning)
+    out.document(report.to_dict(), report.warnings)
     rows = [
         ("model", report.model_type),
         ("expert", f"{_named(report)} in {len(report.moe_layers)} layers"),

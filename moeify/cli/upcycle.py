@@ -50,9 +50,7 @@ def command(
 
 
 def _show(out: Output, report: UpcycleReport, source: str) -> None:
-    out.document(report.to_dict())
-    for warning in report.warnings:
-        out.warning(warning)
+    out.document(report.to_dict(), report.warnings)
     rows = [
         ("model", f"{report.family} -> {report.model_type}"),
         ("MoE layers", f"{len(report.moe_layers)} of {report.num_layers}"),

@@ -43,9 +43,7 @@ def command(
 
 
 def _show(out: Output, report: WarmupReport) -> None:
-    out.document(report.to_dict())
-    for note in report.notes:
-        out.warning(note)
+    out.document(report.to_dict(), report.notes)
     rows = [*_summary(report), *((f"layer {c.layer}", _layer(c)) for c in report.layers)]
     out.table(f"{report.source} warmed up became {report.output}", rows)
     out.hint(f"moeify inspect {report.output}")
