@@ -41,7 +41,7 @@ def command(
 
 def _named(report: ExtractReport) -> str:
     if report.by is not None:
-        return f"{', '.join(map(str, report.chosen.values()))}, the best by {report.by},"
+        return f"{', '.join(map(str, report.chosen.values()))} by {report.by}"
     if report.expert is not None:
         return str(report.expert)
     shares = zip(report.experts, report.weights, strict=True)

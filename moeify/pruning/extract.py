@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from moeify.checkpoint.source import resolve_source
 from moeify.checkpoint.staging import check_output, output_errors, staged
 from moeify.checkpoint.writer import parse_size
 from moeify.errors import ConfigError
-from moeify.provenance.record import UNRECORDED, Step
+from moeify.provenance.record import Step
 from moeify.provenance.seal import seal
 from moeify.pruning.anatomy import dissect, open_moe
 from moeify.pruning.config import ExtractConfig
@@ -53,7 +53,8 @@ def extract(
     experts = dict.fromkeys(view.moe_layers, config.mean)
     plan = plan_dense(dissect(view), experts, parse_size(config.max_shard_size))
     check_room(source, target, plan.nbytes)
-    named = {key: value for key, value in asdict(config).items() if key not in UNRECORDED}
+    named = {"expert": config.numbers, "shares": config.shares, "revision": config.revision,
+             "max_shard_size": config.max_shard_size}  # fmt: skip
     results = {"params_total": plan.params_after}
     ledger = Ledger(config.checksum)
     with staged(target, force=config.force) as stage, output_errors(target):
