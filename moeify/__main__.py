@@ -10,7 +10,7 @@ def main() -> None:
     leave_at_once()  # before the imports, which are most of a short command's time
     from moeify.cli.app import app
 
-    app()
+    app(prog_name="moeify")  # python -m too: help and completion name the command
 
 
 if __name__ == "__main__":

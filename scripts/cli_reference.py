@@ -24,7 +24,7 @@ Data goes to stdout; progress bars, warnings and hints go to stderr. `--json` pr
 document on stdout and nothing else there. Errors and exit codes: [errors.md](errors.md).
 
 ```text
-moeify [--version] [--help] COMMAND ...
+moeify [--version] [--install-completion] [--show-completion] [--help] COMMAND ...
 ```
 
 | command | what it does |
@@ -60,8 +60,12 @@ def _section(name: str, command: Any) -> Iterator[str]:
         yield "| argument | meaning |\n| --- | --- |"
         yield from (f"| `{_argument(p)}` | {_cell(p.help)} |" for p in arguments)
         yield ""
-    yield "| option | default | meaning |\n| --- | --- | --- |"
-    yield from (f"| {_option(p)} | {_default(p)} | {_cell(p.help)} |" for p in options)
+    panels: dict[str, list[Any]] = {}
+    for param in options:
+        panels.setdefault(param.rich_help_panel or "option", []).append(param)
+    for number, (panel, members) in enumerate(panels.items()):
+        yield ("\n" if number else "") + f"| {panel} | default | meaning |\n| --- | --- | --- |"
+        yield from (f"| {_option(p)} | {_default(p)} | {_cell(p.help)} |" for p in members)
     if examples := _examples(command.epilog):
         yield "\n```bash\n" + "\n".join(examples) + "\n```"
 

@@ -70,7 +70,7 @@ def warmed(work: Path, text: Path, seed: int, steps: int) -> tuple[Path, dict[st
     moeify.upcycle(
         DEMO, work / "copies", num_experts=EXPERTS, top_k=TOP_K, noise=NOISE, seed=seed
     )  # fmt: skip
-    shared = {"dataset": str(text), "seq_len": LENGTH, "batch_size": 16, "seed": seed}
+    shared = {"dataset": str(text), "seq_len": LENGTH, "batch": 16, "seed": seed}
     moeify.warmup(work / "copies", work / "routed", steps=steps // 4, **shared)
     report = moeify.warmup(work / "routed", work / "moe", train="moe", steps=steps, **shared)
     return work / "moe", {
@@ -91,7 +91,7 @@ def losses_of(work: Path, moe: Path, text: Path, test: Blocks) -> dict[str, dict
         moeify.prune(moe, output, force=True, scores=scores, **options)
         return held_out_loss(output, test, 16)
 
-    shared = {"dataset": str(text), "seq_len": LENGTH, "max_tokens": 60_000, "batch_size": 16}
+    shared = {"dataset": str(text), "seq_len": LENGTH, "max_tokens": 60_000, "batch": 16}
     loss(keep=4, **shared)
     for ratio in (0.25, 0.5):
         row = {by: loss(ratio=ratio, by=by) for by in CRITERIA}

@@ -41,7 +41,7 @@ def measure(folder: Path, what: str, steps: int) -> dict[str, float]:
     model = load_model(folder)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     layout = moe_layout(model.config.to_dict())
-    config = WarmupConfig(dataset="-", steps=steps, train=what, batch_size=4, device="cpu")
+    config = WarmupConfig(dataset="-", steps=steps, train=what, batch=4, device="cpu")
     prepare(model, layout, config.train)
     ids = np.random.default_rng(0).integers(0, 30_000, (64, 128)).astype(np.int32)
     blocks = Blocks(

@@ -140,7 +140,7 @@ def main() -> None:
             report = moeify.warmup(
                 root / "moe", root / "warm", dataset=str(root / "all.jsonl"), seed=seed,
                 domain_column="domain", fit=options.fit, steps=options.steps,
-                learning_rate=options.learning_rate, eval_tokens=8192, batch_size=8,
+                learning_rate=options.learning_rate, eval_tokens=8192, batch=8,
             )  # fmt: skip
             oracle = oracle_loss(root / "moe", root / "all.jsonl", seed, 0.1, 8192)
         room = report.headroom

@@ -50,7 +50,7 @@ def _explain(failure: BaseException) -> bool:
     elif isinstance(failure, OSError) and failure.filename is not None:
         error(f"{failure.filename}: {failure.strerror}", "check the path and its permissions")
     elif isinstance(failure, MemoryError):
-        error("out of memory", "close other programs, or use a smaller --batch or --length")
+        error("out of memory", "close other programs, or use a smaller --batch or --seq-len")
     elif isinstance(failure, Exception) and not isinstance(failure, typer.Exit):
         summary = f"{type(failure).__name__}: {failure}".splitlines()[0]
         error(

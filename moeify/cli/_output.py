@@ -118,14 +118,16 @@ class Output:
             # huggingface_hub draws bars of its own wherever this is not set before its import.
             os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
-    def document(self, document: dict[str, Any]) -> None:
-        """The one JSON document of ``--json``."""
+    def document(self, document: dict[str, Any], warnings: Sequence[str] = ()) -> None:
+        """The one JSON document of ``--json``, and what the user should know of it."""
         if self.as_json:
             text = json.dumps(document, indent=2, ensure_ascii=False)
             # Text from files must not steer the terminal, and must fit into its encoding.
             ascii_only = (sys.stdout.encoding or "utf-8").lower() not in ("utf-8", "utf8")
             pattern = _NOT_ASCII if ascii_only else _NOT_PLAIN
             sys.stdout.write(pattern.sub(_escaped, text) + "\n")
+        for warning in warnings:
+            self.warning(warning)
 
     def table(self, title: str, rows: Sequence[tuple[str, str]]) -> None:
         """Name and value pairs."""

@@ -7,8 +7,10 @@ from typing import Annotated
 import typer
 
 import moeify
-from moeify.cli import attach, extract, inspect, prune, push, upcycle, verify, warmup
+from moeify.cli import add, attach, extract, inspect, prune, push, upcycle, verify, warmup
+from moeify.cli._derived import derived
 from moeify.cli._errors import guarded
+from moeify.cli._options import epilog
 
 __all__ = ["app"]
 
@@ -16,7 +18,6 @@ app = typer.Typer(
     name="moeify",
     help="Turn dense transformers into mixtures of experts: exact, streaming, measured.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
@@ -37,6 +38,7 @@ def _root(
     """Turn dense transformers into mixtures of experts: exact, streaming, measured."""
 
 
-for module in (upcycle, attach, warmup, inspect, prune, extract, verify, push):
+for module in (upcycle, add, attach, warmup, inspect, prune, extract, verify, push):
     name = module.__name__.rsplit(".", 1)[-1]
-    app.command(name, epilog=module.EPILOG)(guarded(module.command))
+    run = guarded(derived(module.command, module.FIRST))
+    app.command(name, epilog=epilog(module.EXAMPLES))(run)

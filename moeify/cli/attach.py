@@ -2,72 +2,35 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING
 
-import typer
-
-from moeify.cli._options import (
-    ChecksumOption,
-    ForceOption,
-    JsonOption,
-    OutputArgument,
-    QuietOption,
-    RevisionOption,
-    RouterOption,
-    SeedOption,
-    epilog,
-)
+from moeify.cli._options import MixtureArgument, OutputArgument
 from moeify.cli._output import Output, written
-from moeify.routing.config import RouteBy, RouterInit
 from moeify.upcycling.config import AttachConfig
 
 if TYPE_CHECKING:
     from moeify.upcycling.attach import AttachReport
 
-EPILOG = epilog(
+EXAMPLES = (
     "moeify attach ./my-moe ./my-moe-fresh --router calibrated",
     "moeify attach Qwen/Qwen1.5-MoE-A2.7B ./top2 --router zeros --top-k 2",
 )
-_DEFAULT = AttachConfig()
+FIRST = ("router", "top_k", "route_by")
 
 
 def command(
-    checkpoint: Annotated[str, typer.Argument(help="Mixture of experts: a folder or a Hub id.")],
-    output: OutputArgument = None,
-    router: RouterOption = _DEFAULT.router,
-    top_k: Annotated[
-        int | None, typer.Option(help="Experts that each token visits; unchanged if left out.")
-    ] = None,
-    route_by: Annotated[
-        str | None,
-        typer.Option(
-            help="What a router decides for; unchanged if left out.", metavar="token|sequence"
-        ),
-    ] = None,
-    seed: SeedOption = _DEFAULT.seed,
-    revision: RevisionOption = None,
-    force: ForceOption = False,
-    checksum: ChecksumOption = False,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
+    out: Output, config: AttachConfig, checkpoint: MixtureArgument, output: OutputArgument = None
 ) -> None:
     """Give a mixture of experts fresh routers, writing no other weight again."""
-    config = AttachConfig(
-        router=cast(RouterInit, router), top_k=top_k, route_by=cast(RouteBy | None, route_by),
-        seed=seed, revision=revision, force=force, checksum=checksum,
-    )  # fmt: skip
     from moeify.upcycling.attach import attach
 
-    out = Output(as_json=as_json, quiet=quiet)
     with out.bytes_bar("writing routers") as progress:
         report = attach(checkpoint, output, config, progress=progress)
     _show(out, report)
 
 
 def _show(out: Output, report: AttachReport) -> None:
-    out.document(report.to_dict())
-    for warning in report.warnings:
-        out.warning(warning)
+    out.document(report.to_dict(), report.warnings)
     missing = [layer for layer, outlook in report.before.items() if outlook is None]
     present = [outlook.entropy for outlook in report.before.values() if outlook is not None]
     before = f"normalised entropy {_mean(present):.2f} expected" if present else ""

@@ -9,53 +9,29 @@ import typer
 
 from moeify.cli._errors import EXIT_FINDINGS
 from moeify.cli._inspect_tables import show
-from moeify.cli._options import JsonOption, QuietOption, RevisionOption, epilog
 from moeify.cli._output import Output
 from moeify.inspection.config import InspectConfig, check_image
 
 if TYPE_CHECKING:
     from moeify.inspection.report import InspectReport
 
-EPILOG = epilog(
+EXAMPLES = (
     "moeify inspect Qwen/Qwen3-30B-A3B",
-    "moeify inspect ./my-moe --weights --dense ./my-dense",
+    "moeify inspect ./my-moe --weights --reference ./my-dense",
     "moeify inspect ./my-moe --dataset text.jsonl --domain-column domain --html routing.html",
     "moeify inspect ./my-moe --verify",
     "moeify inspect ./my-moe --dataset book.txt --fail-on 'dead>0,maxvio>2' --json",
 )
-_DEFAULT = InspectConfig()
+FIRST = (
+    "weights", "dataset", "domain_column", "verify", "html", "plot", "layers", "show_all",
+    "reference", "fail_on",
+)  # fmt: skip
 
 
 def command(
+    out: Output,
+    config: InspectConfig,
     checkpoint: Annotated[str, typer.Argument(help="Any checkpoint: a folder or a Hub id.")],
-    weights: Annotated[
-        bool, typer.Option("--weights", help="Read routers and experts: similarity, duplicates.")
-    ] = _DEFAULT.weights,
-    dense: Annotated[
-        str | None, typer.Option(help="Dense source to measure the experts' distance from.")
-    ] = None,
-    dataset: Annotated[
-        str | None, typer.Option(help="Text to route: a file or a dataset on the Hub.")
-    ] = None,
-    split: Annotated[str, typer.Option(help="Split of a dataset on the Hub.")] = _DEFAULT.split,
-    text_column: Annotated[
-        str, typer.Option(help="Column that holds the text.")
-    ] = _DEFAULT.text_column,
-    domain_column: Annotated[
-        str | None, typer.Option(help="Column that names each text's domain.")
-    ] = None,
-    streaming: Annotated[
-        bool, typer.Option("--streaming", help="Read the dataset while it downloads.")
-    ] = _DEFAULT.streaming,
-    max_tokens: Annotated[int, typer.Option(help="Tokens to route at most.")] = _DEFAULT.max_tokens,
-    seq_len: Annotated[int | None, typer.Option(help="Tokens of a sequence.")] = None,
-    batch: Annotated[int, typer.Option(help="Sequences routed at once.")] = _DEFAULT.batch,
-    vocabulary: Annotated[
-        bool, typer.Option("--vocabulary", help="Also show the tokens each expert sees most.")
-    ] = _DEFAULT.vocabulary,
-    against: Annotated[
-        str | None, typer.Option(help="Checkpoint to compare the routing of the same text with.")
-    ] = None,
     plot: Annotated[
         Path | None, typer.Option(help="Draw the figures.", metavar="FILE.svg|.png")
     ] = None,
@@ -63,31 +39,21 @@ def command(
         Path | None, typer.Option(help="Write one page that works offline.", metavar="FILE")
     ] = None,
     layers: Annotated[
-        str | None, typer.Option(help="Layers to show: all, odd, even, or 0,2,4-7.")
+        str | None,
+        typer.Option(help="Layers to show: all, odd, even, or 0,2,4-7.", metavar="LAYERS"),
     ] = None,
     show_all: Annotated[bool, typer.Option("--all", help="Show every layer.")] = False,
-    verify: Annotated[
-        bool, typer.Option("--verify", help="Read every file and compare recorded checksums.")
-    ] = _DEFAULT.verify,
     fail_on: Annotated[
         str, typer.Option(help="Exit with 3 when one of these holds.", metavar="CONDITIONS")
     ] = "problems>0",
-    revision: RevisionOption = None,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
 ) -> None:
     """Show what a checkpoint holds, what is wrong with it, and where its tokens go."""
-    config = InspectConfig(
-        weights=weights, dense=dense, dataset=dataset, split=split, text_column=text_column,
-        domain_column=domain_column, streaming=streaming, max_tokens=max_tokens, seq_len=seq_len,
-        batch=batch, vocabulary=vocabulary, against=against, verify=verify, revision=revision,
-    )  # fmt: skip
     _check_pictures(config, plot, html)
     from moeify.inspection.inspect import inspect
     from moeify.inspection.thresholds import parse_thresholds
 
-    thresholds = parse_thresholds(fail_on, weights=weights, dataset=dataset is not None)
-    out = Output(as_json=as_json, quiet=quiet)
+    has_text = config.dataset is not None
+    thresholds = parse_thresholds(fail_on, weights=config.weights, dataset=has_text)
     with out.steps_bar("inspecting") as progress:
         report = inspect(checkpoint, config, progress=progress)
     out.document(report.to_dict())

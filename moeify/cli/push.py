@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moeify.cli._options import JsonOption, QuietOption, epilog
 from moeify.cli._output import Output, size
 from moeify.cli._pushing import publish
 from moeify.hub.config import PushConfig
@@ -14,35 +13,23 @@ from moeify.hub.config import PushConfig
 if TYPE_CHECKING:
     from moeify.hub.push import PushReport
 
-EPILOG = epilog(
+EXAMPLES = (
     "moeify push ./bert-base-uncased-moe-e8-k2 me/bert-moe",
     "moeify push ./my-moe me/my-moe --private --revision warm",
     "moeify push ./my-moe team/moe --create-pr --json",
 )
-_DEFAULT = PushConfig()
+FIRST = ("private", "create_pr", "revision", "yes")
 
 
 def command(
-    checkpoint: Annotated[str, typer.Argument(help="Checkpoint folder to publish.")],
+    out: Output,
+    config: PushConfig,
+    checkpoint: Annotated[
+        str, typer.Argument(metavar="FOLDER", help="Checkpoint folder to publish.")
+    ],
     repo_id: Annotated[str, typer.Argument(help="Where on the Hub: user/name.")],
-    private: Annotated[
-        bool, typer.Option("--private", help="Create the repository as a private one.")
-    ] = _DEFAULT.private,
-    create_pr: Annotated[
-        bool, typer.Option("--create-pr", help="Open a pull request instead of committing.")
-    ] = _DEFAULT.create_pr,
-    revision: Annotated[
-        str | None, typer.Option(help="Branch, created where missing.", metavar="BRANCH")
-    ] = _DEFAULT.revision,
-    yes: Annotated[
-        bool, typer.Option("--yes", "-y", help="Overwrite even a different model.")
-    ] = _DEFAULT.yes,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
 ) -> None:
     """Publish a checkpoint on the Hugging Face Hub, sending only what is new."""
-    config = PushConfig(private=private, create_pr=create_pr, revision=revision, yes=yes)
-    out = Output(as_json=as_json, quiet=quiet)
     try:
         report = publish(out, checkpoint, repo_id, config)
     except KeyboardInterrupt:

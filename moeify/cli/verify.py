@@ -2,48 +2,33 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated
 
 import typer
 
-from moeify.cli._options import JsonOption, QuietOption, SeedOption, epilog
 from moeify.cli._output import Output
-from moeify.upcycling.config import Dtype, VerifyConfig
+from moeify.upcycling.config import VerifyConfig
 
-EPILOG = epilog(
+EXAMPLES = (
     "moeify verify bert-base-uncased bert-base-uncased-moe-e8-k2",
     "moeify verify Qwen/Qwen3-0.6B@main me/qwen3-moe@warm",
-    "moeify verify ./my-qwen3 ./my-moe --text book.txt --batch 4 --length 128 --json",
+    "moeify verify ./my-qwen3 ./my-moe --text book.txt --batch 4 --seq-len 128 --json",
 )
-_DEFAULT = VerifyConfig()
+FIRST = ("text", "batch", "seq_len", "dtype")
 
 
 def command(
-    dense: Annotated[str, typer.Argument(help="Dense checkpoint: a folder or ID[@REV].")],
-    moe: Annotated[str, typer.Argument(help="Mixture to compare: a folder or ID[@REV].")],
-    text: Annotated[
-        Path | None, typer.Option(help="Text to run on; random tokens if left out.")
-    ] = None,
-    batch: Annotated[int, typer.Option(help="Sequences.")] = _DEFAULT.batch,
-    length: Annotated[int, typer.Option(help="Tokens of each sequence.")] = _DEFAULT.length,
-    dtype: Annotated[
-        str, typer.Option(metavar="auto|float32|bfloat16|float16", help="Dtype to compute in.")
-    ] = _DEFAULT.dtype,
-    seed: SeedOption = _DEFAULT.seed,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
+    out: Output,
+    config: VerifyConfig,
+    dense: Annotated[str, typer.Argument(help="Dense checkpoint: a folder, ID or ID@REV.")],
+    moe: Annotated[str, typer.Argument(help="Mixture to compare: a folder, ID or ID@REV.")],
 ) -> None:
     """Run a dense model and its mixture on the same tokens and compare the outputs."""
-    config = VerifyConfig(
-        text=text, batch=batch, length=length, dtype=cast(Dtype, dtype), seed=seed
-    )
     from moeify.upcycling.verify import verify
 
-    out = Output(as_json=as_json, quiet=quiet)
     with out.status("running both models"):
         report = verify(dense, moe, config)
-    out.document(report.to_dict())
+    out.document(report.to_dict(), report.warnings)
     rows = [
         ("compared", f"{', '.join(report.compared)} on {report.tokens} tokens, {report.dtype}"),
         ("max abs diff", f"{report.max_abs_diff:.3g}"),
@@ -53,5 +38,3 @@ def command(
         ("bit-exact", "yes" if report.bit_exact else "no"),
     ]
     out.table(f"{report.dense} and {report.moe}", rows)
-    for warning in report.warnings:
-        out.warning(warning)

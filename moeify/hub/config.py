@@ -25,7 +25,7 @@ class PushConfig:
     create_pr: bool = False
     """Open a pull request instead of changing the branch."""
     revision: str | None = None
-    """Branch to push to, created where it does not exist; None is main."""
+    """Branch to push to, created where it does not exist; left out, main."""
     yes: bool = False
     """Overwrite a repository even where it holds a different model."""
 

@@ -22,12 +22,12 @@ class InspectConfig:
 
     weights: bool = False
     """Read routers and experts: norms, similarities, duplicates, NaN."""
-    dense: str | None = None
-    """Dense checkpoint, a folder or a Hub id, to measure the experts' distance from."""
+    reference: str | None = None
+    """Dense checkpoint to compare with: how far experts are from its feed-forward networks."""
     dataset: str | None = None
-    """Text to route: a file or a dataset on the Hub."""
+    """Text to route: a .txt, .jsonl, .json, .csv or .parquet file, or a Hub id."""
     split: str = "train"
-    """Split of a dataset on the Hub."""
+    """Split of the dataset; a local file is one split, train."""
     text_column: str = "text"
     """Column that holds the text."""
     domain_column: str | None = None
@@ -37,9 +37,9 @@ class InspectConfig:
     max_tokens: int = 50_000
     """Tokens to route at most."""
     seq_len: int | None = None
-    """Tokens of a sequence; None takes 512, or the model's limit where that is less."""
+    """Tokens of a block; left out, 512 or the model's limit where that is less."""
     batch: int = 8
-    """Sequences routed at once."""
+    """Blocks in a batch."""
     vocabulary: bool = False
     """Also count which tokens each expert sees most."""
     against: str | None = None
@@ -57,9 +57,10 @@ class InspectConfig:
                     f"{name} must be a positive number, not {getattr(self, option)}",
                     f"leave --{name} out",
                 )
-        if self.dense is not None and not self.weights:
+        if self.reference is not None and not self.weights:
             raise ConfigError(
-                "--dense measures the weights' distance from a dense checkpoint", "add --weights"
+                "--reference measures the weights' distance from a dense checkpoint",
+                "add --weights",
             )
         for option in ("domain_column", "against"):
             if getattr(self, option) is not None and self.dataset is None:

@@ -54,7 +54,7 @@ def examine_weights(
     At most 32 MiB of values are held at a time, whatever the size of layer and shard. A layer that
     cannot be read is a problem of the report.
     """
-    dense = None if config.dense is None else _dense_source(config.dense, anatomy)
+    dense = None if config.reference is None else _dense_source(config.reference, anatomy)
     with SourceFiles() as files:
         for done, layer in enumerate(report.layers):
             if progress is not None:
@@ -95,14 +95,14 @@ def _dense_source(dense: str, anatomy: Anatomy) -> DenseView:
     if family.moe.model_type != model_type:
         known = [f.model_type for f in FAMILIES.values() if f.moe.model_type == model_type]
         raise ConfigError(
-            f"--dense {dense} is a {family.model_type} checkpoint, and {model_type} experts do not"
-            " stem from one",
-            f"name a {known[0]} checkpoint" if known else "leave --dense out",
+            f"--reference {dense} is a {family.model_type} checkpoint, and {model_type} experts do"
+            " not stem from one",
+            f"name a {known[0]} checkpoint" if known else "leave --reference out",
         )
     view = view_dense(checkpoint, family)
     if view.num_layers != anatomy.num_layers:
         raise ConfigError(
-            f"--dense {dense} has {view.num_layers} layers, the mixture {anatomy.num_layers}",
+            f"--reference {dense} has {view.num_layers} layers, the mixture {anatomy.num_layers}",
             "name the checkpoint that the mixture was made from",
         )
     return view

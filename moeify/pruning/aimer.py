@@ -60,7 +60,7 @@ def check_aimer(anatomy: Anatomy) -> None:
     """Raise ``CheckpointError`` for quantised experts."""
     anatomy.check_plain(
         "aimer cannot read quantised weights",
-        "choose experts by hand, with --experts, or by text, with --by reap and --dataset, where"
+        "choose experts by hand, with --drop, or by text, with --by reap and --dataset, where"
         " transformers can load the checkpoint",
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -28,22 +28,13 @@ _LAYER_ITEM = re.compile(r"(all|\d{1,6}):(\d{1,6}(?:,\d{1,6})*)")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PruneConfig:
-    """Which experts leave a mixture and how the rest is written.
+class ScoredConfig:
+    """By which scores experts are chosen, from which text, and how the output is written."""
 
-    Raises ``ConfigError`` for values that cannot work, whatever the checkpoint.
-    """
-
-    keep: int | None = None
-    """Experts that stay in each MoE layer."""
-    ratio: float | None = None
-    """Part of each layer's experts to drop, between 0 and 1, in place of ``keep``."""
-    experts: str | None = None
-    """Experts to drop by hand, layer by layer, as in 0:1,5;3:2,4 or all:1,5."""
     by: Criterion | None = None
-    """Score that decides which experts stay; None takes reap with text or scores, else aimer."""
+    """Score that decides which experts stay; left out, reap with text or scores, else aimer."""
     dataset: str | None = None
-    """Text for calibration: a .txt, .jsonl, .json, .csv or .parquet file, or a Hub id."""
+    """Text to score on: a .txt, .jsonl, .json, .csv or .parquet file, or a Hub id."""
     split: str = "train"
     """Split of the dataset; a local file is one split, train."""
     text_column: str = "text"
@@ -51,25 +42,15 @@ class PruneConfig:
     max_tokens: int = 131072
     """Tokens to calibrate on at most."""
     seq_len: int | None = None
-    """Tokens of a block; None takes 512, or the model's limit where that is less."""
-    batch_size: int = 4
+    """Tokens of a block; left out, 512 or the model's limit where that is less."""
+    batch: int = 4
     """Blocks in a batch."""
     low_memory: bool | None = None
-    """Run text through one layer at a time; None does so where the weights do not fit in memory."""
+    """Hold one layer's weights at a time; left out, where all of them do not fit in memory."""
     scores: Path | None = None
     """File of scores: read where it is complete, written after calibration where it is not."""
     protect: bool = True
     """Keep super experts (arXiv 2507.23279), where calibration or the file of scores names them."""
-    merge: bool = False
-    """Average dropped experts into the kept ones nearest to them."""
-    rescale: bool = False
-    """Fold the growth of weights that are not renormalised into the down projections."""
-    evaluate: bool = False
-    """Measure held-out loss before, after, and after random pruning of the same size."""
-    random_seeds: int = 3
-    """Random prunings to compare with."""
-    dense: bool = False
-    """Write the dense checkpoint of the original family out of one expert a layer."""
     seed: int = 0
     """Seed of random scores and of the order in which texts are read."""
     max_shard_size: str = "5GB"
@@ -81,11 +62,36 @@ class PruneConfig:
     checksum: bool = False
     """Sum every file, and read all of it back from the disk before the output appears."""
 
+
+@dataclass(frozen=True, kw_only=True)
+class PruneConfig(ScoredConfig):
+    """Which experts leave a mixture and how the rest is written.
+
+    Raises ``ConfigError`` for values that cannot work, whatever the checkpoint.
+    """
+
+    keep: int | None = None
+    """Experts that stay in each MoE layer."""
+    ratio: float | None = None
+    """Part of each layer's experts to drop, between 0 and 1, in place of ``keep``."""
+    drop: str | None = None
+    """Experts to drop by hand, layer by layer, as in 0:1,5;3:2,4 or all:1,5."""
+    merge: bool = False
+    """Average dropped experts into the kept ones nearest to them."""
+    rescale: bool = False
+    """Fold the growth of weights that are not renormalised into the down projections."""
+    evaluate: bool = False
+    """Measure held-out loss before, after, and after random pruning of the same size."""
+    random_seeds: int = 3
+    """Random prunings to compare with."""
+    dense: bool = False
+    """Write the dense checkpoint of the original family out of one expert a layer."""
+
     def __post_init__(self) -> None:
         if self.by is not None and self.by not in CRITERIA:
             raise ConfigError(f"by {self.by!r} is unknown", f"one of: {', '.join(CRITERIA)}")
         self._check_amount()
-        for option in ("max_tokens", "batch_size", "random_seeds", "seq_len"):
+        for option in ("max_tokens", "batch", "random_seeds", "seq_len"):
             value = getattr(self, option)
             if value is not None and value < 1:
                 name = option.replace("_", "-")
@@ -97,12 +103,12 @@ class PruneConfig:
         self._check_combinations()
 
     def _check_amount(self) -> None:
-        given = [name for name in ("keep", "ratio", "experts") if getattr(self, name) is not None]
+        given = [name for name in ("keep", "ratio", "drop") if getattr(self, name) is not None]
         if len(given) != 1 and not (self.dense and not given):
             said = " and ".join(f"--{name}" for name in given) or "none of them is given"
             raise ConfigError(
-                f"exactly one of --keep, --ratio and --experts says how many go: {said}",
-                "pass --keep 4, --ratio 0.5 or --experts '0:1,5;1:2,3'",
+                f"exactly one of --keep, --ratio and --drop says how many go: {said}",
+                "pass --keep 4, --ratio 0.5 or --drop '0:1,5;1:2,3'",
             )
         if self.keep is not None and self.keep < 1:
             raise ConfigError(f"at least one expert must stay, not {self.keep}", "pass --keep 4")
@@ -111,8 +117,8 @@ class PruneConfig:
                 f"the part of the experts to drop must lie between 0 and 1, not {self.ratio:g}",
                 "pass --ratio 0.5",
             )
-        if self.experts is not None:
-            parse_experts(self.experts)
+        if self.drop is not None:
+            parse_experts(self.drop)
 
     def _check_combinations(self) -> None:
         if self.dense and self.keep not in (None, 1):
@@ -154,7 +160,7 @@ class PruneConfig:
     @property
     def needs_scores(self) -> bool:
         """Whether the criterion comes from a pass over text."""
-        return self.experts is None and self.criterion in CALIBRATED
+        return self.drop is None and self.criterion in CALIBRATED
 
     @property
     def calibrates(self) -> bool:
@@ -163,52 +169,64 @@ class PruneConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExtractConfig:
-    """Which expert, or mean of experts, becomes a dense checkpoint's feed-forward network."""
+class ExtractConfig(ScoredConfig):
+    """Which expert, or mean of experts, becomes a dense checkpoint's feed-forward network.
 
-    expert: int = 0
-    """Number of the expert, in every MoE layer."""
-    experts: tuple[int, ...] = ()
-    """Experts to average, in place of ``expert``."""
-    weights: tuple[float, ...] = ()
-    """Weight of each of ``experts`` in the mean; left out, all weigh the same."""
-    max_shard_size: str = "5GB"
-    """Largest size of a weights file."""
-    revision: str | None = None
-    """Branch, tag or commit, where the checkpoint is a Hub id."""
-    force: bool = False
-    """Replace an output that exists."""
-    checksum: bool = False
-    """Sum every file, and read all of it back from the disk before the output appears."""
+    With a score, text or a file of scores each layer's best expert does, as in pruning to one.
+    """
+
+    expert: int | tuple[int, ...] | None = None
+    """Number of the expert in every MoE layer, or of those to average; left out, 0."""
+    shares: tuple[float, ...] = ()
+    """Share of each ``expert`` in the mean; left out, all weigh the same."""
 
     def __post_init__(self) -> None:
-        if self.expert < 0:
-            raise ConfigError(f"experts are counted from 0, not {self.expert}", "pass --expert 0")
-        object.__setattr__(self, "experts", tuple(self.experts))
-        object.__setattr__(self, "weights", tuple(self.weights))
-        if any(expert < 0 for expert in self.experts):
+        if isinstance(self.expert, int):
+            object.__setattr__(self, "expert", (self.expert,))
+        elif self.expert is not None:
+            object.__setattr__(self, "expert", tuple(self.expert) or None)
+        object.__setattr__(self, "shares", tuple(self.shares))
+        if self.scored and (self.expert is not None or self.shares):
+            given = "--expert" if self.expert is not None else "--shares"
             raise ConfigError(
-                f"experts are counted from 0, not {min(self.experts)}", "pass --experts 0,1"
+                f"{given} has no use where a score chooses the experts",
+                f"leave {given} out, or --by, --dataset and --scores",
             )
-        if len(set(self.experts)) != len(self.experts):
+        _ = self.pruning  # refuses what pruning refuses
+        numbers = self.numbers
+        if min(numbers) < 0:
+            raise ConfigError(f"experts are counted from 0, not {min(numbers)}", "pass --expert 0")
+        if len(set(numbers)) != len(numbers):
             raise ConfigError("an expert is named twice", "name each once, and weigh it instead")
-        if self.weights and len(self.weights) != len(self.experts):
+        if self.shares and len(self.shares) != len(numbers):
             raise ConfigError(
-                f"{len(self.weights)} weights for {len(self.experts)} experts",
-                "pass one for each of --experts, or leave --weights out",
+                f"{len(self.shares)} shares for {len(numbers)} experts",
+                "pass one for each --expert, or leave --shares out",
             )
-        if not all(math.isfinite(weight) for weight in self.weights) or (
-            self.weights and sum(self.weights) <= 0
-        ):
-            raise ConfigError("weights must be numbers of a positive sum", "leave --weights out")
+        if not all(map(math.isfinite, self.shares)) or (self.shares and sum(self.shares) <= 0):
+            raise ConfigError("shares must be numbers of a positive sum", "leave --shares out")
 
     @property
-    def shares(self) -> tuple[tuple[int, float], ...]:
+    def scored(self) -> bool:
+        """Whether a score chooses the experts."""
+        return any(given is not None for given in (self.by, self.dataset, self.scores))
+
+    @property
+    def pruning(self) -> PruneConfig:
+        """The pruning that leaves each layer's best expert."""
+        shared = {option.name: getattr(self, option.name) for option in fields(ScoredConfig)}
+        return PruneConfig(dense=True, **shared)
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """The experts by number, as they were named."""
+        return self.expert if isinstance(self.expert, tuple) else (self.expert or 0,)
+
+    @property
+    def mean(self) -> tuple[tuple[int, float], ...]:
         """Experts and their shares of the mean, which sum to 1."""
-        if not self.experts:
-            return ((self.expert, 1.0),)
-        weights = self.weights or (1.0,) * len(self.experts)
-        return tuple((e, w / sum(weights)) for e, w in zip(self.experts, weights, strict=True))
+        shares = self.shares or (1.0,) * len(self.numbers)
+        return tuple((e, s / sum(shares)) for e, s in zip(self.numbers, shares, strict=True))
 
 
 def parse_experts(text: str) -> dict[int | None, tuple[int, ...]]:
@@ -221,12 +239,12 @@ def parse_experts(text: str) -> dict[int | None, tuple[int, ...]]:
         match = _LAYER_ITEM.fullmatch(re.sub(r"\s", "", item))
         if match is None:
             raise ConfigError(
-                f"experts {item.strip()!r} is not understood",
-                "write layer:experts, as in --experts '0:1,5;3:2,4' or --experts 'all:1,5'",
+                f"drop {item.strip()!r} is not understood",
+                "write layer:experts, as in --drop '0:1,5;3:2,4' or --drop 'all:1,5'",
             )
         layer = None if match[1] == "all" else int(match[1])
         numbers = tuple(sorted(int(number) for number in match[2].split(",")))
         if layer in chosen or len(set(numbers)) != len(numbers):
-            raise ConfigError(f"experts {text!r} names something twice", "name each expert once")
+            raise ConfigError(f"drop {text!r} names something twice", "name each expert once")
         chosen[layer] = numbers
     return chosen

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,15 @@ from moeify.checkpoint.ledger import Ledger
 from moeify.checkpoint.reader import Checkpoint
 from moeify.checkpoint.source import resolve_source
 from moeify.checkpoint.staging import check_output, output_errors, staged
-from moeify.checkpoint.writer import Progress, parse_size
+from moeify.checkpoint.writer import parse_size
 from moeify.errors import ConfigError
-from moeify.provenance.record import UNRECORDED, Step
+from moeify.provenance.record import Step
 from moeify.provenance.seal import seal
 from moeify.pruning.anatomy import dissect, open_moe
 from moeify.pruning.config import ExtractConfig
 from moeify.pruning.dense import plan_dense
-from moeify.pruning.report import ExtractReport
+from moeify.pruning.prune import Steps, prune, step_of
+from moeify.pruning.report import ExtractReport, PruneReport
 from moeify.pruning.writing import check_room, write_beside, write_plan
 
 __all__ = ["ExtractReport", "extract"]
@@ -26,34 +27,38 @@ __all__ = ["ExtractReport", "extract"]
 
 def extract(
     checkpoint: str | Path, output: str | Path | None = None, config: ExtractConfig | None = None,
-    *, progress: Progress | None = None, **options: Any,
+    *, progress: Steps | None = None, **options: Any,
 ) -> ExtractReport:  # fmt: skip
     """Write the dense checkpoint of the original family whose FFNs are one expert's.
 
-    Every tensor is copied as it is; the FFNs of several ``experts`` are their weighted mean. Raises
-    ``MoeifyError``; nothing is left behind then.
+    Every tensor is copied as it is; the FFNs of several experts are their weighted mean. With a
+    score each layer's best expert is taken, as ``prune`` does with ``dense``. ``progress`` is
+    called as by ``prune``. Raises ``MoeifyError``; nothing is left behind then.
     """
     started = time.perf_counter()
     config = replace(config or ExtractConfig(), **options)
+    if config.scored:
+        return _best(prune(checkpoint, output, config.pruning, progress=progress))
     source = resolve_source(checkpoint, config.revision)
     name = source.name.rsplit("/", 1)[-1]
-    numbers = "-".join(str(expert) for expert, _ in config.shares)
+    numbers = "-".join(str(expert) for expert, _ in config.mean)
     target = Path(output) if output is not None else Path(f"{name}-expert{numbers}")
     check_output(target, source.folder, force=config.force)
     view = open_moe(Checkpoint.open(source.folder))
-    if (last := max(expert for expert, _ in config.shares)) >= view.num_experts:
+    if (last := max(expert for expert, _ in config.mean)) >= view.num_experts:
         raise ConfigError(
             f"there is no expert {last}: the experts are 0 to {view.num_experts - 1}",
             f"name one of 0 to {view.num_experts - 1}",
         )
-    experts = dict.fromkeys(view.moe_layers, config.shares)
+    experts = dict.fromkeys(view.moe_layers, config.mean)
     plan = plan_dense(dissect(view), experts, parse_size(config.max_shard_size))
     along = check_room(source, target, plan.nbytes)
-    named = {key: value for key, value in asdict(config).items() if key not in UNRECORDED}
+    named = {"expert": config.numbers, "shares": config.shares, "revision": config.revision,
+             "max_shard_size": config.max_shard_size}  # fmt: skip
     results = {"params_total": plan.params_after}
     ledger = Ledger(config.checksum)
     with staged(target, force=config.force) as stage, output_errors(target):
-        write_plan(stage, plan, source, ledger, progress)
+        write_plan(stage, plan, source, ledger, step_of(progress, "writing MB", 10**6))
         step = Step(command="extract", options=named, results=results)
         write_beside(stage, plan, source, step)
         seal(stage, ledger)
@@ -61,13 +66,33 @@ def extract(
         source=source.name,
         output=str(target),
         model_type=str(plan.config["model_type"]),
-        expert=config.shares[0][0] if len(config.shares) == 1 else None,
-        experts=tuple(expert for expert, _ in config.shares),
-        weights=tuple(weight for _, weight in config.shares),
+        expert=config.mean[0][0] if len(config.mean) == 1 else None,
+        experts=tuple(expert for expert, _ in config.mean),
+        weights=tuple(weight for _, weight in config.mean),
         moe_layers=view.moe_layers,
         params=plan.params_after,
         bytes_written=plan.nbytes,
         bytes_carried=along.nbytes,
         warnings=(*view.checkpoint.notes, *along.notes),
         seconds=time.perf_counter() - started,
+    )
+
+
+def _best(report: PruneReport) -> ExtractReport:
+    """What extraction says of a pruning that left one expert a layer."""
+    return ExtractReport(
+        source=report.source,
+        output=report.output,
+        model_type=report.model_type,
+        expert=None,
+        experts=(),
+        weights=(),
+        by=report.by,
+        chosen={layer: kept[0] for layer, kept in report.kept.items()},
+        moe_layers=tuple(report.kept),
+        params=report.params_after,
+        bytes_written=report.bytes_written,
+        bytes_carried=report.bytes_carried,
+        warnings=report.warnings,
+        seconds=report.seconds,
     )

@@ -41,13 +41,13 @@ from moeify.pruning.selection import (
 from moeify.pruning.writing import SCORES_FILE, check_room, write_beside, write_plan
 from moeify.routing.passes import runs_by_layer
 
-__all__ = ["PruneReport", "prune"]
-
+__all__ = ["PruneReport", "Steps", "prune", "step_of"]
 
 Steps = Callable[[str, int, int], None]
 
 
-def _step_of(steps: Steps | None, what: str, unit: int = 1) -> Progress | None:
+def step_of(steps: Steps | None, what: str, unit: int = 1) -> Progress | None:
+    """Progress in units of one step, which has a name."""
     if steps is None:
         return None
     return lambda done, total: steps(what, done // unit, total // unit)
@@ -106,7 +106,7 @@ def prune(
     report = replace(report, warnings=known, bytes_carried=along.nbytes)
     ledger = Ledger(config.checksum)
     with staged(target, force=config.force) as stage, output_errors(target):
-        write_plan(stage, plan, source, ledger, _step_of(progress, "writing MB", 10**6))
+        write_plan(stage, plan, source, ledger, step_of(progress, "writing MB", 10**6))
         _write_scores(stage, target, config, choice)
         write_beside(stage, plan, source, _step(config, report, source))
         if config.evaluate and text is not None and text.held_out is not None:
@@ -140,7 +140,7 @@ def _check(
         anatomy.check_plain("quantised experts cannot be rescaled", "leave --rescale out")
     if config.merge:
         check_merging(anatomy)
-    if config.criterion == "aimer" and config.experts is None:
+    if config.criterion == "aimer" and config.drop is None:
         check_aimer(anatomy)
     if config.evaluate:
         check_evaluation(anatomy.view.checkpoint.config)
@@ -150,7 +150,7 @@ def _check(
 def _default_output(source: Source, config: PruneConfig, keep: int) -> Path:
     """``NAME-e4-reap`` in the working directory."""
     name = source.name.rsplit("/", 1)[-1]
-    how = "by-hand" if config.experts is not None else config.criterion
+    how = "by-hand" if config.drop is not None else config.criterion
     return Path(f"{name}-dense" if config.dense else f"{name}-e{keep}-{how}")
 
 
@@ -176,16 +176,16 @@ def _choose(
         how = "calibrating layer by layer" if by_layer else "calibrating on blocks"
         scores = text_scores(
             source, anatomy, config, text, _partial(target, config), by_layer=by_layer,
-            progress=_step_of(progress, how),
+            progress=step_of(progress, how),
         )  # fmt: skip
-    if config.experts is not None:
-        kept = kept_by_hand(anatomy, config.experts, config.dense)
+    if config.drop is not None:
+        kept = kept_by_hand(anatomy, config.drop, config.dense)
         return _Choice(kept=kept, calibrated=scores, layer_by_layer=by_layer)
     if config.criterion == "random":
         values = random_scores(anatomy, config.seed)
     elif config.criterion == "aimer":
         values = (scores.aimer if scores is not None else {}) or aimer_scores(
-            anatomy, _step_of(progress, "reading experts")
+            anatomy, step_of(progress, "reading experts")
         )
     else:
         assert scores is not None, "PruneConfig asks for text or scores"
@@ -236,7 +236,7 @@ def _report(
         source=source.name,
         output=str(target),
         model_type=str(plan.config["model_type"]),
-        by="experts" if config.experts is not None else config.criterion,
+        by="experts" if config.drop is not None else config.criterion,
         num_experts_before=view.num_experts,
         num_experts=len(next(iter(choice.kept.values()))),
         top_k=1 if config.dense else view.top_k,

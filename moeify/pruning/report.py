@@ -68,7 +68,7 @@ class PruneReport:
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractReport:
-    """What extraction did; ``expert`` is None where several ``experts`` were averaged."""
+    """What extraction did; ``expert`` is None where several were averaged or a score chose."""
 
     source: str
     output: str
@@ -76,6 +76,10 @@ class ExtractReport:
     expert: int | None
     experts: tuple[int, ...]
     weights: tuple[float, ...]
+    by: str | None = None
+    """Score that chose the experts."""
+    chosen: dict[int, int] = field(default_factory=dict)
+    """The expert that it chose in each MoE layer."""
     moe_layers: tuple[int, ...]
     params: int
     bytes_written: int

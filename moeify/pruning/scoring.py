@@ -87,7 +87,7 @@ def text_scores(
     passes: Passes = (
         _passes(anatomy, text, states) if by_layer else WholeModel(load_model(source.folder))
     )
-    data = f"{text.fit.fingerprint}-{config.batch_size}-{len(passes)}"
+    data = f"{text.fit.fingerprint}-{config.batch}-{len(passes)}"
     scores = _begun(save_to, anatomy, data)
     if scores is None or not _goes_on(passes, scores, text, config):
         scores = Scores(
@@ -100,7 +100,7 @@ def text_scores(
     save_to.parent.mkdir(parents=True, exist_ok=True)
     calibrate(
         passes, anatomy, text.fit, scores,
-        batch_size=config.batch_size, save_to=save_to, progress=progress,
+        batch_size=config.batch, save_to=save_to, progress=progress,
     )  # fmt: skip
     if anatomy.quantised is None:
         scores.aimer = aimer_scores(anatomy)
@@ -122,7 +122,7 @@ def _passes(anatomy: Anatomy, text: Text, states: Path) -> LayerByLayer:
 
 def _goes_on(passes: Passes, scores: Scores, text: Text, config: PruneConfig) -> bool:
     """Whether what ``scores`` need from earlier layers is still there."""
-    batches = math.ceil(len(text.fit) / config.batch_size)
+    batches = math.ceil(len(text.fit) / config.batch)
     place = min(scores.batches // batches, len(passes) - 1)
     return not isinstance(passes, LayerByLayer) or passes.holds(place, batches)
 

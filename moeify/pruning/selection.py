@@ -17,15 +17,15 @@ HIGH_GOES_FIRST = ("aimer",)
 def number_to_keep(anatomy: Anatomy, options: PruneConfig) -> int:
     """Experts that stay in each layer; raises ``ConfigError`` where that cannot work."""
     total = anatomy.view.num_experts
-    if options.dense and options.experts is None:
+    if options.dense and options.drop is None:
         return 1
-    if options.experts is not None:
-        return len(next(iter(kept_by_hand(anatomy, options.experts, options.dense).values())))
+    if options.drop is not None:
+        return len(next(iter(kept_by_hand(anatomy, options.drop, options.dense).values())))
     if options.keep is not None:
         keep = options.keep
         check_counts(anatomy, keep)
     else:
-        assert options.ratio is not None, "PruneConfig asks for one of keep, ratio and experts"
+        assert options.ratio is not None, "PruneConfig asks for one of keep, ratio and drop"
         keep = total - round(total * options.ratio)
         check_counts(anatomy, keep, f"--ratio {options.ratio:g} would keep")
     return keep
@@ -56,7 +56,7 @@ def kept_by_hand(anatomy: Anatomy, text: str, dense: bool = False) -> dict[int, 
         if len(next(iter(kept.values()))) != 1:
             raise ConfigError("--dense wants one expert a layer to stay", "name all others")
         return kept
-    check_counts(anatomy, len(next(iter(kept.values()))), "--experts would keep")
+    check_counts(anatomy, len(next(iter(kept.values()))), "--drop would keep")
     _check_groups(anatomy, kept)
     return kept
 

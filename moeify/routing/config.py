@@ -34,7 +34,7 @@ class DataConfig:
     """
 
     dataset: str
-    """A .txt, .jsonl, .json, .csv or .parquet file, or the id of a dataset on the Hub."""
+    """Text to read: a .txt, .jsonl, .json, .csv or .parquet file, or a Hub id."""
     split: str = "train"
     """Split of the dataset; a local file is one split, train."""
     text_column: str = "text"
@@ -44,11 +44,11 @@ class DataConfig:
     streaming: bool = False
     """Read a dataset while it downloads instead of downloading all of it first."""
     max_samples: int | None = None
-    """Texts to read at most; None reads all that are needed."""
+    """Texts to read at most; left out, all that are needed."""
     seq_len: int | None = None
-    """Tokens of a block, S; None takes 512, or the model's limit where that is less."""
+    """Tokens of a block; left out, 512 or the model's limit where that is less."""
     seed: int = 0
-    """Seed of the order in which texts are read."""
+    """Seed of the order in which texts are read, and of whatever else is drawn."""
 
     def __post_init__(self) -> None:
         if not self.dataset:

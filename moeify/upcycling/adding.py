@@ -68,7 +68,7 @@ class AddReport:
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON document of ``moeify upcycle --add-experts --json``."""
+        """The JSON document of ``moeify add --json``."""
         return {"schema": "moeify.add/1", **asdict(self)}
 
 
@@ -121,8 +121,7 @@ def add_experts(
     warnings = (*view.checkpoint.notes, *along.notes, *of_sources(joining.entries), *warnings)
     text = None
     if config.needs_text:
-        vocabulary = view.layout.vocabulary(view.checkpoint.config)
-        text = labelled_text(config, view.checkpoint, labels, vocabulary, others=True)
+        text = labelled_text(config, view.checkpoint, labels, others=True)
         warnings = (*warnings, *text.fit.notes)
     rows, agreement = _calibrated(joining, config), None
     if text is not None and not dry_run:

@@ -58,9 +58,9 @@ class RouterTextConfig:
     seed: int = 0
     """Seed of noise, routers and the order of texts."""
     prompts: Path | None = None
-    """YAML or JSON file from labels to examples, for router prompts."""
+    """YAML or JSON file from labels to examples, for ``router`` prompts."""
     dataset: str | None = None
-    """Text for router data: a .txt, .jsonl, .json, .csv or .parquet file, or a Hub id."""
+    """Text for ``router`` data: a .txt, .jsonl, .json, .csv or .parquet file, or a Hub id."""
     split: str = "train"
     """Split of the dataset; a local file is one split, train."""
     text_column: str = "text"
@@ -70,10 +70,10 @@ class RouterTextConfig:
     fit_tokens: int = 24_576
     """Tokens that routers are fitted to, at most; their inputs are held in memory."""
     seq_len: int | None = None
-    """Tokens of a block of text; None takes 512, or the model's limit where that is less."""
+    """Tokens of a block; left out, 512 or the model's limit where that is less."""
     entropy: float | None = None
-    """Normalised entropy of routers from text: 1 undecided, 0 certain; None is as sure as the
-    text allows."""
+    """Normalised entropy of routers from text: 1 undecided, 0 certain; left out, as sure as
+    the text allows."""
 
     def __post_init__(self) -> None:
         check_choice("router", self.router, ROUTER_STARTS)
@@ -94,7 +94,7 @@ class UpcycleConfig(RouterTextConfig):
     """
 
     num_experts: int | None = None
-    """Experts in each MoE layer; None takes as many as ``experts_from`` names, or 8."""
+    """Experts in each MoE layer; left out, as many as ``experts_from`` names, or 8."""
     top_k: int = 2
     """Experts that each token visits."""
     layers: str = "all"
@@ -109,8 +109,8 @@ class UpcycleConfig(RouterTextConfig):
     """What each entry of ``experts_from`` knows; left out, the entries' own names."""
     rest: RestFrom = "base"
     """Where attention, norms and embeddings come from: the base, or the mean of all entries."""
-    weights: tuple[float, ...] = ()
-    """Weight of each entry in that mean; left out, all weigh the same."""
+    shares: tuple[float, ...] = ()
+    """Share of each entry in the mean that ``rest`` takes; left out, all weigh the same."""
     dtype: Dtype = "auto"
     """Dtype of the output; auto keeps each tensor's own."""
     compat: Compat = "transformers"
@@ -132,7 +132,7 @@ class UpcycleConfig(RouterTextConfig):
     def __post_init__(self) -> None:
         object.__setattr__(self, "experts_from", _listed(self.experts_from))
         object.__setattr__(self, "labels", _listed(self.labels))
-        object.__setattr__(self, "weights", tuple(self.weights))
+        object.__setattr__(self, "shares", tuple(self.shares))
         if self.experts < 2 or self.experts > MAX_EXPERTS or self.num_experts == 0:
             raise ConfigError(
                 f"a mixture needs 2 to {MAX_EXPERTS} experts, not {self.num_experts or 1}",
@@ -172,7 +172,7 @@ def _listed(given: str | Iterable[object]) -> tuple[str, ...]:
 def _check_entries(config: UpcycleConfig) -> None:
     """What belongs to ``experts_from`` must fit it."""
     entries = len(config.experts_from)
-    for option in ("labels", "weights"):
+    for option in ("labels", "shares"):
         given = len(getattr(config, option))
         if given and given != entries:
             raise ConfigError(
@@ -184,15 +184,15 @@ def _check_entries(config: UpcycleConfig) -> None:
             "--rest mean averages the entries of --experts-from, and there are none",
             "pass --experts-from, or leave --rest out",
         )
-    if config.weights and config.rest != "mean":
-        raise ConfigError("--weights belong to --rest mean", "pass --rest mean as well")
-    if config.weights and not (
-        all(math.isfinite(weight) and weight >= 0 for weight in config.weights)
-        and sum(config.weights) > 0
+    if config.shares and config.rest != "mean":
+        raise ConfigError("--shares belong to --rest mean", "pass --rest mean as well")
+    if config.shares and not (
+        all(math.isfinite(share) and share >= 0 for share in config.shares)
+        and sum(config.shares) > 0
     ):
         raise ConfigError(
-            f"weights must be 0 or more and not all 0, not {', '.join(map(str, config.weights))}",
-            "leave --weights out to weigh all entries the same",
+            f"shares must be 0 or more and not all 0, not {', '.join(map(str, config.shares))}",
+            "leave --shares out to weigh all entries the same",
         )
     if entries > config.experts:
         raise ConfigError(
@@ -211,7 +211,7 @@ class AddConfig(RouterTextConfig):
     experts: tuple[str, ...] = ()
     """Dense checkpoints whose feed-forward layers become one more expert each."""
     labels: tuple[str, ...] = ()
-    """What each of them knows; left out, their own names."""
+    """What each entry of ``experts`` knows; left out, the entries' own names."""
     max_shard_size: str = "5GB"
     """Largest size of a weights file that is written."""
     revision: str | None = None
@@ -226,10 +226,10 @@ class AddConfig(RouterTextConfig):
         object.__setattr__(self, "experts", _listed(self.experts))
         object.__setattr__(self, "labels", _listed(self.labels))
         if not self.experts:
-            raise ConfigError("no expert is named", "pass --add-experts with a dense checkpoint")
+            raise ConfigError("no expert is named", "pass --expert with a dense checkpoint")
         if self.labels and len(self.labels) != len(self.experts):
             raise ConfigError(
-                f"{len(self.labels)} labels for {len(self.experts)} entries of --add-experts",
+                f"{len(self.labels)} labels for {len(self.experts)} entries of --expert",
                 "pass one for each entry, or leave --labels out",
             )
 
@@ -241,9 +241,9 @@ class AttachConfig:
     router: RouterInit = "calibrated"
     """How the routers start."""
     top_k: int | None = None
-    """Experts that each token visits; None keeps the checkpoint's number."""
+    """Experts that each token visits; left out, as many as before."""
     route_by: RouteBy | None = None
-    """What a router decides for, token or sequence; None keeps what the checkpoint has."""
+    """What a router decides for, token or sequence; left out, the same as before."""
     seed: int = 0
     """Seed of the routers."""
     revision: str | None = None
@@ -357,22 +357,23 @@ class VerifyConfig:
     """On what a mixture and its dense model are compared."""
 
     text: Path | None = None
-    """Text file to read tokens from; None draws them evenly from the vocabulary."""
+    """Text file to read tokens from; left out, they are drawn evenly from the vocabulary."""
     batch: int = 2
-    """Sequences, B."""
-    length: int = 32
-    """Tokens of each sequence, S."""
+    """Sequences in the batch."""
+    seq_len: int = 32
+    """Tokens of a sequence."""
     dtype: Dtype = "auto"
     """Dtype to compute in; auto takes the dense checkpoint's own."""
     seed: int = 0
     """Seed of the drawn tokens."""
 
     def __post_init__(self) -> None:
-        for option in ("batch", "length"):
+        for option in ("batch", "seq_len"):
             if not 1 <= getattr(self, option) <= 1 << 20:
+                name = option.replace("_", "-")
                 raise ConfigError(
-                    f"{option} must be a positive number, not {getattr(self, option)}",
-                    f"leave --{option} out",
+                    f"{name} must be a positive number, not {getattr(self, option)}",
+                    f"leave --{name} out",
                 )
         check_choice("dtype", self.dtype, DTYPES)
         check_seed(self.seed)

@@ -20,7 +20,7 @@ def mean_piece(
     """The weighted mean of one tensor over ``sources``; the base's own where it is no float."""
     if base.dtype not in FLOAT_DTYPES:
         return copy_of(base, dtype)
-    given = options.weights or (1.0,) * len(sources)
+    given = options.shares or (1.0,) * len(sources)
     weights: dict[StoredTensor, float] = {}
     changes: list[LowRank] = []
     for entry, weight in zip(sources, given, strict=True):

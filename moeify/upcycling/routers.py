@@ -15,6 +15,7 @@ from moeify.checkpoint.arithmetic import Float32
 from moeify.checkpoint.reader import Checkpoint
 from moeify.errors import DatasetError
 from moeify.families.moe_layout import MoeLayout
+from moeify.families.registry import vocabulary_size
 from moeify.provenance.record import UNRECORDED
 from moeify.routing.collection import (
     InputReservoir,
@@ -24,7 +25,7 @@ from moeify.routing.collection import (
     routers,
 )
 from moeify.routing.config import DataConfig
-from moeify.routing.data import Blocks, block_length, check_vocabulary, read_blocks, tokenizer_for
+from moeify.routing.data import Blocks, block_length, blocks_for, check_vocabulary, tokenizer_for
 from moeify.routing.passes import LayerByLayer, Pass
 from moeify.routing.prompts import prompt_blocks, read_prompts
 from moeify.upcycling.config import RouterTextConfig
@@ -73,31 +74,29 @@ class LabelledText:
 
 
 def labelled_text(
-    config: RouterTextConfig, checkpoint: Checkpoint, labels: Sequence[str], vocabulary: int, *,
-    others: bool = False,
-) -> LabelledText:  # fmt: skip
+    config: RouterTextConfig, checkpoint: Checkpoint, labels: Sequence[str], *, others: bool = False
+) -> LabelledText:
     """The text that routers are computed from, tokenised and checked against ``labels``.
 
     ``others`` says that there may be text of what no expert is known for. Raises ``DatasetError``
-    where a label has no text, a text no label, or the model no such token: of ``vocabulary``.
+    where a label has no text, a text no label, or the model no such token.
     """
     labels = list(dict.fromkeys(labels))
-    tokenizer = tokenizer_for(checkpoint.folder)
-    seq_len = block_length(checkpoint.config, config.seq_len)
     if config.prompts is not None:
         prompts = read_prompts(config.prompts)
         against = any(prompts[label].negative for label in prompts)
         _check_labels(labels, list(prompts), config.prompts.name, others, against)
+        tokenizer = tokenizer_for(checkpoint.folder)
+        seq_len = block_length(checkpoint.config, config.seq_len)
         blocks = prompt_blocks(prompts, list(prompts), tokenizer, seq_len)
-        check_vocabulary(tokenizer, blocks.largest_token, vocabulary)
+        check_vocabulary(tokenizer, blocks.largest_token, vocabulary_size(checkpoint.config))
         return LabelledText(fit=blocks, held_out=blocks)
     assert config.dataset is not None, "checked with the options"
     data = DataConfig(
         dataset=config.dataset, split=config.split, text_column=config.text_column,
         domain_column=config.domain_column, seq_len=config.seq_len, seed=config.seed,
     )  # fmt: skip
-    wanted = _OVERSAMPLING * config.fit_tokens
-    blocks = read_blocks(data, tokenizer, seq_len, wanted, vocabulary)
+    blocks, _ = blocks_for(checkpoint, data, _OVERSAMPLING * config.fit_tokens)
     _check_labels(labels, blocks.domain_names, f"column {config.domain_column!r}", others)
     fit, held_out = _even(blocks, config.fit_tokens).split(_HELD_OUT)
     return LabelledText(fit=fit, held_out=held_out)

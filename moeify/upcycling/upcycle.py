@@ -129,7 +129,7 @@ def _read_text(plan: UpcyclePlan, config: UpcycleConfig) -> _RouterFit:
     checkpoint = plan.view.checkpoint
     dims = plan.family.dense.dims(checkpoint.config)
     labels = [origin.label for origin in plan.origins]
-    text = labelled_text(config, checkpoint, labels, dims["V"])
+    text = labelled_text(config, checkpoint, labels)
     return _RouterFit(
         text=text, owners=router_owners(plan, text, config), nbytes=state_bytes(text, dims["H"])
     )
@@ -223,7 +223,7 @@ def _shared(progress: Progress | None, nbytes: int) -> tuple[Progress | None, Pr
 def _step(config: UpcycleConfig, report: UpcycleReport) -> Step:
     options = recorded_options(config)
     options["num_experts"] = config.experts
-    for key in ("experts_from", "labels", "rest", "weights"):
+    for key in ("experts_from", "labels", "rest", "shares"):
         if not config.experts_from:
             del options[key]
     if config.experts_from:

@@ -119,29 +119,29 @@ def _tokens(folder: Path, config: Config, options: VerifyConfig) -> torch.Tensor
     import torch
 
     limit = config.get("max_position_embeddings") or config.get("n_positions")
-    if isinstance(limit, int) and options.length > limit:
+    if isinstance(limit, int) and options.seq_len > limit:
         raise ConfigError(
-            f"length {options.length} is more than the model's {limit} positions",
-            f"pass --length {limit}",
+            f"seq-len {options.seq_len} is more than the model's {limit} positions",
+            f"pass --seq-len {limit}",
         )
-    wanted = (options.batch, options.length)
+    wanted = (options.batch, options.seq_len)
     if options.text is None:
         generator = torch.Generator().manual_seed(options.seed)
         return torch.randint(vocabulary_size(config), wanted, generator=generator)
     try:
-        text = read_text(options.text, _BYTES_A_TOKEN * options.batch * options.length)
+        text = read_text(options.text, _BYTES_A_TOKEN * options.batch * options.seq_len)
     except CheckpointError as error:
         raise DatasetError(
             f"cannot read {options.text}: {error.message}", "name a text file with --text"
         ) from error
     tokenizer = load_tokenizer(folder)
     ids = encode(tokenizer, text)
-    if len(ids) < options.batch * options.length:
+    if len(ids) < options.batch * options.seq_len:
         raise DatasetError(
-            f"{options.text} has {len(ids)} tokens, {options.batch} x {options.length} are needed",
-            "name a longer text, or pass a smaller --batch or --length",
+            f"{options.text} has {len(ids)} tokens, {options.batch} x {options.seq_len} are needed",
+            "name a longer text, or pass a smaller --batch or --seq-len",
         )
-    ids = ids[: options.batch * options.length]
+    ids = ids[: options.batch * options.seq_len]
     check_vocabulary(tokenizer, max(ids), vocabulary_size(config))
     return torch.tensor(ids).view(wanted)
 

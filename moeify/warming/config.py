@@ -47,10 +47,10 @@ class WarmupConfig(DataConfig):
     """Weight of the z-loss, which keeps router logits small."""
     learning_rate: float = 1e-3
     """Largest learning rate, reached after the first tenth of the steps."""
-    batch_size: int = 8
-    """Blocks of a micro-batch on each device."""
+    batch: int = 8
+    """Blocks in a batch, on each device."""
     accumulate: int = 1
-    """Micro-batches of a training step."""
+    """Batches of a training step."""
     fit_tokens: int = 24_576
     """Tokens that routers are fitted to, at most; their inputs are held in memory."""
     eval_tokens: int = 16_384
@@ -65,9 +65,9 @@ class WarmupConfig(DataConfig):
     dtype: ComputeDtype = "auto"
     """Dtype to compute in; auto takes the checkpoint's own. Trained weights are float32."""
     device: str | None = None
-    """Device to compute on, such as cpu or cuda; None takes an accelerator where there is one."""
-    dense: str | None = None
-    """Dense model to compare with, and to learn from where the mixture has no head."""
+    """Device to compute on, such as cpu or cuda; left out, an accelerator where there is one."""
+    reference: str | None = None
+    """Dense checkpoint to compare with, and to learn from where the mixture has no head."""
     save_steps: int = 50
     """Steps between checkpoints of the run, which hold what is trained and nothing else."""
     resume: bool = False
@@ -92,7 +92,7 @@ class WarmupConfig(DataConfig):
                     f"{option} {getattr(self, option)!r} is unknown",
                     f"one of: {', '.join(allowed)}",
                 )
-        for option in ("batch_size", "accumulate", "fit_tokens", "eval_tokens", "save_steps"):
+        for option in ("batch", "accumulate", "fit_tokens", "eval_tokens", "save_steps"):
             self._check(option, getattr(self, option) >= 1, "at least 1")
         self._check("steps", self.steps >= 0, "0 or more")
         self._check("held_out", 0 < self.held_out < 1, "between 0 and 1")

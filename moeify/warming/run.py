@@ -30,7 +30,16 @@ __all__ = [
 TRAINED_FILE = "trained.safetensors"
 _STATE_FILE = "trainer_state.json"  # transformers writes it last
 _RUN_FILE = "run.json"
-_MAY_CHANGE = ("resume", "force", "plot", "device", "save_steps", "dense", "dataset", "checksum")
+_MAY_CHANGE = (
+    "resume",
+    "force",
+    "plot",
+    "device",
+    "save_steps",
+    "reference",
+    "dataset",
+    "checksum",
+)
 
 
 def is_main_process() -> bool:

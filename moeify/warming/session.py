@@ -60,7 +60,7 @@ class Session:
         statistics = RoutingStatistics(len(self.held_out.domain_names))
         collect(
             self.model, self.view.layout, self.held_out, statistics,
-            batch_size=self.config.batch_size,
+            batch_size=self.config.batch,
         )  # fmt: skip
         return statistics
 
@@ -68,7 +68,7 @@ class Session:
         """The loss of the mixture, or of another ``model``, on the held-out text."""
         assert self.objective is not None
         examples = self.examples(self.held_out)
-        return evaluate(model or self.model, self.objective, examples, self.config.batch_size)
+        return evaluate(model or self.model, self.objective, examples, self.config.batch)
 
     def domain_evaluation(self) -> dict[str, float]:
         """The mixture's loss on each domain of the held-out text; empty where it names none."""
@@ -78,7 +78,7 @@ class Session:
             rows = np.flatnonzero(self.held_out.domains == number).tolist()
             if rows:
                 found[name] = evaluate(
-                    self.model, self.objective, examples, self.config.batch_size, rows=rows
+                    self.model, self.objective, examples, self.config.batch, rows=rows
                 )
         return found
 
@@ -90,8 +90,8 @@ class Session:
         """Load the mixture, and the dense model where one is given."""
         config, teacher = self.config, None
         self.load_mixture()
-        if config.dense is not None:
-            teacher = load_model(resolve_source(config.dense).folder, config.dtype)
+        if config.reference is not None:
+            teacher = load_model(resolve_source(config.reference).folder, config.dtype)
             teacher = teacher.to(_device(config.device))
         self.objective = Objective(loss=self.loss, layout=self.view.layout, teacher=teacher)
 
@@ -131,8 +131,8 @@ def open_session(source: Source, config: WarmupConfig, progress: Progress | None
     fit = fit_method(config, record)
     seq_len = block_length(opened.config, config.seq_len)
     blocks, tokenizer = blocks_for(opened, config, _tokens_needed(config, seq_len))
-    if config.dense is not None:
-        teacher = read_config(resolve_source(config.dense).folder)
+    if config.reference is not None:
+        teacher = read_config(resolve_source(config.reference).folder)
         check_vocabulary(tokenizer, blocks.largest_token, vocabulary_size(teacher))
     _check_domains(blocks, config, view.num_experts)
     train, held_out = blocks.split(config.held_out)
@@ -145,7 +145,7 @@ def open_session(source: Source, config: WarmupConfig, progress: Progress | None
 
 
 def _tokens_needed(config: WarmupConfig, seq_len: int) -> int:
-    per_step = config.batch_size * config.accumulate * seq_len * world_size()
+    per_step = config.batch * config.accumulate * seq_len * world_size()
     used = max(config.fit_tokens, config.steps * per_step)
     return int(max(used / (1 - config.held_out), config.eval_tokens / config.held_out))
 

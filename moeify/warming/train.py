@@ -270,7 +270,7 @@ def _arguments(config: WarmupConfig, run_folder: Path, model: nn.Module) -> Any:
     return TrainingArguments(
         output_dir=str(run_folder),
         max_steps=config.steps,
-        per_device_train_batch_size=config.batch_size,
+        per_device_train_batch_size=config.batch,
         gradient_accumulation_steps=config.accumulate,
         learning_rate=config.learning_rate,
         lr_scheduler_type="cosine",

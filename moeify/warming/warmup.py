@@ -112,7 +112,7 @@ def _measured(session: Session, target: Path) -> WarmupReport:
     loss_fitted = session.evaluation() if session.fit != "none" else loss_before
     assert session.objective is not None
     headroom = measure_headroom(
-        session.model, session.objective, session.examples(session.held_out), config.batch_size,
+        session.model, session.objective, session.examples(session.held_out), config.batch,
         reservoir, learned=loss_fitted, seed=config.seed,
     )  # fmt: skip
     reservoir_bytes = reservoir.nbytes
@@ -133,7 +133,7 @@ def _measured(session: Session, target: Path) -> WarmupReport:
     _note(session, headroom, loss_before, loss_after, random)
     _note_domains(session, headroom, domain_losses)
     steps = int(session.curve[-1]["step"]) if trained else 0
-    per_step = config.batch_size * config.accumulate * world_size() * session.held_out.seq_len
+    per_step = config.batch * config.accumulate * world_size() * session.held_out.seq_len
     return WarmupReport(
         source=session.source.name, output=str(target), model_type=view.layout.model_type,
         num_experts=view.num_experts, top_k=view.top_k, fit=session.fit, train=config.train,
@@ -169,7 +169,7 @@ def _has_dense_loss(session: Session) -> bool:
 
 def _collect_inputs(session: Session) -> InputReservoir:
     config, started = session.config, time.perf_counter()
-    wanted = config.fit_tokens if session.fit != "none" else 2 * config.batch_size
+    wanted = config.fit_tokens if session.fit != "none" else 2 * config.batch
     blocks = some_blocks(session.train_blocks, wanted, config.seed)
     reservoir = InputReservoir(min(config.fit_tokens, blocks.tokens), config.seed)
     report = session.progress
@@ -179,7 +179,7 @@ def _collect_inputs(session: Session) -> InputReservoir:
             report("collecting inputs", done, total)
 
     collect(
-        session.model, session.view.layout, blocks, reservoir, batch_size=config.batch_size,
+        session.model, session.view.layout, blocks, reservoir, batch_size=config.batch,
         progress=told,
     )  # fmt: skip
     session.seconds["collect"] = time.perf_counter() - started

@@ -25,7 +25,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_names_by_commas_and_by_repetition(place: Path, tmp_path: Path) -> None:
     done = moeify(
         "upcycle", "base", tmp_path / "moe", "--experts-from", "code,german", "--experts-from",
-        "lora", "--labels", "py,de,lora", "--rest", "mean", "--weights", "2,1,1", cwd=place,
+        "lora", "--labels", "py,de,lora", "--rest", "mean", "--shares", "2,1,1", cwd=place,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     for part in ("from german  experts 1: de", "from lora    experts 2: lora", "3, top-2"):
@@ -46,20 +46,18 @@ def test_names_by_commas_and_by_repetition(place: Path, tmp_path: Path) -> None:
 def test_an_expert_joins_and_a_mean_comes_out(place: Path, tmp_path: Path) -> None:
     moeify("upcycle", "base", tmp_path / "moe", "--experts-from", "code,german", cwd=place)
     planned = moeify(
-        "upcycle", tmp_path / "moe", tmp_path / "more", "--add-experts", "logs", "--dry-run",
-        cwd=place,
-    )  # fmt: skip
+        "add", tmp_path / "moe", tmp_path / "more", "--expert", "logs", "--dry-run", cwd=place
+    )
     assert "2 -> 3, top-2" in planned.stdout
     assert not (tmp_path / "more").exists()
     added = moeify(
-        "upcycle", tmp_path / "moe", tmp_path / "more", "--add-experts", "logs", "--json",
-        cwd=place,
-    )  # fmt: skip
+        "add", tmp_path / "moe", tmp_path / "more", "--expert", "logs", "--json", cwd=place
+    )
     document = json.loads(added.stdout)
     assert document["schema"] == "moeify.add/1"
     assert document["added"][0]["experts"] == [2]
     mean = moeify(
-        "extract", tmp_path / "more", tmp_path / "mean", "--experts", "0,2", "--weights", "3,1"
+        "extract", tmp_path / "more", tmp_path / "mean", "--expert", "0,2", "--shares", "3,1"
     )
     assert mean.returncode == 0, mean.stderr
     assert "0 x 0.75 + 2 x 0.25 in 4 layers" in mean.stdout
@@ -68,9 +66,8 @@ def test_an_expert_joins_and_a_mean_comes_out(place: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--add-experts", "logs", "--experts", 4], "--experts has no use with --add-experts"),
-        (["--add-experts", "logs", "--top-k", 1], "--top-k has no use with --add-experts"),
-        (["--experts-from", "code,german", "--weights", "a,b"], "--weights 'a,b' is no list of"),
+        (["--experts-from", "code,german", "--shares", "a,b"], "--shares 'a,b' is no list of"),
+        (["--experts-from", "code,german", "--shares", "1,inf"], "--shares '1,inf' is no list of"),
         (["--experts-from", "code,nowhere"], "nowhere"),
     ],
 )

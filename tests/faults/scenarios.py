@@ -16,7 +16,7 @@ from tests.warming.mixtures import corpus
 
 FAMILIES = ("gpt2", "bert", "qwen2", "qwen3")
 _SHORT = ("--seq-len", "32", "--max-tokens", "2048", "--batch", "4")
-_WARM = ("--seq-len", "32", "--fit-tokens", "1024", "--eval-tokens", "256", "--batch-size", "2",
+_WARM = ("--seq-len", "32", "--fit-tokens", "1024", "--eval-tokens", "256", "--batch", "2",
          "--steps", "12", "--save-steps", "3", "--device", "cpu", "--fit", "kmeans")  # fmt: skip
 
 

@@ -40,19 +40,19 @@ def test_extremes_stay_exact(tmp_path: Path, family: str, what: str) -> None:
         options = ODD[family]
     dense = save_tiny(tmp_path / "dense", family, **options)
     upcycle(dense, tmp_path / "moe", num_experts=experts, top_k=top_k, noise=0.0)
-    report = verify(dense, tmp_path / "moe", length=8)
+    report = verify(dense, tmp_path / "moe", seq_len=8)
     assert report.relative_diff <= 1e-6 and report.top1_agreement == 1.0
     assert moeify("inspect", tmp_path / "moe", "--weights").code in (0, 3)  # copies are a finding
     done = moeify("prune", tmp_path / "moe", tmp_path / "cut", "--keep", top_k, "--by", "random")
     assert done.code == (1 if experts == top_k else 0), done.text
     assert moeify("extract", tmp_path / "moe", tmp_path / "one", "--expert", 0).code == 0
-    assert verify(dense, tmp_path / "one", length=8).bit_exact
+    assert verify(dense, tmp_path / "one", seq_len=8).bit_exact
 
 
 def test_512_experts(tmp_path: Path) -> None:
     dense = save_tiny(tmp_path / "dense", "qwen3", num_hidden_layers=2)
     upcycle(dense, tmp_path / "moe", num_experts=512, top_k=512, noise=0.0)
-    assert verify(dense, tmp_path / "moe", length=4, batch=1).relative_diff <= 1e-6
+    assert verify(dense, tmp_path / "moe", seq_len=4, batch=1).relative_diff <= 1e-6
     assert moeify("attach", tmp_path / "moe", tmp_path / "again", "--top-k", 8).code == 0
     done = moeify("prune", tmp_path / "again", tmp_path / "cut", "--keep", 9, "--by", "random")
     assert done.code == 0, done.text

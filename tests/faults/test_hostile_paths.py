@@ -63,7 +63,7 @@ def _commands(checkpoint: Path) -> list[list[object]]:
     return [
         ["inspect", checkpoint], ["upcycle", checkpoint, out],
         ["upcycle", checkpoint, "--dry-run"],
-        ["verify", checkpoint, checkpoint, "--text", text, "--length", 8],
+        ["verify", checkpoint, checkpoint, "--text", text, "--seq-len", 8],
     ]  # fmt: skip
 
 

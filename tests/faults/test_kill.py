@@ -89,7 +89,7 @@ def test_a_kill_while_a_model_is_loaded(
     """The temporary folder goes; what SIGKILL leaves are links and settings, never weights."""
     place = Place(folder=tmp_path, environment={"TMPDIR": str(tmp_path / "temporary")})
     (tmp_path / "temporary").mkdir()
-    line = ["verify", str(sources.dense["qwen3"]), str(sources.mixtures["qwen3"]), "--length", "4"]
+    line = ["verify", str(sources.dense["qwen3"]), str(sources.mixtures["qwen3"]), "--seq-len", "4"]
     moment = {"below": "temporary/moeify-", "event": "open", "operation": 4, "signal": number}
     ended = Running(place, line, moment).wait()
     assert ended.code == 128 + number, ended.stderr

@@ -103,16 +103,16 @@ def test_no_command_runs_or_carries_code(
     text, out = work / "text.txt", tmp_path / "out"
     small = ["--max-tokens", 200, "--seq-len", 16]
     for line in (
-        ["inspect", moe, "--weights", "--dense", dense],
+        ["inspect", moe, "--weights", "--reference", dense],
         ["inspect", moe, "--dataset", text, *small, "--vocabulary"],
         ["upcycle", dense, out],
         ["attach", moe, out],
         ["extract", moe, out, "--expert", 1],
         ["prune", moe, out, "--keep", 2, "--dataset", text, *small],
         ["prune", moe, out, "--keep", 1, "--dense", "--by", "random"],
-        ["warmup", moe, out, "--dataset", text, "--steps", 1, "--seq-len", 16, "--dense", dense,
-         "--batch-size", 2],
-        ["verify", dense, moe, "--text", text, "--length", 8],
+        ["warmup", moe, out, "--dataset", text, "--steps", 1, "--seq-len", 16, "--reference", dense,
+         "--batch", 2],
+        ["verify", dense, moe, "--text", text, "--seq-len", 8],
     ):  # fmt: skip
         done = moeify(*line)
         assert done.code == 0 or (line[0], done.code) == ("inspect", 3), done.text

@@ -32,11 +32,11 @@ def test_no_command_says_or_writes_who_and_where(
     dense, moe = models / "dense", models / "moe"
     printed = [
         moeify("upcycle", dense, moe, "--experts", 4),
-        moeify("warmup", moe, models / "warm", "--dataset", text, "--steps", 1, "--dense",
-               dense, "--seq-len", 16, "--batch-size", 2, "--plot", home / "plot.svg"),
+        moeify("warmup", moe, models / "warm", "--dataset", text, "--steps", 1, "--reference",
+               dense, "--seq-len", 16, "--batch", 2, "--plot", home / "plot.svg"),
         moeify("prune", moe, models / "half", "--keep", 2, "--dataset", text, "--seq-len",
                16, "--scores", home / "scores.json"),
-        moeify("verify", dense, moe, "--text", text, "--length", 8),
+        moeify("verify", dense, moe, "--text", text, "--seq-len", 8),
         moeify("inspect", moe, "--html", home / "page.html", "--weights"),
         moeify("push", models / "half", "me/x"),
         moeify("upcycle", dense, moe),

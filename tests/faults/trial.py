@@ -96,9 +96,9 @@ def arguments(command: str, folder: Path, output: Path, text: Path, dense: Path)
             said += [option, str(text), "--max-tokens", "200", "--batch", "2", "--vocabulary"]
         case "warmup":
             said += ["--dataset", str(text), str(output), "--steps", "0", "--fit-tokens", "200",
-                     "--eval-tokens", "100", "--batch-size", "2"]  # fmt: skip
+                     "--eval-tokens", "100", "--batch", "2"]  # fmt: skip
         case "verify":
-            said = [word, str(dense), str(folder), "--batch", "1", "--length", "4",
+            said = [word, str(dense), str(folder), "--batch", "1", "--seq-len", "4",
                     "--text", str(text)]  # fmt: skip
         case _:
             said += [option] if option else []

@@ -84,7 +84,7 @@ def test_every_command_takes_an_id_and_a_revision(hub, client, files, tmp_path):
     commands = f"""
         verify org/dense@v1 org/moe@v1
         inspect org/moe --revision v1
-        inspect org/moe@v1 --weights --dense org/dense@v1
+        inspect org/moe@v1 --weights --reference org/dense@v1
         attach org/moe attach --revision v1
         extract org/moe extract --expert 1 --revision v1
         prune org/moe@v1 prune --keep 2 --by random

@@ -58,12 +58,12 @@ def test_every_layout_can_be_measured(model_type: str, tmp_path: Path) -> None:
 
 def test_copies_are_named_and_noise_is_measured(tmp_path: Path) -> None:
     upcycle(demo_gpt2(), tmp_path / "copies", num_experts=4, noise=0.0)
-    report = inspect(tmp_path / "copies", weights=True, dense=str(demo_gpt2()))
+    report = inspect(tmp_path / "copies", weights=True, reference=str(demo_gpt2()))
     assert all(layer.weights["duplicates"] == [[0, 1, 2, 3]] for layer in report.layers)
     assert all(layer.weights["dense_distance"]["max"] == 0 for layer in report.layers)
     assert "exact copies" in report.notes[0]
     upcycle(demo_gpt2(), tmp_path / "noisy", num_experts=4, noise=0.02)
-    for layer in inspect(tmp_path / "noisy", weights=True, dense=str(demo_gpt2())).layers:
+    for layer in inspect(tmp_path / "noisy", weights=True, reference=str(demo_gpt2())).layers:
         assert layer.weights["duplicates"] == []
         assert layer.weights["dense_distance"]["mean"] == pytest.approx(0.02, rel=0.1)
         assert layer.weights["expert_distance"]["mean"] == pytest.approx(0.02 * 2**0.5, rel=0.1)
@@ -102,7 +102,7 @@ def test_truncated_shard_is_a_problem_of_its_layers(tmp_path: Path) -> None:
 def test_dense_of_another_family_is_refused(tmp_path: Path) -> None:
     upcycle(demo_gpt2(), tmp_path / "moe", num_experts=4)
     with pytest.raises(ConfigError, match="do not stem from one"):
-        inspect(tmp_path / "moe", weights=True, dense=str(minilm()))
+        inspect(tmp_path / "moe", weights=True, reference=str(minilm()))
 
 
 def test_memory_does_not_grow_with_layer_or_shard(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ class Command:
 def upcycle(source: Source, work: Path) -> None:
     moeify.upcycle(source.folder, work / "moe", num_experts=4, top_k=2)
     _loads_whole(work / "moe")
-    report = moeify.verify(source.folder, work / "moe", text=TEXT, batch=2, length=SEQ_LEN)
+    report = moeify.verify(source.folder, work / "moe", text=TEXT, batch=2, seq_len=SEQ_LEN)
     assert report.relative_diff <= (_ROUNDED if source.form.dtype == "bfloat16" else _EXACT)
     moeify.upcycle(source.folder, work / "flat", num_experts=4, router="zeros")
     assert moeify.verify(source.folder, work / "flat").bit_exact or source.form.dtype == "float32"
@@ -47,7 +47,7 @@ def upcycle(source: Source, work: Path) -> None:
 def attach(source: Source, work: Path) -> None:
     report = moeify.attach(source.folder, work / "out", top_k=1)
     changed = _changed(source, work / "out")
-    assert {layer for layer in report.after} == set(_layers(source))
+    assert set(report.after) == set(_layers(source))
     assert changed and not any(".experts." in name for name in changed)
     _loads_whole(work / "out")
     config = Checkpoint.open(work / "out").config
@@ -56,7 +56,7 @@ def attach(source: Source, work: Path) -> None:
 
 def warmup(source: Source, work: Path, train: str = "routers") -> None:
     report = moeify.warmup(
-        source.folder, work / "out", steps=1, batch_size=2, fit_tokens=256, eval_tokens=256,
+        source.folder, work / "out", steps=1, batch=2, fit_tokens=256, eval_tokens=256,
         device="cpu", train=train, **_TEXT,
     )  # fmt: skip
     assert report.steps == 1
@@ -137,7 +137,7 @@ def prune_dense(source: Source, work: Path) -> None:
 
 def verify(source: Source, work: Path) -> None:
     """A checkpoint computes what it computes itself, also on text of its own tokenizer."""
-    report = moeify.verify(source.folder, source.folder, text=TEXT, batch=2, length=SEQ_LEN)
+    report = moeify.verify(source.folder, source.folder, text=TEXT, batch=2, seq_len=SEQ_LEN)
     assert report.bit_exact and report.top1_agreement == 1
 
 

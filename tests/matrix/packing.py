@@ -45,7 +45,9 @@ def save_packed(model: Any, folder: Path, method: str) -> None:
     path = folder / "model.safetensors"
     tensors: Tensors = {}
     for name, tensor in load_file(path).items():
-        tensors |= dict(_mxfp4(name, tensor) if method == "mxfp4" else _packed(name, tensor, method))
+        tensors |= dict(
+            _mxfp4(name, tensor) if method == "mxfp4" else _packed(name, tensor, method)
+        )
     save_file(tensors, path, metadata={"format": "pt"})
     config = json.loads((folder / "config.json").read_text())
     config["quantization_config"] = _settings(method)
@@ -89,9 +91,7 @@ def _mxfp4(name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]
     yield f"{name}_scales", (exponent + 127).to(torch.uint8).contiguous()
 
 
-def _packed(
-    name: str, tensor: torch.Tensor, method: str
-) -> Iterator[tuple[str, torch.Tensor]]:
+def _packed(name: str, tensor: torch.Tensor, method: str) -> Iterator[tuple[str, torch.Tensor]]:
     found = _EXPERT.fullmatch(name)
     if found is None:
         yield name, tensor

@@ -47,7 +47,9 @@ def test_dense_and_extract(work: Path) -> None:
     assert moeify(*command, cwd=work).returncode == 0
     done = moeify("extract", "moe", "expert", "--expert", 3, "--json", cwd=work)
     assert json.loads(done.stdout)["model_type"] == "bert"
-    for name in ("dense", "expert"):
+    best = moeify("extract", "moe", "best", "--by", "aimer", cwd=work)
+    assert " by aimer in 2 layers" in best.stdout
+    for name in ("dense", "expert", "best"):
         config = json.loads((work / name / "config.json").read_text())
         assert config["architectures"] == ["BertForMaskedLM"] and "num_experts" not in config
 

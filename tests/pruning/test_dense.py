@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from moeify.checkpoint.reader import Checkpoint
 from moeify.errors import CheckpointError, ConfigError, UnsupportedModelError
 from moeify.families.registry import FAMILIES
+from moeify.pruning.config import ExtractConfig
 from moeify.pruning.extract import extract
 from moeify.pruning.prune import prune
 from moeify.upcycling.upcycle import upcycle
@@ -98,11 +99,47 @@ def test_extract_takes_the_named_expert(model_type: str, tmp_path: Path) -> None
 def test_the_dense_layer_can_be_named_by_hand(tmp_path: Path) -> None:
     save_dense("gpt2", "GPT2LMHeadModel", tmp_path / "d")
     upcycle(tmp_path / "d", tmp_path / "moe", num_experts=3, noise=0.1)
-    prune(tmp_path / "moe", tmp_path / "out", experts="0:0,1;1:1,2;2:0,2", dense=True)
+    prune(tmp_path / "moe", tmp_path / "out", drop="0:0,1;1:1,2;2:0,2", dense=True)
     moe, dense = weights(tmp_path / "moe"), weights(tmp_path / "out")
     for layer, expert in enumerate((2, 0, 1)):
         up = moe[f"transformer.h.{layer}.mlp.experts.up_proj"][expert]
         assert torch.equal(dense[f"transformer.h.{layer}.mlp.c_fc.weight"], up)
+
+
+def test_a_score_chooses_the_expert_of_each_layer_as_pruning_does(tmp_path: Path) -> None:
+    save_dense("gpt2", "GPT2LMHeadModel", tmp_path / "d")
+    upcycle(tmp_path / "d", tmp_path / "moe", num_experts=3, noise=0.1)
+    pruned = prune(tmp_path / "moe", tmp_path / "pruned", keep=1, dense=True, by="random", seed=5)
+    said: list[str] = []
+    report = extract(
+        tmp_path / "moe", tmp_path / "best", by="random", seed=5,
+        progress=lambda what, done, total: said.append(what),
+    )  # fmt: skip
+    assert report.chosen == {layer: kept[0] for layer, kept in pruned.kept.items()}
+    assert len(set(report.chosen.values())) > 1
+    assert (report.by, report.expert, report.experts) == ("random", None, ())
+    assert report.to_dict()["schema"] == "moeify.extract/1"
+    assert said
+    one, other = weights(tmp_path / "pruned"), weights(tmp_path / "best")
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], tensor) for name, tensor in other.items())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"by": "aimer", "expert": 1}, "--expert has no use where a score chooses"),
+        ({"by": "aimer", "shares": (1.0,)}, "--shares has no use where a score chooses"),
+        ({"by": "reap"}, "reap needs text to score the experts on"),
+        ({"by": "magic"}, "by 'magic' is unknown"),
+        ({"dataset": "x.txt", "max_tokens": 0}, "max-tokens must be positive"),
+        ({"shares": (0.5, 0.5)}, "2 shares for 1 experts"),
+    ],
+)
+def test_scores_and_named_experts_exclude_one_another(options: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        ExtractConfig(**options)
+    assert caught.value.hint
 
 
 def test_what_cannot_become_dense_is_refused(tmp_path: Path) -> None:

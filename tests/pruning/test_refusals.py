@@ -20,8 +20,8 @@ from moeify.pruning.prune import prune
 from tests.pruning.tiny_mixtures import EXPERTS, save
 
 OPTIONS = [
-    ({}, "exactly one of --keep, --ratio and --experts"),
-    ({"keep": 2, "ratio": 0.5}, "exactly one of --keep, --ratio and --experts"),
+    ({}, "exactly one of --keep, --ratio and --drop"),
+    ({"keep": 2, "ratio": 0.5}, "exactly one of --keep, --ratio and --drop"),
     ({"keep": 0}, "at least one expert must stay"),
     ({"ratio": 1.0}, "between 0 and 1, not 1"),
     ({"ratio": float("nan")}, "between 0 and 1, not nan"),
@@ -32,10 +32,10 @@ OPTIONS = [
     ({"keep": 2, "by": "aimer", "dense": True}, "one feed-forward network a layer, not 2"),
     ({"keep": 1, "by": "aimer", "dense": True, "merge": True}, "--merge has no meaning"),
     ({"keep": 2, "by": "random", "seed": -1}, "seed must lie"),
-    ({"keep": 2, "by": "random", "batch_size": 0}, "batch-size must be positive"),
-    ({"experts": "0:1;0:2"}, "names something twice"),
-    ({"experts": "0:1,1"}, "names something twice"),
-    ({"experts": "one:two"}, "'one:two' is not understood"),
+    ({"keep": 2, "by": "random", "batch": 0}, "batch must be positive"),
+    ({"drop": "0:1;0:2"}, "names something twice"),
+    ({"drop": "0:1,1"}, "names something twice"),
+    ({"drop": "one:two"}, "'one:two' is not understood"),
 ]
 
 
@@ -64,15 +64,15 @@ CHECKPOINTS = [
     ("mixtral", {"keep": 1}, "each token visits 2 experts"),
     ("mixtral", {"ratio": 0.9}, "--ratio 0.9 would keep 1"),
     ("mixtral", {"ratio": 0.01}, "nothing to do"),
-    ("mixtral", {"experts": "0:1;1:2,3"}, "layer 0 would keep 7 experts and layer 1 6"),
-    ("mixtral", {"experts": "0:1"}, "one number for all layers"),
-    ("mixtral", {"experts": "0:1;7:2"}, "layer 7 is no mixture: the MoE layers are 0-1"),
-    ("mixtral", {"experts": "all:8"}, "layer 0 has experts 0 to 7, not 8"),
-    ("mixtral", {"experts": "all:0,1,2,3,4,5,6"}, "each token visits 2"),
-    ("bert_moe", {"experts": "1:0"}, "layer 1 is no mixture: the MoE layers are 0, 2"),
+    ("mixtral", {"drop": "0:1;1:2,3"}, "layer 0 would keep 7 experts and layer 1 6"),
+    ("mixtral", {"drop": "0:1"}, "one number for all layers"),
+    ("mixtral", {"drop": "0:1;7:2"}, "layer 7 is no mixture: the MoE layers are 0-1"),
+    ("mixtral", {"drop": "all:8"}, "layer 0 has experts 0 to 7, not 8"),
+    ("mixtral", {"drop": "all:0,1,2,3,4,5,6"}, "each token visits 2"),
+    ("bert_moe", {"drop": "1:0"}, "layer 1 is no mixture: the MoE layers are 0, 2"),
     ("deepseek_v3", {"keep": 3}, "a multiple of 2"),
     ("deepseek_v3", {"keep": 2}, "at least 2 experts a group"),
-    ("glm4_moe", {"experts": "all:0,1"}, r"\[2, 4\] experts in its 2 groups"),
+    ("glm4_moe", {"drop": "all:0,1"}, r"\[2, 4\] experts in its 2 groups"),
     ("qwen3_moe", {"keep": 4, "max_shard_size": "lots"}, "'lots' is no size"),
 ]
 

@@ -123,7 +123,7 @@ def test_config_numbers_agree_under_every_key(tmp_path: Path) -> None:
         "ignore": ["model.layers.0.mlp.experts.1.up_proj", "model.layers.0.mlp.experts.7.up_proj"]
     }
     path.write_text(json.dumps(config))
-    prune(tmp_path / "moe", tmp_path / "out", experts="all:0,1,2")
+    prune(tmp_path / "moe", tmp_path / "out", drop="all:0,1,2")
     written = json.loads((tmp_path / "out" / "config.json").read_text())
     assert written["num_experts"] == written["num_local_experts"] == 5
     assert written["quantization_config"]["ignore"] == ["model.layers.0.mlp.experts.4.up_proj"]
@@ -163,8 +163,8 @@ def test_single_experts_take_their_side_tensors_along(tmp_path: Path) -> None:
 
 def test_record_counts_experts_as_they_were_before_any_pruning(tmp_path: Path) -> None:
     save("mixtral", tmp_path / "moe")
-    first = prune(tmp_path / "moe", tmp_path / "five", experts="all:0,3,4")
-    second = prune(tmp_path / "five", tmp_path / "three", experts="all:1,2")
+    first = prune(tmp_path / "moe", tmp_path / "five", drop="all:0,3,4")
+    second = prune(tmp_path / "five", tmp_path / "three", drop="all:1,2")
     assert first.kept[0] == (1, 2, 5, 6, 7) and second.kept[0] == (0, 3, 4)
     steps = json.loads((tmp_path / "three" / "moeify.json").read_text())["steps"]
     assert steps[-1]["results"]["original_experts"]["0"] == [1, 6, 7]

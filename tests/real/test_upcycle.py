@@ -40,7 +40,7 @@ def test_sources_equal_to_the_base_are_exact_on_real_text(tmp_path: Path) -> Non
         num_experts=4, noise=0.0, router="data", dataset=str(dense.parent / "text.jsonl"),
         domain_column="domain", fit_tokens=4096,
     )  # fmt: skip
-    report = moeify.verify(dense, tmp_path / "moe", text=text, batch=4, length=128)
+    report = moeify.verify(dense, tmp_path / "moe", text=text, batch=4, seq_len=128)
     assert report.relative_diff <= 1e-6
     assert report.top1_agreement == 1.0
 

@@ -82,12 +82,12 @@ def test_extract_returns_the_source_bit_for_bit(family: Path, tmp_path: Path) ->
         assert torch.equal(found[name], wanted if layer % 2 else base[name])
 
 
-@pytest.mark.parametrize("weights", [(), (3.0, 1.0)])
-def test_extract_averages_experts(family: Path, tmp_path: Path, weights) -> None:
+@pytest.mark.parametrize("shares", [(), (3.0, 1.0)])
+def test_extract_averages_experts(family: Path, tmp_path: Path, shares) -> None:
     sources = [family / name for name in "abc"]
     moeify.upcycle(family / "base", tmp_path / "moe", experts_from=sources)
-    report = moeify.extract(tmp_path / "moe", tmp_path / "dense", experts=(2, 0), weights=weights)
-    share = 0.75 if weights else 0.5
+    report = moeify.extract(tmp_path / "moe", tmp_path / "dense", expert=(2, 0), shares=shares)
+    share = 0.75 if shares else 0.5
     assert (report.expert, report.experts, report.weights) == (None, (2, 0), (share, 1 - share))
     first, third = ffn_tensors(family / "a"), ffn_tensors(family / "c")
     for name, tensor in ffn_tensors(tmp_path / "dense").items():
@@ -98,11 +98,11 @@ def test_extract_averages_experts(family: Path, tmp_path: Path, weights) -> None
 @pytest.mark.parametrize(
     ("options", "part"),
     [
-        ({"experts": (0, 7)}, "there is no expert 7: the experts are 0 to 2"),
-        ({"experts": (0, 0)}, "an expert is named twice"),
-        ({"experts": (0, -1)}, "experts are counted from 0, not -1"),
-        ({"experts": (0, 1), "weights": (1.0,)}, "1 weights for 2 experts"),
-        ({"experts": (0, 1), "weights": (1.0, -1.0)}, "numbers of a positive sum"),
+        ({"expert": (0, 7)}, "there is no expert 7: the experts are 0 to 2"),
+        ({"expert": (0, 0)}, "an expert is named twice"),
+        ({"expert": (0, -1)}, "experts are counted from 0, not -1"),
+        ({"expert": (0, 1), "shares": (1.0,)}, "1 shares for 2 experts"),
+        ({"expert": (0, 1), "shares": (1.0, -1.0)}, "numbers of a positive sum"),
     ],
 )
 def test_means_that_cannot_be_are_refused(
@@ -144,17 +144,17 @@ def test_the_rest_comes_from_the_base(family: Path, tmp_path: Path) -> None:
         assert torch.equal(written[tensor.name], experts.get(name, base[stored[name].name]))
 
 
-@pytest.mark.parametrize("weights", [None, [3.0, 1.0]])
-def test_the_rest_can_be_the_mean_of_all(family: Path, tmp_path: Path, weights) -> None:
+@pytest.mark.parametrize("shares", [None, [3.0, 1.0]])
+def test_the_rest_can_be_the_mean_of_all(family: Path, tmp_path: Path, shares) -> None:
     for number, name in enumerate("xy"):
         specialist(family / "base", tmp_path / name, number, everything=True)
     moeify.upcycle(
-        family / "base", tmp_path / "moe", rest="mean", weights=weights or (),
+        family / "base", tmp_path / "moe", rest="mean", shares=shares or (),
         experts_from=[tmp_path / "x", tmp_path / "y"],
     )  # fmt: skip
     moeify.extract(tmp_path / "moe", tmp_path / "dense", expert=1)
     first, second = (state(tmp_path / name) for name in "xy")
-    share = 0.75 if weights else 0.5
+    share = 0.75 if shares else 0.5
     experts, written = ffn_tensors(tmp_path / "y"), state(tmp_path / "dense")
     stored = dense_view(tmp_path / "x").base
     for name, tensor in dense_view(tmp_path / "dense").base.items():
@@ -228,9 +228,9 @@ def test_a_mixture_is_refused_as_a_source(qwen: Path, tmp_path: Path) -> None:
     ("options", "part"),
     [
         ({"labels": ["one"]}, "1 labels for 2 entries"),
-        ({"weights": [1.0, 2.0]}, "--weights belong to --rest mean"),
-        ({"rest": "mean", "weights": [1.0]}, "1 weights for 2 entries"),
-        ({"rest": "mean", "weights": [-1.0, 1.0]}, "weights must be 0 or more"),
+        ({"shares": [1.0, 2.0]}, "--shares belong to --rest mean"),
+        ({"rest": "mean", "shares": [1.0]}, "1 shares for 2 entries"),
+        ({"rest": "mean", "shares": [-1.0, 1.0]}, "shares must be 0 or more"),
         ({"router": "data"}, "--router data needs text"),
         ({"router": "data", "dataset": "x.jsonl"}, "needs to know each text's label"),
         ({"router": "prompts"}, "--router prompts needs text"),

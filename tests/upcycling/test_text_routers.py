@@ -118,7 +118,7 @@ def test_each_router_is_fitted_to_what_it_reads_behind_the_others(
     assert seen[-1][0] == seen[-1][1]
     assert not [path for path in (tmp_path / "moe").iterdir() if path.name.startswith(".")]
     config, loaded = UpcycleConfig(**options(place, fit_tokens=2048)), load_model(tmp_path / "moe")
-    text = labelled_text(config, Checkpoint.open(tmp_path / "moe"), ["prose", "code"], 2048)
+    text = labelled_text(config, Checkpoint.open(tmp_path / "moe"), ["prose", "code"])
     inputs = InputReservoir(text.fit.tokens)
     layout = moe_layout(loaded.config.to_dict())
     collect(loaded, layout, text.fit, inputs)

@@ -17,7 +17,7 @@ from tests.tiny import save_tiny
 def test_figures_equal_a_direct_computation(tmp_path: Path) -> None:
     dense = save_tiny(tmp_path / "dense", "qwen3")
     moeify.upcycle(dense, tmp_path / "moe", num_experts=2, noise=0.3)
-    report = moeify.verify(dense, tmp_path / "moe", batch=3, length=16, seed=4)
+    report = moeify.verify(dense, tmp_path / "moe", batch=3, seq_len=16, seed=4)
     tokens = torch.randint(64, (3, 16), generator=torch.Generator().manual_seed(4))
     with torch.inference_mode():
         a, b = (load_model(folder)(tokens).logits for folder in (dense, tmp_path / "moe"))
@@ -49,7 +49,7 @@ def test_bad_input(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="different sizes"):
         moeify.verify(dense, small)
     with pytest.raises(ConfigError, match="more than the model's 64 positions"):
-        moeify.verify(dense, dense, length=65)
+        moeify.verify(dense, dense, seq_len=65)
     with pytest.raises(DatasetError, match="cannot read"):
         moeify.verify(dense, dense, text=tmp_path / "absent.txt")
     (tmp_path / "text.txt").write_text("words")

@@ -9,7 +9,7 @@ from moeify.checkpoint.reader import Checkpoint
 from moeify.upcycling.upcycle import upcycle
 
 DEMO = Path(__file__).parents[2] / "moeify" / "demo"
-FAST = {"device": "cpu", "seq_len": 32, "fit_tokens": 2048, "eval_tokens": 1024, "batch_size": 4}
+FAST = {"device": "cpu", "seq_len": 32, "fit_tokens": 2048, "eval_tokens": 1024, "batch": 4}
 
 
 def demo_mixture(folder: Path, **options: object) -> Path:

@@ -32,7 +32,7 @@ def test_the_table_says_what_was_measured(mixture, data, tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     done = command(
         mixture, tmp_path / "warm", "--dataset", data, "--steps", 2, "--plot",
-        tmp_path / "load.png", "--dense", DEMO / "gpt2",
+        tmp_path / "load.png", "--reference", DEMO / "gpt2",
     )  # fmt: skip
     assert done.exit_code == 0, done.stderr
     rows = {line[:14].strip(): line[14:].strip() for line in done.stdout.splitlines()[1:]}

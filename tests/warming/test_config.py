@@ -16,7 +16,7 @@ from moeify.warming.objective import choose_loss
         ({"balance": "l2"}, "balance 'l2'"),
         ({"train": "head"}, "train 'head'"),
         ({"steps": -1}, "steps must be 0 or more"),
-        ({"batch_size": 0}, "batch-size must be at least 1"),
+        ({"batch": 0}, "batch must be at least 1"),
         ({"learning_rate": float("nan")}, "learning-rate"),
         ({"held_out": 1.0}, "held-out"),
         ({"entropy": 1.5}, "entropy"),

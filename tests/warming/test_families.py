@@ -51,7 +51,7 @@ def tiny(folder, family, dtype="float32", **options):
 def test_what_upcycle_writes(family, dtype, unit, data, tmp_path):
     dense = tiny(tmp_path / "dense", family, dtype)
     upcycle(dense, tmp_path / "moe", num_experts=4, noise=0.3, route_by=unit)
-    report = run(tmp_path / "moe", tmp_path / "warm", data, dense=str(dense))
+    report = run(tmp_path / "moe", tmp_path / "warm", data, reference=str(dense))
     names = changed(tmp_path / "moe", tmp_path / "warm")
     assert names
     assert all(name.endswith(ROUTERS) for name in names)
@@ -90,7 +90,7 @@ def test_a_model_without_head_learns_hidden_states(with_dense, data, tmp_path):
     config = json.loads((dense / "config.json").read_text())
     (dense / "config.json").write_text(json.dumps({**config, "architectures": ["BertModel"]}))
     upcycle(dense, tmp_path / "moe", num_experts=4, noise=0.3)
-    teacher = {"dense": str(dense)} if with_dense else {}
+    teacher = {"reference": str(dense)} if with_dense else {}
     report = run(tmp_path / "moe", tmp_path / "warm", data, steps=8, learning_rate=0.05, **teacher)
     assert report.loss == "distill"
     assert 0 < report.eval_loss_after < report.eval_loss_random
@@ -133,7 +133,7 @@ def test_headroom_knows_the_expert_that_is_right(data, tmp_path):
                 noise[2] = 0
                 tensors[name] = tensor + noise
         save_file(tensors, path, {"format": "pt"})
-    dense = {"dense": str(DEMO / "gpt2")}
+    dense = {"reference": str(DEMO / "gpt2")}
     report = run(moe, tmp_path / "warm", data, steps=12, learning_rate=0.05, **dense)
     room = report.headroom
     assert not room.experts_identical

@@ -39,7 +39,7 @@ def here(mixture, output, data, **options):
 
 def sharded(mixture, output, data, *flags, launching=(), **options):
     """``moeify warmup`` in two processes with FSDP, half a batch each, with the same options."""
-    options = {**FAST, **SIZES, "batch_size": 2, "dataset": data, **options}
+    options = {**FAST, **SIZES, "batch": 2, "dataset": data, **options}
     words = [w for key, value in options.items() for w in (f"--{key.replace('_', '-')}", value)]
     launch = (
         "accelerate.commands.launch", "--use_fsdp", "--fsdp_version", 2, "--num_processes", 2,
@@ -109,7 +109,7 @@ def test_a_killed_sharded_run_resumes_to_the_same_routers(mixture, data, tmp_pat
     saved = sum(p.stat().st_size for p in (run / "checkpoint-4").rglob("*") if p.is_file())
     assert saved < 400_000, "routers and their optimizer, no frozen weights"
     with pytest.raises(ConfigError, match="other processes"):
-        here(mixture, tmp_path / "two", data, **options, batch_size=2, resume=True)
+        here(mixture, tmp_path / "two", data, **options, batch=2, resume=True)
     resumed = sharded(mixture, tmp_path / "two", data, "--resume", **options)
     assert len(done(resumed)["curve"]) < len(expected.curve)
     assert_same(tmp_path / "one", tmp_path / "two", 1e-6)

@@ -107,9 +107,9 @@ def test_half_precision_models_have_float32_routers(mixture):
 
 def test_accumulated_micro_batches_do_what_one_batch_does(mixture, data, tmp_path):
     weights = []
-    for batch_size, accumulate in ((8, 1), (4, 2)):
+    for batch, accumulate in ((8, 1), (4, 2)):
         run = trainer(
-            mixture, data, tmp_path / str(accumulate), batch_size=batch_size,
+            mixture, data, tmp_path / str(accumulate), batch=batch,
             accumulate=accumulate, balance_coef=0.0, learning_rate=0.01,
         )  # fmt: skip
         run.train()
@@ -122,7 +122,7 @@ def test_accumulated_micro_batches_do_what_one_batch_does(mixture, data, tmp_pat
 def alone(mixture, data, tmp_path_factory):
     """A run in one process, and the routers that it wrote."""
     output = tmp_path_factory.mktemp("alone") / "warm"
-    return here(mixture, output, data, steps=4, batch_size=4), routers(output)
+    return here(mixture, output, data, steps=4, batch=4), routers(output)
 
 
 LAUNCHERS = {
@@ -139,7 +139,7 @@ LAUNCHERS = {
 def test_two_processes_compute_what_one_does(mixture, data, alone, tmp_path, launcher):
     expected, routers_alone = alone
     two = command(
-        mixture, tmp_path / "two", "--dataset", data, "--steps", 4, "--batch-size", 2,
+        mixture, tmp_path / "two", "--dataset", data, "--steps", 4, "--batch", 2,
         launcher=(*LAUNCHERS[launcher], "-m"),
     )  # fmt: skip
     out, err = two.communicate(timeout=300)
@@ -157,7 +157,7 @@ def test_a_loss_that_becomes_nan_ends_with_exit_code_1_and_the_last_good_routers
     mixture, data, tmp_path
 ):
     here(mixture, tmp_path / "fitted", data, steps=0)
-    arguments = ("--dataset", data, "--steps", 5, "--batch-size", 4, "--learning-rate", 3e38)
+    arguments = ("--dataset", data, "--steps", 5, "--batch", 4, "--learning-rate", 3e38)
     failed = command(mixture, tmp_path / "nan", *arguments)
     out, err = failed.communicate(timeout=300)
     assert (failed.returncode, out) == (1, "")
@@ -172,9 +172,9 @@ def test_a_loss_that_becomes_nan_ends_with_exit_code_1_and_the_last_good_routers
 
 
 def test_a_killed_run_resumes_to_the_same_routers(mixture, data, tmp_path):
-    options = {"steps": 30, "save_steps": 3, "batch_size": 2}
+    options = {"steps": 30, "save_steps": 3, "batch": 2}
     whole = here(mixture, tmp_path / "whole", data, **options)
-    arguments = ("--dataset", data, "--steps", 30, "--save-steps", 3, "--batch-size", 2)
+    arguments = ("--dataset", data, "--steps", 30, "--save-steps", 3, "--batch", 2)
     killed = command(mixture, tmp_path / "killed", *arguments)
     run = tmp_path / "killed.warmup"
     deadline = time.monotonic() + 200
@@ -189,7 +189,7 @@ def test_a_killed_run_resumes_to_the_same_routers(mixture, data, tmp_path):
         here(mixture, tmp_path / "killed", data, **options)
     assert "--resume" in caught.value.hint
     with pytest.raises(ConfigError, match="other options"):
-        here(mixture, tmp_path / "killed", data, **{**options, "batch_size": 4}, resume=True)
+        here(mixture, tmp_path / "killed", data, **{**options, "batch": 4}, resume=True)
     resumed = here(mixture, tmp_path / "killed", data, **options, resume=True)
     assert len(resumed.curve) < len(whole.curve) == 30
     assert resumed.eval_loss_after == pytest.approx(whole.eval_loss_after, abs=1e-6)

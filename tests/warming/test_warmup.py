@@ -94,7 +94,7 @@ def test_record_card_and_plot(fitted, data):
 
 def test_zero_routers_are_fitted_as_well_and_identical_experts_are_named(tmp_path, data):
     moe = demo_mixture(tmp_path / "moe", noise=0.0, router="zeros")
-    report = run(moe, tmp_path / "warm", data, steps=3, dense=str(DEMO / "gpt2"))
+    report = run(moe, tmp_path / "warm", data, steps=3, reference=str(DEMO / "gpt2"))
     assert report.headroom.experts_identical
     assert any("routing cannot change the loss" in note for note in report.notes)
     assert report.max_violation_after < 0.45 < report.max_violation_before

@@ -1,0 +1,41 @@
+"""How options are named and grouped, where a field's own name and type do not say it."""
+
+from __future__ import annotations
+
+__all__ = ["METAVARS", "PANELS", "PANEL_OF", "SHORT", "flag_name"]
+
+PANELS = ("Details", "Text", "Training", "Computation", "Output")
+"""Groups of the help behind the options that come first, in their order."""
+_MEMBERS = {
+    "Text": "prompts dataset split text_column domain_column streaming max_samples max_tokens"
+    " seq_len fit_tokens eval_tokens held_out text",
+    "Training": "balance balance_coef z_coef learning_rate accumulate save_steps resume",
+    "Computation": "batch low_memory device dtype seed",
+    "Output": "compat max_shard_size revision force checksum dry_run push_to as_json quiet",
+}
+PANEL_OF = {name: panel for panel, names in _MEMBERS.items() for name in names.split()}
+METAVARS = {
+    "against": "DIR|ID",
+    "dataset": "FILE|ID",
+    "domain_column": "NAME",
+    "drop": "LAYER:N,...",
+    "expert": "N,...",
+    "experts": "SOURCE,...",
+    "experts_from": "SOURCE,...",
+    "labels": "NAME,...",
+    "layers": "LAYERS",
+    "max_shard_size": "SIZE",
+    "plot": "FILE.svg|.png",
+    "reference": "DIR|ID",
+    "revision": "REV",
+    "shares": "W,...",
+    "text_column": "NAME",
+}
+SHORT = {"yes": ("-y",)}
+_FLAGS = {"evaluate": "eval", "experts": "expert", "num_experts": "experts"}
+"""Fields with another name on the command line; an option that may be repeated is singular."""
+
+
+def flag_name(field: str) -> str:
+    """The option of a field: ``top_k`` is --top-k."""
+    return "--" + _FLAGS.get(field, field).replace("_", "-")
