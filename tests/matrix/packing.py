@@ -18,8 +18,8 @@ _MXFP4 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 _BLOCK = 128
 
 METHODS = {
-    "mxfp4": "experts in blocks of 32 four-bit values with a shared exponent, as gpt-oss is published",
-    "fp8": "experts in float8 with a scale for each block of 128 x 128, as DeepSeek-V3 is published",
+    "mxfp4": "blocks of 32 four-bit values with one exponent, as gpt-oss is published",
+    "fp8": "float8 with a scale for 128 x 128 weights, as DeepSeek-V3 is published",
     "gptq": "experts in `qweight`, `qzeros`, `scales` and `g_idx`",
     "awq": "experts in `qweight`, `qzeros` and `scales`, packed along the other axis",
     "compressed-tensors": "experts in `weight_packed`, `weight_scale` and `weight_shape`",
@@ -58,7 +58,8 @@ def _settings(method: str) -> dict[str, Any]:
     kept = ["lm_head", "re:.*mlp.gate$", "re:.*self_attn.*"]
     return {
         "mxfp4": {"quant_method": "mxfp4", "modules_to_not_convert": [
-            "model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head",
+            "model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens",
+            "lm_head",
         ]},
         "fp8": {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic",
                 "weight_block_size": [_BLOCK, _BLOCK],
