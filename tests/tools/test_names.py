@@ -1,8 +1,5 @@
 """Tools that ask transformers' plain dicts of class names find our classes in them."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
@@ -12,27 +9,11 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from moeify.modeling import REMOTE_CODE
 
-from ..elsewhere import python_without_moeify
-
 NAMES = {
     name: mapping
     for name, mapping in vars(modeling_auto).items()
     if name.endswith("_MAPPING_NAMES") and name != "CONFIG_MAPPING_NAMES"
 }
-WITHOUT = """
-import sys
-from transformers import AutoModelForCausalLM
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True)
-assert type(model).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
-print(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["gpt2_moe"])
-"""
-BEFORE = """
-import sys, moeify
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-assert "moeify.modeling.modeling_gpt2_moe" not in sys.modules
-print(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["gpt2_moe"])
-"""
 
 
 @pytest.mark.parametrize("model_type", REMOTE_CODE)
@@ -45,14 +26,6 @@ def test_wherever_the_dense_class_stands(model_type):
         assert ours.replace("Moe", "", 1) == dense_class, name
     config = CONFIG_MAPPING[dense]
     assert modeling_auto.MODEL_MAPPING[config].__name__ == places["MODEL_MAPPING_NAMES"]
-
-
-def test_without_moeify_and_before_a_class_is_loaded(pair, tmp_path):
-    moe = pair("gpt2")[1]
-    python = python_without_moeify(tmp_path / "venv")
-    for command in ([python, "-I", "-c", WITHOUT, moe], [sys.executable, "-c", BEFORE]):
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.stdout.strip() == "GPT2MoeLMHeadModel", done.stderr
 
 
 def test_label_smoothing_shifts_labels(pair, tmp_path):
