@@ -15,7 +15,6 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 _KERNEL_BYTES = 16  # what rows of torch's grouped products are multiples of
 
-
 Implementation = Callable[..., Tensor]
 
 
@@ -137,15 +136,16 @@ def _runnable(
     "eager" takes shapes from the data, which tracing cannot follow, and torch's grouped products
     want rows of whole 16 bytes.
     """
-    size = experts.up_proj.element_size()
-    fits = all(width * size % _KERNEL_BYTES == 0 for width in experts.up_proj.shape[1:])
-    if torch.compiler.is_exporting():
-        return every_expert if name == "eager" else requested
-    if not torch.compiler.is_compiling():
-        return eager if name == "grouped_mm" and not fits else requested
-    if name not in ("eager", "grouped_mm"):
+    exporting = torch.compiler.is_exporting()
+    tracing = exporting or torch.compiler.is_compiling()
+    if name != "grouped_mm" and not (name == "eager" and tracing):
         return requested
-    return ALL_EXPERTS_FUNCTIONS["grouped_mm"] if fits else every_expert
+    # Biases tell the widths: quantised weights would be unpacked for it.
+    biases = (experts.up_proj_bias, experts.down_proj_bias)
+    fits = all(b.shape[-1] * b.element_size() % _KERNEL_BYTES == 0 for b in biases)
+    if fits and not (name == "eager" and exporting):
+        return ALL_EXPERTS_FUNCTIONS["grouped_mm"]
+    return every_expert if tracing else eager
 
 
 def every_expert(

@@ -202,7 +202,8 @@ def token_mask(attention_mask: Any, num_tokens: int) -> Tensor | None:
         return None
     # [B, S] or [B, choices, S] -> [rows, S]
     rows = attention_mask.reshape(-1, attention_mask.shape[-1])
-    length, rest = divmod(num_tokens, rows.shape[0])
-    if rest or not 0 < length <= rows.shape[-1]:
+    # No divmod: the sizes of an export know // and % only.
+    length = num_tokens // rows.shape[0]
+    if num_tokens % rows.shape[0] or not 0 < length <= rows.shape[-1]:
         return None
     return rows[:, -length:].reshape(-1)

@@ -114,7 +114,8 @@ class NormalRows(Values):
 
     def values(self, files: SourceFiles) -> Float32:
         draws = generator(self.key).standard_normal(self.count)
-        return (draws * self.std).astype(np.float32)
+        # A sum, so that zeros have no sign.
+        return (draws * self.std + 0.0).astype(np.float32)
 
 
 def router_rows(

@@ -133,7 +133,9 @@ def _config(folder: Path, checkpoint: Checkpoint) -> Any:
 
 
 def _experts(config: Any) -> dict[str, str]:
-    """Widths that torch's grouped multiplication refuses need the plain one."""
+    """Widths that torch's grouped multiplication refuses need the plain one, as ours know."""
+    if config.model_type in REMOTE_CODE:
+        return {}
     section = config.get_text_config()
     sizes = (getattr(section, name, None) for name in _WIDTHS)
     odd = any(size % _ALIGNED for size in sizes if type(size) is int)

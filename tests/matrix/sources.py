@@ -124,6 +124,8 @@ def mixture(model_type: str, *, tied: bool, **options: Any) -> Any:
     if model_type == "qwen3_5_moe":
         known = published_models.NATIVE["qwen3_5_moe_text"]
     counts = {key: EXPERTS for key in _COUNTS if key in known} or {"num_experts": EXPERTS}
+    if "mlp_only_layers" in known and model_type != "qwen3_next":
+        counts["mlp_only_layers"] = []  # a dense class has one width
     if model_type in published_models.OWN:
         counts = {"num_experts": EXPERTS}
     model = published_models.tiny(

@@ -8,6 +8,7 @@ from torch import nn
 
 from moeify.modeling.modeling_bert_moe import BertMoeExperts
 from moeify.modeling.modeling_gpt2_moe import GPT2MoeExperts
+from moeify.modeling.moe_experts import every_expert
 from moeify.modeling.moe_layers import (
     MoeFeedForward,
     Router,
@@ -77,6 +78,32 @@ def test_experts_and_their_gradients(kind, implementation, top_k):
         strict=True,
     ):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [BertMoeExperts, GPT2MoeExperts])
+def test_grouped_products_of_widths_that_torch_refuses(kind):
+    """Rows of 24 and 40 bytes are no multiples of 16."""
+    grouped, eager = (make_experts(kind, name).bfloat16() for name in ("grouped_mm", "eager"))
+    tokens = torch.randn(17, H).bfloat16()
+    weights, chosen = torch.randn(17, E).softmax(-1).bfloat16().topk(2)
+    assert torch.equal(grouped(tokens, chosen, weights), eager(tokens, chosen, weights))
+
+
+@pytest.mark.parametrize("kind", [BertMoeExperts, GPT2MoeExperts])
+def test_every_expert_gives_what_the_chosen_give(kind):
+    experts = make_experts(kind)
+    tokens, (weights, chosen) = torch.randn(17, H), torch.randn(17, E).softmax(-1).topk(2)
+    expected = reference(experts, tokens, chosen, weights)
+    found = every_expert(experts, tokens, chosen, weights)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_experts_of_other_processes_give_nothing():
+    experts = make_experts(BertMoeExperts)
+    tokens, weights = torch.randn(3, H), torch.full((3, 2), 0.5)
+    chosen = torch.tensor([[0, E], [E, E], [4, 1]])
+    expected = reference(experts, tokens, chosen.clamp(max=E - 1), weights * (chosen < E))
+    torch.testing.assert_close(experts(tokens, chosen, weights), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_experts_take_an_empty_batch():

@@ -3,10 +3,12 @@
 import copy
 import inspect
 import pickle
-from typing import Any
+from dataclasses import fields
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
+import transformers
 
 from moeify.modeling.moe_layers import balance_loss, z_loss
 from tests.modeling.tiny_models import (
@@ -191,3 +193,15 @@ def test_modules_that_must_stay_on_one_device():
     }
     gpt2 = upcycle(dense_model("GPT2LMHeadModel"))
     assert gpt2._no_split_modules == {"GPT2Block", "GPT2MoeBlock"}
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_annotations_name_our_outputs_and_leave_the_dense_class_alone(head):
+    forward = moe_class(head).forward
+    returned = get_type_hints(forward)["return"]
+    assert returned == inspect.signature(forward).return_annotation
+    (output,) = set(get_args(returned)) - {tuple}
+    assert {"router_logits", "aux_loss"} <= {field.name for field in fields(output)}
+    dense = getattr(transformers, head).forward
+    assert "output_router_logits" not in dense.__annotations__
+    assert output not in get_args(dense.__annotations__["return"])

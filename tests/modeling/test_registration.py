@@ -29,6 +29,8 @@ loaded = {name.partition(".")[0] for name in set(sys.modules) - before}
 assert not loaded & {"torch", "transformers", "numpy", "datasets"}, loaded
 # BERT itself imports the auto modules, half-way through its own import.
 import transformers.models.bert.modeling_bert
+names = sys.modules["transformers.models.auto.modeling_auto"].MODEL_MAPPING_NAMES
+assert names["bert_moe"] == "BertMoeModel"
 assert "moeify.modeling.modeling_bert_moe" not in sys.modules
 """
 
@@ -107,6 +109,7 @@ def test_registered_classes_in_this_process():
             assert configs[0] in mapping
             assert mapping[configs[0]].__name__ == name
             assert mapping[configs[0]].__module__ == f"moeify.modeling.{module}"
+            assert mapping._model_mapping[mapping[configs[0]].config_class.model_type] == name
     assert TOKENIZER_MAPPING[BertMoeConfig].__name__ == "BertTokenizer"
 
 

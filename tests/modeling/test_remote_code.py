@@ -25,6 +25,8 @@ for name in sys.argv[1:]:
         )
         assert type(model).__name__ == target.split(".")[1], auto
         assert type(model).__module__.startswith("transformers_modules."), auto
+        names = getattr(transformers, auto)._model_mapping._model_mapping
+        assert names[model.config.model_type] == type(model).__name__, auto
         assert not report["mismatched_keys"], report
         assert not any("experts" in key or "router" in key for key in report["missing_keys"])
         if auto in ("AutoModelForMaskedLM", "AutoModelForCausalLM", "AutoModelForPreTraining"):

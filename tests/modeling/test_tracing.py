@@ -13,11 +13,11 @@ from tests.modeling.tiny_models import (
     vary_experts,
 )
 
-HEADS = ["BertForMaskedLM", "BertLMHeadModel", "GPT2LMHeadModel"]
 
-
-def build(head, **options):
-    return vary_experts(upcycle(dense_model(head), moe_layers=[0, 2], **options))
+def build(head, size=None, **options):
+    """One layer: tracing takes its time for each."""
+    depth = {"num_hidden_layers": 1} | ({"intermediate_size": size} if size else {})
+    return vary_experts(upcycle(dense_model(head, **depth), **options))
 
 
 def batch(rows, length, choices=()):
@@ -35,8 +35,16 @@ def same(traced, model, given):
         torch.testing.assert_close(found[name], tensor, atol=2e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("route_by", ["token", "sequence"])
-@pytest.mark.parametrize("head", [*HEADS, "BertForMultipleChoice", "GPT2ForSequenceClassification"])
+@pytest.mark.parametrize(
+    ("head", "route_by"),
+    [
+        ("BertForMaskedLM", "token"),
+        ("BertForMaskedLM", "sequence"),
+        ("BertForMultipleChoice", "sequence"),
+        ("GPT2LMHeadModel", "token"),
+        ("GPT2LMHeadModel", "sequence"),
+    ],
+)
 def test_an_export_takes_other_batches_and_lengths(head, route_by):
     model = build(head, route_by=route_by)
     model.config.use_cache = False
@@ -71,23 +79,20 @@ def test_an_export_keeps_the_implementation_that_is_asked_for(implementation):
     same(exported.module(), model, batch(3, 9))
 
 
-@pytest.mark.parametrize("intermediate_size", [48, 50])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_default_compiles_in_one_piece(dtype, intermediate_size):
-    """Rows of 100 bytes are nothing for torch's grouped products."""
-    dense = dense_model("BertModel", intermediate_size=intermediate_size)
-    model = vary_experts(upcycle(dense.to(dtype)))
+@pytest.mark.parametrize("size", [48, 50])
+def test_the_default_compiles_in_one_piece(size):
+    """Rows of 50 numbers in half precision are nothing for torch's grouped products."""
+    model = build("BertModel", size).to(torch.bfloat16)
     torch._dynamo.reset()
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     with torch.no_grad():
         found, expected = (m(**batch(3, 9)).last_hidden_state for m in (compiled, model))
-    torch.testing.assert_close(
-        found, expected, atol=2e-5 if dtype == torch.float32 else 0.05, rtol=0
-    )
+    assert (found - expected).abs().mean() < 0.01 * expected.abs().mean()
 
 
-@pytest.mark.parametrize("route_by", ["token", "sequence"])
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize(
+    ("head", "route_by"), [("BertForMaskedLM", "token"), ("GPT2LMHeadModel", "sequence")]
+)
 def test_training_compiles_in_one_piece(head, route_by):
     model = build(head, route_by=route_by)
     model.config.loss_type = "ForMaskedLM" if "Masked" in head else "ForCausalLM"
