@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["check_evaluation", "held_out_loss", "summary"]
 
 MASKED_FRACTION = 0.15
-_CAUSAL = ("CausalLM", "LMHeadModel", "DoubleHeadsModel")
+_CAUSAL = ("CausalLM", "LMHeadModel", "DoubleHeadsModel", "ForConditionalGeneration")
 _MASKED = ("ForMaskedLM", "ForPreTraining")
 
 

@@ -7,16 +7,16 @@ from dataclasses import dataclass
 
 from moeify.families.registry import FAMILIES
 
-__all__ = ["REASONS", "Reason", "refusal"]
+__all__ = ["REASONS", "UNLOADABLE", "Reason", "refusal"]
 
 _OWN = ("bert_moe", "gpt2_moe")
 _FROM_DENSE = (*_OWN, "qwen2_moe", "qwen3_moe")
 _WARMED = (*_FROM_DENSE, "mixtral", "olmoe")
-_UNLOADABLE = ("gptq", "awq", "compressed-tensors")
-_PACKED = ("mxfp4", "fp8", *_UNLOADABLE)
+UNLOADABLE = ("gptq", "awq", "compressed-tensors")
+_PACKED = ("mxfp4", "fp8", *UNLOADABLE)
 _LOADS = (
-    "warmup", "warmup --train moe", "inspect --dataset", "prune --by frequency", "prune --by gate",
-    "prune --by ean", "prune --by reap", "prune --eval", "prune --low-memory", "verify",
+    "warmup", "inspect --dataset", "prune --by frequency", "prune --by gate", "prune --by ean",
+    "prune --by reap", "prune --eval", "verify",
 )  # fmt: skip
 
 
@@ -63,6 +63,35 @@ REASONS = (
         sentence="shared expert of width",
         holds=lambda command, model_type, form: model_type == "qwen2_moe"
         and command in ("extract", "prune --dense"),
+    ),
+    Reason(
+        letter="q", meaning="quantised weights can be moved, not read or averaged",
+        sentence="aimer cannot read quantised weights|quantised experts cannot be merged",
+        holds=lambda command, model_type, form: form in _PACKED
+        and command in ("prune --by aimer", "prune --merge"),
+    ),
+    Reason(
+        letter="p", meaning="a dense checkpoint of quantised weights is not written",
+        sentence="has no place in a dense .*use the unquantised checkpoint",
+        holds=lambda command, model_type, form: form in _PACKED
+        and command in ("extract", "prune --dense"),
+    ),
+    Reason(
+        letter="t", meaning="trained weights cannot be written in the form of quantised ones",
+        sentence="in which trained weights cannot be written",
+        holds=lambda command, model_type, form: form in _PACKED
+        and command == "warmup --train moe",
+    ),
+    Reason(
+        letter="y", meaning="layers of a quantised checkpoint are not loaded one by one",
+        sentence="cannot be calibrated layer by layer",
+        holds=lambda command, model_type, form: form in _PACKED
+        and command == "prune --low-memory",
+    ),
+    Reason(
+        letter="l", meaning="transformers needs a package for this quantisation",
+        sentence="transformers cannot load .*install what reads this quantisation",
+        holds=lambda command, model_type, form: form in UNLOADABLE and command in _LOADS,
     ),
 )  # fmt: skip
 

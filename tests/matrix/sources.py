@@ -155,14 +155,18 @@ def add_tokenizer(folder: Path) -> None:
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of dtype, shape and bytes of every tensor, by name."""
+    """The digest of every tensor, by name."""
     found = {}
     for path in sorted(folder.glob("*.safetensors")):
-        for name, tensor in load_file(path).items():
-            raw = tensor.contiguous().view(torch.uint8).numpy().tobytes()
-            head = f"{tensor.dtype} {tuple(tensor.shape)} ".encode()
-            found[name] = hashlib.sha256(head + raw).hexdigest()
+        found |= {name: digest(tensor) for name, tensor in load_file(path).items()}
     return found
 
 
-__all__ = ["FORMS", "Form", "Source", "cases", "hashes", "make"]
+def digest(tensor: torch.Tensor) -> str:
+    """SHA-256 of dtype, shape and bytes."""
+    raw = tensor.reshape(-1).contiguous().view(torch.uint8).numpy().tobytes()
+    head = f"{tensor.dtype} {tuple(tensor.shape)} ".encode()
+    return hashlib.sha256(head + raw).hexdigest()
+
+
+__all__ = ["FORMS", "Form", "Source", "cases", "digest", "hashes", "make"]
