@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from moeify.families.registry import FAMILIES, MOE_LAYOUTS
+from moeify.routing.loading import load_model
 from tests.families import published_models
 from tests.matrix import packing
 from tests.tiny import save_tiny
@@ -98,6 +99,11 @@ class Source:
     def config(self) -> dict[str, Any]:
         loaded: dict[str, Any] = json.loads((self.folder / "config.json").read_text())
         return loaded
+
+    @cached_property
+    def model(self) -> Any:
+        """As transformers loads it, in float32."""
+        return load_model(self.folder, "float32")
 
     @cached_property
     def hashes(self) -> dict[str, str]:
