@@ -1,4 +1,4 @@
-# make demo | test | engines | check | faults | bench: each does its own set-up.
+# make demo | test | matrix | engines | check | faults | bench: each does its own set-up.
 
 PYTHON ?= python3
 VENV := .venv
@@ -12,7 +12,7 @@ READY_ENGINES := $(ENGINES)/.ready
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test engines engines-installed check browser faults bench docs format clean
+.PHONY: demo test matrix engines engines-installed check browser faults bench docs format clean
 
 # torch comes first and pinned, so that no other package pulls a larger build of it.
 $(READY): pyproject.toml constraints.txt
@@ -33,6 +33,10 @@ demo: $(READY)
 test: $(READY_TESTS)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
+# Every command on every model type in every form of file: docs/matrix.md.
+matrix: $(READY_TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m matrix -n 2 --dist loadgroup tests/matrix
+
 # A virtual environment of its own: the engines must not meet the versions that moeify runs with.
 $(READY_ENGINES): tests/engines/requirements.txt constraints.txt
 	$(PYTHON) -m venv $(ENGINES)
@@ -49,6 +53,7 @@ check: $(READY_TESTS)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python scripts/cli_reference.py --check
+	$(BIN)/python scripts/matrix_page.py --check
 	$(BIN)/python scripts/check_pins.py
 
 # The page of `moeify inspect --html` in headless Chromium, which the system provides.
@@ -71,6 +76,7 @@ bench: $(READY_TESTS)
 
 docs: $(READY_TESTS)
 	$(BIN)/python scripts/cli_reference.py
+	$(BIN)/python scripts/matrix_page.py
 
 format: $(READY_TESTS)
 	$(BIN)/ruff format .
