@@ -20,7 +20,7 @@ class OutputOptions:
     force: bool = False
     """Replace an output that exists."""
     checksum: bool = False
-    """Record the SHA-256 of every file, however large, for ``moeify inspect --verify``."""
+    """Record the SHA-256 of every file, however large, which moeify inspect --verify reads."""
 
     def recorded(self) -> dict[str, Any]:
         """The options that had a part in what is written, for moeify.json; these come last."""

@@ -15,7 +15,7 @@ from moeify.routing.fit import domain_router, kmeans_router, label_router
 from moeify.warming.config import WarmupConfig
 from moeify.warming.feasibility import learns_from_task
 from moeify.warming.headroom import Headroom, measure_headroom
-from moeify.warming.output import check_new, write_output
+from moeify.warming.output import write_output
 from moeify.warming.plot import check_plotting, plot_warmup
 from moeify.warming.report import DomainLoss, WarmupReport, layer_changes
 from moeify.warming.run import (
@@ -51,10 +51,7 @@ def warmup(
     new = NewCheckpoint(source, target, config, written=is_main_process())
     if config.plot is not None:
         check_plotting()
-    session = open_session(source, config, progress)
-    session.notes += (*session.view.checkpoint.notes, *new.along.notes)
-    if is_main_process():
-        check_new(new, session.view, config)
+    session = open_session(new, config, progress)
     if config.steps:
         open_run(run_folder(target), config, session.view, session.train_blocks)
     with kept_if_resumable(run_folder(target)):

@@ -37,11 +37,12 @@ def flip(path: Path, place: int, bit: int = 3) -> None:
 
 def damaged_while_writing(
     parent: Nursery, scenario: Scenario, folder: Path, damage: Callable[[Path], object], *more: str,
-    event: tuple[str, str] = (".out.moeify-partial/config.json", "open"),
+    before: str = "config.json",
 ) -> Ended:  # fmt: skip
-    """Let ``damage`` befall the staging folder: once its weights are written, or at ``event``."""
+    """Let ``damage`` befall the staging folder before a file is opened that follows the weights."""
     folder.mkdir()
-    stop = {"below": event[0], "event": event[1], "operation": 1, "signal": signal.SIGSTOP}
+    stop = {"below": f".out.moeify-partial/{before}", "event": "open", "operation": 1,
+            "signal": signal.SIGSTOP}  # fmt: skip
     running = parent.start(Place(folder=folder), scenario.line("out", *more), stop)
     stopped(running.pid)
     damage(folder / ".out.moeify-partial")
@@ -66,9 +67,8 @@ def test_a_bit_that_flips_after_the_sums_is_found_by_verify(
 
     damaged: list[str] = []
     ended = damaged_while_writing(
-        parent, find(sources, command), tmp_path / "a", damage, "--checksum",
-        event=(".out.moeify-partial", "os.rename"),
-    )  # fmt: skip
+        parent, find(sources, command), tmp_path / "a", damage, "--checksum", before="moeify.json"
+    )
     assert ended.code == 0, ended.stderr
     report = moeify.inspect(tmp_path / "a" / "out", verify=True)
     assert sorted(problem.message.split()[0] for problem in report.problems) == sorted(damaged)
