@@ -12,7 +12,6 @@ from pathlib import Path, PurePosixPath
 from moeify.checkpoint.copying import copy_file
 from moeify.checkpoint.foreign_code import cleaned, code_note
 from moeify.checkpoint.inside import resolve_inside
-from moeify.checkpoint.ledger import Ledger
 from moeify.checkpoint.naming import some
 from moeify.checkpoint.source import MODEL_FILES
 from moeify.errors import CheckpointError, OutputError
@@ -92,15 +91,12 @@ def _within(folder: Path, part: str) -> Iterator[str]:
                 yield name
 
 
-def carry_files(
-    source: Path, target: Path, ledger: Ledger | None = None, leave: Collection[str] = ()
-) -> None:
+def carry_files(source: Path, target: Path, leave: Collection[str] = ()) -> None:
     """Copy what ``carried`` finds, JSON without keys that name code.
 
     Raises ``OutputError`` where ``target`` takes two names for one, as file systems do that know
     no difference between large and small letters. See ``copy_file`` for the other errors.
     """
-    ledger = ledger or Ledger()
     taken = {path.name for path in target.iterdir()}
     for name in carried(source, leave).names:
         destination = target / name
@@ -113,10 +109,8 @@ def carry_files(
         text = cleaned(source / name)
         if text is not None:
             destination.write_text(text, encoding="utf-8")
-        elif name == TOKENIZER_CONFIG:  # which may be added to, and is summed when that is done
-            copy_file(source / name, destination)
         else:
-            ledger.copy(source / name, target, name)
+            copy_file(source / name, destination)
 
 
 def _check_regular(path: Path, name: str) -> None:

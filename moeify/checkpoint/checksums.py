@@ -1,19 +1,21 @@
-"""Checksums of files as the disk gives them back, not as the page cache remembers them."""
+"""SHA-256 of files."""
 
 from __future__ import annotations
 
 import errno
 import hashlib
 import os
-import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
 from moeify.checkpoint.output_file import aligned_buffer
 
-__all__ = ["blocks", "cached_sha256", "check_chunks", "sha256"]
+__all__ = ["SMALL_BYTES", "blocks", "cached_sha256", "sha256"]
+
+SMALL_BYTES = 16 << 20
+"""Files up to this size are summed always: that takes hundredths of a second."""
 
 _BLOCK_BYTES = 4 << 20
 
@@ -72,39 +74,15 @@ def _fill(handle: int, buffer: memoryview, start: int) -> int:
     return done
 
 
+def cached_sha256(path: Path) -> str:
+    """SHA-256 of a small file that was written a moment ago, from the page cache."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def sha256(path: Path) -> str:
     """SHA-256 of a file as the disk gives it back, in hexadecimal."""
     digest = hashlib.sha256()
     for block in blocks(path):
         digest.update(block)
     return digest.hexdigest()
-
-
-def cached_sha256(path: Path) -> str:
-    """SHA-256 of a file that was written a moment ago, from the page cache."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def check_chunks(path: Path, chunks: Mapping[int, tuple[int, int]]) -> str | None:
-    """SHA-256 of a file, or None where a chunk has another CRC-32 than when it was written.
-
-    ``chunks`` maps positions to lengths and sums; together they cover the file.
-    """
-    digest, at, good = hashlib.sha256(), 0, True
-    waiting = iter(sorted(chunks.items()))
-    end = wanted = running = 0
-    for block in blocks(path):
-        digest.update(block)
-        while block:
-            if at == end:
-                good &= running == wanted
-                start, (length, wanted) = next(waiting, (at, (0, 0)))
-                if start != at or not length:
-                    return None  # longer than what was written
-                end, running = start + length, 0
-            part = block[: end - at]
-            running = zlib.crc32(part, running)
-            at, block = at + len(part), block[len(part) :]
-    good &= running == wanted and at == end and next(waiting, None) is None
-    return digest.hexdigest() if good else None

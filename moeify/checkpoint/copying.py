@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,13 +14,13 @@ __all__ = ["copy_file"]
 _BLOCK_BYTES = 1 << 20
 
 
-def copy_file(source: Path, target: Path, summed: bool = False) -> str | None:
-    """Copy the content of ``source`` into the new file ``target``; returns its SHA-256 if asked.
+def copy_file(source: Path, target: Path) -> None:
+    """Copy the content of ``source`` into the new file ``target``.
 
     Raises ``CheckpointError`` when ``source`` cannot be read or changes its size meanwhile;
     ``OSError`` is left for failures of ``target``.
     """
-    digest, done = hashlib.sha256(), 0
+    done = 0
     with _reading(source):
         reader = os.open(source, os.O_RDONLY)
     try:
@@ -33,8 +32,6 @@ def copy_file(source: Path, target: Path, summed: bool = False) -> str | None:
                 if not block:
                     break
                 done += len(block)
-                if summed:
-                    digest.update(block)
                 rest = memoryview(block)
                 while rest:
                     rest = rest[writer.write(rest) :]
@@ -46,7 +43,6 @@ def copy_file(source: Path, target: Path, summed: bool = False) -> str | None:
             "wait until nobody writes to the source, then run the command again",
             path=source,
         )
-    return digest.hexdigest() if summed else None
 
 
 @contextmanager

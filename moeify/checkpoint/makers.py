@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import itertools
 import queue
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
@@ -19,34 +17,26 @@ from moeify.checkpoint.jobs import Tally
 from moeify.checkpoint.output_file import ALIGNMENT, OutputFile, aligned_buffer
 from moeify.checkpoint.worker_process import WorkerProcess
 
-__all__ = ["Made", "Maker", "Makers"]
+__all__ = ["Maker", "Makers"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class Made:
-    """What a chunk came to: its noise, and its CRC-32 where sums are kept."""
-
-    tally: Tally
-    crc: int | None
-
-
 class Maker:
     """One pair of hands: makes a chunk while the one before goes to the disk."""
 
-    def __init__(self, files: SourceFiles, sums: bool) -> None:
-        self._files, self._sums = files, sums
+    def __init__(self, files: SourceFiles) -> None:
+        self._files = files
         self._buffers = itertools.cycle([aligned_buffer(CHUNK_BYTES) for _ in range(2)])
         self._target: OutputFile | None = None
         self._disk = ThreadPoolExecutor(1)
         self._writing: Future[None] | None = None
 
     @classmethod
-    def inheriting(cls, handles: Mapping[Path, int], sums: bool) -> Maker:
+    def inheriting(cls, handles: Mapping[Path, int]) -> Maker:
         """A maker in a process that inherited the open source files."""
-        return cls(SourceFiles(handles), sums)
+        return cls(SourceFiles(handles))
 
     def scan(self, tensor: StoredTensor) -> float:
         """See ``SourceFiles.scan``."""
@@ -60,9 +50,10 @@ class Maker:
         """Take over the standard deviations that ``scan`` found."""
         self._files.stds.update(stds)
 
-    def write(self, path: Path, chunk: Chunk) -> Made:
+    def write(self, path: Path, chunk: Chunk) -> Tally:
         """Make ``chunk`` and begin to write it to the file ``path``, which exists.
 
+        Returns what its noise came to.
         Raises what went wrong with the chunk before.
         """
         buffer, tally, done = next(self._buffers), Tally(), 0
@@ -71,12 +62,11 @@ class Maker:
             if survived:
                 tally.add(survived)
             done += stop - start
-        crc = zlib.crc32(buffer[:done]) if self._sums else None
         self.finish()
         target = self._open(path)
         padded = buffer[: -(-done // ALIGNMENT) * ALIGNMENT]
         self._writing = self._disk.submit(target.write, padded, chunk.position)
-        return Made(tally, crc)
+        return tally
 
     def finish(self) -> None:
         """Wait until everything is written; raises what went wrong."""
@@ -106,17 +96,15 @@ class Makers:
     Close it before the source files, and before the outputs are removed.
     """
 
-    def __init__(self, files: SourceFiles, processes: int, sums: bool) -> None:
+    def __init__(self, files: SourceFiles, processes: int) -> None:
         self.count = 1 + processes
         self._idle: queue.SimpleQueue[Maker | WorkerProcess[Maker]] = queue.SimpleQueue()
         with ExitStack() as stack:
             for _ in range(processes):  # first, because they take a while to start
-                worker = WorkerProcess(
-                    Maker.inheriting, files.handles.values(), files.handles, sums
-                )
+                worker = WorkerProcess(Maker.inheriting, files.handles.values(), files.handles)
                 stack.callback(worker.close)
                 self._idle.put(worker)
-            maker = Maker(files, sums)
+            maker = Maker(files)
             stack.callback(maker.close)
             self._idle.put(maker)
             self._pool = stack.enter_context(ThreadPoolExecutor(self.count))

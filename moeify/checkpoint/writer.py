@@ -3,40 +3,27 @@
 from __future__ import annotations
 
 import itertools
-import json
-import math
 import os
 import re
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from moeify.checkpoint.chunks import Chunk, chunks
 from moeify.checkpoint.files import SourceFiles
-from moeify.checkpoint.header import DTYPE_BITS, StoredTensor, encode_header, read_header
+from moeify.checkpoint.header import DTYPE_BITS, StoredTensor, encode_header
 from moeify.checkpoint.jobs import Blend, Copy, Job, Literal, Tally
-from moeify.checkpoint.ledger import Ledger
-from moeify.checkpoint.makers import Made, Maker, Makers
+from moeify.checkpoint.makers import Maker, Makers
 from moeify.checkpoint.output_file import ALIGNMENT, create_file, cut_file
-from moeify.checkpoint.weight_files import INDEX_FILE, WEIGHTS_FILE
-from moeify.errors import CheckpointError, ConfigError
+from moeify.checkpoint.weight_files import WEIGHTS_FILE
+from moeify.errors import ConfigError
 
 __all__ = [
-    "Placed",
-    "Progress",
-    "Shard",
-    "aligned_jobs",
-    "grouped",
-    "parse_size",
-    "place",
-    "plan_shards",
-    "verify_shards",
-    "write_index",
-    "write_shard_files",
-    "write_shards",
-]
+    "Progress", "Shard", "aligned_jobs", "grouped", "parse_size", "plan_shards", "write_shards",
+]  # fmt: skip
 
 Progress = Callable[[int, int], None]
 """Called with bytes done and bytes in all."""
@@ -54,7 +41,7 @@ class Shard:
     file: str
     jobs: tuple[Job, ...]
 
-    @property
+    @cached_property
     def header(self) -> bytes:
         """The bytes before the first tensor."""
         return encode_header((job.name, job.dtype, job.shape) for job in self.jobs)
@@ -113,46 +100,18 @@ def aligned_jobs(jobs: Iterable[Job]) -> tuple[Job, ...]:
     return tuple(sorted(jobs, key=lambda job: (-DTYPE_BITS[job.dtype], job.nbytes % ALIGNMENT > 0)))
 
 
-@dataclass(frozen=True, slots=True)
-class Placed:
-    """A tensor and the file it lies in, as the index lists it."""
-
-    name: str
-    shape: tuple[int, ...]
-    nbytes: int
-    file: str
-
-
 def write_shards(
     folder: Path, shards: Sequence[Shard], progress: Progress | None = None,
-    check: Iterable[StoredTensor] = (), ledger: Ledger | None = None,
-    processes: int | None = None,
-) -> Tally:  # fmt: skip
-    """Write ``shards`` and their index into ``folder`` and read their headers back.
-
-    See ``write_shard_files``.
-    """
-    tally = write_shard_files(folder, shards, progress, check, ledger, processes)
-    verify_shards(folder, shards)
-    write_index(folder, place(shards))
-    return tally
-
-
-def write_shard_files(
-    folder: Path, shards: Sequence[Shard], progress: Progress | None = None,
-    check: Iterable[StoredTensor] = (), ledger: Ledger | None = None,
-    processes: int | None = None,
+    check: Iterable[StoredTensor] = (), processes: int | None = None,
 ) -> Tally:  # fmt: skip
     """Write ``shards`` into ``folder``; returns what noise survived.
 
     Every tensor in ``check`` is scanned for NaN and infinity first. Chunks are made here and by
     as many ``processes``, by default those that are worth it, and written in place; memory holds
-    two chunks for each. ``progress`` counts the bytes of the files, ``ledger`` sums them if it is
-    asked to. Raises ``CheckpointError`` and ``OSError``, leaving files behind: call it inside
-    ``staged``.
+    two chunks for each. ``progress`` counts the bytes of the files. Raises ``CheckpointError`` and
+    ``OSError``, leaving files behind: call it inside ``staged``.
     """
     total, done = sum(shard.nbytes for shard in shards), 0
-    ledger = ledger or Ledger()
 
     def advance(nbytes: int) -> None:
         nonlocal done
@@ -167,12 +126,12 @@ def write_shard_files(
             files.handle(path)  # opened here, because handle() is for one thread
         if processes is None:
             processes = _processes(shards)
-        with Makers(files, processes, ledger.checksum) as makers:
+        with Makers(files, processes) as makers:
             stds = dict(zip(noisy, makers.map(Maker.scan, noisy), strict=True))
             makers.everyone(Maker.learn, stds)
             for _ in makers.map(Maker.check_finite, [t for t in tensors if t not in noisy]):
                 pass
-            queue = _Queue(makers, ledger, advance)
+            queue = _Queue(makers, advance)
             for shard in shards:
                 queue.write(folder / shard.file, shard)
         files.check_unchanged()
@@ -206,9 +165,9 @@ def _noisy_sources(shards: Sequence[Shard]) -> dict[StoredTensor, None]:
 class _Queue:
     """Chunks on their way, and what has come of those that are done."""
 
-    def __init__(self, makers: Makers, ledger: Ledger, progress: Callable[[int], None]) -> None:
-        self._makers, self._ledger, self._progress = makers, ledger, progress
-        self._pending: deque[tuple[Future[Made], Chunk]] = deque()
+    def __init__(self, makers: Makers, progress: Callable[[int], None]) -> None:
+        self._makers, self._progress = makers, progress
+        self._pending: deque[tuple[Future[Tally], Chunk]] = deque()
         self.tally = Tally()
 
     def write(self, path: Path, shard: Shard) -> None:
@@ -218,10 +177,10 @@ class _Queue:
         try:
             for chunk in chunks(itertools.chain([Literal(shard.header)], pieces)):
                 if len(self._pending) >= 2 * self._makers.count:
-                    self._collect(path.name)
+                    self._collect()
                 self._pending.append((self._makers.submit(Maker.write, path, chunk), chunk))
             while self._pending:
-                self._collect(path.name)
+                self._collect()
             self._makers.everyone(Maker.finish)
         finally:
             for future, _ in self._pending:
@@ -229,45 +188,7 @@ class _Queue:
             wait([future for future, _ in self._pending])
         cut_file(path, shard.nbytes)
 
-    def _collect(self, file: str) -> None:
+    def _collect(self) -> None:
         future, chunk = self._pending.popleft()
-        made = future.result()
-        self.tally.add(made.tally)
-        if made.crc is not None:
-            self._ledger.chunk(file, chunk.position, chunk.nbytes, made.crc)
+        self.tally.add(future.result())
         self._progress(chunk.nbytes)
-
-
-def place(shards: Sequence[Shard]) -> list[Placed]:
-    """Where every tensor of ``shards`` lies."""
-    return [Placed(job.name, job.shape, job.nbytes, s.file) for s in shards for job in s.jobs]
-
-
-def write_index(folder: Path, placed: Sequence[Placed]) -> None:
-    """Write model.safetensors.index.json, unless there is one file only."""
-    if len({tensor.file for tensor in placed}) == 1:
-        return
-    document = {
-        "metadata": {
-            "total_size": sum(tensor.nbytes for tensor in placed),
-            "total_parameters": sum(math.prod(tensor.shape) for tensor in placed),
-        },
-        "weight_map": {tensor.name: tensor.file for tensor in sorted(placed, key=_name)},
-    }
-    (folder / INDEX_FILE).write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
-
-
-def _name(tensor: Placed) -> str:
-    return tensor.name
-
-
-def verify_shards(folder: Path, shards: Sequence[Shard]) -> None:
-    """Read every written header back and hold it against the plan; raises ``CheckpointError``."""
-    for shard in shards:
-        written, _ = read_header(folder / shard.file)
-        planned = {job.name: (job.dtype, job.shape) for job in shard.jobs}
-        found = {tensor.name: (tensor.dtype, tensor.shape) for tensor in written.values()}
-        if found != planned:
-            raise CheckpointError(
-                f"{shard.file} does not hold what was planned", "report this as a bug"
-            )

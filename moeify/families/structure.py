@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
 
 from moeify.checkpoint.header import StoredTensor
 from moeify.errors import CheckpointError, MoeifyError
@@ -15,10 +13,7 @@ from moeify.families.moe_checks import check_mixture, expert_count
 from moeify.families.problems import Problem, by_pattern
 from moeify.families.registry import FAMILIES, MOE_LAYOUTS, mixture_family, moe_layout
 
-if TYPE_CHECKING:
-    from moeify.checkpoint.writer import Shard
-
-__all__ = ["check_structure", "mixture_problems", "planned_tensors", "structure_problems"]
+__all__ = ["check_structure", "mixture_problems", "structure_problems"]
 
 Tensors = Mapping[str, StoredTensor]
 _HARMLESS = "unknown_tensor"  # loading passes over what no class knows
@@ -36,15 +31,6 @@ def check_structure(tensors: Tensors, config: Config, what: str) -> None:
             f"{what} would not load: {problems[0].message}{more}",
             "moeify inspect SOURCE shows what the source lacks; if it lacks nothing, report a bug",
         )
-
-
-def planned_tensors(shards: Iterable[Shard]) -> dict[str, StoredTensor]:
-    """The tensors that ``shards`` will hold, to be checked before any is written."""
-    return {
-        job.name: StoredTensor(job.name, job.dtype, job.shape, Path(shard.file), 0, job.nbytes)
-        for shard in shards
-        for job in shard.jobs
-    }
 
 
 def structure_problems(tensors: Tensors, config: Config) -> list[Problem]:

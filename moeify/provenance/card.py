@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moeify.checkpoint.reader import read_config
+from moeify.checkpoint.reader import Checkpoint, read_config
 from moeify.checkpoint.source import Source
 from moeify.families.base import Config
 from moeify.provenance.base_card import inherited_metadata
@@ -22,13 +22,15 @@ CARD_FILE = "README.md"
 
 
 def write_card(
-    folder: Path, config: Config, record: Record, base_folder: Path | None = None
-) -> None:
+    folder: Path, config: Config, record: Record, base_folder: Path | None = None,
+    opened: Checkpoint | None = None,
+) -> None:  # fmt: skip
     """Write README.md into ``folder``, where weights and config.json lie already.
 
-    Licence, languages and data sets are taken over from the card in ``base_folder``.
+    Licence, languages and data sets are taken over from the card in ``base_folder``; ``opened`` is
+    what lies in ``folder``, where it was read before.
     """
-    text = _render(Subject.of(folder, config, record), base_folder)
+    text = _render(Subject.of(folder, config, record, opened), base_folder)
     (folder / CARD_FILE).write_text(text, encoding="utf-8")
 
 

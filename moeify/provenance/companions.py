@@ -1,4 +1,4 @@
-"""The files that stand beside the weights: config, modeling code, record and card."""
+"""What classes need beside the weights: config.json, their code, the tokenizer's class."""
 
 from __future__ import annotations
 
@@ -7,33 +7,17 @@ import shutil
 from pathlib import Path
 
 from moeify.checkpoint.carry import TOKENIZER_CONFIG
-from moeify.checkpoint.foreign_code import names_code, without_code
+from moeify.checkpoint.foreign_code import without_code
 from moeify.checkpoint.json_text import read_json
 from moeify.checkpoint.reader import CONFIG_FILE, has_tokenizer
 from moeify.families.base import Config
 from moeify.families.registry import mixture_family
 from moeify.modeling import REMOTE_CODE
-from moeify.provenance.card import write_card
-from moeify.provenance.record import Record
 
-__all__ = ["write_companions", "write_config"]
+__all__ = ["name_tokenizer_class", "write_config"]
 
 
-def write_companions(stage: Path, config: Config, record: Record, base_folder: Path) -> None:
-    """Write config.json, moeify.json, README.md and, for moeify's own classes, their code.
-
-    The weights must lie in ``stage`` already. The card takes licence and languages from the one in
-    ``base_folder``, and says where that names code which did not go along.
-    """
-    write_config(stage, config)
-    _name_tokenizer_class(stage, config)
-    if named := names_code(base_folder):
-        record = record.with_results(custom_code=list(named))
-    record.write(stage)
-    write_card(stage, without_code(config), record, base_folder)
-
-
-def _name_tokenizer_class(stage: Path, config: Config) -> None:
+def name_tokenizer_class(stage: Path, config: Config) -> None:
     """Say which tokenizer a model type of moeify's own has, where only the dense type told."""
     family = mixture_family(config)
     if family is None or not family.remote_code or not has_tokenizer(stage):

@@ -18,14 +18,11 @@ from moeify.checkpoint.source import Source
 from moeify.errors import CheckpointError
 
 __all__ = [
-    "RECORD_FILE", "UNRECORDED", "FileEntry", "Record", "Step", "expert_sources",
+    "RECORD_FILE", "FileEntry", "Record", "Step", "expert_sources",
     "recorded_files", "recorded_sums",
-    "write_files",
 ]  # fmt: skip
 
 RECORD_FILE = "moeify.json"
-UNRECORDED = ("force", "checksum")
-"""Options that change nothing in what is written."""
 SCHEMA = "moeify.provenance/1"
 _TOKEN = re.compile(r"hf_\w{8,}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -92,14 +89,19 @@ class Record:
         *before, last = self.steps
         return replace(self, steps=(*before, replace(last, results=last.results | results)))
 
-    def write(self, folder: Path) -> None:
-        """Write moeify.json into ``folder``."""
-        document = {
+    def write(self, folder: Path, files: Mapping[str, FileEntry] | None = None) -> None:
+        """Write moeify.json into ``folder``, with a list of its ``files`` where they are known."""
+        document: dict[str, Any] = {
             "schema": SCHEMA,
             "source": self.source,
             "revision": self.revision,
             "steps": [_public(asdict(step)) for step in self.steps],
         }
+        if files is not None:
+            document["files"] = {
+                name: {"bytes": entry.nbytes} | ({"sha256": entry.sha256} if entry.sha256 else {})
+                for name, entry in files.items()
+            }
         text = json.dumps(document, indent=2, ensure_ascii=False, default=_plain)
         (folder / RECORD_FILE).write_text(text + "\n", encoding="utf-8")
 
@@ -110,17 +112,6 @@ class FileEntry:
 
     nbytes: int
     sha256: str | None
-
-
-def write_files(folder: Path, files: Mapping[str, FileEntry]) -> None:
-    """List ``files`` in the moeify.json of ``folder``."""
-    document = read_json(folder / RECORD_FILE)
-    document["files"] = {
-        name: {"bytes": entry.nbytes} | ({"sha256": entry.sha256} if entry.sha256 else {})
-        for name, entry in files.items()
-    }
-    text = json.dumps(document, indent=2, ensure_ascii=False)
-    (folder / RECORD_FILE).write_text(text + "\n", encoding="utf-8")
 
 
 def recorded_files(folder: Path) -> dict[str, FileEntry]:

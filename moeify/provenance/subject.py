@@ -97,12 +97,17 @@ class Subject:
     encoder: bool
 
     @classmethod
-    def of(cls, folder: Path, config: Config, record: Record) -> Subject:
-        """The checkpoint in ``folder``, whose weights and config.json are written already."""
+    def of(
+        cls, folder: Path, config: Config, record: Record, opened: Checkpoint | None = None
+    ) -> Subject:
+        """The checkpoint in ``folder``, whose weights and config.json are written already.
+
+        ``opened`` is the same, where it was read before.
+        """
         return cls(
             config=config,
             record=record,
-            mixture=_mixture(folder),
+            mixture=_mixture(folder, opened),
             family=mixture_family(config),
             has_tokenizer=has_tokenizer(folder),
             encoder=(folder / "modules.json").is_file(),
@@ -136,10 +141,10 @@ class Subject:
         return "upcycle" in self.commands
 
 
-def _mixture(folder: Path) -> Mixture | None:
+def _mixture(folder: Path, opened: Checkpoint | None) -> Mixture | None:
     """None for a dense checkpoint, and for one of a kind that moeify cannot sort."""
     try:
-        checkpoint = Checkpoint.open(folder)
+        checkpoint = opened or Checkpoint.open(folder)
         return Mixture.of(checkpoint, moe_layout(checkpoint.config, checkpoint.tensors))
     except MoeifyError:
         return None

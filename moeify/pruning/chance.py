@@ -5,17 +5,17 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from moeify.checkpoint.ledger import Ledger
+from moeify.checkpoint.carry import carry_files
+from moeify.checkpoint.planned_files import write_files
 from moeify.checkpoint.source import Source
 from moeify.checkpoint.writer import parse_size
-from moeify.provenance.record import Step
+from moeify.provenance.companions import write_config
 from moeify.pruning.anatomy import Anatomy
 from moeify.pruning.config import PruneConfig
 from moeify.pruning.evaluation import held_out_loss, summary
 from moeify.pruning.plan import Kept, plan_prune
 from moeify.pruning.report import HeldOutLoss
 from moeify.pruning.selection import random_scores, select
-from moeify.pruning.writing import write_beside, write_plan
 from moeify.routing.data import Blocks
 
 __all__ = ["compare_losses"]
@@ -38,8 +38,9 @@ def compare_losses(
         # inside the folder that is being written, which the next run clears after a kill
         with tempfile.TemporaryDirectory(dir=pruned, prefix=".random-") as folder:
             plan = plan_prune(anatomy, kept, parse_size(config.max_shard_size))
-            write_plan(Path(folder), plan, source, Ledger())
-            write_beside(Path(folder), plan, source, Step(command="prune", options={}, results={}))
+            write_files(Path(folder), plan.files)
+            carry_files(source.folder, Path(folder))
+            write_config(Path(folder), plan.config)
             return loss_in(Path(folder))
 
     before = loss_in(source.folder)

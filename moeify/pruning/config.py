@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from moeify.errors import ConfigError
+from moeify.provenance.config import ShardedOutput
 
 __all__ = [
     "CALIBRATED",
@@ -28,8 +29,8 @@ _LAYER_ITEM = re.compile(r"(all|\d{1,6}):(\d{1,6}(?:,\d{1,6})*)")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoredConfig:
-    """By which scores experts are chosen, from which text, and how the output is written."""
+class ScoredConfig(ShardedOutput):
+    """By which scores experts are chosen, and from which text."""
 
     by: Criterion | None = None
     """Score that decides which experts stay; left out, reap with text or scores, else aimer."""
@@ -53,14 +54,6 @@ class ScoredConfig:
     """Keep super experts (arXiv 2507.23279), where calibration or the file of scores names them."""
     seed: int = 0
     """Seed of random scores and of the order in which texts are read."""
-    max_shard_size: str = "5GB"
-    """Largest size of a weights file."""
-    revision: str | None = None
-    """Branch, tag or commit, where the checkpoint is a Hub id."""
-    force: bool = False
-    """Replace an output that exists."""
-    checksum: bool = False
-    """Sum every file, and read all of it back from the disk before the output appears."""
 
 
 @dataclass(frozen=True, kw_only=True)

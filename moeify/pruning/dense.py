@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from moeify.checkpoint.arithmetic import FLOAT_DTYPES
 from moeify.checkpoint.header import StoredTensor
 from moeify.checkpoint.jobs import Blend, Copy, Job, Piece, Slice
+from moeify.checkpoint.planned_files import PlannedFiles
 from moeify.checkpoint.writer import plan_shards
 from moeify.errors import CheckpointError
 from moeify.families.base import Config, Family
@@ -37,7 +38,7 @@ def plan_dense(anatomy: Anatomy, experts: Mapping[int, Shares], max_shard_bytes:
     jobs = tuple(_jobs(anatomy, family, config, experts))
     return PrunePlan(
         config=config,
-        shards=plan_shards(jobs, max_shard_bytes),
+        files=PlannedFiles(shards=plan_shards(jobs, max_shard_bytes)),
         params_before=anatomy.parameters,
         params_after=sum(math.prod(job.shape) for job in jobs),
     )

@@ -7,20 +7,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from moeify.checkpoint.ledger import Ledger
 from moeify.checkpoint.reader import Checkpoint
 from moeify.checkpoint.source import resolve_source
-from moeify.checkpoint.staging import check_output, output_errors, staged
 from moeify.checkpoint.writer import parse_size
 from moeify.errors import ConfigError
+from moeify.provenance.new_checkpoint import NewCheckpoint
 from moeify.provenance.record import Step
-from moeify.provenance.seal import seal
 from moeify.pruning.anatomy import dissect, open_moe
 from moeify.pruning.config import ExtractConfig
 from moeify.pruning.dense import plan_dense
 from moeify.pruning.prune import Steps, prune, step_of
 from moeify.pruning.report import ExtractReport, PruneReport
-from moeify.pruning.writing import check_room, write_beside, write_plan
+from moeify.pruning.scores import SCORES_FILE
 
 __all__ = ["ExtractReport", "extract"]
 
@@ -43,7 +41,7 @@ def extract(
     name = source.name.rsplit("/", 1)[-1]
     numbers = "-".join(str(expert) for expert, _ in config.mean)
     target = Path(output) if output is not None else Path(f"{name}-expert{numbers}")
-    check_output(target, source.folder, force=config.force)
+    new = NewCheckpoint(source, target, config, leave=(SCORES_FILE,))
     view = open_moe(Checkpoint.open(source.folder))
     if (last := max(expert for expert, _ in config.mean)) >= view.num_experts:
         raise ConfigError(
@@ -52,16 +50,13 @@ def extract(
         )
     experts = dict.fromkeys(view.moe_layers, config.mean)
     plan = plan_dense(dissect(view), experts, parse_size(config.max_shard_size))
-    along = check_room(source, target, plan.nbytes)
+    new.check(plan.files, plan.config)
     named = {"expert": config.numbers, "shares": config.shares, "revision": config.revision,
              "max_shard_size": config.max_shard_size}  # fmt: skip
     results = {"params_total": plan.params_after}
-    ledger = Ledger(config.checksum)
-    with staged(target, force=config.force) as stage, output_errors(target):
-        write_plan(stage, plan, source, ledger, step_of(progress, "writing MB", 10**6))
-        step = Step(command="extract", options=named, results=results)
-        write_beside(stage, plan, source, step)
-        seal(stage, ledger)
+    with new.opened():
+        new.write(plan.files, step_of(progress, "writing MB", 10**6))
+        new.finish(plan.config, Step(command="extract", options=named, results=results))
     return ExtractReport(
         source=source.name,
         output=str(target),
@@ -71,9 +66,9 @@ def extract(
         weights=tuple(weight for _, weight in config.mean),
         moe_layers=view.moe_layers,
         params=plan.params_after,
-        bytes_written=plan.nbytes,
-        bytes_carried=along.nbytes,
-        warnings=(*view.checkpoint.notes, *along.notes),
+        bytes_written=plan.files.nbytes,
+        bytes_carried=new.along.nbytes,
+        warnings=(*view.checkpoint.notes, *new.along.notes),
         seconds=time.perf_counter() - started,
     )
 

@@ -11,7 +11,8 @@ from typing import Any
 
 from moeify.checkpoint.header import StoredTensor
 from moeify.checkpoint.jobs import Blend, Copy, Job, Piece, Slice, copy_of
-from moeify.checkpoint.writer import Shard, plan_shards
+from moeify.checkpoint.planned_files import PlannedFiles
+from moeify.checkpoint.writer import plan_shards
 from moeify.errors import ConfigError
 from moeify.families.base import Config
 from moeify.families.moe_layout import MoeLayout
@@ -27,17 +28,12 @@ _NEXT_TOKEN_KEYS = ("num_nextn_predict_layers", "mtp_num_hidden_layers")
 
 @dataclass(frozen=True, kw_only=True)
 class PrunePlan:
-    """Everything that will be written: config and shards; parameters as stored, tied ones once."""
+    """Everything that will be written: config and files; parameters as stored, tied ones once."""
 
     config: Config
-    shards: tuple[Shard, ...]
+    files: PlannedFiles
     params_before: int
     params_after: int
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all weight files."""
-        return sum(shard.nbytes for shard in self.shards)
 
 
 def check_counts(anatomy: Anatomy, keep: int, what: str = "keep") -> None:
@@ -87,7 +83,7 @@ def plan_prune(
     assert len(counts) == 1, "the format holds one number of experts for all layers"
     return PrunePlan(
         config=pruned_config(anatomy, kept),
-        shards=plan_shards(jobs, max_shard_bytes, last=routers),
+        files=PlannedFiles(shards=plan_shards(jobs, max_shard_bytes, last=routers)),
         params_before=anatomy.parameters,
         params_after=sum(math.prod(job.shape) for job in (*jobs, *routers)) - len(anatomy.guards),
     )

@@ -8,18 +8,15 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from moeify.checkpoint.carry import Carried
 from moeify.checkpoint.jobs import Piece
-from moeify.checkpoint.ledger import Ledger
 from moeify.checkpoint.reader import Checkpoint
 from moeify.checkpoint.replacing import remove_partial
 from moeify.checkpoint.source import Source, resolve_source
-from moeify.checkpoint.staging import check_output, output_errors, staged
 from moeify.checkpoint.writer import Progress, parse_size
 from moeify.errors import ConfigError
-from moeify.families.structure import check_structure, planned_tensors
-from moeify.provenance.record import UNRECORDED, Record, Step
-from moeify.provenance.seal import seal
+from moeify.provenance.companions import write_config
+from moeify.provenance.new_checkpoint import NewCheckpoint
+from moeify.provenance.record import Record, Step
 from moeify.pruning.aimer import aimer_scores, check_aimer
 from moeify.pruning.anatomy import Anatomy, dissect, open_moe
 from moeify.pruning.chance import compare_losses
@@ -29,7 +26,7 @@ from moeify.pruning.evaluation import check_evaluation
 from moeify.pruning.merging import check_merging, merged_pieces
 from moeify.pruning.plan import PrunePlan, plan_prune
 from moeify.pruning.report import HeldOutLoss, PruneReport
-from moeify.pruning.scores import Scores
+from moeify.pruning.scores import SCORES_FILE, Scores
 from moeify.pruning.scoring import Text, read_text, stored_scores, text_scores
 from moeify.pruning.selection import (
     HIGH_GOES_FIRST,
@@ -38,7 +35,6 @@ from moeify.pruning.selection import (
     random_scores,
     select,
 )
-from moeify.pruning.writing import SCORES_FILE, check_room, write_beside, write_plan
 from moeify.routing.passes import runs_by_layer
 
 __all__ = ["PruneReport", "Steps", "prune", "step_of"]
@@ -89,8 +85,8 @@ def prune(
     anatomy = dissect(open_moe(Checkpoint.open(source.folder)))
     keep = number_to_keep(anatomy, config)
     target = Path(output) if output is not None else _default_output(source, config, keep)
-    check_output(target, source.folder, force=config.force)
-    along = _check(anatomy, source, target, config, keep)
+    new = NewCheckpoint(source, target, config, leave=(SCORES_FILE,))  # those are the source's
+    _check(anatomy, new, config, keep)
     remove_partial(_partial(target, config))
     stored = stored_scores(anatomy, config)
     text = read_text(anatomy, config)
@@ -102,32 +98,27 @@ def prune(
         choice = replace(choice, merged=merged)
     plan = _plan(anatomy, choice, config)
     report = _report(anatomy, source, target, config, choice, plan)
-    known = (*anatomy.view.checkpoint.notes, *along.notes, *report.warnings)
-    report = replace(report, warnings=known, bytes_carried=along.nbytes)
-    ledger = Ledger(config.checksum)
-    with staged(target, force=config.force) as stage, output_errors(target):
-        write_plan(stage, plan, source, ledger, step_of(progress, "writing MB", 10**6))
-        _write_scores(stage, target, config, choice)
-        write_beside(stage, plan, source, _step(config, report, source))
+    known = (*anatomy.view.checkpoint.notes, *new.along.notes, *report.warnings)
+    report = replace(report, warnings=known, bytes_carried=new.along.nbytes)
+    with new.opened() as stage:
+        new.write(plan.files, step_of(progress, "writing MB", 10**6))
+        _write_scores(stage, config, choice)
         if config.evaluate and text is not None and text.held_out is not None:
+            write_config(stage, plan.config)
             plainly = choice.kept if config.merge else None
             losses = compare_losses(anatomy, source, stage, keep, config, text.held_out, plainly)
             report = replace(report, held_out=losses, warnings=(*report.warnings, *_said(losses)))
-            write_beside(stage, plan, source, _step(config, report, source))
-        seal(stage, ledger)
+        new.finish(plan.config, _step(config, report, source))
     if choice.calibrated is not None and config.scores is None:
         _partial(target, config).unlink(missing_ok=True)  # its content is in the output by now
     return replace(report, seconds=time.perf_counter() - started)
 
 
-def _check(
-    anatomy: Anatomy, source: Source, target: Path, config: PruneConfig, keep: int
-) -> Carried:
-    """Everything that is known before the long work starts; returns what goes along."""
+def _check(anatomy: Anatomy, new: NewCheckpoint, config: PruneConfig, keep: int) -> None:
+    """Everything that is known before the long work starts."""
     sample = dict.fromkeys(anatomy.view.moe_layers, tuple(range(keep)))
     plan = _plan(anatomy, _Choice(kept=sample), config)
-    check_structure(planned_tensors(plan.shards), plan.config, "the output")
-    along = check_room(source, target, plan.nbytes * (2 if config.evaluate else 1))
+    new.check(plan.files, plan.config, more_bytes=plan.files.nbytes if config.evaluate else 0)
     rule = anatomy.view.layout.rule
     grows = rule.scores == "softmax" and not rule.renormalises(anatomy.view.checkpoint.config)
     if config.rescale and not grows:
@@ -144,7 +135,6 @@ def _check(
         check_aimer(anatomy)
     if config.evaluate:
         check_evaluation(anatomy.view.checkpoint.config)
-    return along
 
 
 def _default_output(source: Source, config: PruneConfig, keep: int) -> Path:
@@ -208,7 +198,7 @@ def _partial(target: Path, config: PruneConfig) -> Path:
     return target.with_name(f".{target.name}.scores.json")
 
 
-def _write_scores(stage: Path, target: Path, config: PruneConfig, choice: _Choice) -> None:
+def _write_scores(stage: Path, config: PruneConfig, choice: _Choice) -> None:
     """Put the scores into the output, and where the user wants them."""
     if choice.calibrated is None:
         return
@@ -247,7 +237,7 @@ def _report(
         params_before=plan.params_before,
         params_after=plan.params_after,
         bytes_before=sum(path.stat().st_size for path in view.checkpoint.shards),
-        bytes_written=plan.nbytes,
+        bytes_written=plan.files.nbytes,
         gate_inflation=_inflation(choice) if not config.dense else {},
         rescaled=config.rescale,
         merged=config.merge,
@@ -277,8 +267,7 @@ def _warnings(anatomy: Anatomy) -> list[str]:
 
 
 def _step(config: PruneConfig, report: PruneReport, source: Source) -> Step:
-    options = {key: value for key, value in asdict(config).items() if key not in UNRECORDED}
-    options["by"] = report.by
+    options = config.recorded() | {"by": report.by}
     results = {
         "num_experts_before": report.num_experts_before,
         "num_experts": report.num_experts,

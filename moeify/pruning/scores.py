@@ -21,7 +21,9 @@ from moeify.errors import RoutingError
 from moeify.pruning.anatomy import Anatomy
 from moeify.pruning.config import Criterion
 
-__all__ = ["LayerScores", "Scores", "checkpoint_fingerprint"]
+__all__ = ["SCORES_FILE", "LayerScores", "Scores", "checkpoint_fingerprint"]
+
+SCORES_FILE = "scores.json"
 
 SCHEMA = "moeify.scores/1"
 SUMS = ("frequency", "gate", "ean", "weighted_norm", "max_norm", "probability")

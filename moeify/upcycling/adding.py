@@ -12,24 +12,21 @@ from typing import Any
 import numpy as np
 
 from moeify.checkpoint.arithmetic import FLOAT_DTYPES, Float32, decode
-from moeify.checkpoint.carry import carried, carry_files
 from moeify.checkpoint.files import Slice, SourceFiles
 from moeify.checkpoint.header import StoredTensor
 from moeify.checkpoint.jobs import Copy, Held, Job, copy_of
-from moeify.checkpoint.ledger import Ledger
+from moeify.checkpoint.planned_files import PlannedFiles
 from moeify.checkpoint.reader import Checkpoint
-from moeify.checkpoint.rewrite import Rewrite, plan_rewrite, write_rewrite
+from moeify.checkpoint.rewrite import plan_rewrite
 from moeify.checkpoint.source import Source, resolve_source
-from moeify.checkpoint.staging import check_free_space, check_output, output_errors, staged
 from moeify.checkpoint.writer import Progress, parse_size
 from moeify.errors import CheckpointError, ConfigError
 from moeify.families.base import Config, Family
 from moeify.families.moe_view import MoeView, view_moe
 from moeify.families.registry import moe_family, moe_layout
-from moeify.provenance.companions import write_companions
 from moeify.provenance.exports import is_as_exported
-from moeify.provenance.record import Record, Step, recorded_sums
-from moeify.provenance.seal import seal
+from moeify.provenance.new_checkpoint import NewCheckpoint
+from moeify.provenance.record import Record, Step
 from moeify.routing.config import ROUTER_INITS, RouterInit
 from moeify.routing.initialization import RouterRows, logit_std
 from moeify.upcycling.comparing import compare_joining
@@ -113,28 +110,26 @@ def add_experts(
     view, labels = joining.view, [entry.label for entry in joining.entries]
     number = view.num_experts + len(joining.entries)
     target = Path(output) if output is not None else Path(f"{_base_name(source)}-e{number}")
+    new = NewCheckpoint(source, target, config, written=not dry_run)
+    compared = compare_joining(view, joining.family, joining.entries)
+    plan = _plan(joining, _calibrated(joining, config), target, config)
     if not dry_run:
         folders = (entry.source.folder for entry in joining.entries)
-        check_output(target, source.folder, *folders, force=config.force)
-    along = carried(source.folder)  # a link out of the folder is refused before the long work
-    warnings = compare_joining(view, joining.family, joining.entries)
-    warnings = (*view.checkpoint.notes, *along.notes, *of_sources(joining.entries), *warnings)
-    text = None
+        new.check(plan, _config(view, number), beside=folders)
+    warnings = (*view.checkpoint.notes, *new.along.notes, *of_sources(joining.entries), *compared)
+    report = _report(joining, plan, new, config)
     if config.needs_text:
         text = labelled_text(config, view.checkpoint, labels, others=True)
         warnings = (*warnings, *text.fit.notes)
-    rows, agreement = _calibrated(joining, config), None
-    if text is not None and not dry_run:
-        fitted = joining_rows(source.folder, view.layout, text, labels, config)
-        rows, agreement = fitted.rows, fitted.agreement
-    plan = _plan(joining, rows, target, parse_size(config.max_shard_size))
-    report = _report(joining, plan, source, target, config)
-    report = replace(
-        report, bytes_carried=along.nbytes, warnings=warnings, label_agreement=agreement,
-        dry_run=dry_run,
-    )  # fmt: skip
+        if not dry_run:
+            fitted = joining_rows(source.folder, view.layout, text, labels, config)
+            plan = _plan(joining, fitted.rows, target, config)
+            report = replace(report, label_agreement=fitted.agreement)
+    report = replace(report, warnings=warnings, dry_run=dry_run)
     if not dry_run:
-        _write(joining, plan, source, config, report, progress)
+        with new.opened():
+            new.write(plan, progress, check=_newcomers(joining))
+            new.finish(_config(view, number), _step(config, report))
     return replace(report, seconds=time.perf_counter() - started)
 
 
@@ -197,9 +192,9 @@ def _calibrated(joining: _Joining, config: AddConfig) -> dict[int, Float32]:
 
 
 def _plan(
-    joining: _Joining, rows: dict[int, Float32], target: Path, max_shard_bytes: int
-) -> Rewrite:
-    view = joining.view
+    joining: _Joining, rows: dict[int, Float32], target: Path, config: AddConfig
+) -> PlannedFiles:
+    view, max_shard_bytes = joining.view, parse_size(config.max_shard_size)
     jobs = [job for layer in view.moe_layers for job in _expert_jobs(joining, layer)]
     routers = [_router_job(view, layer, rows[layer]) for layer in view.moe_layers]
     return plan_rewrite(view.checkpoint, jobs, target, max_shard_bytes, last=routers)
@@ -236,42 +231,26 @@ def _router_job(view: MoeView, layer: int, rows: Float32) -> Job:
 
 
 def _report(
-    joining: _Joining, plan: Rewrite, source: Source, target: Path, config: AddConfig
+    joining: _Joining, plan: PlannedFiles, new: NewCheckpoint, config: AddConfig
 ) -> AddReport:
     view, count = joining.view, len(joining.entries)
     ffn = sum(t.elements for t in joining.entries[0].view.ffn(view.moe_layers[0]).values())
     return AddReport(
-        source=source.name, output=str(target), model_type=view.layout.model_type,
+        source=new.source.name, output=str(new.target), model_type=view.layout.model_type,
         num_experts_before=view.num_experts, num_experts=view.num_experts + count,
         top_k=view.top_k, moe_layers=view.moe_layers, added=joining.origins,
         router=config.router, label_agreement=None,
         params_added=len(view.moe_layers) * count * (ffn + view.hidden_size),
         files_linked=len(plan.linked), files_copied=len(plan.copied),
-        bytes_written=plan.bytes_written, bytes_carried=0, warnings=(), dry_run=False, seconds=0.0,
+        bytes_written=plan.nbytes, bytes_carried=new.along.nbytes, warnings=(), dry_run=False,
+        seconds=0.0,
     )  # fmt: skip
 
 
-def _write(
-    joining: _Joining, plan: Rewrite, source: Source, config: AddConfig, report: AddReport,
-    progress: Progress | None,
-) -> None:  # fmt: skip
-    target = Path(report.output)
-    check_free_space(target, plan.bytes_written + report.bytes_carried)
-    check = [
-        tensor
-        for layer in joining.view.moe_layers
-        for entry in joining.entries
-        for tensor in entry.view.ffn(layer).values()
-    ]
-    ledger = Ledger(config.checksum)
-    with staged(target, force=config.force) as stage, output_errors(target):
-        recorded = recorded_sums(source.folder)
-        write_rewrite(stage, plan, progress, check, ledger=ledger, recorded=recorded)
-        carry_files(source.folder, stage, ledger)
-        record = Record.read(source).with_step(_step(config, report))
-        model_config = _config(joining.view, report.num_experts)
-        write_companions(stage, model_config, record, source.folder)
-        seal(stage, ledger)
+def _newcomers(joining: _Joining) -> Iterator[StoredTensor]:
+    for layer in joining.view.moe_layers:
+        for entry in joining.entries:
+            yield from entry.view.ffn(layer).values()
 
 
 def _config(view: MoeView, num_experts: int) -> Config:

@@ -10,24 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from moeify.checkpoint.arithmetic import FLOAT_DTYPES, decode
-from moeify.checkpoint.carry import carried, carry_files
 from moeify.checkpoint.files import SourceFiles
 from moeify.checkpoint.header import StoredTensor, tensor_nbytes
 from moeify.checkpoint.jobs import Job, Literal
-from moeify.checkpoint.ledger import Ledger
 from moeify.checkpoint.reader import Checkpoint
-from moeify.checkpoint.rewrite import plan_rewrite, write_rewrite
-from moeify.checkpoint.source import Source, resolve_source
-from moeify.checkpoint.staging import check_free_space, check_output, output_errors, staged
+from moeify.checkpoint.rewrite import plan_rewrite
+from moeify.checkpoint.source import resolve_source
 from moeify.checkpoint.writer import Progress
+from moeify.families.base import Config
 from moeify.families.moe_view import MoeView, view_moe
 from moeify.families.registry import mixture_family, moe_layout
 from moeify.families.values import text_config
 from moeify.modeling import REMOTE_CODE
-from moeify.provenance.companions import write_companions
 from moeify.provenance.exports import SCALED_FOR_OTHERS, is_as_exported
-from moeify.provenance.record import UNRECORDED, Record, Step, recorded_sums
-from moeify.provenance.seal import seal
+from moeify.provenance.new_checkpoint import NewCheckpoint
+from moeify.provenance.record import Step
 from moeify.routing.initialization import RouterRows, UpProjection, expected_entropy, logit_std
 from moeify.upcycling.config import AttachConfig, check_route_by, check_top_k
 
@@ -90,7 +87,7 @@ def attach(
     target = (
         Path(output) if output is not None else Path(f"{source.name.rsplit('/', 1)[-1]}-routers")
     )
-    check_output(target, source.folder, force=config.force)
+    new = NewCheckpoint(source, target, config)
     opened = Checkpoint.open(source.folder)
     view = view_moe(opened, moe_layout(opened.config, opened.tensors))
     check_top_k(config.top_k or view.top_k, view.num_experts)
@@ -98,8 +95,8 @@ def attach(
     check_route_by(config.route_by, model_type, model_type in REMOTE_CODE)
     pieces = {layer: _rows(view, layer, config) for layer in view.moe_layers}
     plan = plan_rewrite(opened, _jobs(view, pieces), target)
-    along = carried(source.folder)
-    check_free_space(target, plan.bytes_written + along.nbytes)
+    model_config = _config(view, config)
+    new.check(plan, model_config)
     before, after = _outlooks(view, pieces)
     report = AttachReport(
         source=source.name,
@@ -112,22 +109,18 @@ def attach(
         after=after,
         files_linked=len(plan.linked),
         files_copied=len(plan.copied),
-        bytes_written=plan.bytes_written,
-        bytes_carried=along.nbytes,
+        bytes_written=plan.nbytes,
+        bytes_carried=new.along.nbytes,
         seconds=0.0,
         biases_zeroed=tuple(
             bias.name for layer in view.moe_layers for bias in view.router_biases(layer)
         ),
     )
-    ledger = Ledger(config.checksum)
-    with staged(target, force=config.force) as stage, output_errors(target):
-        recorded = recorded_sums(source.folder)
-        write_rewrite(stage, plan, progress, ledger=ledger, recorded=recorded)
-        carry_files(source.folder, stage, ledger)
-        record = _write_companions(stage, source, view, config, report)
-        seal(stage, ledger)
+    with new.opened():
+        new.write(plan, progress)
+        record = new.finish(model_config, _step(config, report))
     changed = is_as_exported(mixture_family(opened.config), record) is False
-    warnings = (*opened.notes, *along.notes, *([SCALED_FOR_OTHERS] if changed else []))
+    warnings = (*opened.notes, *new.along.notes, *([SCALED_FOR_OTHERS] if changed else []))
     return replace(report, warnings=warnings, seconds=time.perf_counter() - started)
 
 
@@ -195,20 +188,19 @@ def _outlook(rows: Any, gain: Any) -> RouterOutlook:
     return RouterOutlook(logit_std=std, entropy=expected_entropy(std, len(rows)))
 
 
-def _write_companions(
-    stage: Path, source: Source, view: MoeView, config: AttachConfig, report: AttachReport
-) -> Record:
-    options = {k: v for k, v in asdict(config).items() if k not in UNRECORDED}
+def _step(config: AttachConfig, report: AttachReport) -> Step:
     entropies = [outlook.entropy for outlook in report.after.values()]
     results = {"expected_entropy": sum(entropies) / len(entropies), "top_k": report.top_k}
     if report.biases_zeroed:
         results["biases_zeroed"] = len(report.biases_zeroed)
-    record = Record.read(source).with_step(Step(command="attach", options=options, results=results))
+    return Step(command="attach", options=config.recorded(), results=results)
+
+
+def _config(view: MoeView, config: AttachConfig) -> Config:
     model_config = deepcopy(view.checkpoint.config)
     sizes = text_config(model_config)
     key = next((key for key in view.layout.top_k_keys if key in sizes), view.layout.top_k_keys[0])
-    sizes[key] = report.top_k
-    if config.route_by is not None and report.model_type in REMOTE_CODE:
+    sizes[key] = config.top_k or view.top_k
+    if config.route_by is not None and view.layout.model_type in REMOTE_CODE:
         model_config["route_by"] = config.route_by
-    write_companions(stage, model_config, record, source.folder)
-    return record
+    return model_config

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from moeify.errors import ConfigError
+from moeify.provenance.config import OutputOptions, ShardedOutput
 from moeify.routing.config import (
     ROUTE_BY,
     ROUTER_INITS,
@@ -47,7 +48,7 @@ _LAYER_ITEM = re.compile(r"(\d+)(?:-(\d+))?")
 
 
 @dataclass(frozen=True, kw_only=True)
-class RouterTextConfig:
+class RouterTextConfig(ShardedOutput):
     """How routers start, and the text that they are computed from.
 
     Raises ``ConfigError`` for values that cannot work, whatever the checkpoint.
@@ -115,14 +116,6 @@ class UpcycleConfig(RouterTextConfig):
     """Dtype of the output; auto keeps each tensor's own."""
     compat: Compat = "transformers"
     """gguf writes a form that llama.cpp and mlx-lm compute rightly too."""
-    max_shard_size: str = "5GB"
-    """Largest size of a weights file."""
-    revision: str | None = None
-    """Branch, tag or commit, where the source is a Hub id."""
-    force: bool = False
-    """Replace an output that exists."""
-    checksum: bool = False
-    """Sum every file, and read all of it back from the disk before the output appears."""
 
     @property
     def experts(self) -> int:
@@ -212,14 +205,6 @@ class AddConfig(RouterTextConfig):
     """Dense checkpoints whose feed-forward layers become one more expert each."""
     labels: tuple[str, ...] = ()
     """What each entry of ``experts`` knows; left out, the entries' own names."""
-    max_shard_size: str = "5GB"
-    """Largest size of a weights file that is written."""
-    revision: str | None = None
-    """Branch, tag or commit, where the mixture is a Hub id."""
-    force: bool = False
-    """Replace an output that exists."""
-    checksum: bool = False
-    """Sum every file, and read all of it back from the disk before the output appears."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -235,7 +220,7 @@ class AddConfig(RouterTextConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttachConfig:
+class AttachConfig(OutputOptions):
     """How an existing mixture of experts gets fresh routers."""
 
     router: RouterInit = "calibrated"
@@ -246,12 +231,6 @@ class AttachConfig:
     """What a router decides for, token or sequence; left out, the same as before."""
     seed: int = 0
     """Seed of the routers."""
-    revision: str | None = None
-    """Branch, tag or commit, where the checkpoint is a Hub id."""
-    force: bool = False
-    """Replace an output that exists."""
-    checksum: bool = False
-    """Sum every file, and read all of it back from the disk before the output appears."""
 
     def __post_init__(self) -> None:
         check_choice("router", self.router, ROUTER_INITS)

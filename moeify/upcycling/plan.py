@@ -10,9 +10,10 @@ from moeify.checkpoint.arithmetic import FLOAT_DTYPES, Float32
 from moeify.checkpoint.files import Slice
 from moeify.checkpoint.header import StoredTensor
 from moeify.checkpoint.jobs import Held, Job, Noise, Piece, copy_of
+from moeify.checkpoint.planned_files import PlannedFiles
 from moeify.checkpoint.reader import Checkpoint
 from moeify.checkpoint.source import Source
-from moeify.checkpoint.writer import Shard, parse_size, plan_shards
+from moeify.checkpoint.writer import parse_size, plan_shards
 from moeify.errors import ConfigError
 from moeify.families.base import (
     Config,
@@ -55,12 +56,12 @@ class ParameterCounts:
 
 @dataclass(frozen=True, kw_only=True)
 class UpcyclePlan:
-    """Everything that will be written: config and shards. ``ffn`` are the tensors to scan."""
+    """Everything that will be written: config and files. ``ffn`` are the tensors to scan."""
 
     view: DenseView
     settings: MoeSettings
     config: Config
-    shards: tuple[Shard, ...]
+    files: PlannedFiles
     ffn: tuple[StoredTensor, ...]
     parameters: ParameterCounts
     sources: tuple[ExpertSource, ...] = ()
@@ -74,7 +75,7 @@ class UpcyclePlan:
 
     def with_routers(self, rows: Mapping[int, Float32]) -> UpcyclePlan:
         """The same plan with these rows [E, H] in place of each layer's router."""
-        *others, last = self.shards  # routers are in the last file
+        *others, last = self.files.shards  # routers are in the last file
         moe, prefix = self.family.moe, self.view.head.prefix_out
         held = {prefix + moe.layer.format(layer=n) + moe.router: array for n, array in rows.items()}
         jobs = tuple(
@@ -83,12 +84,8 @@ class UpcyclePlan:
             else job
             for job in last.jobs
         )
-        return replace(self, shards=(*others, replace(last, jobs=jobs)))
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all weight files."""
-        return sum(shard.nbytes for shard in self.shards)
+        files = replace(self.files, shards=(*others, replace(last, jobs=jobs)))
+        return replace(self, files=files)
 
 
 def plan_upcycle(
@@ -124,7 +121,7 @@ def plan_upcycle(
         view=view,
         settings=settings,
         config=planner.config,
-        shards=shards,
+        files=PlannedFiles(shards=shards),
         ffn=tuple(dict.fromkeys(planner.read_ffn())),
         parameters=planner.parameters(),
         sources=sources,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,6 @@ from moeify.checkpoint.reader import Checkpoint
 from moeify.errors import DatasetError
 from moeify.families.moe_layout import MoeLayout
 from moeify.families.registry import vocabulary_size
-from moeify.provenance.record import UNRECORDED
 from moeify.routing.collection import (
     InputReservoir,
     RoutedTokens,
@@ -104,7 +103,7 @@ def labelled_text(
 
 def recorded_options(config: RouterTextConfig) -> dict[str, Any]:
     """The options that had a part in what is written, for moeify.json, without anyone's folders."""
-    options = {key: value for key, value in asdict(config).items() if key not in UNRECORDED}
+    options = config.recorded()
     for key in (*_TEXT_OPTIONS, "prompts", "dataset"):
         if not config.needs_text or options[key] is None:
             del options[key]

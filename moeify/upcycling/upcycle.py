@@ -8,15 +8,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from moeify.checkpoint.carry import carried, carry_files
-from moeify.checkpoint.ledger import Ledger
 from moeify.checkpoint.reader import Checkpoint
 from moeify.checkpoint.source import Source, resolve_source
-from moeify.checkpoint.staging import check_free_space, check_output, output_errors, staged
-from moeify.checkpoint.writer import Progress, write_shard_files, write_shards
-from moeify.provenance.companions import write_companions, write_config
-from moeify.provenance.record import Record, Step
-from moeify.provenance.seal import seal
+from moeify.checkpoint.staging import check_free_space
+from moeify.checkpoint.writer import Progress, write_shards
+from moeify.provenance.companions import write_config
+from moeify.provenance.new_checkpoint import NewCheckpoint
+from moeify.provenance.record import Step
 from moeify.routing.loading import require_accelerate
 from moeify.upcycling.config import UpcycleConfig
 from moeify.upcycling.plan import UpcyclePlan, plan_upcycle
@@ -96,22 +94,16 @@ def upcycle(
     config = replace(config or UpcycleConfig(), **options)
     resolved = resolve_source(source, config.revision)
     target = Path(output) if output is not None else default_output(resolved, config)
-    if not dry_run:
-        check_output(target, resolved.folder, force=config.force)
+    new = NewCheckpoint(resolved, target, config, written=not dry_run)
     plan = plan_upcycle(Checkpoint.open(resolved.folder), config, resolved)
     if not dry_run:
-        check_output(target, *(s.source.folder for s in plan.sources), force=config.force)
-    along = carried(resolved.folder)  # a link out of the folder is refused before the long work
-    report = _report(plan, resolved, target, config)
-    known = (*plan.view.checkpoint.notes, *along.notes, *of_sources(plan.sources), *report.warnings)
-    report = replace(report, warnings=known, bytes_carried=along.nbytes)
+        new.check(plan.files, plan.config, beside=(s.source.folder for s in plan.sources))
+    report = _report(plan, new, config)
     fit = _read_text(plan, config) if config.needs_text else None
     if fit is not None:
         report = replace(report, warnings=(*report.warnings, *fit.text.fit.notes))
     if not dry_run:
-        states = 0 if fit is None else fit.nbytes
-        check_free_space(target, plan.nbytes + along.nbytes + states)
-        report = _write(plan, fit, resolved, target, config, report, progress)
+        report = _write(plan, fit, new, config, report, progress)
     return replace(report, dry_run=dry_run, seconds=time.perf_counter() - started)
 
 
@@ -141,12 +133,11 @@ def default_output(source: Source, config: UpcycleConfig) -> Path:
     return Path(f"{name}-moe-e{config.experts}-k{config.top_k}")
 
 
-def _report(
-    plan: UpcyclePlan, source: Source, target: Path, config: UpcycleConfig
-) -> UpcycleReport:
+def _report(plan: UpcyclePlan, new: NewCheckpoint, config: UpcycleConfig) -> UpcycleReport:
+    known = (*plan.view.checkpoint.notes, *new.along.notes, *of_sources(plan.sources))
     return UpcycleReport(
-        source=source.name,
-        output=str(target),
+        source=new.source.name,
+        output=str(new.target),
         family=plan.family.model_type,
         model_type=plan.family.moe.model_type,
         num_experts=config.experts,
@@ -157,8 +148,8 @@ def _report(
         params_dense=plan.parameters.dense,
         params_total=plan.parameters.total,
         params_active=plan.parameters.active,
-        bytes_written=plan.nbytes,
-        bytes_carried=0,
+        bytes_written=plan.files.nbytes,
+        bytes_carried=new.along.nbytes,
         seconds=0.0,
         noise_requested=config.noise,
         noise_effective=0.0,
@@ -166,21 +157,23 @@ def _report(
         label_agreement=None,
         rest=config.rest,
         sources=plan.origins,
-        warnings=plan.warnings,
+        warnings=(*known, *plan.warnings),
         dry_run=True,
     )
 
 
 def _write(
-    plan: UpcyclePlan, fit: _RouterFit | None, source: Source, target: Path, config: UpcycleConfig,
+    plan: UpcyclePlan, fit: _RouterFit | None, new: NewCheckpoint, config: UpcycleConfig,
     report: UpcycleReport, progress: Progress | None,
 ) -> UpcycleReport:  # fmt: skip
-    ledger = Ledger(config.checksum)
-    written, read = _shared(progress, plan.nbytes) if fit is not None else (progress, None)
-    with staged(target, force=config.force) as stage, output_errors(target):
-        tally = write_shards(stage, plan.shards, written, check=plan.ffn, ledger=ledger)
+    nbytes = plan.files.nbytes
+    if fit is not None:
+        check_free_space(new.target, nbytes + new.along.nbytes + fit.nbytes)
+    written, read = _shared(progress, nbytes) if fit is not None else (progress, None)
+    with new.opened() as stage:
+        tally = new.write(plan.files, written, check=plan.ffn)
         if fit is not None:
-            agreement = _fit_routers(stage, plan, fit, config, ledger, read)
+            agreement = _fit_routers(stage, plan, fit, config, read)
             report = replace(report, label_agreement=agreement)
         warnings = list(report.warnings)
         if tally.overflows:
@@ -189,24 +182,21 @@ def _write(
                 " infinite: pass --dtype bfloat16, or less --noise"
             )
         report = replace(report, noise_effective=tally.relative_std, warnings=tuple(warnings))
-        carry_files(source.folder, stage, ledger)
-        record = Record.read(source).with_step(_step(config, report))
-        write_companions(stage, plan.config, record, source.folder)
-        seal(stage, ledger)
+        new.finish(plan.config, _step(config, report))
     return report
 
 
 def _fit_routers(
-    stage: Path, plan: UpcyclePlan, fit: _RouterFit, config: UpcycleConfig, ledger: Ledger,
+    stage: Path, plan: UpcyclePlan, fit: _RouterFit, config: UpcycleConfig,
     progress: Progress | None,
 ) -> float:  # fmt: skip
     """Compute the routers of the mixture in ``stage`` and write them in place of its own."""
     write_config(stage, plan.config)
     with TemporaryDirectory(dir=stage, prefix=".states-") as scratch:
         fitted = fit_routers(stage, plan, fit.text, fit.owners, Path(scratch), config, progress)
-    routers = plan.with_routers(fitted.rows).shards[-1]
+    routers = plan.with_routers(fitted.rows).files.shards[-1]
     (stage / routers.file).unlink()
-    write_shard_files(stage, [routers], ledger=ledger)
+    write_shards(stage, [routers])
     return fitted.agreement
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from moeify.errors import ConfigError
+from moeify.provenance.config import OutputOptions
 from moeify.routing.config import DataConfig
 
 __all__ = ["BALANCES", "FITS", "LOSSES", "TRAINED", "WarmupConfig"]
@@ -25,7 +26,7 @@ DTYPES: tuple[ComputeDtype, ...] = get_args(ComputeDtype)
 
 
 @dataclass(frozen=True, kw_only=True)
-class WarmupConfig(DataConfig):
+class WarmupConfig(DataConfig, OutputOptions):
     """How the routers of a mixture are fitted and trained, and on which text.
 
     Raises ``ConfigError`` for values that cannot work, whatever the checkpoint.
@@ -74,12 +75,6 @@ class WarmupConfig(DataConfig):
     """Continue a run that was interrupted."""
     plot: Path | None = None
     """File (.svg or .png) for the loads before and after and the loss curve."""
-    revision: str | None = None
-    """Branch, tag or commit, where the checkpoint is a Hub id."""
-    force: bool = False
-    """Replace an output that exists."""
-    checksum: bool = False
-    """Sum every file, and read all of it back from the disk before the output appears."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

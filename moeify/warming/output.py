@@ -2,36 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
-from moeify.checkpoint.carry import carry_files
 from moeify.checkpoint.files import SourceFiles
 from moeify.checkpoint.header import StoredTensor, read_header
 from moeify.checkpoint.jobs import Held, Job, copy_of
-from moeify.checkpoint.ledger import Ledger
+from moeify.checkpoint.planned_files import PlannedFiles
 from moeify.checkpoint.reader import Checkpoint
-from moeify.checkpoint.rewrite import Rewrite, plan_rewrite, write_rewrite
-from moeify.checkpoint.source import Source
+from moeify.checkpoint.rewrite import plan_rewrite
 from moeify.families.moe_view import MoeView
-from moeify.provenance.companions import write_companions
-from moeify.provenance.record import UNRECORDED, Record, Step, recorded_sums
-from moeify.provenance.seal import seal
+from moeify.provenance.new_checkpoint import NewCheckpoint
+from moeify.provenance.record import Step
 from moeify.routing.collection import routers
 from moeify.warming.config import WarmupConfig
 
-__all__ = ["output_bytes", "write_output"]
+__all__ = ["check_new", "write_output"]
 
-_UNRECORDED = (*UNRECORDED, "resume", "plot", "device")
+_UNRECORDED = ("resume", "plot", "device")
 
 
-def output_bytes(view: MoeView, config: WarmupConfig, output: Path) -> int:
-    """Bytes that writing takes at most, known before anything is trained."""
+def check_new(new: NewCheckpoint, view: MoeView, config: WarmupConfig) -> None:
+    """Check the output, as large as it may become, before anything is trained."""
     stored = view.checkpoint.tensors
     names = [view.router_name(layer) for layer in view.moe_layers]
     scratch = 0
@@ -46,7 +42,8 @@ def output_bytes(view: MoeView, config: WarmupConfig, output: Path) -> int:
         )
         for name in names
     ]
-    return plan_rewrite(view.checkpoint, jobs, output).bytes_written + scratch
+    files = plan_rewrite(view.checkpoint, jobs, new.target)
+    new.check(files, view.checkpoint.config, more_bytes=scratch)
 
 
 def _router_jobs(view: MoeView, model: Any) -> Iterator[Job]:
@@ -59,52 +56,43 @@ def _router_jobs(view: MoeView, model: Any) -> Iterator[Job]:
 
 
 def write_output(
-    stage: Path, source: Source, view: MoeView, model: Any, config: WarmupConfig,
+    new: NewCheckpoint, view: MoeView, model: Any, config: WarmupConfig,
     results: dict[str, Any], weights: dict[str, Any],
-) -> Rewrite:  # fmt: skip
-    """Write weights, companions and record into ``stage``; returns what was written.
+) -> PlannedFiles:  # fmt: skip
+    """Write weights, companions and record of ``new``; returns what was written.
 
     ``weights`` are those that were trained, float32, where more than routers were.
     """
-    ledger, recorded = Ledger(config.checksum), recorded_sums(source.folder)
-    if weights:
-        plan = _write_changed(stage, view.checkpoint, model, weights, ledger, recorded)
-    else:
-        plan = plan_rewrite(view.checkpoint, _router_jobs(view, model), stage)
-        write_rewrite(stage, plan, ledger=ledger, recorded=recorded)
-    carry_files(source.folder, stage, ledger)
-    options = {k: v for k, v in asdict(config).items() if k not in _UNRECORDED and v is not None}
-    step = Step(command="warmup", options=options, results=results)
-    record = Record.read(source).with_step(step)
-    written = view.checkpoint.config
-    write_companions(stage, written, record, source.folder)
-    seal(stage, ledger)
+    with new.opened() as stage:
+        with TemporaryDirectory(dir=stage) as scratch:
+            jobs: Iterable[Job] = _router_jobs(view, model)
+            if weights:
+                trained = Path(scratch, "trained.safetensors")
+                jobs = _changed(view.checkpoint, model, weights, trained)
+            plan = plan_rewrite(view.checkpoint, jobs, stage)
+            new.write(plan)
+        options = config.recorded().items()
+        kept = {k: v for k, v in options if k not in _UNRECORDED and v is not None}
+        step = Step(command="warmup", options=kept, results=results)
+        new.finish(view.checkpoint.config, step)
     return plan
 
 
-def _write_changed(
-    stage: Path, checkpoint: Checkpoint, model: Any, weights: dict[str, Any], ledger: Ledger,
-    recorded: dict[Path, str],
-) -> Rewrite:  # fmt: skip
-    """Write the ``weights`` that differ from the checkpoint's, under its own names and dtypes.
+def _changed(checkpoint: Checkpoint, model: Any, weights: dict[str, Any], file: Path) -> list[Job]:
+    """The ``weights`` that differ from the checkpoint's, under its own names and dtypes.
 
-    What loading joined is undone into a file beside the shards.
+    What loading joined is undone into ``file``, which the jobs read.
     """
     from moeify.warming.stored_form import save_in_stored_form
 
-    with TemporaryDirectory(dir=stage) as scratch:
-        file = Path(scratch, "trained.safetensors")
-        save_in_stored_form(model, weights, checkpoint.tensors, file)
-        trained, _ = read_header(file)
-        with SourceFiles() as files:
-            jobs = [
-                Job(old.name, old.dtype, old.shape, (copy_of(new, old.dtype),))
-                for name, new in trained.items()
-                if _differ(files, old := checkpoint[name], new)
-            ]
-        plan = plan_rewrite(checkpoint, jobs, stage)
-        write_rewrite(stage, plan, ledger=ledger, recorded=recorded)
-    return plan
+    save_in_stored_form(model, weights, checkpoint.tensors, file)
+    trained, _ = read_header(file)
+    with SourceFiles() as files:
+        return [
+            Job(old.name, old.dtype, old.shape, (copy_of(new, old.dtype),))
+            for name, new in trained.items()
+            if _differ(files, old := checkpoint[name], new)
+        ]
 
 
 def _differ(files: SourceFiles, old: StoredTensor, new: StoredTensor) -> bool:

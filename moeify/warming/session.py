@@ -13,6 +13,7 @@ from moeify.checkpoint.source import Source, resolve_source
 from moeify.errors import CheckpointError, ConfigError, DatasetError, UnsupportedModelError
 from moeify.families.moe_view import MoeView, view_moe
 from moeify.families.registry import moe_layout, vocabulary_size
+from moeify.provenance.new_checkpoint import NewCheckpoint
 from moeify.provenance.record import Record
 from moeify.routing.collection import collect
 from moeify.routing.data import Blocks, block_length, blocks_for, check_vocabulary
@@ -22,7 +23,8 @@ from moeify.warming.config import Fit, Loss, WarmupConfig
 from moeify.warming.feasibility import check_names, check_trainable
 from moeify.warming.fitting import expert_owners, fit_method
 from moeify.warming.objective import Examples, Objective, choose_loss, evaluate
-from moeify.warming.run import world_size
+from moeify.warming.output import check_new
+from moeify.warming.run import is_main_process, world_size
 from moeify.warming.sharding import check_sharding
 
 __all__ = ["Progress", "Session", "open_session", "some_blocks"]
@@ -106,11 +108,12 @@ class Session:
             check_names(self.view, self.model, self.config)
 
 
-def open_session(source: Source, config: WarmupConfig, progress: Progress | None) -> Session:
-    """Everything that can be known and checked before the model is loaded.
+def open_session(new: NewCheckpoint, config: WarmupConfig, progress: Progress | None) -> Session:
+    """Everything that can be known and checked before the model is loaded, the output first.
 
     Raises ``CheckpointError``, ``ConfigError``, ``DatasetError`` and ``UnsupportedModelError``.
     """
+    source = new.source
     opened = Checkpoint.open(source.folder)
     layout = moe_layout(opened.config, opened.tensors)
     if layout.model_type not in SUPPORTED:
@@ -125,6 +128,8 @@ def open_session(source: Source, config: WarmupConfig, progress: Progress | None
                 f"layer {layer} has no router", f"run moeify attach {source.name} first"
             )
     check_trainable(view, config)
+    if is_main_process():
+        check_new(new, view, config)
     named = opened.config.get("architectures") or [""]
     loss = choose_loss(str(named[0]), config.loss, config.steps)
     record = Record.read(source)
@@ -140,7 +145,8 @@ def open_session(source: Source, config: WarmupConfig, progress: Progress | None
         config=config, source=source, view=view, loss=loss, fit=fit, tokenizer=tokenizer,
         owners=expert_owners(record, blocks, view.num_experts),
         train_blocks=train, held_out=some_blocks(held_out, config.eval_tokens, config.seed),
-        data_fingerprint=blocks.fingerprint, progress=progress, notes=list(blocks.notes),
+        data_fingerprint=blocks.fingerprint, progress=progress,
+        notes=[*blocks.notes, *opened.notes, *new.along.notes],
     )  # fmt: skip
 
 

@@ -7,16 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from moeify.checkpoint.carry import carried
 from moeify.checkpoint.source import Source, resolve_source
-from moeify.checkpoint.staging import check_free_space, check_output, output_errors, staged
 from moeify.errors import TrainingError
+from moeify.provenance.new_checkpoint import NewCheckpoint
 from moeify.routing.collection import InputReservoir, collect, routers
 from moeify.routing.fit import domain_router, kmeans_router, label_router
 from moeify.warming.config import WarmupConfig
 from moeify.warming.feasibility import learns_from_task
 from moeify.warming.headroom import Headroom, measure_headroom
-from moeify.warming.output import output_bytes, write_output
+from moeify.warming.output import write_output
 from moeify.warming.plot import check_plotting, plot_warmup
 from moeify.warming.report import DomainLoss, WarmupReport, layer_changes
 from moeify.warming.run import (
@@ -49,22 +48,17 @@ def warmup(
     config = replace(config, **options) if config is not None else WarmupConfig(**options)
     source = resolve_source(checkpoint, config.revision)
     target = Path(output) if output is not None else Path(f"{_base_name(source)}-warm")
-    if is_main_process():
-        check_output(target, source.folder, force=config.force)
+    new = NewCheckpoint(source, target, config, written=is_main_process())
     if config.plot is not None:
         check_plotting()
-    session = open_session(source, config, progress)
-    along = carried(source.folder)
-    session.notes += (*session.view.checkpoint.notes, *along.notes)
-    if is_main_process():
-        check_free_space(target, output_bytes(session.view, config, target) + along.nbytes)
+    session = open_session(new, config, progress)
     if config.steps:
         open_run(run_folder(target), config, session.view, session.train_blocks)
     with kept_if_resumable(run_folder(target)):
         session.load()
-        report = replace(_measured(session, target), bytes_carried=along.nbytes)
+        report = replace(_measured(session, target), bytes_carried=new.along.nbytes)
     if is_main_process():
-        report = _written(session, report, target)
+        report = _written(session, report, new)
         if config.steps:
             close_run(run_folder(target), done=report.failed is None)
     report = replace(report, seconds=time.perf_counter() - started)
@@ -76,21 +70,12 @@ def warmup(
     return report
 
 
-def _written(session: Session, report: WarmupReport, target: Path) -> WarmupReport:
+def _written(session: Session, report: WarmupReport, new: NewCheckpoint) -> WarmupReport:
     """Publish the output, and the plot where one is asked for."""
     config = session.config
-    with staged(target, force=config.force) as stage, output_errors(target):
-        plan = write_output(
-            stage,
-            session.source,
-            session.view,
-            session.model,
-            config,
-            report.results(),
-            session.weights,
-        )
+    plan = write_output(new, session.view, session.model, config, report.results(), session.weights)
     report = replace(
-        report, bytes_written=plan.bytes_written, files_linked=len(plan.linked),
+        report, bytes_written=plan.nbytes, files_linked=len(plan.linked),
         files_copied=len(plan.copied),
     )  # fmt: skip
     if config.plot is not None:

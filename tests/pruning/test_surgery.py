@@ -100,7 +100,7 @@ def test_a_plan_that_keeps_all_copies_everything(model_type: str, tmp_path: Path
     anatomy = dissect(open_moe(Checkpoint.open(tmp_path)))
     kept = dict.fromkeys(anatomy.view.moe_layers, tuple(range(EXPERTS)))
     plan = plan_prune(anatomy, kept, 10**9)
-    jobs = {job.name: job for shard in plan.shards for job in shard.jobs}
+    jobs = {job.name: job for shard in plan.files.shards for job in shard.jobs}
     assert jobs.keys() == anatomy.view.checkpoint.tensors.keys()
     for name, job in jobs.items():
         (piece,) = job.pieces
