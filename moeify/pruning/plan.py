@@ -14,8 +14,9 @@ from moeify.checkpoint.jobs import Blend, Copy, Job, Piece, Slice, copy_of
 from moeify.checkpoint.writer import Shard, plan_shards
 from moeify.errors import ConfigError
 from moeify.families.base import Config
+from moeify.families.mixture import Mixture
+from moeify.families.mixture_places import Place
 from moeify.families.moe_layout import MoeLayout
-from moeify.pruning.anatomy import Anatomy, Part
 
 __all__ = ["Kept", "PrunePlan", "check_counts", "plan_prune"]
 
@@ -40,10 +41,9 @@ class PrunePlan:
         return sum(shard.nbytes for shard in self.shards)
 
 
-def check_counts(anatomy: Anatomy, keep: int, what: str = "keep") -> None:
+def check_counts(mixture: Mixture, keep: int, what: str = "keep") -> None:
     """Raise ``ConfigError`` where ``keep`` experts a layer cannot work in this checkpoint."""
-    view = anatomy.view
-    total, top_k, groups = view.num_experts, view.top_k, anatomy.groups
+    total, top_k, groups = mixture.num_experts, mixture.top_k, mixture.groups
     if keep >= total:
         raise ConfigError(
             f"nothing to do: {what} {keep} of {total} experts", f"pass --keep {max(total // 2, 1)}"
@@ -69,7 +69,7 @@ def _smallest(count: int, chosen: int, top_k: int) -> int:
 
 
 def plan_prune(
-    anatomy: Anatomy, kept: Kept, max_shard_bytes: int,
+    mixture: Mixture, kept: Kept, max_shard_bytes: int,
     blends: Mapping[tuple[str, int], Piece] | None = None,
     down_factors: Mapping[int, float] | None = None,
 ) -> PrunePlan:  # fmt: skip
@@ -80,45 +80,43 @@ def plan_prune(
     """
     jobs: list[Job] = []
     routers: list[Job] = []
-    for job, part in _jobs(anatomy, kept, blends or {}, down_factors or {}):
-        last = job.name in anatomy.guards or (part is not None and part.kind == "router")
+    for job, part in _jobs(mixture, kept, blends or {}, down_factors or {}):
+        last = job.name in mixture.guards or (part is not None and part.kind == "router")
         (routers if last else jobs).append(job)
     counts = {len(experts) for experts in kept.values()}
     assert len(counts) == 1, "the format holds one number of experts for all layers"
     return PrunePlan(
-        config=pruned_config(anatomy, kept),
+        config=pruned_config(mixture, kept),
         shards=plan_shards(jobs, max_shard_bytes, last=routers),
-        params_before=anatomy.parameters,
-        params_after=sum(math.prod(job.shape) for job in (*jobs, *routers)) - len(anatomy.guards),
+        params_before=mixture.stored_parameters,
+        params_after=sum(math.prod(job.shape) for job in (*jobs, *routers)) - len(mixture.guards),
     )
 
 
 def _jobs(
-    anatomy: Anatomy, kept: Kept, blends: Mapping[tuple[str, int], Piece],
+    mixture: Mixture, kept: Kept, blends: Mapping[tuple[str, int], Piece],
     down_factors: Mapping[int, float],
-) -> Iterator[tuple[Job, Part | None]]:  # fmt: skip
+) -> Iterator[tuple[Job, Place | None]]:  # fmt: skip
     places = {layer: {e: new for new, e in enumerate(experts)} for layer, experts in kept.items()}
-    for stored in anatomy.stored():
-        part = anatomy.parts.get(stored.name)
-        if part is None:
-            yield (
-                Job(stored.name, stored.dtype, stored.shape, (copy_of(stored, stored.dtype),)),
-                None,
-            )
-        elif part.kind == "single":
-            if part.expert in places[part.layer]:
-                name = part.renumbered(places[part.layer][part.expert])
-                factor = _factor(anatomy, stored, part, down_factors)
-                piece = blends.get((stored.name, part.expert)) or _scaled(
+    for stored in mixture.stored():
+        place = mixture.counted.get(stored.name)
+        if place is None:
+            whole = copy_of(stored, stored.dtype)
+            yield Job(stored.name, stored.dtype, stored.shape, (whole,)), None
+            continue
+        factor = _factor(place, down_factors)
+        if place.kind == "single":
+            if place.expert in places[place.layer]:
+                name = mixture.places.renumbered(stored.name, places[place.layer][place.expert])
+                piece = blends.get((stored.name, place.expert)) or _scaled(
                     Slice(stored, 0, stored.elements), factor
                 )
-                yield Job(name, stored.dtype, stored.shape, (piece,)), part
+                yield Job(name, stored.dtype, stored.shape, (piece,)), place
         else:
             shape = list(stored.shape)
-            shape[part.axis] = len(kept[part.layer])
-            factor = _factor(anatomy, stored, part, down_factors)
-            pieces = _cut(stored, part.axis, kept[part.layer], blends, factor)
-            yield Job(stored.name, stored.dtype, tuple(shape), tuple(pieces)), part
+            shape[place.axis] = len(kept[place.layer])
+            pieces = _cut(stored, place.axis, kept[place.layer], blends, factor)
+            yield Job(stored.name, stored.dtype, tuple(shape), tuple(pieces)), place
 
 
 def _cut(
@@ -152,34 +150,25 @@ def _scaled(part: Slice, factor: float) -> Piece:
     return Copy(part) if factor == 1.0 else Blend(((part, factor),), part.tensor.dtype)
 
 
-def _factor(
-    anatomy: Anatomy, stored: StoredTensor, part: Part, down_factors: Mapping[int, float]
-) -> float:
-    factor = down_factors.get(part.layer, 1.0)
-    if factor == 1.0 or part.kind == "router":
-        return 1.0
-    prefix = anatomy.view.layer_prefix(part.layer)
-    for spec in anatomy.view.layout.experts:
-        if prefix + spec.name.format(expert=part.expert) == stored.name:
-            return factor if spec.roles[0] in ("down", "down_bias") else 1.0
-    return 1.0
+def _factor(place: Place, down_factors: Mapping[int, float]) -> float:
+    down = place.plain is not None and place.plain.roles[0] in ("down", "down_bias")
+    return down_factors.get(place.layer, 1.0) if down else 1.0
 
 
-def pruned_config(anatomy: Anatomy, kept: Kept) -> Config:
+def pruned_config(mixture: Mixture, kept: Kept) -> Config:
     """config.json with the new number of experts under every key that holds the old one."""
-    view = anatomy.view
-    config = copy.deepcopy(view.checkpoint.config)
+    config = copy.deepcopy(mixture.config)
     count = len(next(iter(kept.values())))
     for place in (config, config.get("text_config")):
         if isinstance(place, dict):
-            for key in view.layout.num_experts_keys:
+            for key in mixture.layout.num_experts_keys:
                 if place.get(key) is not None:
                     place[key] = count
-            if anatomy.extra:
+            if mixture.extra:
                 place |= {key: 0 for key in _NEXT_TOKEN_KEYS if place.get(key)}
     if isinstance(config.get("quantization_config"), dict):
         config["quantization_config"] = _renumber(
-            config["quantization_config"], view.prefix, view.layout, kept
+            config["quantization_config"], mixture.prefix, mixture.layout, kept
         )
     return config
 

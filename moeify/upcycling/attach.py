@@ -20,8 +20,8 @@ from moeify.checkpoint.rewrite import plan_rewrite, write_rewrite
 from moeify.checkpoint.source import Source, resolve_source
 from moeify.checkpoint.staging import check_free_space, check_output, output_errors, staged
 from moeify.checkpoint.writer import Progress
-from moeify.families.moe_view import MoeView, view_moe
-from moeify.families.registry import mixture_family, moe_layout
+from moeify.families.mixture import Mixture, open_mixture
+from moeify.families.registry import mixture_family
 from moeify.families.values import text_config
 from moeify.modeling import REMOTE_CODE
 from moeify.provenance.companions import write_companions
@@ -92,7 +92,7 @@ def attach(
     )
     check_output(target, source.folder, force=config.force)
     opened = Checkpoint.open(source.folder)
-    view = view_moe(opened, moe_layout(opened.config, opened.tensors))
+    view = open_mixture(opened)
     check_top_k(config.top_k or view.top_k, view.num_experts)
     model_type = view.layout.model_type
     check_route_by(config.route_by, model_type, model_type in REMOTE_CODE)
@@ -131,7 +131,7 @@ def attach(
     return replace(report, warnings=warnings, seconds=time.perf_counter() - started)
 
 
-def _rows(view: MoeView, layer: int, config: AttachConfig) -> RouterRows:
+def _rows(view: Mixture, layer: int, config: AttachConfig) -> RouterRows:
     present = view.router(layer)
     norm = view.norm(layer)
     return RouterRows(
@@ -146,7 +146,7 @@ def _rows(view: MoeView, layer: int, config: AttachConfig) -> RouterRows:
     )
 
 
-def _up_projection(view: MoeView, layer: int) -> UpProjection | None:
+def _up_projection(view: Mixture, layer: int) -> UpProjection | None:
     """Expert 0's up-projection, together with its gate where one tensor joins them."""
     part, spec = view.up(layer)
     if part.tensor.dtype not in FLOAT_DTYPES:
@@ -158,7 +158,7 @@ def _up_projection(view: MoeView, layer: int) -> UpProjection | None:
     )
 
 
-def _jobs(view: MoeView, pieces: dict[int, RouterRows]) -> Iterator[Job]:
+def _jobs(view: Mixture, pieces: dict[int, RouterRows]) -> Iterator[Job]:
     shape = (view.num_experts, view.hidden_size)
     for layer, piece in pieces.items():
         yield Job(view.router_name(layer), piece.dtype, shape, (piece,))
@@ -171,7 +171,7 @@ def _jobs(view: MoeView, pieces: dict[int, RouterRows]) -> Iterator[Job]:
 
 
 def _outlooks(
-    view: MoeView, pieces: dict[int, RouterRows]
+    view: Mixture, pieces: dict[int, RouterRows]
 ) -> tuple[dict[int, RouterOutlook | None], dict[int, RouterOutlook]]:
     before: dict[int, RouterOutlook | None] = {}
     after: dict[int, RouterOutlook] = {}
@@ -196,7 +196,7 @@ def _outlook(rows: Any, gain: Any) -> RouterOutlook:
 
 
 def _write_companions(
-    stage: Path, source: Source, view: MoeView, config: AttachConfig, report: AttachReport
+    stage: Path, source: Source, view: Mixture, config: AttachConfig, report: AttachReport
 ) -> Record:
     options = {k: v for k, v in asdict(config).items() if k not in UNRECORDED}
     entropies = [outlook.entropy for outlook in report.after.values()]

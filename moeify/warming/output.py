@@ -18,7 +18,7 @@ from moeify.checkpoint.ledger import Ledger
 from moeify.checkpoint.reader import Checkpoint
 from moeify.checkpoint.rewrite import Rewrite, plan_rewrite, write_rewrite
 from moeify.checkpoint.source import Source
-from moeify.families.moe_view import MoeView
+from moeify.families.mixture import Mixture
 from moeify.provenance.companions import write_companions
 from moeify.provenance.record import UNRECORDED, Record, Step, recorded_sums
 from moeify.provenance.seal import seal
@@ -30,7 +30,7 @@ __all__ = ["output_bytes", "write_output"]
 _UNRECORDED = (*UNRECORDED, "resume", "plot", "device")
 
 
-def output_bytes(view: MoeView, config: WarmupConfig, output: Path) -> int:
+def output_bytes(view: Mixture, config: WarmupConfig, output: Path) -> int:
     """Bytes that writing takes at most, known before anything is trained."""
     stored = view.checkpoint.tensors
     names = [view.router_name(layer) for layer in view.moe_layers]
@@ -49,7 +49,7 @@ def output_bytes(view: MoeView, config: WarmupConfig, output: Path) -> int:
     return plan_rewrite(view.checkpoint, jobs, output).bytes_written + scratch
 
 
-def _router_jobs(view: MoeView, model: Any) -> Iterator[Job]:
+def _router_jobs(view: Mixture, model: Any) -> Iterator[Job]:
     for layer, router in routers(model, view.layout).items():
         stored = view.checkpoint[view.router_name(layer)]
         weight: Any = router.weight
@@ -59,7 +59,7 @@ def _router_jobs(view: MoeView, model: Any) -> Iterator[Job]:
 
 
 def write_output(
-    stage: Path, source: Source, view: MoeView, model: Any, config: WarmupConfig,
+    stage: Path, source: Source, view: Mixture, model: Any, config: WarmupConfig,
     results: dict[str, Any], weights: dict[str, Any],
 ) -> Rewrite:  # fmt: skip
     """Write weights, companions and record into ``stage``; returns what was written.
