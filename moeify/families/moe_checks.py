@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from moeify.checkpoint.naming import some
 from moeify.errors import MoeifyError
@@ -11,25 +12,45 @@ from moeify.families.mixture import Mixture
 from moeify.families.problems import Problem, grouped, numbers
 from moeify.families.values import EXPERT_KEYS, resolve_shape, text_config
 
-__all__ = ["check_mixture", "expert_count"]
+__all__ = ["Stated", "check_mixture", "unknown_tensors"]
 
 _PATTERNS_SHOWN = 12
 _MIXERS = {"self_attn", "linear_attn", "mamba", "conv"}
 
 
-def expert_count(mixture: Mixture) -> tuple[int, Problem | None]:
-    """Experts of a layer by config.json, or by all files together where it does not say."""
-    try:
-        return mixture.num_experts, None
-    except MoeifyError as error:
-        found = max((mixture.found_experts(layer) for layer in mixture.experts), default=0)
-        return found, Problem(kind="config", message=error.message)
+@dataclass(frozen=True, kw_only=True)
+class Stated:
+    """Experts of a layer and how many a token visits, and where config.json does not say.
+
+    The files then say how many experts there are.
+    """
+
+    num_experts: int
+    top_k: int | None
+    problems: tuple[Problem, ...]
+
+    @classmethod
+    def of(cls, mixture: Mixture) -> Stated:
+        """What config.json and the files of ``mixture`` say."""
+        problems, top_k = [], None
+        try:
+            count = mixture.num_experts
+        except MoeifyError as error:
+            problems.append(Problem(kind="config", message=error.message))
+            count = max(map(mixture.found_experts, mixture.experts), default=0)
+        try:
+            top_k = mixture.top_k
+        except MoeifyError as error:
+            problems.append(Problem(kind="config", message=error.message))
+        return cls(num_experts=count, top_k=top_k, problems=tuple(problems))
 
 
-def check_mixture(mixture: Mixture, num_experts: int, top_k: int | None) -> Iterator[Problem]:
+def check_mixture(mixture: Mixture) -> Iterator[Problem]:
     """Every problem of a mixture that its headers and config.json show."""
-    yield from _config_problems(mixture.config, num_experts, top_k)
-    yield from _layer_problems(mixture, num_experts)
+    stated = Stated.of(mixture)
+    yield from stated.problems
+    yield from _config_problems(mixture.config, stated.num_experts, stated.top_k)
+    yield from _layer_problems(mixture, stated.num_experts)
     yield from _missing_rest(mixture)
     yield from unknown_tensors(mixture.unknown, mixture.layout.model_type)
 

@@ -12,7 +12,7 @@ from moeify.errors import CheckpointError, MoeifyError
 from moeify.families.base import Config, Family, resolve_shape
 from moeify.families.dense_anatomy import dissect_dense
 from moeify.families.mixture import Mixture, sort_mixture
-from moeify.families.moe_checks import check_mixture, expert_count
+from moeify.families.moe_checks import check_mixture
 from moeify.families.problems import Problem, by_pattern
 from moeify.families.registry import FAMILIES, MOE_LAYOUTS, mixture_family, moe_layout
 
@@ -56,15 +56,12 @@ def structure_problems(tensors: Tensors, config: Config) -> list[Problem]:
     if model_type not in MOE_LAYOUTS:
         return []
     held = Checkpoint(folder=Path(), config=config, tensors=dict(tensors), shards=())
-    mixture = sort_mixture(held, moe_layout(config, tensors))
-    count, problem = expert_count(mixture)
-    found = [] if problem is None else [problem]
-    return [*found, *mixture_problems(mixture, count, mixture.top_k)]
+    return list(mixture_problems(sort_mixture(held, moe_layout(config, tensors))))
 
 
-def mixture_problems(mixture: Mixture, num_experts: int, top_k: int | None) -> Iterator[Problem]:
+def mixture_problems(mixture: Mixture) -> Iterator[Problem]:
     """What ``check_mixture`` finds and, where a dense half knows every shape, the rest's shapes."""
-    yield from check_mixture(mixture, num_experts, top_k)
+    yield from check_mixture(mixture)
     family = mixture_family(mixture.config)
     if family is None:
         return

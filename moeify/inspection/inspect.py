@@ -11,10 +11,9 @@ from typing import Any
 from moeify.checkpoint.reader import Checkpoint
 from moeify.checkpoint.source import Source, is_hub_id, resolve_source
 from moeify.errors import CheckpointError, MoeifyError
-from moeify.families.base import MoeLayout
 from moeify.families.dense_anatomy import dissect_dense
 from moeify.families.mixture import Mixture, PartSize, sort_mixture
-from moeify.families.moe_checks import expert_count
+from moeify.families.moe_checks import Stated
 from moeify.families.problems import Problem
 from moeify.families.qwen2 import RENORMALISATION_NOTE
 from moeify.families.registry import FAMILIES, MOE_LAYOUTS, moe_layout
@@ -106,18 +105,16 @@ def _sort_mixture(opened: Opened, report: InspectReport) -> Mixture:
     layout = moe_layout(config, opened.tensors)
     held = Checkpoint(folder=Path(opened.name), config=config, tensors=opened.tensors, shards=())
     mixture = sort_mixture(held, layout)
-    count, problem = expert_count(mixture)
-    if problem is not None:
-        report.problems.append(problem)
-    top_k = _top_k(layout, opened, report)
+    stated = Stated.of(mixture)
     report.num_layers, report.moe_layers = mixture.num_layers, mixture.moe_layers
-    report.num_experts, report.top_k = count, top_k
+    report.num_experts, report.top_k = stated.num_experts, stated.top_k
     report.num_shared_experts = _shared_experts(mixture)
     report.ffn_size = layout.dims(config)["F"]
     report.router = RouterFacts.of(layout, config)
     report.tied_embeddings = layout.rest.ties(config)
     report.params_total = mixture.parameters
-    report.params_active = None if top_k is None else mixture.active_parameters(top_k)
+    if stated.top_k is not None:
+        report.params_active = mixture.active_parameters(stated.top_k)
     report.parts = _parts(mixture.parts)
     report.layers = [
         LayerReport(
@@ -128,20 +125,12 @@ def _sort_mixture(opened: Opened, report: InspectReport) -> Mixture:
         for layer in mixture.moe_layers
         if layer < mixture.num_layers
     ]
-    report.problems += mixture_problems(mixture, count, top_k)
+    report.problems += mixture_problems(mixture)
     if not report.moe_layers:
         report.notes.append("config.json makes no layer a mixture")
     if layout.model_type == "qwen2_moe" and config.get("norm_topk_prob") is True:
         report.notes.append(RENORMALISATION_NOTE)
     return mixture
-
-
-def _top_k(layout: MoeLayout, opened: Opened, report: InspectReport) -> int | None:
-    try:
-        return layout.top_k(opened.config)
-    except MoeifyError as error:
-        report.problems.append(Problem(kind="config", message=error.message))
-        return None
 
 
 def _shared_experts(mixture: Mixture) -> int:
