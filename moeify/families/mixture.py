@@ -35,11 +35,10 @@ class Mixture:
     """The tensors of a mixture, sorted; ``places.prefix`` leads the base model's names.
 
     ``experts`` maps layer and the name of an ``ExpertTensor`` to what is stored for each expert,
-    or for None where one tensor holds them all; ``routers`` layers to router weights; ``layers``
-    layers to the names of all their other tensors. ``extra`` are tensors of layers beyond the
-    model's own, for instance for predicting several tokens, which hold experts too and cannot stay
-    beside fewer of them. ``guards`` keep dense classes from loading the mixture, and are no
-    parameters.
+    or for None where one tensor holds them all; ``layers`` maps layers to the names of all their
+    other tensors. ``extra`` are tensors of layers beyond the model's own, for instance for
+    predicting several tokens, which hold experts too and cannot stay beside fewer of them.
+    ``guards`` keep dense classes from loading the mixture, and are no parameters.
     """
 
     checkpoint: Checkpoint
@@ -49,7 +48,6 @@ class Mixture:
     places: Places
     parts: dict[str, PartSize] = field(default_factory=dict)
     experts: dict[int, dict[str, dict[int | None, StoredTensor]]] = field(default_factory=dict)
-    routers: dict[int, StoredTensor] = field(default_factory=dict)
     layers: dict[int, set[str]] = field(default_factory=dict)
     outer: set[str] = field(default_factory=set)
     heads: set[str] = field(default_factory=set)
@@ -311,8 +309,6 @@ def _file(mixture: Mixture, stored: StoredTensor, place: Place) -> None:
         return
     elif place.layer >= 0:
         mixture.layers.setdefault(place.layer, set()).add(place.name)
-        if place.name == mixture.layout.router and not place.beside:
-            mixture.routers[place.layer] = stored
     else:
         outer = place.name in mixture.layout.rest.outer
         (mixture.outer if outer else mixture.heads).add(place.name)

@@ -79,18 +79,22 @@ class Places:
         """Where a tensor belongs, a quantised one where the weight does that it stands for."""
         if self.layout.is_guard(stored):
             return Place(part="guard", name=stored.name)
-        place = self._known(stored.name)
+        return self.named(stored.name)
+
+    def named(self, name: str) -> Place:
+        """Where a tensor or module of this name belongs."""
+        place = self._known(name)
         if place is not None:
             return place
-        quantized = split_quantized(stored.name)
+        quantized = split_quantized(name)
         if quantized is None:
-            return self._other(stored.name)
-        place = self._known(quantized[0]) or self._other(stored.name)
+            return self._other(name)
+        place = self._known(quantized[0]) or self._other(name)
         place.packed, place.beside = quantized[1], not quantized[1]
         return place
 
     def renumbered(self, name: str, expert: int) -> str:
-        """Name of a tensor of a single expert under another number."""
+        """Name of a tensor or module of a single expert under another number."""
         _, inner = self._split(name) or (None, "")
         head = next(head for head in self.single if inner.startswith(head))
         start = len(name) - len(inner) + len(head)

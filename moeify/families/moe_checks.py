@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from moeify.checkpoint.naming import some
 from moeify.errors import MoeifyError
@@ -12,45 +11,36 @@ from moeify.families.mixture import Mixture
 from moeify.families.problems import Problem, grouped, numbers
 from moeify.families.values import EXPERT_KEYS, resolve_shape, text_config
 
-__all__ = ["Stated", "check_mixture", "unknown_tensors"]
+__all__ = ["check_mixture", "stated", "unknown_tensors"]
 
 _PATTERNS_SHOWN = 12
 _MIXERS = {"self_attn", "linear_attn", "mamba", "conv"}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Stated:
-    """Experts of a layer and how many a token visits, and where config.json does not say.
+def stated(mixture: Mixture) -> tuple[int, int | None, list[Problem]]:
+    """Experts of a layer, how many of them a token visits, and what config.json leaves open.
 
-    The files then say how many experts there are.
+    Where it does not say how many experts there are, all files together do.
     """
-
-    num_experts: int
-    top_k: int | None
-    problems: tuple[Problem, ...]
-
-    @classmethod
-    def of(cls, mixture: Mixture) -> Stated:
-        """What config.json and the files of ``mixture`` say."""
-        problems, top_k = [], None
-        try:
-            count = mixture.num_experts
-        except MoeifyError as error:
-            problems.append(Problem(kind="config", message=error.message))
-            count = max(map(mixture.found_experts, mixture.experts), default=0)
-        try:
-            top_k = mixture.top_k
-        except MoeifyError as error:
-            problems.append(Problem(kind="config", message=error.message))
-        return cls(num_experts=count, top_k=top_k, problems=tuple(problems))
+    count = max(map(mixture.found_experts, mixture.experts), default=0)
+    top_k, problems = None, []
+    try:
+        count = mixture.num_experts
+    except MoeifyError as error:
+        problems.append(Problem(kind="config", message=error.message))
+    try:
+        top_k = mixture.top_k
+    except MoeifyError as error:
+        problems.append(Problem(kind="config", message=error.message))
+    return count, top_k, problems
 
 
 def check_mixture(mixture: Mixture) -> Iterator[Problem]:
     """Every problem of a mixture that its headers and config.json show."""
-    stated = Stated.of(mixture)
-    yield from stated.problems
-    yield from _config_problems(mixture.config, stated.num_experts, stated.top_k)
-    yield from _layer_problems(mixture, stated.num_experts)
+    num_experts, top_k, problems = stated(mixture)
+    yield from problems
+    yield from _config_problems(mixture.config, num_experts, top_k)
+    yield from _layer_problems(mixture, num_experts)
     yield from _missing_rest(mixture)
     yield from unknown_tensors(mixture.unknown, mixture.layout.model_type)
 
@@ -93,7 +83,7 @@ def _count_problem(mixture: Mixture, layer: int, num_experts: int) -> Iterator[F
         yield "missing_experts", "no experts in the files"
     elif found != num_experts:
         yield "expert_count", f"{found} experts in the files, config.json says {num_experts}"
-    if layer < mixture.num_layers and layer not in mixture.routers:
+    if layer < mixture.num_layers and not mixture.router_parts(layer):
         yield "missing_router", f"no router ({mixture.layout.router})"
 
 
@@ -122,9 +112,8 @@ def _missing_experts(mixture: Mixture, layer: int, num_experts: int) -> Iterator
 
 def _shape_problems(mixture: Mixture, layer: int, num_experts: int) -> Iterator[Finding]:
     dims = mixture.layout.dims(mixture.config)
-    router = mixture.routers.get(layer)
-    plain = router is not None and router.name.endswith(mixture.layout.router)
-    if router is not None and plain and router.shape != (num_experts, dims["H"]):
+    router = mixture.checkpoint.tensors.get(mixture.router_name(layer))
+    if router is not None and router.shape != (num_experts, dims["H"]):
         yield (
             "shape",
             f"the router has shape {list(router.shape)}, config.json says"

@@ -13,7 +13,7 @@ from moeify.checkpoint.source import Source, is_hub_id, resolve_source
 from moeify.errors import CheckpointError, MoeifyError
 from moeify.families.dense_anatomy import dissect_dense
 from moeify.families.mixture import Mixture, PartSize, sort_mixture
-from moeify.families.moe_checks import Stated
+from moeify.families.moe_checks import stated
 from moeify.families.problems import Problem
 from moeify.families.qwen2 import RENORMALISATION_NOTE
 from moeify.families.registry import FAMILIES, MOE_LAYOUTS, moe_layout
@@ -105,16 +105,15 @@ def _sort_mixture(opened: Opened, report: InspectReport) -> Mixture:
     layout = moe_layout(config, opened.tensors)
     held = Checkpoint(folder=Path(opened.name), config=config, tensors=opened.tensors, shards=())
     mixture = sort_mixture(held, layout)
-    stated = Stated.of(mixture)
+    count, top_k, _ = stated(mixture)
     report.num_layers, report.moe_layers = mixture.num_layers, mixture.moe_layers
-    report.num_experts, report.top_k = stated.num_experts, stated.top_k
+    report.num_experts, report.top_k = count, top_k
     report.num_shared_experts = _shared_experts(mixture)
     report.ffn_size = layout.dims(config)["F"]
     report.router = RouterFacts.of(layout, config)
     report.tied_embeddings = layout.rest.ties(config)
     report.params_total = mixture.parameters
-    if stated.top_k is not None:
-        report.params_active = mixture.active_parameters(stated.top_k)
+    report.params_active = None if top_k is None else mixture.active_parameters(top_k)
     report.parts = _parts(mixture.parts)
     report.layers = [
         LayerReport(

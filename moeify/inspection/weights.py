@@ -96,7 +96,7 @@ def _dense_source(dense: str, mixture: Mixture) -> DenseView:
 def _layer(
     files: SourceFiles, mixture: Mixture, layer: int, dense: DenseView | None
 ) -> dict[str, Any]:
-    router = mixture.routers.get(layer)
+    router = mixture.checkpoint.tensors.get(mixture.router_name(layer))
     found: dict[str, Any] = {"nonfinite": 0}
     if router is not None and router.dtype in FLOAT_DTYPES and len(router.shape) == 2:
         rows = decode(files.read(router.path, router.start, router.nbytes), router.dtype)

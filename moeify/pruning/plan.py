@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +14,7 @@ from moeify.checkpoint.writer import Shard, plan_shards
 from moeify.errors import ConfigError
 from moeify.families.base import Config
 from moeify.families.mixture import Mixture
-from moeify.families.mixture_places import Place
-from moeify.families.moe_layout import MoeLayout
+from moeify.families.mixture_places import Place, Places
 
 __all__ = ["Kept", "PrunePlan", "check_counts", "plan_prune"]
 
@@ -168,25 +166,22 @@ def pruned_config(mixture: Mixture, kept: Kept) -> Config:
                 place |= {key: 0 for key in _NEXT_TOKEN_KEYS if place.get(key)}
     if isinstance(config.get("quantization_config"), dict):
         config["quantization_config"] = _renumber(
-            config["quantization_config"], mixture.prefix, mixture.layout, kept
+            config["quantization_config"], mixture.places, kept
         )
     return config
 
 
-def _renumber(value: Any, prefix: str, layout: MoeLayout, kept: Kept) -> Any:
+def _renumber(value: Any, places: Places, kept: Kept) -> Any:
     """Names of modules inside ``value`` with the experts' new numbers, dropped experts left out."""
-    before, after = (re.escape(text) for text in layout.layer.split("{layer}"))
-    root = re.escape(layout.experts[0].name.split("{expert}")[0])
-    pattern = re.compile(rf"({re.escape(prefix)}{before}(\d+){after}{root})(\d+)(\..*)?")
 
     def name(text: str) -> str | None:
-        found = pattern.fullmatch(text)
-        if found is None or int(found[2]) not in kept:
+        place = places.named(text)
+        if place.kind != "single" or place.layer not in kept:
             return text
-        experts = kept[int(found[2])]
-        if int(found[3]) not in experts:
+        experts = kept[place.layer]
+        if place.expert not in experts:
             return None
-        return f"{found[1]}{experts.index(int(found[3]))}{found[4] or ''}"
+        return places.renumbered(text, experts.index(place.expert))
 
     def walk(item: Any) -> Any:
         if isinstance(item, dict):
