@@ -21,3 +21,8 @@ class Slice:
     def byte_start(self) -> int:
         """Position of the first byte in the file."""
         return self.tensor.start + tensor_nbytes(self.tensor.dtype, (self.start,))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes from the first one to the last."""
+        return tensor_nbytes(self.tensor.dtype, (self.elements,))

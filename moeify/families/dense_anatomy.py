@@ -12,7 +12,7 @@ from moeify.checkpoint.header import StoredTensor
 from moeify.errors import MoeifyError
 from moeify.families.base import Config, Family, MoeSettings, resolve_shape
 from moeify.families.dense_tensors import DenseTensors, sort_dense
-from moeify.families.moe_anatomy import PartSize
+from moeify.families.mixture import PartSize
 from moeify.families.moe_checks import unknown_tensors
 from moeify.families.problems import Problem, by_pattern
 from moeify.families.quantization import packed_values, split_quantized

@@ -7,31 +7,42 @@ from collections.abc import Iterator
 from moeify.checkpoint.naming import some
 from moeify.errors import MoeifyError
 from moeify.families.base import Config, ExpertTensor
-from moeify.families.moe_anatomy import Anatomy
+from moeify.families.mixture import Mixture
 from moeify.families.problems import Problem, grouped, numbers
 from moeify.families.values import EXPERT_KEYS, resolve_shape, text_config
 
-__all__ = ["check_mixture", "expert_count"]
+__all__ = ["check_mixture", "stated", "unknown_tensors"]
 
 _PATTERNS_SHOWN = 12
 _MIXERS = {"self_attn", "linear_attn", "mamba", "conv"}
 
 
-def expert_count(anatomy: Anatomy) -> tuple[int, Problem | None]:
-    """Experts of a layer by config.json, or by all files together where it does not say."""
+def stated(mixture: Mixture) -> tuple[int, int | None, list[Problem]]:
+    """Experts of a layer, how many of them a token visits, and what config.json leaves open.
+
+    Where it does not say how many experts there are, all files together do.
+    """
+    count = max(map(mixture.found_experts, mixture.experts), default=0)
+    top_k, problems = None, []
     try:
-        return anatomy.layout.num_experts(anatomy.config), None
+        count = mixture.num_experts
     except MoeifyError as error:
-        found = max((anatomy.found_experts(layer) for layer in anatomy.experts), default=0)
-        return found, Problem(kind="config", message=error.message)
+        problems.append(Problem(kind="config", message=error.message))
+    try:
+        top_k = mixture.top_k
+    except MoeifyError as error:
+        problems.append(Problem(kind="config", message=error.message))
+    return count, top_k, problems
 
 
-def check_mixture(anatomy: Anatomy, num_experts: int, top_k: int | None) -> Iterator[Problem]:
+def check_mixture(mixture: Mixture) -> Iterator[Problem]:
     """Every problem of a mixture that its headers and config.json show."""
-    yield from _config_problems(anatomy.config, num_experts, top_k)
-    yield from _layer_problems(anatomy, num_experts)
-    yield from _missing_rest(anatomy)
-    yield from unknown_tensors(anatomy.unknown, anatomy.layout.model_type)
+    num_experts, top_k, problems = stated(mixture)
+    yield from problems
+    yield from _config_problems(mixture.config, num_experts, top_k)
+    yield from _layer_problems(mixture, num_experts)
+    yield from _missing_rest(mixture)
+    yield from unknown_tensors(mixture.unknown, mixture.layout.model_type)
 
 
 def _config_problems(config: Config, num_experts: int, top_k: int | None) -> Iterator[Problem]:
@@ -50,12 +61,12 @@ def _config_problems(config: Config, num_experts: int, top_k: int | None) -> Ite
         )
 
 
-def _layer_problems(anatomy: Anatomy, num_experts: int) -> Iterator[Problem]:
+def _layer_problems(mixture: Mixture, num_experts: int) -> Iterator[Problem]:
     """Problems of routers and experts, equal ones of several layers as one."""
     found: dict[tuple[str, str], list[int]] = {}
-    for layer in anatomy.moe_layers:
+    for layer in mixture.moe_layers:
         for check in (_count_problem, _missing_experts, _shape_problems):
-            for key in check(anatomy, layer, num_experts):
+            for key in check(mixture, layer, num_experts):
                 found.setdefault(key, []).append(layer)
     for (kind, text), layers in found.items():
         yield Problem(kind=kind, message=f"{numbers(layers, 'layer')}: {text}")
@@ -64,29 +75,28 @@ def _layer_problems(anatomy: Anatomy, num_experts: int) -> Iterator[Problem]:
 Finding = tuple[str, str]
 
 
-def _count_problem(anatomy: Anatomy, layer: int, num_experts: int) -> Iterator[Finding]:
-    found = anatomy.found_experts(layer)
-    if layer >= anatomy.num_layers:
-        yield "config", f"config.json has only {anatomy.num_layers} layers"
+def _count_problem(mixture: Mixture, layer: int, num_experts: int) -> Iterator[Finding]:
+    found = mixture.found_experts(layer)
+    if layer >= mixture.num_layers:
+        yield "config", f"config.json has only {mixture.num_layers} layers"
     elif not found:
         yield "missing_experts", "no experts in the files"
     elif found != num_experts:
         yield "expert_count", f"{found} experts in the files, config.json says {num_experts}"
-    if layer < anatomy.num_layers and layer not in anatomy.routers:
-        yield "missing_router", f"no router ({anatomy.layout.router})"
+    if layer < mixture.num_layers and not mixture.router_parts(layer):
+        yield "missing_router", f"no router ({mixture.layout.router})"
 
 
-def _missing_experts(anatomy: Anatomy, layer: int, num_experts: int) -> Iterator[Finding]:
-    roles = anatomy.experts.get(layer, {})
+def _missing_experts(mixture: Mixture, layer: int, num_experts: int) -> Iterator[Finding]:
+    roles = mixture.experts.get(layer, {})
     if not roles:
         return
-    for spec in anatomy.layout.experts:
-        present = [piece.expert for piece in roles.get(spec.name, [])]
+    for spec in mixture.layout.experts:
+        held = {expert for expert in roles.get(spec.name, {}) if expert is not None}
         if spec.fused:
-            if not present:
+            if spec.name not in roles:
                 yield "missing_experts", f"{spec.name} is missing"
             continue
-        held = {expert for expert in present if expert is not None}
         if missing := set(range(num_experts)) - held:
             yield (
                 "missing_experts",
@@ -100,34 +110,34 @@ def _missing_experts(anatomy: Anatomy, layer: int, num_experts: int) -> Iterator
             )
 
 
-def _shape_problems(anatomy: Anatomy, layer: int, num_experts: int) -> Iterator[Finding]:
-    dims = anatomy.layout.dims(anatomy.config)
-    router = anatomy.routers.get(layer)
-    packed = router is not None and not router.name.endswith(anatomy.layout.router)
-    if router is not None and not packed and router.shape != (num_experts, dims["H"]):
+def _shape_problems(mixture: Mixture, layer: int, num_experts: int) -> Iterator[Finding]:
+    dims = mixture.layout.dims(mixture.config)
+    router = mixture.checkpoint.tensors.get(mixture.router_name(layer))
+    if router is not None and router.shape != (num_experts, dims["H"]):
         yield (
             "shape",
             f"the router has shape {list(router.shape)}, config.json says"
             f" {[num_experts, dims['H']]}",
         )
-    for spec in anatomy.layout.experts:
+    for spec in mixture.layout.experts:
         yield from _expert_shapes(
-            anatomy, layer, spec, num_experts, resolve_shape(spec.shape, dims)
+            mixture, layer, spec, num_experts, resolve_shape(spec.shape, dims)
         )
 
 
 def _expert_shapes(
-    anatomy: Anatomy, layer: int, spec: ExpertTensor, num_experts: int, one: tuple[int, ...]
+    mixture: Mixture, layer: int, spec: ExpertTensor, num_experts: int, one: tuple[int, ...]
 ) -> Iterator[Finding]:
     wrong: dict[tuple[int, ...], set[int]] = {}
-    for piece in anatomy.experts.get(layer, {}).get(spec.name, []):
-        shape = piece.stored.shape
-        if piece.packed:
-            continue
-        if spec.fused and shape[1:] != one:
+    plain = spec.name.rpartition("{expert}")[2]
+    for expert, stored in mixture.experts.get(layer, {}).get(spec.name, {}).items():
+        if not stored.name.endswith(plain):
+            continue  # packed
+        shape = stored.shape
+        if expert is None and shape[1:] != one:
             yield "shape", f"{spec.name} has shape {list(shape)}, not {[num_experts, *one]}"
-        elif not spec.fused and shape != one and piece.expert is not None:
-            wrong.setdefault(shape, set()).add(piece.expert)
+        elif expert is not None and shape != one:
+            wrong.setdefault(shape, set()).add(expert)
     for shape, experts in sorted(wrong.items()):
         yield (
             "shape",
@@ -136,20 +146,20 @@ def _expert_shapes(
         )
 
 
-def _missing_rest(anatomy: Anatomy) -> Iterator[Problem]:
+def _missing_rest(mixture: Mixture) -> Iterator[Problem]:
     """Tensors that layers of the same make have and some of them lack."""
-    rest, layout = anatomy.layout.rest, anatomy.layout
+    rest, layout = mixture.layout.rest, mixture.layout
     shared, dense = frozenset(rest.shared), frozenset(rest.ffn)
     lacking: dict[int, set[str]] = {}
-    layers = range(anatomy.num_layers)
-    mixtures = frozenset(anatomy.moe_layers)
+    layers = range(mixture.num_layers)
+    mixtures = frozenset(mixture.moe_layers)
     for names, alike in (
-        (frozenset(rest.per_layer), _by_mixer(anatomy, layers)),
+        (frozenset(rest.per_layer), _by_mixer(mixture, layers)),
         (shared - dense, [[layer for layer in layers if layer in mixtures]]),
         (dense, [[layer for layer in layers if layer not in mixtures]]),
     ):
         for group in alike:
-            held = {layer: anatomy.layers.get(layer, set()) & names for layer in group}
+            held = {layer: mixture.layers.get(layer, set()) & names for layer in group}
             expected = set[str]().union(*held.values()) | ({layout.norm} & names)
             for layer, present in held.items():
                 if missing := expected - present:
@@ -161,29 +171,29 @@ def _missing_rest(anatomy: Anatomy) -> Iterator[Problem]:
         yield Problem(
             kind="missing_tensor", message=f"{numbers(where, 'layer')}: {some(absent)} missing"
         )
-    yield from _missing_outer(anatomy)
+    yield from _missing_outer(mixture)
 
 
-def _by_mixer(anatomy: Anatomy, layers: range) -> list[list[int]]:
+def _by_mixer(mixture: Mixture, layers: range) -> list[list[int]]:
     """Layers of one model may mix tokens in different ways; only like ones are compared."""
     groups: dict[frozenset[str], list[int]] = {}
     for layer in layers:
-        roots = {name.split(".")[0] for name in anatomy.layers.get(layer, set())}
+        roots = {name.split(".")[0] for name in mixture.layers.get(layer, set())}
         groups.setdefault(frozenset(roots & _MIXERS), []).append(layer)
     return list(groups.values())
 
 
-def _missing_outer(anatomy: Anatomy) -> Iterator[Problem]:
-    rest = anatomy.layout.rest
+def _missing_outer(mixture: Mixture) -> Iterator[Problem]:
+    rest = mixture.layout.rest
     wanted = {name for name in rest.outer if not name.startswith("pooler.")}
-    if rest.ties(anatomy.config):  # classes read the one of the two that is there
-        ends = (end for end in rest.tied if any(name.endswith(end) for name in anatomy.heads))
+    if rest.ties(mixture.config):  # classes read the one of the two that is there
+        ends = (end for end in rest.tied if any(name.endswith(end) for name in mixture.heads))
         wanted -= {rest.tied[end] for end in ends}
-    if missing := wanted - anatomy.outer:
+    if missing := wanted - mixture.outer:
         yield Problem(kind="missing_tensor", message=f"{some(missing)} missing")
-    named = anatomy.config.get("architectures") or [""]
+    named = mixture.config.get("architectures") or [""]
     causal = str(named[0]).endswith(("ForCausalLM", "ForConditionalGeneration"))
-    if causal and not rest.ties(anatomy.config) and not anatomy.heads:
+    if causal and not rest.ties(mixture.config) and not mixture.heads:
         yield Problem(
             kind="missing_tensor",
             message="lm_head.weight is missing, and tie_word_embeddings is not set",

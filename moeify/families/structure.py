@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 from moeify.checkpoint.header import StoredTensor
+from moeify.checkpoint.reader import Checkpoint
 from moeify.errors import CheckpointError, MoeifyError
 from moeify.families.base import Config, Family, resolve_shape
 from moeify.families.dense_anatomy import dissect_dense
-from moeify.families.moe_anatomy import Anatomy, dissect
-from moeify.families.moe_checks import check_mixture, expert_count
+from moeify.families.mixture import Mixture, sort_mixture
+from moeify.families.moe_checks import check_mixture
 from moeify.families.problems import Problem, by_pattern
 from moeify.families.registry import FAMILIES, MOE_LAYOUTS, mixture_family, moe_layout
 
@@ -40,41 +42,35 @@ def structure_problems(tensors: Tensors, config: Config) -> list[Problem]:
         return dissect_dense(tensors, config, FAMILIES[str(model_type)]).problems
     if model_type not in MOE_LAYOUTS:
         return []
-    layout = moe_layout(config, tensors)
-    anatomy = dissect(dict(tensors), config, layout)
-    count, problem = expert_count(anatomy)
-    found = [] if problem is None else [problem]
-    return [*found, *mixture_problems(tensors, anatomy, count, layout.top_k(config))]
+    held = Checkpoint(folder=Path(), config=config, tensors=dict(tensors), shards=())
+    return list(mixture_problems(sort_mixture(held, moe_layout(config, tensors))))
 
 
-def mixture_problems(
-    tensors: Tensors, anatomy: Anatomy, num_experts: int, top_k: int | None
-) -> Iterator[Problem]:
+def mixture_problems(mixture: Mixture) -> Iterator[Problem]:
     """What ``check_mixture`` finds and, where a dense half knows every shape, the rest's shapes."""
-    yield from check_mixture(anatomy, num_experts, top_k)
-    family = mixture_family(anatomy.config)
+    yield from check_mixture(mixture)
+    family = mixture_family(mixture.config)
     if family is None:
         return
     try:
-        config = family.to_dense_config(dict(anatomy.config))
+        config = family.to_dense_config(dict(mixture.config))
         config["model_type"] = family.model_type
-        config["architectures"] = [family.dense_architecture(anatomy.config)]
-        yield from _rest_problems(tensors, anatomy, family, config)
+        config["architectures"] = [family.dense_architecture(mixture.config)]
+        yield from _rest_problems(mixture, family, config)
     except (MoeifyError, TypeError, ValueError, AttributeError):
         return  # a mixture that no dense model corresponds to, such as one with a class of its own
 
 
-def _rest_problems(
-    tensors: Tensors, anatomy: Anatomy, family: Family, config: Config
-) -> Iterator[Problem]:
+def _rest_problems(mixture: Mixture, family: Family, config: Config) -> Iterator[Problem]:
     """Norms, attention, embeddings and heads held against the dense class of ``config``.
 
     Its FFNs are left out: in the mixture those of dense layers may have another width.
     """
+    tensors = mixture.checkpoint.tensors
     head, dense = family.head(config), family.dense
     ffn = {dense.layer.format(layer=layer) + part.name
-           for layer in range(anatomy.num_layers) for part in dense.ffn}  # fmt: skip
-    wanted = {anatomy.prefix + name: shape for name, shape in dense.base_tensors(config).items()
+           for layer in range(mixture.num_layers) for part in dense.ffn}  # fmt: skip
+    wanted = {mixture.prefix + name: shape for name, shape in dense.base_tensors(config).items()
               if name not in ffn}  # fmt: skip
     heads = {n: resolve_shape(shape, dense.dims(config)) for n, shape in head.tensors.items()}
     tied = dense.tied(head, config)
@@ -84,9 +80,9 @@ def _rest_problems(
     absent = [name for name in heads
               if name not in tensors and name not in spoken and name not in tied]  # fmt: skip
     # Where one layer has it and others lack it, the layers' own comparison says so with numbers.
-    everywhere = {name for names in anatomy.layers.values() for name in names}
+    everywhere = {name for names in mixture.layers.values() for name in names}
     optional = tuple(f".{name}" for name in dense.optional)
-    root = anatomy.prefix + dense.layer.split("{")[0]
+    root = mixture.prefix + dense.layer.split("{")[0]
     for name in wanted:
         inner = name.removeprefix(root).partition(".")[2]
         if name.startswith(root) and name not in tensors and inner not in everywhere:

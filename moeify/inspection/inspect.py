@@ -8,12 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from moeify.checkpoint.reader import Checkpoint
 from moeify.checkpoint.source import Source, is_hub_id, resolve_source
 from moeify.errors import CheckpointError, MoeifyError
-from moeify.families.base import MoeLayout
 from moeify.families.dense_anatomy import dissect_dense
-from moeify.families.moe_anatomy import Anatomy, PartSize, dissect
-from moeify.families.moe_checks import expert_count
+from moeify.families.mixture import Mixture, PartSize, sort_mixture
+from moeify.families.moe_checks import stated
 from moeify.families.problems import Problem
 from moeify.families.qwen2 import RENORMALISATION_NOTE
 from moeify.families.registry import FAMILIES, MOE_LAYOUTS, moe_layout
@@ -51,7 +51,7 @@ def inspect(
         source = resolve_source(checkpoint, config.revision)
         opened = open_folder(source)
     report = InspectReport.of(opened)
-    anatomy = _sort(opened, report)
+    mixture = _sort(opened, report)
     if config.verify and source is not None:
         from moeify.inspection.verification import unsummed_note, verify_files
 
@@ -60,31 +60,31 @@ def inspect(
         )
         report.notes += filter(None, [unsummed_note(report.verified)])
     if deep:
-        if anatomy is None or source is None:
+        if mixture is None or source is None:
             raise CheckpointError(
                 f"{report.source} is no mixture of experts: it has no routers to look at",
                 "leave --weights and --dataset out",
             )
-        _look_deeper(source, opened, anatomy, report, config, progress)
+        _look_deeper(source, opened, mixture, report, config, progress)
     return report
 
 
 def _look_deeper(
-    source: Source, opened: Opened, anatomy: Anatomy, report: InspectReport,
+    source: Source, opened: Opened, mixture: Mixture, report: InspectReport,
     config: InspectConfig, progress: Progress | None,
 ) -> None:  # fmt: skip
     if config.weights:
         from moeify.inspection.weights import examine_weights
 
-        examine_weights(opened, anatomy, report, config, progress)
+        examine_weights(opened, mixture, report, config, progress)
     if config.dataset is not None:
         from moeify.inspection.routing import examine_routing
 
-        examine_routing(source, anatomy.layout, report, config, progress)
+        examine_routing(source, mixture.layout, report, config, progress)
 
 
-def _sort(opened: Opened, report: InspectReport) -> Anatomy | None:
-    """Fill in what the model type tells; returns the anatomy of a mixture."""
+def _sort(opened: Opened, report: InspectReport) -> Mixture | None:
+    """Fill in what the model type tells; returns a mixture, sorted."""
     try:
         if report.model_type in MOE_LAYOUTS:
             return _sort_mixture(opened, report)
@@ -99,74 +99,64 @@ def _sort(opened: Opened, report: InspectReport) -> Anatomy | None:
     return None
 
 
-def _sort_mixture(opened: Opened, report: InspectReport) -> Anatomy:
+def _sort_mixture(opened: Opened, report: InspectReport) -> Mixture:
     config = opened.config
     report.kind = "moe"
     layout = moe_layout(config, opened.tensors)
-    anatomy = dissect(opened.tensors, config, layout)
-    count, problem = expert_count(anatomy)
-    if problem is not None:
-        report.problems.append(problem)
-    top_k = _top_k(layout, opened, report)
-    report.num_layers, report.moe_layers = anatomy.num_layers, anatomy.moe_layers
+    held = Checkpoint(folder=Path(opened.name), config=config, tensors=opened.tensors, shards=())
+    mixture = sort_mixture(held, layout)
+    count, top_k, _ = stated(mixture)
+    report.num_layers, report.moe_layers = mixture.num_layers, mixture.moe_layers
     report.num_experts, report.top_k = count, top_k
-    report.num_shared_experts = _shared_experts(anatomy, opened)
+    report.num_shared_experts = _shared_experts(mixture)
     report.ffn_size = layout.dims(config)["F"]
     report.router = RouterFacts.of(layout, config)
     report.tied_embeddings = layout.rest.ties(config)
-    report.params_total = anatomy.parameters
-    report.params_active = None if top_k is None else anatomy.active_parameters(top_k)
-    report.parts = _parts(anatomy.parts)
+    report.params_total = mixture.parameters
+    report.params_active = None if top_k is None else mixture.active_parameters(top_k)
+    report.parts = _parts(mixture.parts)
     report.layers = [
         LayerReport(
             layer=layer,
-            num_experts=anatomy.found_experts(layer),
-            expert_parameters=anatomy.expert_parameters.get(layer, 0),
+            num_experts=mixture.found_experts(layer),
+            expert_parameters=mixture.expert_parameters.get(layer, 0),
         )
-        for layer in anatomy.moe_layers
-        if layer < anatomy.num_layers
+        for layer in mixture.moe_layers
+        if layer < mixture.num_layers
     ]
-    report.problems += mixture_problems(opened.tensors, anatomy, count, top_k)
+    report.problems += mixture_problems(mixture)
     if not report.moe_layers:
         report.notes.append("config.json makes no layer a mixture")
     if layout.model_type == "qwen2_moe" and config.get("norm_topk_prob") is True:
         report.notes.append(RENORMALISATION_NOTE)
-    return anatomy
+    return mixture
 
 
-def _top_k(layout: MoeLayout, opened: Opened, report: InspectReport) -> int | None:
-    try:
-        return layout.top_k(opened.config)
-    except MoeifyError as error:
-        report.problems.append(Problem(kind="config", message=error.message))
-        return None
-
-
-def _shared_experts(anatomy: Anatomy, opened: Opened) -> int:
+def _shared_experts(mixture: Mixture) -> int:
     """Number of experts that every token visits; several may be stored as one wide FFN.
 
     One without neurons, which Qwen2-MoE's class demands, is none.
     """
-    shared = anatomy.parts.get("shared_experts")
-    endings = tuple(f".{name}" for name in anatomy.layout.rest.shared)
-    empty = (not t.elements and n.endswith(endings) for n, t in opened.tensors.items())
+    shared = mixture.parts.get("shared_experts")
+    endings = tuple(f".{name}" for name in mixture.layout.rest.shared)
+    empty = (not t.elements and n.endswith(endings) for n, t in mixture.checkpoint.tensors.items())
     if shared is None or not shared.parameters or any(empty):
         return 0
-    section = text_config(anatomy.config)
-    stated = [section.get(key) for key in anatomy.layout.shared_keys]
+    section = text_config(mixture.config)
+    stated = [section.get(key) for key in mixture.layout.shared_keys]
     return next((value for value in stated if type(value) is int), 1)
 
 
 def _sort_dense(opened: Opened, report: InspectReport) -> None:
     family = FAMILIES[str(report.model_type)]
     report.kind = "dense"
-    anatomy = dissect_dense(opened.tensors, opened.config, family)
-    report.num_layers = anatomy.num_layers
-    report.params_total = report.params_active = anatomy.parameters
-    report.parts = _parts(anatomy.parts)
-    report.upcycled = anatomy.outlook
-    report.problems += anatomy.problems
-    report.notes += anatomy.notes
+    dense = dissect_dense(opened.tensors, opened.config, family)
+    report.num_layers = dense.num_layers
+    report.params_total = report.params_active = dense.parameters
+    report.parts = _parts(dense.parts)
+    report.upcycled = dense.outlook
+    report.problems += dense.problems
+    report.notes += dense.notes
 
 
 def _sort_unknown(opened: Opened, report: InspectReport) -> None:

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moeify.checkpoint.arithmetic import FLOAT_DTYPES, Float32, decode
-from moeify.checkpoint.files import SourceFiles
+from moeify.checkpoint.files import Slice, SourceFiles
 from moeify.checkpoint.header import StoredTensor
 from moeify.checkpoint.reader import Checkpoint
 from moeify.checkpoint.source import resolve_source
 from moeify.errors import CheckpointError, ConfigError
 from moeify.families.dense_view import DenseView, view_dense
-from moeify.families.moe_anatomy import Anatomy
+from moeify.families.mixture import Mixture
 from moeify.families.problems import Problem, numbers
 from moeify.families.registry import FAMILIES, dense_family
 from moeify.inspection.config import InspectConfig
@@ -31,22 +30,8 @@ _BLOCK_BYTES = 32 << 20  # of all experts' values together, as float32
 Float64 = NDArray[np.float64]
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Piece:
-    """Where the bytes of one expert's part of a projection lie."""
-
-    stored: StoredTensor
-    start: int
-    nbytes: int
-
-    def part(self, number: int, count: int) -> _Piece:
-        """One of ``count`` equal parts."""
-        size = self.nbytes // count
-        return _Piece(stored=self.stored, start=self.start + number * size, nbytes=size)
-
-
 def examine_weights(
-    opened: Opened, anatomy: Anatomy, report: InspectReport, config: InspectConfig,
+    opened: Opened, mixture: Mixture, report: InspectReport, config: InspectConfig,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> None:  # fmt: skip
     """Add the figures of routers and experts to every layer of ``report``.
@@ -54,13 +39,13 @@ def examine_weights(
     At most 32 MiB of values are held at a time, whatever the size of layer and shard. A layer that
     cannot be read is a problem of the report.
     """
-    dense = None if config.reference is None else _dense_source(config.reference, anatomy)
+    dense = None if config.reference is None else _dense_source(config.reference, mixture)
     with SourceFiles() as files:
         for done, layer in enumerate(report.layers):
             if progress is not None:
                 progress("reading weights", done, len(report.layers))
             try:
-                layer.weights = _layer(files, anatomy, layer.layer, dense)
+                layer.weights = _layer(files, mixture, layer.layer, dense)
             except CheckpointError as error:
                 message = f"layer {layer.layer}: {error.message}"
                 report.problems.append(Problem(kind="unreadable_weights", message=message))
@@ -87,9 +72,9 @@ def _findings(report: InspectReport) -> None:
         report.notes.append("quantised experts are compared bit for bit only")
 
 
-def _dense_source(dense: str, anatomy: Anatomy) -> DenseView:
+def _dense_source(dense: str, mixture: Mixture) -> DenseView:
     """The dense checkpoint; raises ``MoeifyError`` where experts cannot stem from it."""
-    model_type = anatomy.layout.model_type
+    model_type = mixture.layout.model_type
     checkpoint = Checkpoint.open(resolve_source(dense).folder)
     family = dense_family(checkpoint.config)
     if family.moe.model_type != model_type:
@@ -100,48 +85,42 @@ def _dense_source(dense: str, anatomy: Anatomy) -> DenseView:
             f"name a {known[0]} checkpoint" if known else "leave --reference out",
         )
     view = view_dense(checkpoint, family)
-    if view.num_layers != anatomy.num_layers:
+    if view.num_layers != mixture.num_layers:
         raise ConfigError(
-            f"--reference {dense} has {view.num_layers} layers, the mixture {anatomy.num_layers}",
+            f"--reference {dense} has {view.num_layers} layers, the mixture {mixture.num_layers}",
             "name the checkpoint that the mixture was made from",
         )
     return view
 
 
 def _layer(
-    files: SourceFiles, anatomy: Anatomy, layer: int, dense: DenseView | None
+    files: SourceFiles, mixture: Mixture, layer: int, dense: DenseView | None
 ) -> dict[str, Any]:
-    router = anatomy.routers.get(layer)
+    router = mixture.checkpoint.tensors.get(mixture.router_name(layer))
     found: dict[str, Any] = {"nonfinite": 0}
     if router is not None and router.dtype in FLOAT_DTYPES and len(router.shape) == 2:
         rows = decode(files.read(router.path, router.start, router.nbytes), router.dtype)
         found |= router_figures(rows.reshape(router.shape))
-    experts = ExpertFigures(anatomy.found_experts(layer))
-    for name, slices in anatomy.experts.get(layer, {}).items():
-        pieces = _pieces(slices)
-        if len(pieces) != experts.num_experts:
+    experts = ExpertFigures(mixture.found_experts(layer))
+    for spec in mixture.layout.experts:
+        present = mixture.numbers(layer, spec)
+        if not present or len(present) != experts.num_experts:
             continue  # an incomplete projection: the headers have said so
-        roles = next(spec.roles for spec in anatomy.layout.experts if spec.name == name)
+        pieces = [mixture.expert(layer, spec, expert)[0] for expert in present]
         if dense is None:
             compare_experts(files, pieces, experts)
             continue
-        for number, role in enumerate(roles):  # what is joined lies one after the other
-            parts = [piece.part(number, len(roles)) for piece in pieces]
+        for number, role in enumerate(spec.roles):  # what is joined lies one after the other
+            parts = [_part(piece, number, len(spec.roles)) for piece in pieces]
             compare_experts(files, parts, experts, dense.ffn(layer)[role])
     found["nonfinite"] += experts.nonfinite
     return found | experts.to_dict(measured_dense=dense is not None)
 
 
-def _pieces(slices: list[Any]) -> list[_Piece]:
-    """One piece for each expert, in the order of their numbers."""
-    first = slices[0]
-    if first.expert is None:
-        stored = first.stored
-        size = stored.nbytes // max(stored.shape[0], 1)
-        return [_Piece(stored=stored, start=stored.start + expert * size, nbytes=size)
-                for expert in range(stored.shape[0])]  # fmt: skip
-    ordered = sorted(slices, key=lambda piece: piece.expert)
-    return [_Piece(stored=p.stored, start=p.stored.start, nbytes=p.stored.nbytes) for p in ordered]
+def _part(piece: Slice, number: int, count: int) -> Slice:
+    """One of ``count`` equal parts of ``piece``."""
+    size = piece.elements // count
+    return Slice(piece.tensor, piece.start + number * size, size)
 
 
 def router_figures(rows: Float32) -> dict[str, Any]:
@@ -233,13 +212,13 @@ class ExpertFigures:
 
 
 def compare_experts(
-    files: SourceFiles, pieces: list[_Piece], figures: ExpertFigures,
+    files: SourceFiles, pieces: list[Slice], figures: ExpertFigures,
     dense: StoredTensor | None = None,
 ) -> None:  # fmt: skip
     """Add one projection of all experts to ``figures``, a stretch of every expert at a time."""
-    dtype = pieces[0].stored.dtype
+    dtype = pieces[0].tensor.dtype
     readable = dtype in FLOAT_DTYPES and all(
-        piece.stored.dtype == dtype and piece.nbytes == pieces[0].nbytes for piece in pieces
+        piece.tensor.dtype == dtype and piece.nbytes == pieces[0].nbytes for piece in pieces
     )
     if not readable:
         figures.not_measured = True
@@ -260,12 +239,14 @@ def compare_experts(
             figures.add_dense(block, decode(raw, dense.dtype))
 
 
-def _read(files: SourceFiles, piece: _Piece, offset: int, length: int) -> bytes:
+def _read(files: SourceFiles, piece: Slice, offset: int, length: int) -> bytes:
     left = max(piece.nbytes - offset, 0)
-    return files.read(piece.stored.path, piece.start + offset, min(length, left)) if left else b""
+    return (
+        files.read(piece.tensor.path, piece.byte_start + offset, min(length, left)) if left else b""
+    )
 
 
-def _stretches(pieces: list[_Piece]) -> Iterator[tuple[int, int]]:
+def _stretches(pieces: list[Slice]) -> Iterator[tuple[int, int]]:
     """Byte offset and length of the parts in which all experts are read."""
     nbytes = max(piece.nbytes for piece in pieces)
     length = max(_BLOCK_BYTES // (4 * len(pieces)) & ~15, 16)

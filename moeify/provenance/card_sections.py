@@ -10,7 +10,7 @@ from moeify.provenance.engines import engines, ignores_renormalisation
 from moeify.provenance.exports import SCALED_FOR_OTHERS, is_as_exported
 from moeify.provenance.markdown import inline, rows, table
 from moeify.provenance.record import Record, Step, expert_sources
-from moeify.provenance.subject import Mixture, Subject
+from moeify.provenance.subject import MixtureSize, Subject
 
 __all__ = ["PLACEHOLDER", "card_sections"]
 
@@ -90,7 +90,7 @@ def _sizes(subject: Subject) -> Iterator[tuple[str, str]]:
         yield "parameters", f"{total:,}"
 
 
-def _mixture_sizes(size: Mixture, dense: object) -> Iterator[tuple[str, str]]:
+def _mixture_sizes(size: MixtureSize, dense: object) -> Iterator[tuple[str, str]]:
     yield "experts per layer", str(size.num_experts)
     yield "experts per token", str(size.top_k)
     if isinstance(dense, int):

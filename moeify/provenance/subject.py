@@ -8,12 +8,11 @@ from pathlib import Path
 from moeify.checkpoint.reader import Checkpoint, has_tokenizer
 from moeify.errors import MoeifyError
 from moeify.families.base import Config, Family
-from moeify.families.moe_anatomy import dissect
-from moeify.families.moe_layout import MoeLayout
+from moeify.families.mixture import sort_mixture
 from moeify.families.registry import mixture_family, moe_layout
 from moeify.provenance.record import Record
 
-__all__ = ["Head", "Mixture", "Subject"]
+__all__ = ["Head", "MixtureSize", "Subject"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +48,7 @@ _HEADS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mixture:
+class MixtureSize:
     """A mixture's size. ``active`` counts what one token uses of ``total`` parameters.
 
     ``route_by`` is what its routers decide for: token or sequence.
@@ -64,19 +63,17 @@ class Mixture:
     route_by: str
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, layout: MoeLayout) -> Mixture:
+    def of(cls, checkpoint: Checkpoint) -> MixtureSize:
         """Counted in the headers of ``checkpoint``; raises ``MoeifyError``."""
-        config = checkpoint.config
-        anatomy = dissect(checkpoint.tensors, config, layout)
-        top_k = layout.top_k(config)
+        mixture = sort_mixture(checkpoint, moe_layout(checkpoint.config, checkpoint.tensors))
         return cls(
-            num_experts=layout.num_experts(config),
-            top_k=top_k,
-            moe_layers=len(anatomy.moe_layers),
-            num_layers=anatomy.num_layers,
-            total=anatomy.parameters,
-            active=anatomy.active_parameters(top_k),
-            route_by=layout.rule.route_by(config),
+            num_experts=mixture.num_experts,
+            top_k=mixture.top_k,
+            moe_layers=len(mixture.moe_layers),
+            num_layers=mixture.num_layers,
+            total=mixture.parameters,
+            active=mixture.active_parameters(mixture.top_k),
+            route_by=mixture.layout.rule.route_by(mixture.config),
         )
 
 
@@ -91,7 +88,7 @@ class Subject:
 
     config: Config
     record: Record
-    mixture: Mixture | None
+    mixture: MixtureSize | None
     family: Family | None
     has_tokenizer: bool
     encoder: bool
@@ -141,10 +138,9 @@ class Subject:
         return "upcycle" in self.commands
 
 
-def _mixture(folder: Path, opened: Checkpoint | None) -> Mixture | None:
+def _mixture(folder: Path, opened: Checkpoint | None) -> MixtureSize | None:
     """None for a dense checkpoint, and for one of a kind that moeify cannot sort."""
     try:
-        checkpoint = opened or Checkpoint.open(folder)
-        return Mixture.of(checkpoint, moe_layout(checkpoint.config, checkpoint.tensors))
+        return MixtureSize.of(opened or Checkpoint.open(folder))
     except MoeifyError:
         return None

@@ -12,7 +12,7 @@ from moeify.checkpoint.arithmetic import decode
 from moeify.checkpoint.files import Slice, SourceFiles
 from moeify.checkpoint.writer import Progress
 from moeify.errors import CheckpointError
-from moeify.pruning.anatomy import Anatomy
+from moeify.families.mixture import Mixture
 
 __all__ = ["aimer_scores", "check_aimer"]
 
@@ -27,21 +27,20 @@ class _Sums:
     squares: float = 0.0
 
 
-def aimer_scores(anatomy: Anatomy, progress: Progress | None = None) -> dict[int, list[float]]:
+def aimer_scores(mixture: Mixture, progress: Progress | None = None) -> dict[int, list[float]]:
     """mean|w| / RMS(w) of each expert's gate, up and down weights (arXiv 2603.18492).
 
     High goes first: an expert whose weights are all alike in size has learnt least. Weights are
     read in blocks of 1 MB, whatever the size of the checkpoint. Raises ``CheckpointError`` for
     quantised experts and for NaN.
     """
-    check_aimer(anatomy)
-    view = anatomy.view
-    layers, total = view.moe_layers, view.num_experts
-    weights = [spec for spec in view.layout.experts if _WEIGHT_ROLES.intersection(spec.roles)]
+    check_aimer(mixture)
+    layers, total = mixture.moe_layers, mixture.num_experts
+    weights = [spec for spec in mixture.layout.experts if _WEIGHT_ROLES.intersection(spec.roles)]
     scores: dict[int, list[float]] = {layer: [] for layer in layers}
     with SourceFiles() as files, ThreadPoolExecutor(4) as pool:
         slices = {
-            (n, e): [view.expert(n, spec, e)[0] for spec in weights]
+            (n, e): [mixture.expert(n, spec, e)[0] for spec in weights]
             for n in layers
             for e in range(total)
         }
@@ -56,9 +55,9 @@ def aimer_scores(anatomy: Anatomy, progress: Progress | None = None) -> dict[int
     return scores
 
 
-def check_aimer(anatomy: Anatomy) -> None:
+def check_aimer(mixture: Mixture) -> None:
     """Raise ``CheckpointError`` for quantised experts."""
-    anatomy.check_plain(
+    mixture.check_plain(
         "aimer cannot read quantised weights",
         "choose experts by hand, with --drop, or by text, with --by reap and --dataset, where"
         " transformers can load the checkpoint",

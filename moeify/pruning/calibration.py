@@ -13,7 +13,7 @@ import numpy as np
 
 from moeify.checkpoint.writer import Progress
 from moeify.errors import RoutingError
-from moeify.pruning.anatomy import Anatomy
+from moeify.families.mixture import Mixture
 from moeify.pruning.measuring import measured
 from moeify.pruning.scores import LayerScores, Scores
 from moeify.routing.collection import observed
@@ -32,7 +32,7 @@ SAVE_SECONDS = 15.0
 
 
 def calibrate(
-    passes: Passes, anatomy: Anatomy, blocks: Blocks, scores: Scores, *, batch_size: int,
+    passes: Passes, mixture: Mixture, blocks: Blocks, scores: Scores, *, batch_size: int,
     save_to: Path, progress: Progress | None = None,
 ) -> None:  # fmt: skip
     """Add the batches of ``blocks`` that ``scores`` lacks.
@@ -45,7 +45,7 @@ def calibrate(
         for place in range(scores.batches // batches, len(passes)):
             with passes.opened(place) as step:
                 _walk(
-                    step, anatomy, blocks, scores, batches * place, batch_size=batch_size,
+                    step, mixture, blocks, scores, batches * place, batch_size=batch_size,
                     save_to=save_to, progress=progress, total=len(passes) * len(blocks),
                 )  # fmt: skip
             if len(passes) > 1:
@@ -55,12 +55,12 @@ def calibrate(
             scores.write(save_to)
         raise
     if any(sums.tokens != blocks.tokens for sums in scores.layers.values()):
-        model_type = anatomy.view.layout.model_type
+        model_type = mixture.layout.model_type
         raise RoutingError(f"a layer of {model_type} saw other tokens than the text's")
 
 
 def _walk(
-    step: Pass, anatomy: Anatomy, blocks: Blocks, scores: Scores, first: int, *, batch_size: int,
+    step: Pass, mixture: Mixture, blocks: Blocks, scores: Scores, first: int, *, batch_size: int,
     save_to: Path, progress: Progress | None, total: int,
 ) -> None:  # fmt: skip
     """One pass, whose first batch is number ``first`` of all passes'."""
@@ -69,8 +69,8 @@ def _walk(
     layers, saved = scores.layers, time.monotonic()
     with (
         torch.no_grad(),
-        measured(step.model, anatomy.view.layout, layers) as expect,
-        _softmax(step.model, anatomy, layers) as see,
+        measured(step.model, mixture.layout, layers) as expect,
+        _softmax(step.model, mixture, layers) as see,
     ):
         for number, (inputs, part) in enumerate(blocks.batches(batch_size)):
             if first + number < scores.batches:
@@ -98,12 +98,12 @@ def _copied(sums: LayerScores) -> LayerScores:
 
 @contextmanager
 def _softmax(
-    model: nn.Module, anatomy: Anatomy, layers: dict[int, LayerScores]
+    model: nn.Module, mixture: Mixture, layers: dict[int, LayerScores]
 ) -> Iterator[Callable[[Tensor, Blocks | None], None]]:
     """Add up the routers' softmax where dropping experts makes the others' weights grow."""
-    layout = anatomy.view.layout
+    layout = mixture.layout
     rule = layout.rule
-    if rule.scores != "softmax" or rule.renormalises(anatomy.view.checkpoint.config):
+    if rule.scores != "softmax" or rule.renormalises(mixture.config):
         yield lambda mask, part: None
         return
 

@@ -9,8 +9,8 @@ from moeify.checkpoint.carry import carry_files
 from moeify.checkpoint.planned_files import write_files
 from moeify.checkpoint.source import Source
 from moeify.checkpoint.writer import parse_size
+from moeify.families.mixture import Mixture
 from moeify.provenance.companions import write_config
-from moeify.pruning.anatomy import Anatomy
 from moeify.pruning.config import PruneConfig
 from moeify.pruning.evaluation import held_out_loss, summary
 from moeify.pruning.plan import Kept, plan_prune
@@ -22,7 +22,7 @@ __all__ = ["compare_losses"]
 
 
 def compare_losses(
-    anatomy: Anatomy, source: Source, pruned: Path, keep: int, config: PruneConfig, blocks: Blocks,
+    mixture: Mixture, source: Source, pruned: Path, keep: int, config: PruneConfig, blocks: Blocks,
     plainly: Kept | None = None,
 ) -> HeldOutLoss:  # fmt: skip
     """Held-out loss of the source, of ``pruned`` and of random prunings (arXiv 2606.10703).
@@ -37,7 +37,7 @@ def compare_losses(
     def loss_of(kept: Kept) -> float:
         # inside the folder that is being written, which the next run clears after a kill
         with tempfile.TemporaryDirectory(dir=pruned, prefix=".random-") as folder:
-            plan = plan_prune(anatomy, kept, parse_size(config.max_shard_size))
+            plan = plan_prune(mixture, kept, parse_size(config.max_shard_size))
             write_files(Path(folder), plan.files)
             carry_files(source.folder, Path(folder))
             write_config(Path(folder), plan.config)
@@ -46,7 +46,7 @@ def compare_losses(
     before = loss_in(source.folder)
     after = loss_in(pruned)
     seeds = range(config.seed + 1, config.seed + 1 + config.random_seeds)
-    random = tuple(loss_of(select(anatomy, random_scores(anatomy, s), keep)) for s in seeds)
+    random = tuple(loss_of(select(mixture, random_scores(mixture, s), keep)) for s in seeds)
     mean, std = summary(random)
     return HeldOutLoss(
         tokens=blocks.tokens,

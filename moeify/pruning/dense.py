@@ -12,8 +12,9 @@ from moeify.checkpoint.planned_files import PlannedFiles
 from moeify.checkpoint.writer import plan_shards
 from moeify.errors import CheckpointError
 from moeify.families.base import Config, Family
+from moeify.families.mixture import Mixture
+from moeify.families.mixture_places import Place
 from moeify.families.registry import moe_family
-from moeify.pruning.anatomy import Anatomy, Part
 from moeify.pruning.plan import PrunePlan
 
 __all__ = ["plan_dense"]
@@ -23,80 +24,77 @@ Shares = Sequence[tuple[int, float]]
 """Experts and their shares in a mean."""
 
 
-def plan_dense(anatomy: Anatomy, experts: Mapping[int, Shares], max_shard_bytes: int) -> PrunePlan:
+def plan_dense(mixture: Mixture, experts: Mapping[int, Shares], max_shard_bytes: int) -> PrunePlan:
     """Plan the dense checkpoint whose FFN in each MoE layer is the mean of that layer's experts.
 
     Every tensor is a copy, but for a mean of several experts. Raises ``UnsupportedModelError`` for
     a mixture that no dense family belongs to, and ``CheckpointError`` where the dense class cannot
     express it.
     """
-    source = anatomy.view.checkpoint.config
+    source = mixture.config
     family = moe_family(source)
     config = family.to_dense_config(dict(source))
     config["model_type"] = family.model_type
     config["architectures"] = [family.dense_architecture(source)]
-    jobs = tuple(_jobs(anatomy, family, config, experts))
+    jobs = tuple(_jobs(mixture, family, config, experts))
     return PrunePlan(
         config=config,
         files=PlannedFiles(shards=plan_shards(jobs, max_shard_bytes)),
-        params_before=anatomy.parameters,
+        params_before=mixture.stored_parameters,
         params_after=sum(math.prod(job.shape) for job in jobs),
     )
 
 
 def _jobs(
-    anatomy: Anatomy, family: Family, config: Config, experts: Mapping[int, Shares]
+    mixture: Mixture, family: Family, config: Config, experts: Mapping[int, Shares]
 ) -> Iterator[Job]:
-    view, head = anatomy.view, family.head(config)
+    head = family.head(config)
     roots = {name.split(".")[0] for name in family.dense.base_tensors(config)}
-    layers = {view.layer_prefix(layer): layer for layer in view.moe_layers}
-    extras = {prefix + extra.name for prefix in layers for extra in family.moe.extras}
-    extras |= anatomy.guards
+    prefixes = [mixture.layer_prefix(layer) for layer in mixture.moe_layers]
+    extras = {prefix + extra.name for prefix in prefixes for extra in family.moe.extras}
+    extras |= mixture.guards
 
     def renamed(name: str) -> str:
-        rest = name.removeprefix(view.prefix)
-        inside = name.startswith(view.prefix) and rest.split(".")[0] in roots
-        return head.prefix + rest if inside and view.prefix == head.prefix_out else name
+        rest = name.removeprefix(mixture.prefix)
+        inside = name.startswith(mixture.prefix) and rest.split(".")[0] in roots
+        return head.prefix + rest if inside and mixture.prefix == head.prefix_out else name
 
-    for stored in anatomy.stored():
-        part = anatomy.parts.get(stored.name)
-        if stored.name in extras or (part is not None and part.kind == "router"):
+    for stored in mixture.stored():
+        place = mixture.counted.get(stored.name)
+        if stored.name in extras or (place is not None and place.kind == "router"):
             continue
-        if part is None:
+        if place is None:
             whole = Copy(Slice(stored, 0, stored.elements))
             yield Job(renamed(stored.name), stored.dtype, stored.shape, (whole,))
-        elif part.kind == "fused" or part.expert == experts[part.layer][0][0]:
-            yield from _ffn(anatomy, family, stored, part, experts[part.layer], renamed)
+        elif place.kind == "fused" or place.expert == experts[place.layer][0][0]:
+            yield from _ffn(mixture, family, stored, place, experts[place.layer], renamed)
 
 
 def _ffn(
-    anatomy: Anatomy, family: Family, stored: StoredTensor, part: Part, experts: Shares,
+    mixture: Mixture, family: Family, stored: StoredTensor, place: Place, experts: Shares,
     renamed: Callable[[str], str],
 ) -> Iterator[Job]:  # fmt: skip
     """The FFN tensors that ``stored`` becomes: the tensor of all experts, or of the first one."""
-    view = anatomy.view
-    prefix = view.layer_prefix(part.layer)
+    spec = place.plain
+    if spec is None:
+        raise CheckpointError(
+            f"tensor {stored.name!r} has no place in a dense {family.model_type}",
+            "use the unquantised checkpoint",
+            path=stored.path,
+        )
+    prefix = mixture.layer_prefix(place.layer)
     names = {ffn.role: ffn.name for ffn in family.dense.ffn}
-    for spec in view.layout.experts:
-        if prefix + spec.name.format(expert=experts[0][0]) != stored.name:
-            continue
-        shape = list(stored.shape[1:] if spec.fused else stored.shape)
-        every = [(view.expert(part.layer, spec, expert)[0], share) for expert, share in experts]
-        shape[0] //= len(spec.roles)  # what is joined lies one after the other
-        for number, role in enumerate(spec.roles):
-            size = math.prod(shape)
-            terms = [
-                (Slice(whole.tensor, whole.start + number * size, size), share)
-                for whole, share in every
-            ]
-            name = renamed(prefix + names[role])
-            yield Job(name, stored.dtype, tuple(shape), (_mean(terms, stored),))
-        return
-    raise CheckpointError(
-        f"tensor {stored.name!r} has no place in a dense {family.model_type}",
-        "use the unquantised checkpoint",
-        path=stored.path,
-    )
+    shape = list(stored.shape[1:] if spec.fused else stored.shape)
+    every = [(mixture.expert(place.layer, spec, expert)[0], share) for expert, share in experts]
+    shape[0] //= len(spec.roles)  # what is joined lies one after the other
+    for number, role in enumerate(spec.roles):
+        size = math.prod(shape)
+        terms = [
+            (Slice(whole.tensor, whole.start + number * size, size), share)
+            for whole, share in every
+        ]
+        name = renamed(prefix + names[role])
+        yield Job(name, stored.dtype, tuple(shape), (_mean(terms, stored),))
 
 
 def _mean(terms: list[tuple[Slice, float]], stored: StoredTensor) -> Piece:

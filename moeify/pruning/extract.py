@@ -13,9 +13,9 @@ from moeify.checkpoint.writer import parse_size
 from moeify.errors import ConfigError
 from moeify.provenance.new_checkpoint import NewCheckpoint
 from moeify.provenance.record import Step
-from moeify.pruning.anatomy import dissect, open_moe
 from moeify.pruning.config import ExtractConfig
 from moeify.pruning.dense import plan_dense
+from moeify.pruning.opening import open_prunable
 from moeify.pruning.prune import Steps, prune, step_of
 from moeify.pruning.report import ExtractReport, PruneReport
 from moeify.pruning.scores import SCORES_FILE
@@ -42,14 +42,14 @@ def extract(
     numbers = "-".join(str(expert) for expert, _ in config.mean)
     target = Path(output) if output is not None else Path(f"{name}-expert{numbers}")
     new = NewCheckpoint(source, target, config, leave=(SCORES_FILE,))
-    view = open_moe(Checkpoint.open(source.folder))
-    if (last := max(expert for expert, _ in config.mean)) >= view.num_experts:
+    mixture = open_prunable(Checkpoint.open(source.folder))
+    if (last := max(expert for expert, _ in config.mean)) >= mixture.num_experts:
         raise ConfigError(
-            f"there is no expert {last}: the experts are 0 to {view.num_experts - 1}",
-            f"name one of 0 to {view.num_experts - 1}",
+            f"there is no expert {last}: the experts are 0 to {mixture.num_experts - 1}",
+            f"name one of 0 to {mixture.num_experts - 1}",
         )
-    experts = dict.fromkeys(view.moe_layers, config.mean)
-    plan = plan_dense(dissect(view), experts, parse_size(config.max_shard_size))
+    experts = dict.fromkeys(mixture.moe_layers, config.mean)
+    plan = plan_dense(mixture, experts, parse_size(config.max_shard_size))
     new.check(plan.files, plan.config)
     named = {"expert": config.numbers, "shares": config.shares, "revision": config.revision,
              "max_shard_size": config.max_shard_size}  # fmt: skip
@@ -64,11 +64,11 @@ def extract(
         expert=config.mean[0][0] if len(config.mean) == 1 else None,
         experts=tuple(expert for expert, _ in config.mean),
         weights=tuple(weight for _, weight in config.mean),
-        moe_layers=view.moe_layers,
+        moe_layers=mixture.moe_layers,
         params=plan.params_after,
         bytes_written=plan.files.nbytes,
         bytes_carried=new.along.nbytes,
-        warnings=(*view.checkpoint.notes, *new.along.notes),
+        warnings=(*mixture.checkpoint.notes, *new.along.notes),
         seconds=time.perf_counter() - started,
     )
 

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from moeify.checkpoint.arithmetic import Float32, decode
 from moeify.checkpoint.files import SourceFiles
-from moeify.checkpoint.header import StoredTensor, tensor_nbytes
+from moeify.checkpoint.header import StoredTensor
 from moeify.checkpoint.jobs import Piece, Slice, Values
 from moeify.errors import CheckpointError
+from moeify.families.mixture import Mixture
 from moeify.families.moe_layout import ExpertTensor
-from moeify.pruning.anatomy import Anatomy
 from moeify.pruning.plan import Kept
 
 __all__ = ["MergedExpert", "align", "check_merging", "merged_pieces", "nearest"]
@@ -57,15 +57,15 @@ class MergedExpert(Values):
         return total.ravel()
 
 
-def check_merging(anatomy: Anatomy) -> None:
+def check_merging(mixture: Mixture) -> None:
     """Raise ``CheckpointError`` where experts or routers are quantised."""
-    anatomy.check_plain("quantised experts cannot be merged", "leave --merge out")
-    for layer in anatomy.view.moe_layers:
-        anatomy.view.router(layer)  # a quantised one is refused
+    mixture.check_plain("quantised experts cannot be merged", "leave --merge out")
+    for layer in mixture.moe_layers:
+        mixture.router(layer)  # a quantised one is refused
 
 
 def merged_pieces(
-    anatomy: Anatomy, kept: Kept, frequency: Mapping[int, Sequence[float]] | None = None,
+    mixture: Mixture, kept: Kept, frequency: Mapping[int, Sequence[float]] | None = None,
     untouched: Mapping[int, Collection[int]] | None = None,
 ) -> dict[tuple[str, int], Piece]:  # fmt: skip
     """The pieces of the kept experts that take others in, by tensor and expert.
@@ -78,10 +78,10 @@ def merged_pieces(
     with SourceFiles() as files:
         for layer, experts in kept.items():
             open_to = [e for e in experts if e not in (untouched or {}).get(layer, ())]
-            groups = nearest(_router_rows(anatomy, files, layer), experts, open_to)
+            groups = nearest(_router_rows(mixture, files, layer), experts, open_to)
             for expert, others in groups.items():
                 counts = None if frequency is None else frequency[layer]
-                pieces |= _merge(anatomy, files, layer, [expert, *others], counts)
+                pieces |= _merge(mixture, files, layer, [expert, *others], counts)
     return pieces
 
 
@@ -138,19 +138,19 @@ def _preferred(
 
 
 def _merge(
-    anatomy: Anatomy, files: SourceFiles, layer: int, members: Sequence[int],
+    mixture: Mixture, files: SourceFiles, layer: int, members: Sequence[int],
     counts: Sequence[float] | None,
 ) -> Iterator[tuple[tuple[str, int], Piece]]:  # fmt: skip
     """Pieces of the first of ``members``, which takes in the others."""
     shares = [1.0 if counts is None else float(counts[expert]) for expert in members]
     total = sum(shares)
     weights = [share / total if total else 1 / len(members) for share in shares]
-    orders = _orders(anatomy, files, layer, members)
-    for spec in anatomy.view.layout.experts:
-        shape, axis = _shape(anatomy, layer, spec), spec.neuron_axis
+    orders = _orders(mixture, files, layer, members)
+    for spec in mixture.layout.experts:
+        shape, axis = _shape(mixture, layer, spec), spec.neuron_axis
         terms = []
         for expert, weight, order in zip(members, weights, orders, strict=True):
-            part = anatomy.view.expert(layer, spec, expert)[0]
+            part = mixture.expert(layer, spec, expert)[0]
             expanded = None if axis is None or order is None else _expanded(spec, order)
             terms.append((part, weight, expanded))
         stored = terms[0][0].tensor
@@ -159,25 +159,25 @@ def _merge(
 
 
 def _orders(
-    anatomy: Anatomy, files: SourceFiles, layer: int, members: Sequence[int]
+    mixture: Mixture, files: SourceFiles, layer: int, members: Sequence[int]
 ) -> list[Order | None]:
     """How each member's neurons are ordered like the first one's; None for as they are.
 
     Two experts are held in float32.
     """
-    reference = _neurons(anatomy, files, layer, members[0])
-    others = (_neurons(anatomy, files, layer, expert) for expert in members[1:])
+    reference = _neurons(mixture, files, layer, members[0])
+    others = (_neurons(mixture, files, layer, expert) for expert in members[1:])
     return [None, *(align(reference, other) for other in others)]
 
 
-def _neurons(anatomy: Anatomy, files: SourceFiles, layer: int, expert: int) -> Float32:
+def _neurons(mixture: Mixture, files: SourceFiles, layer: int, expert: int) -> Float32:
     """Everything that belongs to each neuron, side by side, [F, D]."""
     parts = []
-    for spec in anatomy.view.layout.experts:
+    for spec in mixture.layout.experts:
         if spec.neuron_axis is None:
             continue
-        values = _read(files, anatomy.view.expert(layer, spec, expert)[0])
-        rows = np.moveaxis(values.reshape(_shape(anatomy, layer, spec)), spec.neuron_axis, 0)
+        values = _read(files, mixture.expert(layer, spec, expert)[0])
+        rows = np.moveaxis(values.reshape(_shape(mixture, layer, spec)), spec.neuron_axis, 0)
         rows = rows.reshape(len(rows), -1)
         joined = len(spec.roles)
         if spec.interleaved:
@@ -190,7 +190,7 @@ def _neurons(anatomy: Anatomy, files: SourceFiles, layer: int, expert: int) -> F
         raise CheckpointError(
             f"expert {expert} of layer {layer} holds NaN or infinity",
             "the checkpoint is damaged or its training diverged; leave --merge out",
-            path=anatomy.view.checkpoint.folder,
+            path=mixture.checkpoint.folder,
         )
     return neurons
 
@@ -206,17 +206,15 @@ def _expanded(spec: ExpertTensor, order: Order) -> Order:
     return np.concatenate([order + number * len(order) for number in range(joined)])
 
 
-def _shape(anatomy: Anatomy, layer: int, spec: ExpertTensor) -> tuple[int, ...]:
-    stored = anatomy.view.expert(layer, spec, 0)[0].tensor
+def _shape(mixture: Mixture, layer: int, spec: ExpertTensor) -> tuple[int, ...]:
+    stored = mixture.expert(layer, spec, 0)[0].tensor
     return stored.shape[1:] if spec.fused else stored.shape
 
 
 def _read(files: SourceFiles, part: Slice) -> Float32:
-    dtype = part.tensor.dtype
-    nbytes = tensor_nbytes(dtype, (part.elements,))
-    return decode(files.read(part.tensor.path, part.byte_start, nbytes), dtype)
+    return decode(files.read(part.tensor.path, part.byte_start, part.nbytes), part.tensor.dtype)
 
 
-def _router_rows(anatomy: Anatomy, files: SourceFiles, layer: int) -> Float32:
-    stored = anatomy.view.checkpoint[anatomy.view.router_name(layer)]
+def _router_rows(mixture: Mixture, files: SourceFiles, layer: int) -> Float32:
+    stored = mixture.checkpoint[mixture.router_name(layer)]
     return _read(files, Slice(stored, 0, stored.elements)).reshape(stored.shape)

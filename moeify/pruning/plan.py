@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +14,8 @@ from moeify.checkpoint.planned_files import PlannedFiles
 from moeify.checkpoint.writer import plan_shards
 from moeify.errors import ConfigError
 from moeify.families.base import Config
-from moeify.families.moe_layout import MoeLayout
-from moeify.pruning.anatomy import Anatomy, Part
+from moeify.families.mixture import Mixture
+from moeify.families.mixture_places import Place, Places
 
 __all__ = ["Kept", "PrunePlan", "check_counts", "plan_prune"]
 
@@ -36,10 +35,9 @@ class PrunePlan:
     params_after: int
 
 
-def check_counts(anatomy: Anatomy, keep: int, what: str = "keep") -> None:
+def check_counts(mixture: Mixture, keep: int, what: str = "keep") -> None:
     """Raise ``ConfigError`` where ``keep`` experts a layer cannot work in this checkpoint."""
-    view = anatomy.view
-    total, top_k, groups = view.num_experts, view.top_k, anatomy.groups
+    total, top_k, groups = mixture.num_experts, mixture.top_k, mixture.groups
     if keep >= total:
         raise ConfigError(
             f"nothing to do: {what} {keep} of {total} experts", f"pass --keep {max(total // 2, 1)}"
@@ -65,7 +63,7 @@ def _smallest(count: int, chosen: int, top_k: int) -> int:
 
 
 def plan_prune(
-    anatomy: Anatomy, kept: Kept, max_shard_bytes: int,
+    mixture: Mixture, kept: Kept, max_shard_bytes: int,
     blends: Mapping[tuple[str, int], Piece] | None = None,
     down_factors: Mapping[int, float] | None = None,
 ) -> PrunePlan:  # fmt: skip
@@ -76,45 +74,43 @@ def plan_prune(
     """
     jobs: list[Job] = []
     routers: list[Job] = []
-    for job, part in _jobs(anatomy, kept, blends or {}, down_factors or {}):
-        last = job.name in anatomy.guards or (part is not None and part.kind == "router")
+    for job, part in _jobs(mixture, kept, blends or {}, down_factors or {}):
+        last = job.name in mixture.guards or (part is not None and part.kind == "router")
         (routers if last else jobs).append(job)
     counts = {len(experts) for experts in kept.values()}
     assert len(counts) == 1, "the format holds one number of experts for all layers"
     return PrunePlan(
-        config=pruned_config(anatomy, kept),
+        config=pruned_config(mixture, kept),
         files=PlannedFiles(shards=plan_shards(jobs, max_shard_bytes, last=routers)),
-        params_before=anatomy.parameters,
-        params_after=sum(math.prod(job.shape) for job in (*jobs, *routers)) - len(anatomy.guards),
+        params_before=mixture.stored_parameters,
+        params_after=sum(math.prod(job.shape) for job in (*jobs, *routers)) - len(mixture.guards),
     )
 
 
 def _jobs(
-    anatomy: Anatomy, kept: Kept, blends: Mapping[tuple[str, int], Piece],
+    mixture: Mixture, kept: Kept, blends: Mapping[tuple[str, int], Piece],
     down_factors: Mapping[int, float],
-) -> Iterator[tuple[Job, Part | None]]:  # fmt: skip
+) -> Iterator[tuple[Job, Place | None]]:  # fmt: skip
     places = {layer: {e: new for new, e in enumerate(experts)} for layer, experts in kept.items()}
-    for stored in anatomy.stored():
-        part = anatomy.parts.get(stored.name)
-        if part is None:
-            yield (
-                Job(stored.name, stored.dtype, stored.shape, (copy_of(stored, stored.dtype),)),
-                None,
-            )
-        elif part.kind == "single":
-            if part.expert in places[part.layer]:
-                name = part.renumbered(places[part.layer][part.expert])
-                factor = _factor(anatomy, stored, part, down_factors)
-                piece = blends.get((stored.name, part.expert)) or _scaled(
+    for stored in mixture.stored():
+        place = mixture.counted.get(stored.name)
+        if place is None:
+            whole = copy_of(stored, stored.dtype)
+            yield Job(stored.name, stored.dtype, stored.shape, (whole,)), None
+            continue
+        factor = _factor(place, down_factors)
+        if place.kind == "single":
+            if place.expert in places[place.layer]:
+                name = mixture.places.renumbered(stored.name, places[place.layer][place.expert])
+                piece = blends.get((stored.name, place.expert)) or _scaled(
                     Slice(stored, 0, stored.elements), factor
                 )
-                yield Job(name, stored.dtype, stored.shape, (piece,)), part
+                yield Job(name, stored.dtype, stored.shape, (piece,)), place
         else:
             shape = list(stored.shape)
-            shape[part.axis] = len(kept[part.layer])
-            factor = _factor(anatomy, stored, part, down_factors)
-            pieces = _cut(stored, part.axis, kept[part.layer], blends, factor)
-            yield Job(stored.name, stored.dtype, tuple(shape), tuple(pieces)), part
+            shape[place.axis] = len(kept[place.layer])
+            pieces = _cut(stored, place.axis, kept[place.layer], blends, factor)
+            yield Job(stored.name, stored.dtype, tuple(shape), tuple(pieces)), place
 
 
 def _cut(
@@ -148,52 +144,40 @@ def _scaled(part: Slice, factor: float) -> Piece:
     return Copy(part) if factor == 1.0 else Blend(((part, factor),), part.tensor.dtype)
 
 
-def _factor(
-    anatomy: Anatomy, stored: StoredTensor, part: Part, down_factors: Mapping[int, float]
-) -> float:
-    factor = down_factors.get(part.layer, 1.0)
-    if factor == 1.0 or part.kind == "router":
-        return 1.0
-    prefix = anatomy.view.layer_prefix(part.layer)
-    for spec in anatomy.view.layout.experts:
-        if prefix + spec.name.format(expert=part.expert) == stored.name:
-            return factor if spec.roles[0] in ("down", "down_bias") else 1.0
-    return 1.0
+def _factor(place: Place, down_factors: Mapping[int, float]) -> float:
+    down = place.plain is not None and place.plain.roles[0] in ("down", "down_bias")
+    return down_factors.get(place.layer, 1.0) if down else 1.0
 
 
-def pruned_config(anatomy: Anatomy, kept: Kept) -> Config:
+def pruned_config(mixture: Mixture, kept: Kept) -> Config:
     """config.json with the new number of experts under every key that holds the old one."""
-    view = anatomy.view
-    config = copy.deepcopy(view.checkpoint.config)
+    config = copy.deepcopy(mixture.config)
     count = len(next(iter(kept.values())))
     for place in (config, config.get("text_config")):
         if isinstance(place, dict):
-            for key in view.layout.num_experts_keys:
+            for key in mixture.layout.num_experts_keys:
                 if place.get(key) is not None:
                     place[key] = count
-            if anatomy.extra:
+            if mixture.extra:
                 place |= {key: 0 for key in _NEXT_TOKEN_KEYS if place.get(key)}
     if isinstance(config.get("quantization_config"), dict):
         config["quantization_config"] = _renumber(
-            config["quantization_config"], view.prefix, view.layout, kept
+            config["quantization_config"], mixture.places, kept
         )
     return config
 
 
-def _renumber(value: Any, prefix: str, layout: MoeLayout, kept: Kept) -> Any:
+def _renumber(value: Any, places: Places, kept: Kept) -> Any:
     """Names of modules inside ``value`` with the experts' new numbers, dropped experts left out."""
-    before, after = (re.escape(text) for text in layout.layer.split("{layer}"))
-    root = re.escape(layout.experts[0].name.split("{expert}")[0])
-    pattern = re.compile(rf"({re.escape(prefix)}{before}(\d+){after}{root})(\d+)(\..*)?")
 
     def name(text: str) -> str | None:
-        found = pattern.fullmatch(text)
-        if found is None or int(found[2]) not in kept:
+        place = places.named(text)
+        if place.kind != "single" or place.layer not in kept:
             return text
-        experts = kept[int(found[2])]
-        if int(found[3]) not in experts:
+        experts = kept[place.layer]
+        if place.expert not in experts:
             return None
-        return f"{found[1]}{experts.index(int(found[3]))}{found[4] or ''}"
+        return places.renumbered(text, experts.index(place.expert))
 
     def walk(item: Any) -> Any:
         if isinstance(item, dict):

@@ -14,16 +14,17 @@ from moeify.checkpoint.replacing import remove_partial
 from moeify.checkpoint.source import Source, resolve_source
 from moeify.checkpoint.writer import Progress, parse_size
 from moeify.errors import ConfigError
+from moeify.families.mixture import Mixture
 from moeify.provenance.companions import write_config
 from moeify.provenance.new_checkpoint import NewCheckpoint
 from moeify.provenance.record import Record, Step
 from moeify.pruning.aimer import aimer_scores, check_aimer
-from moeify.pruning.anatomy import Anatomy, dissect, open_moe
 from moeify.pruning.chance import compare_losses
 from moeify.pruning.config import PruneConfig
 from moeify.pruning.dense import plan_dense
 from moeify.pruning.evaluation import check_evaluation
 from moeify.pruning.merging import check_merging, merged_pieces
+from moeify.pruning.opening import open_prunable
 from moeify.pruning.plan import PrunePlan, plan_prune
 from moeify.pruning.report import HeldOutLoss, PruneReport
 from moeify.pruning.scores import SCORES_FILE, Scores
@@ -82,23 +83,23 @@ def prune(
     started = time.perf_counter()
     config = PruneConfig(**options) if config is None else replace(config, **options)
     source = resolve_source(checkpoint, config.revision)
-    anatomy = dissect(open_moe(Checkpoint.open(source.folder)))
-    keep = number_to_keep(anatomy, config)
+    mixture = open_prunable(Checkpoint.open(source.folder))
+    keep = number_to_keep(mixture, config)
     target = Path(output) if output is not None else _default_output(source, config, keep)
     new = NewCheckpoint(source, target, config, leave=(SCORES_FILE,))  # those are the source's
-    _check(anatomy, new, config, keep)
+    _check(mixture, new, config, keep)
     remove_partial(_partial(target, config))
-    stored = stored_scores(anatomy, config)
-    text = read_text(anatomy, config)
-    choice = _choose(source, anatomy, target, config, keep, text, stored, progress)
+    stored = stored_scores(mixture, config)
+    text = read_text(mixture, config)
+    choice = _choose(source, mixture, target, config, keep, text, stored, progress)
     if config.merge:
         scores = choice.calibrated
         counts = None if scores is None else scores.by("frequency")
-        merged = merged_pieces(anatomy, choice.kept, counts, choice.protected)
+        merged = merged_pieces(mixture, choice.kept, counts, choice.protected)
         choice = replace(choice, merged=merged)
-    plan = _plan(anatomy, choice, config)
-    report = _report(anatomy, source, target, config, choice, plan)
-    known = (*anatomy.view.checkpoint.notes, *new.along.notes, *report.warnings)
+    plan = _plan(mixture, choice, config)
+    report = _report(mixture, source, target, config, choice, plan)
+    known = (*mixture.checkpoint.notes, *new.along.notes, *report.warnings)
     report = replace(report, warnings=known, bytes_carried=new.along.nbytes)
     with new.opened() as stage:
         new.write(plan.files, step_of(progress, "writing MB", 10**6))
@@ -106,7 +107,7 @@ def prune(
         if config.evaluate and text is not None and text.held_out is not None:
             write_config(stage, plan.config)
             plainly = choice.kept if config.merge else None
-            losses = compare_losses(anatomy, source, stage, keep, config, text.held_out, plainly)
+            losses = compare_losses(mixture, source, stage, keep, config, text.held_out, plainly)
             report = replace(report, held_out=losses, warnings=(*report.warnings, *_said(losses)))
         new.finish(plan.config, _step(config, report, source))
     if choice.calibrated is not None and config.scores is None:
@@ -114,27 +115,27 @@ def prune(
     return replace(report, seconds=time.perf_counter() - started)
 
 
-def _check(anatomy: Anatomy, new: NewCheckpoint, config: PruneConfig, keep: int) -> None:
+def _check(mixture: Mixture, new: NewCheckpoint, config: PruneConfig, keep: int) -> None:
     """Everything that is known before the long work starts."""
-    sample = dict.fromkeys(anatomy.view.moe_layers, tuple(range(keep)))
-    plan = _plan(anatomy, _Choice(kept=sample), config)
+    sample = dict.fromkeys(mixture.moe_layers, tuple(range(keep)))
+    plan = _plan(mixture, _Choice(kept=sample), config)
     new.check(plan.files, plan.config, more_bytes=plan.files.nbytes if config.evaluate else 0)
-    rule = anatomy.view.layout.rule
-    grows = rule.scores == "softmax" and not rule.renormalises(anatomy.view.checkpoint.config)
+    rule = mixture.layout.rule
+    grows = rule.scores == "softmax" and not rule.renormalises(mixture.config)
     if config.rescale and not grows:
         raise ConfigError(
-            f"the weights of {anatomy.view.layout.model_type} do not grow when experts go: there is"
+            f"the weights of {mixture.layout.model_type} do not grow when experts go: there is"
             " nothing to rescale",
             "leave --rescale out",
         )
     if config.rescale:
-        anatomy.check_plain("quantised experts cannot be rescaled", "leave --rescale out")
+        mixture.check_plain("quantised experts cannot be rescaled", "leave --rescale out")
     if config.merge:
-        check_merging(anatomy)
+        check_merging(mixture)
     if config.criterion == "aimer" and config.drop is None:
-        check_aimer(anatomy)
+        check_aimer(mixture)
     if config.evaluate:
-        check_evaluation(anatomy.view.checkpoint.config)
+        check_evaluation(mixture.config)
 
 
 def _default_output(source: Source, config: PruneConfig, keep: int) -> Path:
@@ -144,38 +145,38 @@ def _default_output(source: Source, config: PruneConfig, keep: int) -> Path:
     return Path(f"{name}-dense" if config.dense else f"{name}-e{keep}-{how}")
 
 
-def _plan(anatomy: Anatomy, choice: _Choice, config: PruneConfig) -> PrunePlan:
+def _plan(mixture: Mixture, choice: _Choice, config: PruneConfig) -> PrunePlan:
     limit = parse_size(config.max_shard_size)
     if config.dense:
-        return plan_dense(anatomy, {n: ((e[0], 1.0),) for n, e in choice.kept.items()}, limit)
+        return plan_dense(mixture, {n: ((e[0], 1.0),) for n, e in choice.kept.items()}, limit)
     factors = {}
     if config.rescale and choice.calibrated is not None:
         layers = choice.calibrated.layers
         factors = {n: layers[n].kept_probability(kept) for n, kept in choice.kept.items()}
     blends = choice.merged if config.merge else None
-    return plan_prune(anatomy, choice.kept, limit, blends, down_factors=factors)
+    return plan_prune(mixture, choice.kept, limit, blends, down_factors=factors)
 
 
 def _choose(
-    source: Source, anatomy: Anatomy, target: Path, config: PruneConfig, keep: int,
+    source: Source, mixture: Mixture, target: Path, config: PruneConfig, keep: int,
     text: Text | None, scores: Scores | None, progress: Steps | None,
 ) -> _Choice:  # fmt: skip
     by_layer = False
     if scores is None and text is not None and config.calibrates:
-        by_layer = runs_by_layer(anatomy.view.checkpoint, config.low_memory)
+        by_layer = runs_by_layer(mixture.checkpoint, config.low_memory)
         how = "calibrating layer by layer" if by_layer else "calibrating on blocks"
         scores = text_scores(
-            source, anatomy, config, text, _partial(target, config), by_layer=by_layer,
+            source, mixture, config, text, _partial(target, config), by_layer=by_layer,
             progress=step_of(progress, how),
         )  # fmt: skip
     if config.drop is not None:
-        kept = kept_by_hand(anatomy, config.drop, config.dense)
+        kept = kept_by_hand(mixture, config.drop, config.dense)
         return _Choice(kept=kept, calibrated=scores, layer_by_layer=by_layer)
     if config.criterion == "random":
-        values = random_scores(anatomy, config.seed)
+        values = random_scores(mixture, config.seed)
     elif config.criterion == "aimer":
         values = (scores.aimer if scores is not None else {}) or aimer_scores(
-            anatomy, step_of(progress, "reading experts")
+            mixture, step_of(progress, "reading experts")
         )
     else:
         assert scores is not None, "PruneConfig asks for text or scores"
@@ -183,7 +184,7 @@ def _choose(
     guard = config.protect and scores is not None and config.criterion != "random"
     protected = scores.super_experts() if guard and scores is not None else {}
     high = config.criterion in HIGH_GOES_FIRST
-    kept = select(anatomy, values, keep, high_goes_first=high, protected=protected)
+    kept = select(mixture, values, keep, high_goes_first=high, protected=protected)
     named = {layer: tuple(row) for layer, row in values.items()}
     return _Choice(
         kept=kept, scores=named, protected=protected, calibrated=scores, layer_by_layer=by_layer
@@ -217,33 +218,32 @@ def _said(losses: HeldOutLoss) -> list[str]:
 
 
 def _report(
-    anatomy: Anatomy, source: Source, target: Path, config: PruneConfig, choice: _Choice,
+    mixture: Mixture, source: Source, target: Path, config: PruneConfig, choice: _Choice,
     plan: PrunePlan,
 ) -> PruneReport:  # fmt: skip
-    view = anatomy.view
-    everyone = range(view.num_experts)
+    everyone = range(mixture.num_experts)
     return PruneReport(
         source=source.name,
         output=str(target),
         model_type=str(plan.config["model_type"]),
         by="experts" if config.drop is not None else config.criterion,
-        num_experts_before=view.num_experts,
+        num_experts_before=mixture.num_experts,
         num_experts=len(next(iter(choice.kept.values()))),
-        top_k=1 if config.dense else view.top_k,
+        top_k=1 if config.dense else mixture.top_k,
         kept=choice.kept,
         dropped={n: tuple(e for e in everyone if e not in k) for n, k in choice.kept.items()},
         scores=choice.scores,
         protected=choice.protected,
         params_before=plan.params_before,
         params_after=plan.params_after,
-        bytes_before=sum(path.stat().st_size for path in view.checkpoint.shards),
+        bytes_before=sum(path.stat().st_size for path in mixture.checkpoint.shards),
         bytes_written=plan.files.nbytes,
         gate_inflation=_inflation(choice) if not config.dense else {},
         rescaled=config.rescale,
         merged=config.merge,
         tokens=0 if choice.calibrated is None else choice.calibrated.tokens,
         layer_by_layer=choice.layer_by_layer,
-        warnings=tuple(_warnings(anatomy)),
+        warnings=tuple(_warnings(mixture)),
     )
 
 
@@ -256,12 +256,12 @@ def _inflation(choice: _Choice) -> dict[int, float]:
     return {layer: 1 / part for layer, part in parts.items() if 0 < part < 1}
 
 
-def _warnings(anatomy: Anatomy) -> list[str]:
-    if not anatomy.extra:
+def _warnings(mixture: Mixture) -> list[str]:
+    if not mixture.extra:
         return []
-    names = ", ".join(sorted(anatomy.extra)[:2])
+    names = ", ".join(sorted(mixture.extra)[:2])
     return [
-        f"left out {len(anatomy.extra)} tensors of layers for predicting further tokens, which"
+        f"left out {len(mixture.extra)} tensors of layers for predicting further tokens, which"
         f" hold experts of their own: {names}, ..."
     ]
 

@@ -18,7 +18,7 @@ from moeify.checkpoint.json_text import read_json
 from moeify.checkpoint.replacing import replacing
 from moeify.checkpoint.staging import output_errors
 from moeify.errors import RoutingError
-from moeify.pruning.anatomy import Anatomy
+from moeify.families.mixture import Mixture
 from moeify.pruning.config import Criterion
 
 __all__ = ["SCORES_FILE", "LayerScores", "Scores", "checkpoint_fingerprint"]
@@ -133,7 +133,7 @@ class Scores:
         return values
 
     @classmethod
-    def read(cls, path: Path, anatomy: Anatomy) -> Scores:
+    def read(cls, path: Path, mixture: Mixture) -> Scores:
         """The scores in ``path``; raises ``RoutingError`` where they belong to another model."""
         document = read_json(path)
         if document.get("schema") != SCHEMA:
@@ -146,22 +146,22 @@ class Scores:
                 fingerprint=str(document["fingerprint"]),
                 data=str(document["data"]),
                 dataset=str(document["dataset"]),
-                layers=_layers(document["layers"], anatomy.view.num_experts),
+                layers=_layers(document["layers"], mixture.num_experts),
                 batches=int(document["batches"]),
                 complete=document["complete"] is True,
-                aimer=_aimer(document["layers"], anatomy.view.num_experts),
+                aimer=_aimer(document["layers"], mixture.num_experts),
             )  # fmt: skip
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise RoutingError(
                 f"{path} is damaged: {error}", "calibrate again with --dataset"
             ) from error
-        if scores.fingerprint != checkpoint_fingerprint(anatomy):
+        if scores.fingerprint != checkpoint_fingerprint(mixture):
             raise RoutingError(
                 f"the scores in {path} were made on {scores.source}, whose weights are not those of"
-                f" {anatomy.view.checkpoint.folder.name}",
+                f" {mixture.checkpoint.folder.name}",
                 "calibrate on this checkpoint: pass --dataset, and --scores with a new file",
             )
-        if (wanted := anatomy.view.moe_layers) != tuple(sorted(scores.layers)):
+        if (wanted := mixture.moe_layers) != tuple(sorted(scores.layers)):
             found = ", ".join(map(str, sorted(scores.layers))) or "no layer"
             raise RoutingError(
                 f"{path} is damaged: it holds scores of {found}, not of layers"
@@ -197,13 +197,13 @@ def _row(layer: str, values: Any, num_experts: int) -> NDArray[np.float64]:
     return row
 
 
-def checkpoint_fingerprint(anatomy: Anatomy) -> str:
+def checkpoint_fingerprint(mixture: Mixture) -> str:
     """SHA-256 of every tensor's name, dtype, shape and 64 bytes from its middle, routers whole."""
     digest = hashlib.sha256()
-    tensors = anatomy.view.checkpoint.tensors
+    tensors = mixture.checkpoint.tensors
     with SourceFiles() as files:
         for name in sorted(tensors):
-            stored, part = tensors[name], anatomy.parts.get(name)
+            stored, part = tensors[name], mixture.counted.get(name)
             whole = part is not None and part.kind == "router"
             count = stored.nbytes if whole else min(_SAMPLE_BYTES, stored.nbytes)
             start = stored.start + (stored.nbytes - count) // 2

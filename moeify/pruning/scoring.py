@@ -11,8 +11,8 @@ from moeify.checkpoint.source import Source
 from moeify.checkpoint.staging import check_free_space
 from moeify.checkpoint.writer import Progress
 from moeify.errors import ConfigError, DatasetError, RoutingError
+from moeify.families.mixture import Mixture
 from moeify.pruning.aimer import aimer_scores
-from moeify.pruning.anatomy import Anatomy
 from moeify.pruning.calibration import calibrate
 from moeify.pruning.config import PruneConfig
 from moeify.pruning.scores import LayerScores, Scores, checkpoint_fingerprint
@@ -34,7 +34,7 @@ class Text:
     held_out: Blocks | None
 
 
-def read_text(anatomy: Anatomy, config: PruneConfig) -> Text | None:
+def read_text(mixture: Mixture, config: PruneConfig) -> Text | None:
     """The text of ``config`` in blocks of tokens; None where it names none.
 
     A tenth is held out, also where nobody asks for the loss, so that scores fit a later --eval.
@@ -45,7 +45,7 @@ def read_text(anatomy: Anatomy, config: PruneConfig) -> Text | None:
         dataset=config.dataset, split=config.split, text_column=config.text_column,
         seq_len=config.seq_len, seed=config.seed,
     )  # fmt: skip
-    blocks, _ = blocks_for(anatomy.view.checkpoint, data, config.max_tokens)
+    blocks, _ = blocks_for(mixture.checkpoint, data, config.max_tokens)
     try:
         fit, held_out = blocks.split(HELD_OUT_FRACTION)
     except DatasetError:
@@ -55,7 +55,7 @@ def read_text(anatomy: Anatomy, config: PruneConfig) -> Text | None:
     return Text(fit=fit, held_out=held_out)
 
 
-def stored_scores(anatomy: Anatomy, config: PruneConfig) -> Scores | None:
+def stored_scores(mixture: Mixture, config: PruneConfig) -> Scores | None:
     """Complete scores from the file that ``config`` names; None where they are still to be made.
 
     Raises ``RoutingError`` for scores of another checkpoint and for incomplete ones that no
@@ -63,7 +63,7 @@ def stored_scores(anatomy: Anatomy, config: PruneConfig) -> Scores | None:
     """
     if config.scores is None or (config.dataset is not None and not config.scores.exists()):
         return None
-    scores = Scores.read(config.scores, anatomy)
+    scores = Scores.read(config.scores, mixture)
     if not scores.complete:
         if config.dataset is None:
             raise RoutingError(
@@ -75,49 +75,47 @@ def stored_scores(anatomy: Anatomy, config: PruneConfig) -> Scores | None:
 
 
 def text_scores(
-    source: Source, anatomy: Anatomy, config: PruneConfig, text: Text, save_to: Path, *,
+    source: Source, mixture: Mixture, config: PruneConfig, text: Text, save_to: Path, *,
     by_layer: bool = False, progress: Progress | None = None,
 ) -> Scores:  # fmt: skip
     """Scores from ``text``, continued where an interrupted calibration in ``save_to`` ended.
 
     ``by_layer`` holds one layer's weights at a time, and what layers give in files.
     """
-    view = anatomy.view
     states = save_to.with_name(f".{save_to.name.lstrip('.')}.states")
     passes: Passes = (
-        _passes(anatomy, text, states) if by_layer else WholeModel(load_model(source.folder))
+        _passes(mixture, text, states) if by_layer else WholeModel(load_model(source.folder))
     )
     data = f"{text.fit.fingerprint}-{config.batch}-{len(passes)}"
-    scores = _begun(save_to, anatomy, data)
+    scores = _begun(save_to, mixture, data)
     if scores is None or not _goes_on(passes, scores, text, config):
         scores = Scores(
             source=source.name,
-            fingerprint=checkpoint_fingerprint(anatomy),
+            fingerprint=checkpoint_fingerprint(mixture),
             data=data,
             dataset=Path(config.dataset or "").name,
-            layers={layer: LayerScores.empty(view.num_experts) for layer in view.moe_layers},
+            layers={layer: LayerScores.empty(mixture.num_experts) for layer in mixture.moe_layers},
         )
     save_to.parent.mkdir(parents=True, exist_ok=True)
     calibrate(
-        passes, anatomy, text.fit, scores,
+        passes, mixture, text.fit, scores,
         batch_size=config.batch, save_to=save_to, progress=progress,
     )  # fmt: skip
-    if anatomy.quantised is None:
-        scores.aimer = aimer_scores(anatomy)
+    if mixture.quantised is None:
+        scores.aimer = aimer_scores(mixture)
     scores.complete = True
     shutil.rmtree(states, ignore_errors=True)
     return scores
 
 
-def _passes(anatomy: Anatomy, text: Text, states: Path) -> LayerByLayer:
-    view = anatomy.view
-    if view.checkpoint.config.get("quantization_config"):
+def _passes(mixture: Mixture, text: Text, states: Path) -> LayerByLayer:
+    if mixture.config.get("quantization_config"):
         raise ConfigError(
             "a quantised checkpoint cannot be calibrated layer by layer",
             "pass --no-low-memory where it fits into memory, or calibrate its unquantised original",
         )
-    check_free_space(states, 2 * 4 * text.fit.input_ids.size * view.hidden_size)
-    return LayerByLayer(view.checkpoint.folder, view.layout, states)
+    check_free_space(states, 2 * 4 * text.fit.input_ids.size * mixture.hidden_size)
+    return LayerByLayer(mixture.checkpoint.folder, mixture.layout, states)
 
 
 def _goes_on(passes: Passes, scores: Scores, text: Text, config: PruneConfig) -> bool:
@@ -127,11 +125,11 @@ def _goes_on(passes: Passes, scores: Scores, text: Text, config: PruneConfig) ->
     return not isinstance(passes, LayerByLayer) or passes.holds(place, batches)
 
 
-def _begun(path: Path, anatomy: Anatomy, data: str) -> Scores | None:
+def _begun(path: Path, mixture: Mixture, data: str) -> Scores | None:
     if not path.exists():
         return None
     try:
-        scores = Scores.read(path, anatomy)
+        scores = Scores.read(path, mixture)
     except RoutingError:
         return None  # left behind by a run on something else
     usable = not scores.complete and scores.data == data

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 
 from moeify.errors import ConfigError
-from moeify.pruning.anatomy import Anatomy
+from moeify.families.mixture import Mixture
 from moeify.pruning.config import PruneConfig, parse_experts
 from moeify.pruning.plan import check_counts
 
@@ -14,50 +14,50 @@ __all__ = ["best", "kept_by_hand", "number_to_keep", "random_scores", "select"]
 HIGH_GOES_FIRST = ("aimer",)
 
 
-def number_to_keep(anatomy: Anatomy, options: PruneConfig) -> int:
+def number_to_keep(mixture: Mixture, options: PruneConfig) -> int:
     """Experts that stay in each layer; raises ``ConfigError`` where that cannot work."""
-    total = anatomy.view.num_experts
+    total = mixture.num_experts
     if options.dense and options.drop is None:
         return 1
     if options.drop is not None:
-        return len(next(iter(kept_by_hand(anatomy, options.drop, options.dense).values())))
+        return len(next(iter(kept_by_hand(mixture, options.drop, options.dense).values())))
     if options.keep is not None:
         keep = options.keep
-        check_counts(anatomy, keep)
+        check_counts(mixture, keep)
     else:
         assert options.ratio is not None, "PruneConfig asks for one of keep, ratio and drop"
         keep = total - round(total * options.ratio)
-        check_counts(anatomy, keep, f"--ratio {options.ratio:g} would keep")
+        check_counts(mixture, keep, f"--ratio {options.ratio:g} would keep")
     return keep
 
 
-def kept_by_hand(anatomy: Anatomy, text: str, dense: bool = False) -> dict[int, tuple[int, ...]]:
+def kept_by_hand(mixture: Mixture, text: str, dense: bool = False) -> dict[int, tuple[int, ...]]:
     """Experts that stay when those that ``text`` names go; raises ``ConfigError``."""
-    view, named = anatomy.view, parse_experts(text)
+    named = parse_experts(text)
     everywhere = named.pop(None, ())
     for layer in named:
-        if layer not in view.moe_layers:
-            listing = _ranges(view.moe_layers)
+        if layer not in mixture.moe_layers:
+            listing = _ranges(mixture.moe_layers)
             raise ConfigError(
                 f"layer {layer} is no mixture: the MoE layers are {listing}",
                 "name layers that hold experts",
             )
     kept = {}
-    for layer in view.moe_layers:
+    for layer in mixture.moe_layers:
         gone = {*everywhere, *named.get(layer, ())}
-        if gone and max(gone) >= view.num_experts:
+        if gone and max(gone) >= mixture.num_experts:
             raise ConfigError(
-                f"layer {layer} has experts 0 to {view.num_experts - 1}, not {max(gone)}",
+                f"layer {layer} has experts 0 to {mixture.num_experts - 1}, not {max(gone)}",
                 "name experts that exist",
             )
-        kept[layer] = tuple(e for e in range(view.num_experts) if e not in gone)
+        kept[layer] = tuple(e for e in range(mixture.num_experts) if e not in gone)
     _check_even(kept)
     if dense:
         if len(next(iter(kept.values()))) != 1:
             raise ConfigError("--dense wants one expert a layer to stay", "name all others")
         return kept
-    check_counts(anatomy, len(next(iter(kept.values()))), "--drop would keep")
-    _check_groups(anatomy, kept)
+    check_counts(mixture, len(next(iter(kept.values()))), "--drop would keep")
+    _check_groups(mixture, kept)
     return kept
 
 
@@ -72,11 +72,11 @@ def _check_even(kept: Mapping[int, tuple[int, ...]]) -> None:
         )
 
 
-def _check_groups(anatomy: Anatomy, kept: Mapping[int, tuple[int, ...]]) -> None:
-    if anatomy.groups is None:
+def _check_groups(mixture: Mixture, kept: Mapping[int, tuple[int, ...]]) -> None:
+    if mixture.groups is None:
         return
-    count = anatomy.groups[0]
-    size = anatomy.view.num_experts // count
+    count = mixture.groups[0]
+    size = mixture.num_experts // count
     for layer, experts in kept.items():
         left = [sum(e // size == group for e in experts) for group in range(count)]
         if len(set(left)) > 1:
@@ -88,17 +88,17 @@ def _check_groups(anatomy: Anatomy, kept: Mapping[int, tuple[int, ...]]) -> None
 
 
 def select(
-    anatomy: Anatomy, scores: Mapping[int, Sequence[float]], keep: int, *,
+    mixture: Mixture, scores: Mapping[int, Sequence[float]], keep: int, *,
     high_goes_first: bool = False, protected: Mapping[int, Collection[int]] | None = None,
 ) -> dict[int, tuple[int, ...]]:  # fmt: skip
     """The ``keep`` best experts of each layer, as many from each group where there are groups.
 
     ``protected`` experts stay whatever their score, as far as there is room.
     """
-    groups = anatomy.groups[0] if anatomy.groups is not None and keep > 1 else 1
-    size = anatomy.view.num_experts // groups
+    groups = mixture.groups[0] if mixture.groups is not None and keep > 1 else 1
+    size = mixture.num_experts // groups
     kept = {}
-    for layer in anatomy.view.moe_layers:
+    for layer in mixture.moe_layers:
         values = [-v for v in scores[layer]] if high_goes_first else list(scores[layer])
         safe = set((protected or {}).get(layer, ()))
         chosen: list[int] = []
@@ -116,13 +116,13 @@ def best(
     return sorted(members, key=lambda e: (e not in safe, -values[e], e))[:keep]
 
 
-def random_scores(anatomy: Anatomy, seed: int) -> dict[int, list[float]]:
+def random_scores(mixture: Mixture, seed: int) -> dict[int, list[float]]:
     """A score for each expert of each layer that depends on ``seed`` and the layer alone."""
     from moeify.checkpoint.arithmetic import generator
 
     return {
-        layer: generator((seed, "prune", layer)).random(anatomy.view.num_experts).tolist()
-        for layer in anatomy.view.moe_layers
+        layer: generator((seed, "prune", layer)).random(mixture.num_experts).tolist()
+        for layer in mixture.moe_layers
     }
 
 

@@ -22,8 +22,8 @@ from moeify.checkpoint.source import Source, resolve_source
 from moeify.checkpoint.writer import Progress, parse_size
 from moeify.errors import CheckpointError, ConfigError
 from moeify.families.base import Config, Family
-from moeify.families.moe_view import MoeView, view_moe
-from moeify.families.registry import moe_family, moe_layout
+from moeify.families.mixture import Mixture, open_mixture
+from moeify.families.registry import moe_family
 from moeify.provenance.exports import is_as_exported
 from moeify.provenance.new_checkpoint import NewCheckpoint
 from moeify.provenance.record import Record, Step
@@ -73,7 +73,7 @@ class AddReport:
 class _Joining:
     """A mixture and the dense checkpoints that join it."""
 
-    view: MoeView
+    view: Mixture
     family: Family
     entries: tuple[ExpertSource, ...]
 
@@ -140,7 +140,7 @@ def _base_name(source: Source) -> str:
 def _open(source: Source, config: AddConfig) -> _Joining:
     opened = Checkpoint.open(source.folder)
     family = moe_family(opened.config)
-    view = view_moe(opened, moe_layout(opened.config, opened.tensors))
+    view = open_mixture(opened)
     _check_mixture(source, view, family)
     if view.num_experts + len(config.experts) > MAX_EXPERTS:
         raise ConfigError(
@@ -153,7 +153,7 @@ def _open(source: Source, config: AddConfig) -> _Joining:
     return _Joining(view=view, family=family, entries=tuple(entries))
 
 
-def _check_mixture(source: Source, view: MoeView, family: Family) -> None:
+def _check_mixture(source: Source, view: Mixture, family: Family) -> None:
     for layer in view.moe_layers:
         if view.router(layer) is None:
             raise CheckpointError(
@@ -223,7 +223,7 @@ def _expert_jobs(joining: _Joining, layer: int) -> Iterator[Job]:
             yield Job(prefix + spec.name.format(expert=place), old.dtype, old.shape, (piece,))
 
 
-def _router_job(view: MoeView, layer: int, rows: Float32) -> Job:
+def _router_job(view: Mixture, layer: int, rows: Float32) -> Job:
     old = view.router(layer)
     assert old is not None, "checked when it was opened"
     pieces = (Copy(Slice(old, 0, old.elements)), Held(array=rows, dtype=old.dtype))
@@ -253,7 +253,7 @@ def _newcomers(joining: _Joining) -> Iterator[StoredTensor]:
             yield from entry.view.ffn(layer).values()
 
 
-def _config(view: MoeView, num_experts: int) -> Config:
+def _config(view: Mixture, num_experts: int) -> Config:
     config = copy.deepcopy(view.checkpoint.config)
     present = [key for key in view.layout.num_experts_keys if config.get(key) is not None]
     return config | dict.fromkeys(present, num_experts)

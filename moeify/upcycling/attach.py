@@ -18,8 +18,8 @@ from moeify.checkpoint.rewrite import plan_rewrite
 from moeify.checkpoint.source import resolve_source
 from moeify.checkpoint.writer import Progress
 from moeify.families.base import Config
-from moeify.families.moe_view import MoeView, view_moe
-from moeify.families.registry import mixture_family, moe_layout
+from moeify.families.mixture import Mixture, open_mixture
+from moeify.families.registry import mixture_family
 from moeify.families.values import text_config
 from moeify.modeling import REMOTE_CODE
 from moeify.provenance.exports import SCALED_FOR_OTHERS, is_as_exported
@@ -89,7 +89,7 @@ def attach(
     )
     new = NewCheckpoint(source, target, config)
     opened = Checkpoint.open(source.folder)
-    view = view_moe(opened, moe_layout(opened.config, opened.tensors))
+    view = open_mixture(opened)
     check_top_k(config.top_k or view.top_k, view.num_experts)
     model_type = view.layout.model_type
     check_route_by(config.route_by, model_type, model_type in REMOTE_CODE)
@@ -124,7 +124,7 @@ def attach(
     return replace(report, warnings=warnings, seconds=time.perf_counter() - started)
 
 
-def _rows(view: MoeView, layer: int, config: AttachConfig) -> RouterRows:
+def _rows(view: Mixture, layer: int, config: AttachConfig) -> RouterRows:
     present = view.router(layer)
     norm = view.norm(layer)
     return RouterRows(
@@ -139,7 +139,7 @@ def _rows(view: MoeView, layer: int, config: AttachConfig) -> RouterRows:
     )
 
 
-def _up_projection(view: MoeView, layer: int) -> UpProjection | None:
+def _up_projection(view: Mixture, layer: int) -> UpProjection | None:
     """Expert 0's up-projection, together with its gate where one tensor joins them."""
     part, spec = view.up(layer)
     if part.tensor.dtype not in FLOAT_DTYPES:
@@ -151,7 +151,7 @@ def _up_projection(view: MoeView, layer: int) -> UpProjection | None:
     )
 
 
-def _jobs(view: MoeView, pieces: dict[int, RouterRows]) -> Iterator[Job]:
+def _jobs(view: Mixture, pieces: dict[int, RouterRows]) -> Iterator[Job]:
     shape = (view.num_experts, view.hidden_size)
     for layer, piece in pieces.items():
         yield Job(view.router_name(layer), piece.dtype, shape, (piece,))
@@ -164,7 +164,7 @@ def _jobs(view: MoeView, pieces: dict[int, RouterRows]) -> Iterator[Job]:
 
 
 def _outlooks(
-    view: MoeView, pieces: dict[int, RouterRows]
+    view: Mixture, pieces: dict[int, RouterRows]
 ) -> tuple[dict[int, RouterOutlook | None], dict[int, RouterOutlook]]:
     before: dict[int, RouterOutlook | None] = {}
     after: dict[int, RouterOutlook] = {}
@@ -196,7 +196,7 @@ def _step(config: AttachConfig, report: AttachReport) -> Step:
     return Step(command="attach", options=config.recorded(), results=results)
 
 
-def _config(view: MoeView, config: AttachConfig) -> Config:
+def _config(view: Mixture, config: AttachConfig) -> Config:
     model_config = deepcopy(view.checkpoint.config)
     sizes = text_config(model_config)
     key = next((key for key in view.layout.top_k_keys if key in sizes), view.layout.top_k_keys[0])

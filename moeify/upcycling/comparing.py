@@ -13,7 +13,7 @@ from moeify.checkpoint.json_text import read_json
 from moeify.errors import CheckpointError
 from moeify.families.base import Config, Family
 from moeify.families.dense_view import DenseView
-from moeify.families.moe_view import MoeView
+from moeify.families.mixture import Mixture
 from moeify.upcycling.adapters import Adapter
 from moeify.upcycling.config import UpcycleConfig
 from moeify.upcycling.sources import ExpertSource
@@ -70,7 +70,7 @@ def compare_sources(
 
 
 def compare_joining(
-    view: MoeView, family: Family, entries: tuple[ExpertSource, ...]
+    view: Mixture, family: Family, entries: tuple[ExpertSource, ...]
 ) -> tuple[str, ...]:
     """Warnings about dense checkpoints that join a mixture of ``family``.
 
@@ -93,7 +93,7 @@ def compare_joining(
     )
 
 
-def _cannot_join(view: MoeView, family: Family, entry: ExpertSource) -> Iterator[str]:
+def _cannot_join(view: Mixture, family: Family, entry: ExpertSource) -> Iterator[str]:
     if entry.view.family is not family:
         yield f"its model_type is {entry.view.family.model_type}, not {family.model_type}"
         return
@@ -105,7 +105,7 @@ def _cannot_join(view: MoeView, family: Family, entry: ExpertSource) -> Iterator
     yield from _activations(family, ours, theirs)
 
 
-def _joins_changed(view: MoeView, entry: ExpertSource) -> Iterator[str]:
+def _joins_changed(view: Mixture, entry: ExpertSource) -> Iterator[str]:
     yield from (*entry.view.checkpoint.notes, *entry.view.notes)
     ours = entry.view.family.dense.canonical(view.checkpoint.config).get(_ROPE)
     theirs = entry.view.checkpoint.config.get(_ROPE)

@@ -8,18 +8,18 @@ from typing import Any
 from moeify.checkpoint.arithmetic import FLOAT_DTYPES
 from moeify.checkpoint.header import StoredTensor
 from moeify.errors import CheckpointError, ConfigError
-from moeify.families.moe_view import MoeView
+from moeify.families.mixture import Mixture
 from moeify.warming.config import WarmupConfig
 
 __all__ = ["check_names", "check_trainable", "learns_from_task"]
 
 
-def learns_from_task(view: MoeView) -> bool:
+def learns_from_task(view: Mixture) -> bool:
     """Whether the task gives routers a gradient."""
     return view.layout.rule.learns_from_outputs(view.checkpoint.config, view.top_k)
 
 
-def check_trainable(view: MoeView, config: WarmupConfig) -> None:
+def check_trainable(view: Mixture, config: WarmupConfig) -> None:
     """Raise where routers would get no gradient, or trained weights could not be stored.
 
     ``ConfigError`` for the former, ``CheckpointError`` for the latter.
@@ -45,7 +45,7 @@ def check_trainable(view: MoeView, config: WarmupConfig) -> None:
             )
 
 
-def _trained(view: MoeView, config: WarmupConfig) -> Iterator[StoredTensor]:
+def _trained(view: Mixture, config: WarmupConfig) -> Iterator[StoredTensor]:
     """The tensors that training changes, besides routers."""
     if config.train == "all":
         buffers = view.layout.rest.buffers
@@ -57,7 +57,7 @@ def _trained(view: MoeView, config: WarmupConfig) -> Iterator[StoredTensor]:
                 yield from (part.tensor for part in view.expert(layer, spec, expert))
 
 
-def check_names(view: MoeView, model: Any, config: WarmupConfig) -> None:
+def check_names(view: Mixture, model: Any, config: WarmupConfig) -> None:
     """Raise ``CheckpointError`` where what is trained has no place in the checkpoint."""
     if config.train == "routers":
         return

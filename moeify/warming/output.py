@@ -15,7 +15,7 @@ from moeify.checkpoint.jobs import Held, Job, copy_of
 from moeify.checkpoint.planned_files import PlannedFiles
 from moeify.checkpoint.reader import Checkpoint
 from moeify.checkpoint.rewrite import plan_rewrite
-from moeify.families.moe_view import MoeView
+from moeify.families.mixture import Mixture
 from moeify.provenance.new_checkpoint import NewCheckpoint
 from moeify.provenance.record import Step
 from moeify.routing.collection import routers
@@ -26,7 +26,7 @@ __all__ = ["check_new", "write_output"]
 _UNRECORDED = ("resume", "plot", "device")
 
 
-def check_new(new: NewCheckpoint, view: MoeView, config: WarmupConfig) -> None:
+def check_new(new: NewCheckpoint, view: Mixture, config: WarmupConfig) -> None:
     """Check the output, as large as it may become, before anything is trained."""
     stored = view.checkpoint.tensors
     names = [view.router_name(layer) for layer in view.moe_layers]
@@ -46,7 +46,7 @@ def check_new(new: NewCheckpoint, view: MoeView, config: WarmupConfig) -> None:
     new.check(files, view.checkpoint.config, more_bytes=scratch)
 
 
-def _router_jobs(view: MoeView, model: Any) -> Iterator[Job]:
+def _router_jobs(view: Mixture, model: Any) -> Iterator[Job]:
     for layer, router in routers(model, view.layout).items():
         stored = view.checkpoint[view.router_name(layer)]
         weight: Any = router.weight
@@ -56,7 +56,7 @@ def _router_jobs(view: MoeView, model: Any) -> Iterator[Job]:
 
 
 def write_output(
-    new: NewCheckpoint, view: MoeView, model: Any, config: WarmupConfig,
+    new: NewCheckpoint, view: Mixture, model: Any, config: WarmupConfig,
     results: dict[str, Any], weights: dict[str, Any],
 ) -> PlannedFiles:  # fmt: skip
     """Write weights, companions and record of ``new``; returns what was written.

@@ -17,7 +17,7 @@ from moeify.checkpoint.json_text import read_json
 from moeify.checkpoint.replacing import remove_partial, replacing
 from moeify.checkpoint.staging import output_errors
 from moeify.errors import ConfigError, OutputError
-from moeify.families.moe_view import MoeView
+from moeify.families.mixture import Mixture
 from moeify.routing.data import Blocks
 from moeify.warming.config import WarmupConfig
 from moeify.warming.sharding import uses_fsdp
@@ -57,7 +57,7 @@ def run_folder(output: Path) -> Path:
     return output.resolve().with_name(f"{output.resolve().name}.warmup")
 
 
-def open_run(folder: Path, config: WarmupConfig, view: MoeView, blocks: Blocks) -> None:
+def open_run(folder: Path, config: WarmupConfig, view: Mixture, blocks: Blocks) -> None:
     """Make ``folder`` ready: empty for a new run, as it was left for one that is resumed.
 
     Raises ``OutputError`` where an interrupted run would be lost, and ``ConfigError`` where
@@ -133,7 +133,7 @@ def close_run(folder: Path, *, done: bool) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _fingerprint(config: WarmupConfig, view: MoeView, blocks: Blocks) -> dict[str, str]:
+def _fingerprint(config: WarmupConfig, view: Mixture, blocks: Blocks) -> dict[str, str]:
     options = {k: v for k, v in asdict(config).items() if k not in _MAY_CHANGE}
     digest = hashlib.sha256()
     with SourceFiles() as files:

@@ -11,7 +11,7 @@ import numpy as np
 from moeify.checkpoint.reader import Checkpoint, read_config
 from moeify.checkpoint.source import Source, resolve_source
 from moeify.errors import CheckpointError, ConfigError, DatasetError, UnsupportedModelError
-from moeify.families.moe_view import MoeView, view_moe
+from moeify.families.mixture import Mixture, open_mixture
 from moeify.families.registry import moe_layout, vocabulary_size
 from moeify.provenance.new_checkpoint import NewCheckpoint
 from moeify.provenance.record import Record
@@ -40,7 +40,7 @@ class Session:
 
     config: WarmupConfig
     source: Source
-    view: MoeView
+    view: Mixture
     loss: Loss
     fit: Fit
     owners: list[int] | None
@@ -115,13 +115,13 @@ def open_session(new: NewCheckpoint, config: WarmupConfig, progress: Progress | 
     """
     source = new.source
     opened = Checkpoint.open(source.folder)
-    layout = moe_layout(opened.config, opened.tensors)
-    if layout.model_type not in SUPPORTED:
+    model_type = moe_layout(opened.config).model_type
+    if model_type not in SUPPORTED:
         raise UnsupportedModelError(
-            layout.model_type, SUPPORTED, "its routers choose by a rule that warm-up does not know"
+            model_type, SUPPORTED, "its routers choose by a rule that warm-up does not know"
         )
-    check_sharding(layout.model_type)
-    view = view_moe(opened, layout)
+    check_sharding(model_type)
+    view = open_mixture(opened)
     for layer in view.moe_layers:
         if view.router(layer) is None:
             raise CheckpointError(

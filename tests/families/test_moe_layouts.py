@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from moeify.families.moe_anatomy import layout_prefix
+from moeify.families.mixture_places import layout_prefix
 from moeify.families.moe_layout import ExpertTensor
 from moeify.families.registry import MOE_LAYOUTS, moe_layout
 from moeify.families.values import resolve_shape

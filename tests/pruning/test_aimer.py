@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from moeify.checkpoint.reader import Checkpoint
 from moeify.pruning.aimer import aimer_scores
-from moeify.pruning.anatomy import dissect, open_moe
+from moeify.pruning.opening import open_prunable
 from moeify.pruning.prune import prune
 from tests.pruning.tiny_mixtures import EXPERTS, build, save
 
@@ -24,7 +24,7 @@ def formula(parts: list[torch.Tensor]) -> float:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_single_experts(dtype: torch.dtype, tmp_path: Path) -> None:
     build("qwen3_moe").to(dtype).save_pretrained(tmp_path)
-    found = aimer_scores(dissect(open_moe(Checkpoint.open(tmp_path))))
+    found = aimer_scores(open_prunable(Checkpoint.open(tmp_path)))
     tensors = load_file(tmp_path / "model.safetensors")
     for layer, scores in found.items():
         for expert, score in enumerate(scores):
@@ -35,7 +35,7 @@ def test_single_experts(dtype: torch.dtype, tmp_path: Path) -> None:
 
 def test_fused_experts_without_their_biases(tmp_path: Path) -> None:
     save("gpt_oss", tmp_path)
-    found = aimer_scores(dissect(open_moe(Checkpoint.open(tmp_path))))
+    found = aimer_scores(open_prunable(Checkpoint.open(tmp_path)))
     tensors = load_file(tmp_path / "model.safetensors")
     for expert in range(EXPERTS):
         names = ("gate_up_proj", "down_proj")

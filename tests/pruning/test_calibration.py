@@ -12,9 +12,10 @@ from transformers import AutoTokenizer
 import moeify
 from moeify.checkpoint.reader import Checkpoint
 from moeify.errors import ConfigError, DatasetError, RoutingError
-from moeify.pruning.anatomy import Anatomy, dissect, open_moe
+from moeify.families.mixture import Mixture
 from moeify.pruning.calibration import calibrate
 from moeify.pruning.measuring import measured
+from moeify.pruning.opening import open_prunable
 from moeify.pruning.prune import prune
 from moeify.pruning.scores import LayerScores, Scores, checkpoint_fingerprint
 from moeify.routing.data import Blocks
@@ -36,9 +37,9 @@ def blocks(rows: int = 6, length: int = 12) -> Blocks:
     )  # fmt: skip
 
 
-def fresh(anatomy: Anatomy) -> Scores:
-    layers = {n: LayerScores.empty(EXPERTS) for n in anatomy.view.moe_layers}
-    fingerprint = checkpoint_fingerprint(anatomy)
+def fresh(mixture: Mixture) -> Scores:
+    layers = {n: LayerScores.empty(EXPERTS) for n in mixture.moe_layers}
+    fingerprint = checkpoint_fingerprint(mixture)
     return Scores(source="m", fingerprint=fingerprint, data="d", dataset="t", layers=layers)
 
 
@@ -48,9 +49,9 @@ def fresh(anatomy: Anatomy) -> Scores:
 )
 def test_scores_are_the_formulas(model_type: str, tmp_path: Path) -> None:
     model = save(model_type, tmp_path / "m")
-    anatomy = dissect(open_moe(Checkpoint.open(tmp_path / "m")))
-    scores, text = fresh(anatomy), blocks()
-    calibrate(WholeModel(model), anatomy, text, scores, batch_size=4, save_to=tmp_path / "s.json")
+    mixture = open_prunable(Checkpoint.open(tmp_path / "m"))
+    scores, text = fresh(mixture), blocks()
+    calibrate(WholeModel(model), mixture, text, scores, batch_size=4, save_to=tmp_path / "s.json")
     wanted = brute_force(model_type, model, text.inputs(), TOP_K)
     assert scores.layers.keys() == wanted.keys()
     for layer, sums in scores.layers.items():
@@ -71,10 +72,10 @@ def test_whole_sequences_are_counted_where_they_go(model_type: str, tmp_path: Pa
     config = json.loads((tmp_path / "m" / "config.json").read_text()) | {"route_by": "sequence"}
     (tmp_path / "m" / "config.json").write_text(json.dumps(config))
     model = load_model(tmp_path / "m")
-    anatomy = dissect(open_moe(Checkpoint.open(tmp_path / "m")))
-    scores, text, routed = fresh(anatomy), blocks(), RoutingStatistics()
-    calibrate(WholeModel(model), anatomy, text, scores, batch_size=4, save_to=tmp_path / "s.json")
-    collect(model, anatomy.view.layout, text, routed)
+    mixture = open_prunable(Checkpoint.open(tmp_path / "m"))
+    scores, text, routed = fresh(mixture), blocks(), RoutingStatistics()
+    calibrate(WholeModel(model), mixture, text, scores, batch_size=4, save_to=tmp_path / "s.json")
+    collect(model, mixture.layout, text, routed)
     for layer, sums in scores.layers.items():
         counts = routed.layers[layer].tokens_per_expert
         assert np.array_equal(sums.sums["frequency"], counts)
@@ -86,11 +87,11 @@ def test_whole_sequences_are_counted_where_they_go(model_type: str, tmp_path: Pa
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_measuring_leaves_the_model_as_it_was(model_type: str, tmp_path: Path) -> None:
     model = save(model_type, tmp_path / "m")
-    anatomy = dissect(open_moe(Checkpoint.open(tmp_path / "m")))
-    text, scores = blocks(), fresh(anatomy)
+    mixture = open_prunable(Checkpoint.open(tmp_path / "m"))
+    text, scores = blocks(), fresh(mixture)
     with torch.no_grad():
         before = model(**text.inputs()).logits
-        with measured(model, anatomy.view.layout, scores.layers) as expect:
+        with measured(model, mixture.layout, scores.layers) as expect:
             expect(text.inputs()["attention_mask"])
             during = model(**text.inputs()).logits
         after = model(**text.inputs()).logits
@@ -101,9 +102,9 @@ def test_measuring_leaves_the_model_as_it_was(model_type: str, tmp_path: Path) -
 
 def test_an_interrupted_pass_goes_on_where_it_ended(tmp_path: Path) -> None:
     model = save("mixtral", tmp_path / "m")
-    anatomy = dissect(open_moe(Checkpoint.open(tmp_path / "m")))
-    whole, halved, path = fresh(anatomy), fresh(anatomy), tmp_path / "s.json"
-    calibrate(WholeModel(model), anatomy, blocks(), whole, batch_size=2, save_to=path)
+    mixture = open_prunable(Checkpoint.open(tmp_path / "m"))
+    whole, halved, path = fresh(mixture), fresh(mixture), tmp_path / "s.json"
+    calibrate(WholeModel(model), mixture, blocks(), whole, batch_size=2, save_to=path)
     assert not path.exists()
     second_layer, calls = model.model.layers[1].mlp.experts, []
 
@@ -114,11 +115,11 @@ def test_an_interrupted_pass_goes_on_where_it_ended(tmp_path: Path) -> None:
 
     handle = second_layer.register_forward_pre_hook(stop)
     with pytest.raises(KeyboardInterrupt):
-        calibrate(WholeModel(model), anatomy, blocks(), halved, batch_size=2, save_to=path)
+        calibrate(WholeModel(model), mixture, blocks(), halved, batch_size=2, save_to=path)
     handle.remove()
-    kept = Scores.read(path, anatomy)
+    kept = Scores.read(path, mixture)
     assert kept.batches == 1 and not kept.complete
-    calibrate(WholeModel(model), anatomy, blocks(), kept, batch_size=2, save_to=path)
+    calibrate(WholeModel(model), mixture, blocks(), kept, batch_size=2, save_to=path)
     for layer, sums in whole.layers.items():
         for name, row in sums.sums.items():
             assert np.array_equal(row, kept.layers[layer].sums[name])
@@ -204,9 +205,9 @@ def test_copies_lose_nothing(tmp_path: Path) -> None:
 
 def test_growth_of_weights_is_reported_and_can_be_folded_in(tmp_path: Path) -> None:
     model = save("qwen2_moe", tmp_path / "m")
-    anatomy = dissect(open_moe(Checkpoint.open(tmp_path / "m")))
-    scores, path = fresh(anatomy), tmp_path / "s.json"
-    calibrate(WholeModel(model), anatomy, blocks(), scores, batch_size=4, save_to=path)
+    mixture = open_prunable(Checkpoint.open(tmp_path / "m"))
+    scores, path = fresh(mixture), tmp_path / "s.json"
+    calibrate(WholeModel(model), mixture, blocks(), scores, batch_size=4, save_to=path)
     scores.complete = True
     scores.write(path)
     plain = prune(tmp_path / "m", tmp_path / "plain", keep=4, scores=path)

@@ -13,9 +13,10 @@ from transformers import PreTrainedModel
 
 from moeify.checkpoint.reader import Checkpoint
 from moeify.errors import ConfigError, RoutingError
-from moeify.pruning.anatomy import Anatomy, dissect, open_moe
+from moeify.families.mixture import Mixture
 from moeify.pruning.calibration import calibrate
 from moeify.pruning.evaluation import held_out_loss
+from moeify.pruning.opening import open_prunable
 from moeify.pruning.prune import prune
 from moeify.pruning.scores import LayerScores, Scores, checkpoint_fingerprint
 from moeify.routing import memory, passes
@@ -34,24 +35,24 @@ def text(rows: int = 6, length: int = 12) -> Blocks:
     )  # fmt: skip
 
 
-def saved(model_type: str, folder: Path, *, tied: bool = False) -> tuple[PreTrainedModel, Anatomy]:
+def saved(model_type: str, folder: Path, *, tied: bool = False) -> tuple[PreTrainedModel, Mixture]:
     model = tiny(model_type, tied=tied)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     model.tie_weights()
     model.save_pretrained(folder)
-    return model, dissect(open_moe(Checkpoint.open(folder)))
+    return model, open_prunable(Checkpoint.open(folder))
 
 
-def fresh(anatomy: Anatomy) -> Scores:
-    layers = {n: LayerScores.empty(anatomy.view.num_experts) for n in anatomy.view.moe_layers}
-    fingerprint = checkpoint_fingerprint(anatomy)
+def fresh(mixture: Mixture) -> Scores:
+    layers = {n: LayerScores.empty(mixture.num_experts) for n in mixture.moe_layers}
+    fingerprint = checkpoint_fingerprint(mixture)
     return Scores(source="m", fingerprint=fingerprint, data="d", dataset="t", layers=layers)
 
 
-def by_layer(anatomy: Anatomy, scratch: Path) -> LayerByLayer:
-    return LayerByLayer(anatomy.view.checkpoint.folder, anatomy.view.layout, scratch)
+def by_layer(mixture: Mixture, scratch: Path) -> LayerByLayer:
+    return LayerByLayer(mixture.checkpoint.folder, mixture.layout, scratch)
 
 
 @pytest.mark.parametrize(
@@ -59,10 +60,10 @@ def by_layer(anatomy: Anatomy, scratch: Path) -> LayerByLayer:
     [*((name, False) for name in MODEL_TYPES), ("bert_moe", True), ("gpt2_moe", True)],
 )
 def test_scores_are_those_of_the_whole_model(model_type: str, tied: bool, tmp_path: Path) -> None:
-    model, anatomy = saved(model_type, tmp_path / "m", tied=tied)
-    whole, layered, path = fresh(anatomy), fresh(anatomy), tmp_path / "s.json"
-    calibrate(WholeModel(model), anatomy, text(), whole, batch_size=4, save_to=path)
-    calibrate(by_layer(anatomy, tmp_path / "h"), anatomy, text(), layered, batch_size=4,
+    model, mixture = saved(model_type, tmp_path / "m", tied=tied)
+    whole, layered, path = fresh(mixture), fresh(mixture), tmp_path / "s.json"
+    calibrate(WholeModel(model), mixture, text(), whole, batch_size=4, save_to=path)
+    calibrate(by_layer(mixture, tmp_path / "h"), mixture, text(), layered, batch_size=4,
               save_to=path)  # fmt: skip
     for layer, sums in whole.layers.items():
         assert sums.tokens == layered.layers[layer].tokens == text().tokens
@@ -76,13 +77,13 @@ def test_scores_are_those_of_the_whole_model(model_type: str, tied: bool, tmp_pa
 def test_whole_sequences_go_where_they_go_in_the_whole_model(
     model_type: str, tmp_path: Path
 ) -> None:
-    _, anatomy = saved(model_type, tmp_path / "m")
+    _, mixture = saved(model_type, tmp_path / "m")
     config = json.loads((tmp_path / "m" / "config.json").read_text()) | {"route_by": "sequence"}
     (tmp_path / "m" / "config.json").write_text(json.dumps(config))
-    whole, layered, path = fresh(anatomy), fresh(anatomy), tmp_path / "s.json"
+    whole, layered, path = fresh(mixture), fresh(mixture), tmp_path / "s.json"
     model = load_model(tmp_path / "m")
-    calibrate(WholeModel(model), anatomy, text(), whole, batch_size=4, save_to=path)
-    calibrate(by_layer(anatomy, tmp_path / "h"), anatomy, text(), layered, batch_size=4,
+    calibrate(WholeModel(model), mixture, text(), whole, batch_size=4, save_to=path)
+    calibrate(by_layer(mixture, tmp_path / "h"), mixture, text(), layered, batch_size=4,
               save_to=path)  # fmt: skip
     for layer, sums in whole.layers.items():
         assert np.array_equal(sums.sums["frequency"], layered.layers[layer].sums["frequency"])
@@ -104,8 +105,8 @@ def test_losses_are_those_of_the_whole_model(
 
 
 def test_only_one_layer_is_loaded(tmp_path: Path) -> None:
-    _, anatomy = saved("qwen3_moe", tmp_path / "m")
-    runs = by_layer(anatomy, tmp_path / "h")
+    _, mixture = saved("qwen3_moe", tmp_path / "m")
+    runs = by_layer(mixture, tmp_path / "h")
     assert len(runs) == 4
     for place in range(4):
         with runs.opened(place) as step:
@@ -116,7 +117,7 @@ def test_only_one_layer_is_loaded(tmp_path: Path) -> None:
         assert all(p.is_meta for p in step.model.parameters())
 
 
-def interrupted(anatomy: Anatomy, scratch: Path, save_to: Path, after: int) -> Scores:
+def interrupted(mixture: Mixture, scratch: Path, save_to: Path, after: int) -> Scores:
     """What stays of a calibration that ends after so many batches in all."""
 
     def stop(done: int, total: int) -> None:
@@ -126,23 +127,23 @@ def interrupted(anatomy: Anatomy, scratch: Path, save_to: Path, after: int) -> S
 
     calls: list[int] = []
     with pytest.raises(KeyboardInterrupt):
-        calibrate(by_layer(anatomy, scratch), anatomy, text(), fresh(anatomy), batch_size=2,
+        calibrate(by_layer(mixture, scratch), mixture, text(), fresh(mixture), batch_size=2,
                   save_to=save_to, progress=stop)  # fmt: skip
-    return Scores.read(save_to, anatomy)
+    return Scores.read(save_to, mixture)
 
 
 @pytest.mark.parametrize("after", [1, 4, 6, 10])
 def test_an_interrupted_calibration_goes_on(after: int, tmp_path: Path) -> None:
-    _, anatomy = saved("mixtral", tmp_path / "m")
-    whole, scratch = fresh(anatomy), tmp_path / "h"
-    runs = by_layer(anatomy, tmp_path / "other")
-    calibrate(runs, anatomy, text(), whole, batch_size=2, save_to=tmp_path / "w.json")
-    kept = interrupted(anatomy, scratch, tmp_path / "s.json", after)
+    _, mixture = saved("mixtral", tmp_path / "m")
+    whole, scratch = fresh(mixture), tmp_path / "h"
+    runs = by_layer(mixture, tmp_path / "other")
+    calibrate(runs, mixture, text(), whole, batch_size=2, save_to=tmp_path / "w.json")
+    kept = interrupted(mixture, scratch, tmp_path / "s.json", after)
     assert kept.batches == after and not kept.complete
-    again = by_layer(anatomy, scratch)
+    again = by_layer(mixture, scratch)
     assert again.holds(after // 3, 3)
     done: list[int] = []
-    calibrate(again, anatomy, text(), kept, batch_size=2, save_to=tmp_path / "s.json",
+    calibrate(again, mixture, text(), kept, batch_size=2, save_to=tmp_path / "s.json",
               progress=lambda n, total: done.append(n))  # fmt: skip
     assert len(done) == 12 - after and done[-1] == 4 * 6
     for layer, sums in whole.layers.items():
@@ -257,13 +258,13 @@ import resource, sys
 from pathlib import Path
 import torch, transformers
 from moeify.checkpoint.reader import Checkpoint
-from moeify.pruning.anatomy import dissect, open_moe
+from moeify.pruning.opening import open_prunable
 from tests.pruning.test_low_memory import by_layer, calibrate, fresh, text
 torch.set_num_threads(1)
-anatomy = dissect(open_moe(Checkpoint.open(Path(sys.argv[1]))))
+mixture = open_prunable(Checkpoint.open(Path(sys.argv[1])))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-runs = by_layer(anatomy, Path(sys.argv[2]))
-calibrate(runs, anatomy, text(), fresh(anatomy), batch_size=2, save_to=Path(sys.argv[3]))
+runs = by_layer(mixture, Path(sys.argv[2]))
+calibrate(runs, mixture, text(), fresh(mixture), batch_size=2, save_to=Path(sys.argv[3]))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 

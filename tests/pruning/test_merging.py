@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 
 from moeify.checkpoint.reader import Checkpoint
 from moeify.errors import CheckpointError, ConfigError
-from moeify.pruning.anatomy import dissect, open_moe
 from moeify.pruning.config import PruneConfig
 from moeify.pruning.merging import align, merged_pieces, nearest
+from moeify.pruning.opening import open_prunable
 from moeify.pruning.plan import plan_prune
 from moeify.pruning.prune import prune
 from moeify.routing.loading import load_model
@@ -27,13 +27,13 @@ def shuffled_copies(model_type: str, folder: Path) -> torch.nn.Module:
     """A mixture whose experts are expert 0 with its neurons in other orders."""
     model = save(model_type, folder)
     tensors = weights(folder)
-    anatomy = dissect(open_moe(Checkpoint.open(folder)))
+    mixture = open_prunable(Checkpoint.open(folder))
     draw = torch.Generator().manual_seed(0)
-    for layer in anatomy.view.moe_layers:
-        prefix = anatomy.view.layer_prefix(layer)
+    for layer in mixture.moe_layers:
+        prefix = mixture.layer_prefix(layer)
         for expert in range(1, EXPERTS):
             order = None
-            for spec in anatomy.view.layout.experts:
+            for spec in mixture.layout.experts:
                 name, first = (prefix + spec.name.format(expert=e) for e in (expert, 0))
                 source = tensors[first][0] if spec.fused else tensors[first]
                 axis = spec.neuron_axis
@@ -73,13 +73,13 @@ def test_merging_shuffled_copies_changes_nothing(
 
 def test_weights_are_frequencies(tmp_path: Path) -> None:
     save("mixtral", tmp_path)
-    anatomy = dissect(open_moe(Checkpoint.open(tmp_path)))
-    kept = dict.fromkeys(anatomy.view.moe_layers, (0, 1))
+    mixture = open_prunable(Checkpoint.open(tmp_path))
+    kept = dict.fromkeys(mixture.moe_layers, (0, 1))
     frequency = {n: [3.0, 5.0, 1.0, 0.0, 2.0, 4.0, 6.0, 7.0] for n in kept}
-    pieces = merged_pieces(anatomy, kept, frequency)
+    pieces = merged_pieces(mixture, kept, frequency)
     terms = [piece.terms for piece in pieces.values()]
     assert all(sum(weight for _, weight, _ in row) == pytest.approx(1) for row in terms)
-    plan_prune(anatomy, kept, 10**9, pieces)
+    plan_prune(mixture, kept, 10**9, pieces)
     taken = {
         int(part.tensor.name.split("experts.")[1].split(".")[0]): weight
         for (name, _), piece in pieces.items()

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from moeify.checkpoint.reader import Checkpoint
-from moeify.pruning.anatomy import dissect, open_moe
+from moeify.pruning.opening import open_prunable
 from moeify.pruning.plan import plan_prune
 from moeify.pruning.prune import prune
 from moeify.routing.loading import load_model, model_class
@@ -97,16 +97,16 @@ def test_kept_bytes_are_the_same_and_nothing_is_missing(model_type: str, tmp_pat
 @pytest.mark.parametrize("model_type", ["bert_moe", "mixtral", "gpt_oss", "deepseek_v3"])
 def test_a_plan_that_keeps_all_copies_everything(model_type: str, tmp_path: Path) -> None:
     save(model_type, tmp_path)
-    anatomy = dissect(open_moe(Checkpoint.open(tmp_path)))
-    kept = dict.fromkeys(anatomy.view.moe_layers, tuple(range(EXPERTS)))
-    plan = plan_prune(anatomy, kept, 10**9)
+    mixture = open_prunable(Checkpoint.open(tmp_path))
+    kept = dict.fromkeys(mixture.moe_layers, tuple(range(EXPERTS)))
+    plan = plan_prune(mixture, kept, 10**9)
     jobs = {job.name: job for shard in plan.files.shards for job in shard.jobs}
-    assert jobs.keys() == anatomy.view.checkpoint.tensors.keys()
+    assert jobs.keys() == mixture.checkpoint.tensors.keys()
     for name, job in jobs.items():
         (piece,) = job.pieces
         (stored,) = piece.sources()
         assert stored.name == name and stored.shape == job.shape and piece.nbytes == stored.nbytes
-    assert plan.config == anatomy.view.checkpoint.config
+    assert plan.config == mixture.config
     assert plan.params_before == plan.params_after
 
 

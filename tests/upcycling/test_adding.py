@@ -10,7 +10,7 @@ import torch
 import moeify
 from moeify.checkpoint.reader import Checkpoint
 from moeify.errors import CheckpointError, ConfigError, DatasetError, MoeifyError
-from moeify.families.moe_view import view_moe
+from moeify.families.mixture import open_mixture
 from moeify.families.registry import moe_layout
 from moeify.routing.loading import load_model
 from moeify.warming.routes import one_expert, rerouted
@@ -103,7 +103,7 @@ def test_qwen_s_other_files_are_linked(qwen: Path, tmp_path: Path) -> None:
 def test_rows_are_as_large_as_those_that_are_there(qwen: Path, tmp_path: Path) -> None:
     moeify.add_experts(qwen / "moe", tmp_path / "more", experts=[qwen / "new"])
     opened = Checkpoint.open(tmp_path / "more")
-    view = view_moe(opened, moe_layout(opened.config, opened.tensors))
+    view = open_mixture(opened)
     tensors = state(tmp_path / "more")
     for layer in view.moe_layers:
         scaled = (tensors[view.router_name(layer)] * tensors[view.norm(layer).name]).norm(dim=1)

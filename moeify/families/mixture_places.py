@@ -1,0 +1,202 @@
+"""Where each tensor of a mixture of experts belongs, told from its name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from moeify.checkpoint.header import StoredTensor
+from moeify.families.moe_layout import ExpertTensor, MoeLayout
+from moeify.families.quantization import split_quantized
+from moeify.families.values import Config, text_config
+
+__all__ = ["Place", "Places", "layout_prefix", "named_like"]
+
+_MIXERS = ("self_attn", "attn", "attention", "crossattention", "linear_attn", "mamba", "conv")
+_EMBEDDINGS = ("embed_tokens", "embeddings", "wte", "wpe")
+_OUTSIDE = -1
+
+
+@dataclass(slots=True, kw_only=True)
+class Place:
+    """The ``part`` of the model that a tensor belongs to, and its layer, -1 outside of all.
+
+    ``name`` is the plain one of a tensor or, if quantised, of the weight that it stands for,
+    relative to the layer or the base model. ``kind`` is that of what depends on the number of
+    experts: a ``single`` tensor belongs to ``expert`` alone, the others count all of them along
+    ``axis``. ``packed`` tensors hold several weights per element; what stands ``beside`` a
+    quantised weight holds none.
+    """
+
+    part: str
+    name: str
+    layer: int = _OUTSIDE
+    kind: Literal["router", "single", "fused"] | None = None
+    spec: ExpertTensor | None = None
+    expert: int = 0
+    axis: int = 0
+    packed: bool = False
+    beside: bool = False
+
+    @property
+    def plain(self) -> ExpertTensor | None:
+        """What a tensor of experts is, where it holds their weights one by one."""
+        return None if self.packed or self.beside else self.spec
+
+
+def layout_prefix(layout: MoeLayout, names: Iterable[str]) -> str:
+    """What leads the base model's tensor names in this checkpoint."""
+    root = layout.layer.split("{")[0]
+    for prefix in (*layout.prefixes, ""):
+        if any(name.startswith(prefix + root) for name in names):
+            return prefix
+    return layout.prefixes[0]
+
+
+class Places:
+    """Looks names up instead of matching patterns: a large mixture has 20,000 of them."""
+
+    def __init__(
+        self, layout: MoeLayout, config: Config, prefix: str, num_layers: int,
+        moe_layers: tuple[int, ...],
+    ) -> None:  # fmt: skip
+        self.layout, self.prefix = layout, prefix
+        self.num_layers, self.moe_layers = num_layers, frozenset(moe_layers)
+        self.layer_root = prefix + layout.layer.split("{")[0]
+        self.outer = {prefix + name: name for name in layout.rest.outer}
+        self.inner = dict(_inner_parts(layout))
+        self.fused = {spec.name: spec for spec in layout.experts if spec.fused}
+        self.single: dict[str, dict[str, ExpertTensor]] = {}
+        for spec in layout.experts:
+            if not spec.fused:
+                head, tail = spec.name.split("{expert}.")
+                self.single.setdefault(head, {})[tail] = spec
+        ahead = text_config(config).get("num_nextn_predict_layers")
+        self.ahead = ahead if type(ahead) is int else 0
+
+    def find(self, stored: StoredTensor) -> Place:
+        """Where a tensor belongs, a quantised one where the weight does that it stands for."""
+        if self.layout.is_guard(stored):
+            return Place(part="guard", name=stored.name)
+        return self.named(stored.name)
+
+    def named(self, name: str) -> Place:
+        """Where a tensor or module of this name belongs."""
+        place = self._known(name)
+        if place is not None:
+            return place
+        quantized = split_quantized(name)
+        if quantized is None:
+            return self._other(name)
+        place = self._known(quantized[0]) or self._other(name)
+        place.packed, place.beside = quantized[1], not quantized[1]
+        return place
+
+    def renumbered(self, name: str, expert: int) -> str:
+        """Name of a tensor or module of a single expert under another number."""
+        _, inner = self._split(name) or (None, "")
+        head = next(head for head in self.single if inner.startswith(head))
+        start = len(name) - len(inner) + len(head)
+        _, dot, tail = name[start:].partition(".")
+        return f"{name[:start]}{expert}{dot}{tail}"
+
+    def _known(self, name: str) -> Place | None:
+        if (found := self._split(name)) is not None:
+            return self._within(*found)
+        if (outer := self.outer.get(name)) is not None:
+            return Place(part=_outer_part(outer), name=outer)
+        if named_like(name, self.layout.rest.heads):
+            return Place(part="heads", name=name)
+        return None
+
+    def _split(self, name: str) -> tuple[int, str] | None:
+        """Layer of a tensor, and its name in there."""
+        if not name.startswith(self.layer_root):
+            return None
+        number, _, inner = name.removeprefix(self.layer_root).partition(".")
+        return (int(number), inner) if number.isdecimal() else None
+
+    def _within(self, layer: int, name: str) -> Place | None:
+        if layer >= self.num_layers:
+            ahead = layer < self.num_layers + self.ahead
+            return Place(part="ignored", name=name, layer=layer) if ahead else None
+        mixture = layer in self.moe_layers
+        part = self.inner.get((name, mixture))
+        if part == "routers":
+            return self._router(layer, name, part)
+        if part is not None:
+            return Place(part=part, name=name, layer=layer)
+        if not mixture:
+            return None
+        if (spec := self.fused.get(name)) is not None:
+            return Place(part="experts", name=name, layer=layer, kind="fused", spec=spec)
+        expert, tail, tails = self._one_expert(name)
+        if expert is None or (spec := tails.get(tail)) is None:
+            return None
+        return Place(
+            part="experts", name=name, layer=layer, kind="single", spec=spec, expert=expert
+        )
+
+    def _router(self, layer: int, name: str, part: str) -> Place:
+        rule = self.layout.rule
+        axis = rule.selection_bias_axis if name == rule.selection_bias else 0
+        return Place(part=part, name=name, layer=layer, kind="router", axis=axis)
+
+    def _one_expert(self, name: str) -> tuple[int | None, str, dict[str, ExpertTensor]]:
+        """Number of the expert whose own tensor this is, and its name and all names in there."""
+        for head, tails in self.single.items():
+            if name.startswith(head):
+                number, _, tail = name.removeprefix(head).partition(".")
+                if number.isdecimal():
+                    return int(number), tail, tails
+        return None, "", {}
+
+    def _other(self, name: str) -> Place:
+        """A tensor that no class loads may belong to a router or to experts all the same."""
+        layer, inner = self._split(name) or (_OUTSIDE, name)
+        place = Place(part=self._rest(name), name=inner, layer=layer)
+        if layer in self.moe_layers:
+            expert = self._one_expert(inner)[0]
+            if inner.startswith(self.layout.router.removesuffix("weight")):
+                place.kind = "router"
+            elif expert is not None:
+                place.kind, place.expert = "single", expert
+            elif inner.startswith(tuple(fused.removesuffix(".weight") for fused in self.fused)):
+                place.kind = "fused"
+        return place
+
+    def _rest(self, name: str) -> str:
+        rest = self.layout.rest
+        if rest.towers and name.startswith(rest.towers):
+            return "towers"
+        if rest.ignored and name.startswith(rest.ignored):
+            return "ignored"
+        return "buffers" if name.endswith(rest.buffers) else "unknown"
+
+
+def _inner_parts(layout: MoeLayout) -> Iterator[tuple[tuple[str, bool], str]]:
+    """Part of every tensor of a layer by its name and whether the layer is a mixture."""
+    rest, rule = layout.rest, layout.rule
+    for name in rest.per_layer:
+        part = "attention" if name.split(".")[0] in _MIXERS else "norms"
+        yield from ((((name, mixture), part)) for mixture in (False, True))
+    for name in rest.ffn:
+        yield (name, False), "dense_ffn"
+    for name in rest.shared:
+        yield (name, True), "shared_experts"
+    for router in (layout.router, layout.router_bias, rule.selection_bias):
+        if router is not None:
+            yield (router, True), "routers"
+
+
+def _outer_part(name: str) -> str:
+    root = name.split(".")[0]
+    if root in _EMBEDDINGS:
+        return "embeddings"
+    return "heads" if root == "pooler" else "norms"
+
+
+def named_like(name: str, endings: tuple[str, ...]) -> bool:
+    """Whether ``name`` ends with one of ``endings``, whole parts of it compared."""
+    return any(name == ending or name.endswith("." + ending) for ending in endings)
