@@ -163,7 +163,9 @@ def _outlook(found: DenseTensors, parts: dict[str, PartSize]) -> Outlook:
         top_k=_TOP_K,
         params_total=dense + layers * ((_EXPERTS - 1) * elements + added),
         params_active=dense + layers * ((_TOP_K - 1) * elements + added),
-        nbytes=stored_bytes + layers * ((_EXPERTS - 1) * nbytes + added * nbytes // elements),
+        nbytes=stored_bytes
+        + layers * ((_EXPERTS - 1) * nbytes + added * nbytes // elements)
+        + (nbytes // elements if family.moe.guard else 0),
         ffn={
             part.role: {"name": part.name, "shape": list(ffn[part.role].shape)}
             for part in family.dense.ffn

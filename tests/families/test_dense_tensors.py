@@ -165,7 +165,7 @@ def test_gpt2_under_the_general_names_of_its_sizes(tmp_path: Path, both: bool) -
     converted(dense, tmp_path / "moe")
     assert moeify.inspect(dense).num_layers == 4
     with pytest.raises(moeify.MoeifyError, match="64 positions"):
-        moeify.verify(dense, tmp_path / "moe", length=65)
+        moeify.verify(dense, tmp_path / "moe", seq_len=65)
 
 
 @pytest.mark.parametrize(

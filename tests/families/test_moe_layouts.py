@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from moeify.families.mixture_places import layout_prefix
 from moeify.families.moe_layout import ExpertTensor
-from moeify.families.registry import MOE_LAYOUTS, moe_layout
+from moeify.families.registry import MOE_LAYOUTS, moe_layout, vocabulary_size
 from moeify.families.values import resolve_shape
 from moeify.inspection.inspect import inspect
 from moeify.routing.loading import load_model
@@ -125,8 +125,8 @@ def test_vocabulary_is_the_models(model_type: str) -> None:
     model = tiny(model_type, tied=False)
     config = model.config.to_dict()
     embeddings = model.get_input_embeddings().weight
-    assert MOE_LAYOUTS[model_type].vocabulary(config) == len(embeddings)
+    assert vocabulary_size(config) == len(embeddings)
     for place in (config, config.get("text_config", {})):
         place.pop("vocab_size", None)
     own = type(model.config).from_dict({"model_type": model_type}).get_text_config()
-    assert MOE_LAYOUTS[model_type].vocabulary(config) == own.vocab_size
+    assert vocabulary_size(config) == own.vocab_size

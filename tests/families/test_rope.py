@@ -72,7 +72,7 @@ def test_both_notations_are_written_and_agree(
                 edit_config(folder, **{key: ...})
                 assert loaded(folder) == expected
                 edit_config(folder, **{key: written[key]})
-    assert moeify.verify(dense, tmp_path / "moe", length=32).relative_diff <= 1e-6
+    assert moeify.verify(dense, tmp_path / "moe", seq_len=32).relative_diff <= 1e-6
 
 
 def test_a_part_of_the_head_that_turns_is_said_in_both(tmp_path: Path) -> None:

@@ -3,8 +3,7 @@
 import pytest
 
 from moeify.errors import CheckpointError
-from moeify.families.registry import FAMILIES, MOE_LAYOUTS
-from moeify.families.values import vocabulary_size
+from moeify.families.registry import FAMILIES, MOE_LAYOUTS, vocabulary_size
 
 
 @pytest.mark.parametrize("model_type", sorted({*FAMILIES, *MOE_LAYOUTS}))
@@ -12,9 +11,12 @@ def test_a_config_without_a_vocabulary_has_that_of_its_class(model_type):
     from transformers import AutoConfig
 
     config = AutoConfig.for_model(model_type)
-    assert vocabulary_size({"model_type": model_type}) == config.get_text_config().vocab_size
-    assert vocabulary_size(config.to_dict()) == config.get_text_config().vocab_size
-    assert vocabulary_size({"model_type": model_type, "vocab_size": 7}) == 7
+    said = config.to_dict()
+    assert vocabulary_size(said) == config.get_text_config().vocab_size
+    section = said.get("text_config", said)
+    assert vocabulary_size(said | {"text_config": section | {"vocab_size": 7}}) == 7
+    del section["vocab_size"]
+    assert vocabulary_size(said) == config.get_text_config().vocab_size
 
 
 def test_a_vocabulary_that_is_no_number_is_refused():

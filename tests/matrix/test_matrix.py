@@ -12,7 +12,7 @@ import pytest
 
 from moeify.errors import MoeifyError
 from moeify.families import registry
-from moeify.families.base import Config, MoeLayout, RouterRule
+from moeify.families.base import Config, MoeLayout
 from moeify.families.values import Dims
 from tests.matrix.commands import COMMANDS, Command
 from tests.matrix.refusals import REASONS, refusal
@@ -76,7 +76,6 @@ def _gates_exchanged(layout: MoeLayout) -> MoeLayout:
 FAULTS = {
     "no vocabulary": _without_vocabulary,
     "gate and down-projection exchanged": _gates_exchanged,
-    "another routing rule": lambda layout: replace(layout, rule=RouterRule(scores="sigmoid")),
     "a router of another name": lambda layout: replace(layout, router="mlp.router.weight"),
     "a tensor too few": lambda layout: replace(layout, rest=replace(layout.rest, per_layer=())),
 }

@@ -111,7 +111,7 @@ def test_a_family_s_own_mixtures_come_apart_again(family: str, tmp_path: Path) -
     prune(moe, tmp_path / "back", dense=True)
     found = weights(tmp_path / "back")
     assert all(torch.equal(found[name], tensor) for name, tensor in weights(dense).items())
-    figures = inspect(moe, weights=True, dense=str(dense)).layers[0].weights
+    figures = inspect(moe, weights=True, reference=str(dense)).layers[0].weights
     assert figures is not None and figures["dense_distance"]["max"] == 0.0
     add_experts(moe, tmp_path / "more", experts=(str(other),))
     extract(tmp_path / "more", tmp_path / "newest", experts=(3,))

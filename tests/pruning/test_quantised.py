@@ -140,7 +140,7 @@ def test_what_needs_their_values_is_refused_before_any_work(
     source = mxfp4(tmp_path / "moe") if kind == "mxfp4" else quantised(kind, tmp_path / "moe")
     family = kind == "mxfp4"  # which no dense family belongs to
     for options, said, helps in (
-        ({}, "aimer cannot read quantised weights", "--experts"),
+        ({}, "aimer cannot read quantised weights", "--drop"),
         ({"by": "random", "merge": True}, "cannot be merged", "leave --merge out"),
         *(() if family else (({"dense": True, "keep": None}, "no place in a dense", "unquant"),)),
     ):

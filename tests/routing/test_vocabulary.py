@@ -23,7 +23,7 @@ COMMANDS: dict[str, Callable[[Path, Path], object]] = {
     "inspect": lambda moe, _: moeify.inspect(moe, **DATA, max_tokens=500),
     "warmup": lambda moe, out: moeify.warmup(moe, out, **{**FAST, **DATA, "steps": 0}),
     "prune": lambda moe, out: moeify.prune(moe, out, keep=2, **DATA, max_tokens=500),
-    "verify": lambda moe, _: moeify.verify(moe, moe, text=TEXT, batch=8, length=64),
+    "verify": lambda moe, _: moeify.verify(moe, moe, text=TEXT, batch=8, seq_len=64),
 }
 
 
