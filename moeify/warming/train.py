@@ -200,7 +200,9 @@ class RouterTrainer(Trainer):  # type: ignore[misc]
         """Task loss per label plus router losses, counted over all processes."""
         self._logits.clear()
         with self.accelerator.autocast():
-            total, labels = self.objective.sums(model, self.model, inputs)
+            goal = self.objective.goal(model, self.model, inputs)
+            losses, labelled = self.objective.losses(model, self.model, inputs, goal)
+        total, labels = losses.sum(), labelled.sum()
         routed = router_sums(self._logits, self.top_k, inputs["attention_mask"])
         sums = self._global(routed)
         everywhere = _reduced(torch.stack([total.detach().float(), labels.float()]))
