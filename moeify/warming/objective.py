@@ -10,7 +10,7 @@ import numpy as np
 
 from moeify.errors import ConfigError
 from moeify.families.base import MoeLayout
-from moeify.routing.collection import base_model
+from moeify.routing.collection import base_model, is_encoder
 from moeify.routing.data import Blocks
 from moeify.routing.running import run_model
 from moeify.warming.config import Loss
@@ -158,10 +158,12 @@ def _inputs(batch: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _last_hidden(model: nn.Module, mixture: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     """Through the wrapper, which has to see the parameters that are used."""
+    # A cache would grow once more where a layer runs again.
+    inputs = {**_inputs(batch), **({} if is_encoder(mixture) else {"use_cache": False})}
     if base_model(mixture) is mixture:
-        states: Tensor = run_model(model, **_inputs(batch))[0]
+        states: Tensor = run_model(model, **inputs)[0]
         return states.float()
     with headless(mixture):
-        out = run_model(model, **_inputs(batch), output_hidden_states=True)
+        out = run_model(model, **inputs, output_hidden_states=True)
     states = out.hidden_states[-1]
     return states.float()

@@ -41,9 +41,10 @@ def batch(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     }
 
 
-def held_bytes(model: torch.nn.Module, inputs: dict[str, torch.Tensor]):
+def held_bytes(model: torch.nn.Module, inputs: dict[str, torch.Tensor], loss="causal"):
     """Loss, gradients, and the bytes that autograd held between forward and backward pass."""
-    objective = Objective(loss="causal", layout=moe_layout(model.config.to_dict()))
+    objective = Objective(loss=loss, layout=moe_layout(model.config.to_dict()))
+    goal = objective.goal(model, model, inputs)
     kept = {}
 
     def pack(tensor):
@@ -51,7 +52,7 @@ def held_bytes(model: torch.nn.Module, inputs: dict[str, torch.Tensor]):
         return tensor.detach()
 
     with saved_tensors_hooks(pack, lambda tensor: tensor):
-        losses, labelled = objective.losses(model, model, inputs, None)
+        losses, labelled = objective.losses(model, model, inputs, goal)
     loss = losses.sum() / labelled.sum()
     loss.backward()
     weights = sum(p.nbytes for p in model.parameters())
@@ -97,7 +98,8 @@ def test_a_class_that_changes_its_logits_has_the_loss_of_what_it_gives(model):
     torch.testing.assert_close(losses.sum() / labelled.sum(), expected)
 
 
-def test_layers_without_room_run_again_and_train_the_same(model):
+@pytest.mark.parametrize("task", ["causal", "distill"])
+def test_layers_without_room_run_again_and_train_the_same(model, task):
     inputs = batch(model)
     layout = moe_layout(model.config.to_dict())
     found = []
@@ -105,7 +107,7 @@ def test_layers_without_room_run_again_and_train_the_same(model):
         one = copy.deepcopy(model)
         prepare(one, layout, "routers")
         bound_activations(one, layout, room)
-        found.append(held_bytes(one, inputs))
+        found.append(held_bytes(one, inputs, task))
     (loss, gradients, everything), (again, others, little) = found
     torch.testing.assert_close(again, loss)
     for one, two in zip(others, gradients, strict=True):
