@@ -32,7 +32,7 @@ def token_losses(model: nn.Module, labels: Tensor, logits: Callable[[], Tensor])
         original = head.forward
 
         def forward(hidden: Tensor) -> Tensor:
-            given.append(_in_parts(original, hidden, labels, len(head.weight)))  # type: ignore[arg-type]
+            given.append(_in_parts(head, original, hidden, labels))
             return given[-1]
 
         with _replaced(head, forward):
@@ -73,26 +73,46 @@ def _replaced(head: Any, forward: Callable[[Tensor], Tensor]) -> Iterator[None]:
 
 
 def _in_parts(
-    head: Callable[[Tensor], Tensor], hidden: Tensor, labels: Tensor, vocabulary: int
+    head: Any, forward: Callable[[Tensor], Tensor], hidden: Tensor, labels: Tensor
 ) -> Tensor:
     """Losses [B, S] from ``hidden`` [B, S, H]: logits of labelled tokens alone, some at a time."""
     import torch
     from torch.utils.checkpoint import checkpoint
 
     labelled = labels != IGNORED
-    size = max(1, _LOGITS_BYTES // (4 * vocabulary))
+    rows, words = hidden[labelled], labels[labelled]
+    size = max(1, _LOGITS_BYTES // (4 * len(head.weight)))
+    frozen = not any(parameter.requires_grad for parameter in head.parameters())
 
     def loss(rows: Tensor, words: Tensor) -> Tensor:
-        return _cross_entropy(head(rows), words)
+        return _cross_entropy(forward(rows), words)
 
-    parts = zip(
-        torch.split(hidden[labelled], size), torch.split(labels[labelled], size), strict=True
-    )
-    # With gradients, logits are made once more on the way back.
-    values = [checkpoint(loss, *part, use_reentrant=False, preserve_rng_state=False)
-              for part in parts]  # fmt: skip
+    def part(rows: Tensor, words: Tensor) -> Tensor:
+        if not (torch.is_grad_enabled() and rows.requires_grad):
+            return loss(rows, words)
+        if frozen:
+            return _with_slope(loss, rows, words)
+        # Logits are made once more on the way back, for the head's own gradient.
+        result: Tensor = checkpoint(
+            loss, rows, words, use_reentrant=False, preserve_rng_state=False
+        )
+        return result
+
+    values = map(part, torch.split(rows, size), torch.split(words, size))
     zeros = hidden.new_zeros(labels.shape, dtype=torch.float32)
-    return zeros.masked_scatter(labelled, torch.cat(values))
+    return zeros.masked_scatter(labelled, torch.cat(list(values)))
+
+
+def _with_slope(loss: Callable[[Tensor, Tensor], Tensor], rows: Tensor, words: Tensor) -> Tensor:
+    """Losses [T] of ``rows`` [T, H], whose gradient is taken while the logits are there."""
+    import torch
+
+    leaf = rows.detach().requires_grad_()
+    values = loss(leaf, words)
+    (slope,) = torch.autograd.grad(values.sum(), leaf)
+    # 0 in value; each loss depends on its own row alone.
+    change = (rows - rows.detach()).float() * slope.float()
+    return values.detach() + change.sum(-1)
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

@@ -60,7 +60,10 @@ def held_bytes(model: torch.nn.Module, inputs: dict[str, torch.Tensor], loss="ca
     return loss.detach(), gradients, sum(kept.values()) - weights
 
 
-def test_losses_in_parts_are_those_of_whole_logits(model, monkeypatch):
+@pytest.mark.parametrize("trained", ["routers", "all"])
+def test_losses_in_parts_are_those_of_whole_logits(mixture, monkeypatch, trained):
+    model = load_model(mixture).eval()
+    prepare(model, moe_layout(model.config.to_dict()), trained)
     inputs = batch(model)
     logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
     expected = torch.nn.functional.cross_entropy(
@@ -73,7 +76,7 @@ def test_losses_in_parts_are_those_of_whole_logits(model, monkeypatch):
     found, others, _ = held_bytes(model, inputs)
     torch.testing.assert_close(found, expected.detach(), rtol=1e-6, atol=1e-6)
     for one, two in zip(others, gradients, strict=True):
-        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-7)
+        torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-6)
     assert "forward" not in vars(model.lm_head)
 
 
@@ -112,7 +115,8 @@ def test_layers_without_room_run_again_and_train_the_same(model, task):
     torch.testing.assert_close(again, loss)
     for one, two in zip(others, gradients, strict=True):
         torch.testing.assert_close(one, two)
-    assert little < everything / 2
+    if task == "distill":  # runs no head, whose own share would hide what layers hold
+        assert little < everything / 2
 
 
 def test_kept_inputs_have_the_models_dtype():
