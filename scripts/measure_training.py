@@ -29,8 +29,8 @@ from moeify.families.registry import moe_layout
 from moeify.routing.config import DataConfig
 from moeify.routing.data import read_blocks, tokenizer_for
 from moeify.routing.loading import load_model
-from moeify.warming.objective import Examples, Objective, evaluate
-from moeify.warming.routes import rerouted
+from moeify.warming.measuring import measure
+from moeify.warming.objective import Examples, Objective
 
 DOMAINS, SEQ_LEN = ("english", "german", "logs", "python"), 128
 NAMES = {
@@ -102,8 +102,7 @@ def oracle_loss(folder: Path, data: Path, seed: int, held_out: float, eval_token
         part = slice_.take(slice_.domains == domain)
         examples = Examples(part, "causal", tokenizer, seed)
         labels = float(part.tokens - len(part))
-        with rerouted(model, objective.layout, None):
-            total += evaluate(model, objective, examples, 8, own) * labels
+        total += measure(model, objective, examples, 8, route=own).mean() * labels
         count += labels
     return total / count
 

@@ -48,7 +48,7 @@ def decoder_dims(config: Config, head_dim: int | None = None) -> dict[str, int]:
         "L": positive(config, "num_hidden_layers"),
         "H": hidden,
         "F": positive(config, "intermediate_size"),
-        "V": positive(config, "vocab_size", DEFAULTS["vocab_size"]),
+        "V": positive(config, "vocab_size", 151936),
         "A": heads * size,
         "K": positive(config, "num_key_value_heads", heads) * size,
         "D": size,

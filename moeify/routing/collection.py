@@ -25,6 +25,7 @@ __all__ = [
     "base_model",
     "collect",
     "is_encoder",
+    "layer_stack",
     "observed",
     "routers",
     "text_model",
@@ -83,6 +84,12 @@ def routers(model: nn.Module, layout: MoeLayout) -> dict[int, nn.Module]:
         except AttributeError:
             raise RoutingError(f"{type(model).__name__} has no router {name!r}") from None
     return found
+
+
+def layer_stack(model: nn.Module, layout: MoeLayout) -> nn.Module:
+    """The module whose children are the layers, those without experts too."""
+    root = layout.layer.split(".{layer}")[0]
+    return text_model(model, root.split(".")[0]).get_submodule(root)
 
 
 def text_model(model: nn.Module, root: str) -> nn.Module:
@@ -235,9 +242,9 @@ def is_encoder(model: nn.Module) -> bool:
 class InputReservoir:
     """Per layer a uniform sample of at most ``capacity`` tokens: inputs, domains.
 
-    An observer for ``collect``. It holds capacity x H x 4 bytes for each layer, however many tokens
-    pass, and where experts read something else, that of the first 256 tokens. Every layer keeps the
-    same tokens (Vitter's algorithm R, vectorised per batch).
+    An observer for ``collect``. It holds capacity x H values for each layer in the dtype that they
+    come in, however many tokens pass, and where experts read something else, that of the first 256
+    tokens. Every layer keeps the same tokens (Vitter's algorithm R, vectorised per batch).
     """
 
     def __init__(self, capacity: int, seed: int = 0) -> None:
@@ -265,10 +272,10 @@ class InputReservoir:
         """Show it ``inputs`` [T, H] of one layer and their domains [T]."""
         import torch
 
-        rows = inputs.detach().float().cpu()
+        rows = inputs.detach().cpu()
         count = len(rows)
         if layer not in self._rows:
-            self._rows[layer] = torch.empty(self.capacity, rows.shape[1])
+            self._rows[layer] = torch.empty(self.capacity, rows.shape[1], dtype=rows.dtype)
             self._domains[layer] = torch.full((self.capacity,), -1)
             self._seen[layer] = 0
             self._draws[layer] = torch.Generator().manual_seed(self.seed)
@@ -287,7 +294,7 @@ class InputReservoir:
 
     def inputs(self, layer: int) -> Tensor:
         """The kept inputs [T, H] of one layer, float32."""
-        return self._rows[layer][: self._seen[layer]]
+        return self._rows[layer][: self._seen[layer]].float()
 
     def expert_inputs(self, layer: int) -> Tensor:
         """What the experts of one layer read for some tokens [T, H], T at most 256, float32."""

@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from moeify.families.base import MoeLayout
 from moeify.routing.collection import InputReservoir, routers
-from moeify.warming.objective import Examples, Objective, evaluate
+from moeify.warming.measuring import BlockLosses
 from moeify.warming.routes import one_expert, random_experts
+from moeify.warming.session import Session
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -18,6 +21,8 @@ __all__ = ["Headroom", "expert_difference", "measure_headroom"]
 IDENTICAL = 1e-6
 """Experts whose outputs differ relatively by less than this are one function, up to rounding."""
 _MOST_STATIC = 16
+_STATIC_TOKENS = 1024
+"""Held-out tokens that single experts are compared on: all of them cost a pass together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +32,9 @@ class Headroom:
     ``expert_difference`` is the root mean square over tokens, layers and experts of the distance
     between an expert's output and the experts' mean, relative to the mean's norm. Losses are None
     where experts are identical, because routing cannot change them then. ``loss_static`` is that
-    of the best single expert (number ``static_expert``) for all tokens and layers.
+    of the best single expert (number ``static_expert``) for all tokens and layers: experts are
+    compared on 1,024 of the tokens, and what the best one is worse by there is added to
+    ``loss_learned``.
     """
 
     experts_identical: bool
@@ -38,26 +45,26 @@ class Headroom:
     static_expert: int | None = None
 
 
-def measure_headroom(
-    model: nn.Module, objective: Objective, examples: Examples, batch_size: int,
-    inputs: InputReservoir, *, learned: float, seed: int,
-) -> Headroom:  # fmt: skip
-    """Measure ``Headroom``; ``learned`` is the loss under the routers as they are."""
-    difference = expert_difference(model, objective.layout, inputs)
+def measure_headroom(session: Session, difference: float, learned: BlockLosses) -> Headroom:
+    """Measure ``Headroom``; ``learned`` are the losses under the routers as they are."""
     if difference < IDENTICAL:
         return Headroom(experts_identical=True, expert_difference=difference)
-    num_experts = objective.layout.num_experts(model.config.to_dict())  # type: ignore[operator, union-attr]
-    static = {
-        expert: evaluate(model, objective, examples, batch_size, one_expert(expert))
-        for expert in range(min(num_experts, _MOST_STATIC))
-    }
-    best = min(static, key=lambda expert: static[expert])
+    count = max(1, min(len(learned.sums), _STATIC_TOKENS // session.held_out.seq_len))
+    part = np.linspace(0, len(learned.sums) - 1, count).round().astype(int)
+
+    def gain(expert: int) -> float:
+        static = session.losses(session.model, route=one_expert(expert), rows=part)
+        return static.mean() - learned.mean(part)
+
+    gains = [gain(expert) for expert in range(min(session.view.num_experts, _MOST_STATIC))]
+    best = int(np.argmin(gains))
+    random = session.losses(session.model, route=random_experts(session.config.seed))
     return Headroom(
         experts_identical=False,
         expert_difference=difference,
-        loss_learned=learned,
-        loss_random=evaluate(model, objective, examples, batch_size, random_experts(seed)),
-        loss_static=static[best],
+        loss_learned=learned.mean(),
+        loss_random=random.mean(),
+        loss_static=learned.mean() + gains[best],
         static_expert=best,
     )
 

@@ -1,4 +1,4 @@
-"""What a mixture is trained on besides balance, by its head, and the loss on held-out text."""
+"""What a mixture is trained on besides balance, by its head."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import numpy as np
 
 from moeify.errors import ConfigError
 from moeify.families.base import MoeLayout
-from moeify.routing.collection import base_model
+from moeify.routing.collection import base_model, is_encoder
 from moeify.routing.data import Blocks
 from moeify.routing.running import run_model
 from moeify.warming.config import Loss
-from moeify.warming.routes import Route, all_experts, rerouted
+from moeify.warming.head import IGNORED, headless, token_losses
+from moeify.warming.routes import all_experts, rerouted
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["Examples", "Objective", "choose_loss", "evaluate"]
+__all__ = ["Examples", "Objective", "choose_loss"]
 
-IGNORED = -100
 _MASKED_FRACTION = 0.15
 _CAUSAL = ("ForCausalLM", "LMHeadModel")
 _MASKED = ("ForMaskedLM", "ForPreTraining")
@@ -110,78 +110,60 @@ class Objective:
     layout: MoeLayout
     teacher: nn.Module | None = None
 
-    def sums(self, model: nn.Module, mixture: nn.Module, batch: dict[str, Tensor]) -> tuple[
-        Tensor, Tensor
-    ]:  # fmt: skip
-        """Summed loss and number of labels of a batch.
+    def goal(self, model: nn.Module, mixture: nn.Module, batch: dict[str, Tensor]) -> Tensor | None:
+        """What ``distill`` compares with: the teacher's last hidden states [B, S, H], float32.
 
         ``model`` is what is called (it may be wrapped for several processes), ``mixture`` the
         model inside.
         """
-        from torch.nn.functional import cross_entropy
-
-        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-        labels = batch["labels"]
-        if self.loss == "distill":
-            return self._distance(model, mixture, inputs)
-        cached = {} if self.loss == "masked" else {"use_cache": False}
-        out = run_model(model, **inputs, **cached, return_dict=True)
-        logits = out["prediction_logits"] if "prediction_logits" in out else out["logits"]
-        if self.loss == "causal":
-            logits, labels = logits[:, :-1], labels[:, 1:]
-        count = (labels != IGNORED).sum()
-        flat = logits.flatten(0, 1).float()
-        total = cross_entropy(flat, labels.flatten(), ignore_index=IGNORED, reduction="sum")
-        return total, count
-
-    def _distance(self, model: nn.Module, mixture: nn.Module, inputs: dict[str, Tensor]) -> tuple[
-        Tensor, Tensor
-    ]:  # fmt: skip
         import torch
 
-        headless = base_model(mixture) is mixture
-
-        def last_hidden() -> Tensor:
-            # Through the wrapper, which has to see the parameters that are used.
-            states = (
-                run_model(model, **inputs)[0] if headless
-                else run_model(model, **inputs, output_hidden_states=True).hidden_states[-1]
-            )  # fmt: skip
-            result: Tensor = states.float()
-            return result
-
+        if self.loss != "distill":
+            return None
         with torch.no_grad():
             if self.teacher is not None:
-                wanted = run_model(base_model(self.teacher), **inputs)[0].float()
-            else:
-                with rerouted(mixture, self.layout, all_experts()):
-                    wanted = last_hidden()
-        found = last_hidden()
-        real = inputs["attention_mask"].bool()
-        distance = (found - wanted)[real].square().sum(-1)
-        return (distance / wanted[real].square().sum(-1)).sum(), real.sum()
+                found: Tensor = run_model(base_model(self.teacher), **_inputs(batch))[0].float()
+                return found
+            with rerouted(mixture, self.layout, all_experts()):
+                return _last_hidden(model, mixture, batch)
+
+    def losses(
+        self, model: nn.Module, mixture: nn.Module, batch: dict[str, Tensor], goal: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The loss of every token, 0 where it has no label, and which have one; both [B, S]."""
+        import torch
+
+        if goal is not None:
+            real = batch["attention_mask"].bool()
+            found = _last_hidden(model, mixture, batch)
+            distance = (found - goal)[real].square().sum(-1) / goal[real].square().sum(-1)
+            return distance.new_zeros(real.shape).masked_scatter(real, distance), real
+        labels = batch["labels"]
+        if self.loss == "causal":
+            labels = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
+        cached = {} if self.loss == "masked" else {"use_cache": False}
+
+        def logits() -> Tensor:
+            out = run_model(model, **_inputs(batch), **cached, return_dict=True)
+            name = "prediction_logits" if "prediction_logits" in out else "logits"
+            found: Tensor = out[name]
+            return found
+
+        return token_losses(mixture, labels, logits), labels != IGNORED
 
 
-def evaluate(
-    model: nn.Module, objective: Objective, examples: Examples, batch_size: int,
-    route: Route | None = None, rows: Sequence[int] | None = None,
-) -> float:  # fmt: skip
-    """Mean loss over ``examples``, with the tokens sent by ``route`` or by the routers.
+def _inputs(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: batch[name] for name in ("input_ids", "attention_mask")}
 
-    ``rows`` are the numbers of the examples that count; all do where it is None.
-    """
-    import torch
 
-    rows = range(len(examples)) if rows is None else rows
-    device = next(model.parameters()).device
-    total = count = 0.0
-    training = model.training
-    model.eval()
-    with torch.no_grad(), rerouted(model, objective.layout, route):
-        for start in range(0, len(rows), batch_size):
-            batch = examples.batch(rows[start : start + batch_size])
-            batch = {name: tensor.to(device) for name, tensor in batch.items()}
-            loss, labels = objective.sums(model, model, batch)
-            total, count = total + float(loss), count + float(labels)
-    model.train(training)
-    return total / max(count, 1.0)
+def _last_hidden(model: nn.Module, mixture: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """Through the wrapper, which has to see the parameters that are used."""
+    # A cache would grow once more where a layer runs again.
+    inputs = {**_inputs(batch), **({} if is_encoder(mixture) else {"use_cache": False})}
+    if base_model(mixture) is mixture:
+        states: Tensor = run_model(model, **inputs)[0]
+        return states.float()
+    with headless(mixture):
+        out = run_model(model, **inputs, output_hidden_states=True)
+    states = out.hidden_states[-1]
+    return states.float()

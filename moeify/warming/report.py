@@ -8,7 +8,7 @@ from typing import Any
 from moeify.routing.statistics import RoutingStatistics
 from moeify.warming.headroom import Headroom
 
-__all__ = ["DomainLoss", "LayerChange", "WarmupReport", "layer_changes"]
+__all__ = ["DomainLoss", "LayerChange", "WarmupReport", "changes"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +108,22 @@ class WarmupReport:
         }
 
 
-def layer_changes(
+def changes(
+    before: RoutingStatistics, after: RoutingStatistics, domain_names: tuple[str, ...]
+) -> dict[str, Any]:
+    """The report's fields on routing, by name."""
+    return {
+        "max_violation_before": before.max_violation,
+        "max_violation_after": after.max_violation,
+        "entropy_before": before.entropy,
+        "entropy_after": after.entropy,
+        "dead_before": sum(len(layer.dead) for layer in before.layers.values()),
+        "dead_after": sum(len(layer.dead) for layer in after.layers.values()),
+        "layers": _layer_changes(before, after, domain_names),
+    }
+
+
+def _layer_changes(
     before: RoutingStatistics, after: RoutingStatistics, domain_names: tuple[str, ...]
 ) -> list[LayerChange]:
     """Both states of every layer, side by side."""

@@ -15,23 +15,37 @@ from moeify.families.mixture import Mixture, open_mixture
 from moeify.families.registry import moe_layout, vocabulary_size
 from moeify.provenance.new_checkpoint import NewCheckpoint
 from moeify.provenance.record import Record
-from moeify.routing.collection import collect
 from moeify.routing.data import Blocks, block_length, blocks_for, check_vocabulary
 from moeify.routing.loading import load_model
 from moeify.routing.statistics import RoutingStatistics
 from moeify.warming.config import Fit, Loss, WarmupConfig
 from moeify.warming.feasibility import check_names, check_trainable
 from moeify.warming.fitting import expert_owners, fit_method
-from moeify.warming.objective import Examples, Objective, choose_loss, evaluate
+from moeify.warming.measuring import BlockLosses, measure
+from moeify.warming.objective import Examples, Objective, choose_loss
 from moeify.warming.output import check_new
 from moeify.warming.run import is_main_process, world_size
 from moeify.warming.sharding import check_sharding
 
-__all__ = ["Progress", "Session", "open_session", "some_blocks"]
+__all__ = ["Measured", "Progress", "Session", "open_session", "some_blocks"]
 
 SUPPORTED = ("bert_moe", "gpt2_moe", "mixtral", "olmoe", "qwen2_moe", "qwen3_moe")
 Progress = Callable[[str, int, int], None]
 """Told what is being done, how much of it is done and how much there is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """A mixture on the held-out text: losses by block and by domain, and how it routes."""
+
+    losses: BlockLosses
+    domains: dict[str, float]
+    statistics: RoutingStatistics
+
+    @property
+    def loss(self) -> float:
+        """The loss for a label of the whole text."""
+        return self.losses.mean()
 
 
 @dataclass(kw_only=True)
@@ -57,32 +71,23 @@ class Session:
     weights: dict[str, Any] = field(default_factory=dict)
     failed: str | None = None
 
-    def statistics(self) -> RoutingStatistics:
-        """How the model routes the held-out text."""
-        statistics = RoutingStatistics(len(self.held_out.domain_names))
-        collect(
-            self.model, self.view.layout, self.held_out, statistics,
-            batch_size=self.config.batch,
-        )  # fmt: skip
-        return statistics
+    def measured(self, *, routing: bool = True) -> Measured:
+        """The mixture on the held-out text, in one pass; without ``routing`` its losses alone."""
+        domains = self.held_out.domain_names
+        statistics = RoutingStatistics(len(domains))
+        losses = self.losses(self.model, observe=statistics if routing else None)
+        rows = {name: np.flatnonzero(self.held_out.domains == n) for n, name in enumerate(domains)}
+        return Measured(
+            losses=losses,
+            domains={name: losses.mean(found) for name, found in rows.items() if len(found)},
+            statistics=statistics,
+        )
 
-    def evaluation(self, model: Any = None) -> float:
-        """The loss of the mixture, or of another ``model``, on the held-out text."""
+    def losses(self, model: Any, **how: Any) -> BlockLosses:
+        """The losses of ``model`` on the held-out text; ``how`` as ``measure`` takes it."""
         assert self.objective is not None
         examples = self.examples(self.held_out)
-        return evaluate(model or self.model, self.objective, examples, self.config.batch)
-
-    def domain_evaluation(self) -> dict[str, float]:
-        """The mixture's loss on each domain of the held-out text; empty where it names none."""
-        assert self.objective is not None
-        examples, found = self.examples(self.held_out), {}
-        for number, name in enumerate(self.held_out.domain_names):
-            rows = np.flatnonzero(self.held_out.domains == number).tolist()
-            if rows:
-                found[name] = evaluate(
-                    self.model, self.objective, examples, self.config.batch, rows=rows
-                )
-        return found
+        return measure(model, self.objective, examples, self.config.batch, **how)
 
     def examples(self, blocks: Blocks) -> Examples:
         """``blocks`` with labels for the loss."""

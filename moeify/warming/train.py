@@ -19,6 +19,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback, Tra
 from moeify.errors import OutputError
 from moeify.families.base import MoeLayout
 from moeify.routing.collection import routers
+from moeify.warming.activations import bound_activations, room_for_activations
 from moeify.warming.config import Trained, WarmupConfig
 from moeify.warming.losses import RouterSums, balance_loss, router_sums, z_loss
 from moeify.warming.objective import Examples, Objective
@@ -147,6 +148,7 @@ class RouterTrainer(Trainer):  # type: ignore[misc]
         self.objective, self.config, self.top_k, self.task = objective, config, top_k, task
         self.losses: list[dict[str, float]] = []
         self._logits: list[Tensor] = []
+        self._recording = False
         self._earlier: tuple[int, tuple[Tensor, Tensor] | None] = (-1, None)
         self._good: dict[str, Tensor] = {}
         super().__init__(
@@ -161,6 +163,8 @@ class RouterTrainer(Trainer):  # type: ignore[misc]
             name_layers(model)
             # Autocast rounds what it may, as in one process; FSDP would round routers as well.
             self.accelerator.state.fsdp_plugin.mixed_precision_policy = None
+        else:  # accelerate has its own way for shards: --fsdp_activation_checkpointing
+            bound_activations(model, objective.layout, room_for_activations(model))
         self.loss_is_scaled_for_ga = False
         self.model_accepts_loss_kwargs = False
         for router in routers(model, objective.layout).values():
@@ -168,7 +172,7 @@ class RouterTrainer(Trainer):  # type: ignore[misc]
 
     def _record(self, _: nn.Module, args: Any, out: Any) -> None:
         logits = out[0] if isinstance(out, tuple) else out
-        if logits.requires_grad:
+        if logits.requires_grad and self._recording:  # not when a layer runs a second time
             self._logits.append(logits)
 
     def training_step(self, *args: Any, **options: Any) -> Tensor:
@@ -199,8 +203,12 @@ class RouterTrainer(Trainer):  # type: ignore[misc]
     ) -> Tensor:
         """Task loss per label plus router losses, counted over all processes."""
         self._logits.clear()
+        self._recording = True
         with self.accelerator.autocast():
-            total, labels = self.objective.sums(model, self.model, inputs)
+            goal = self.objective.goal(model, self.model, inputs)
+            losses, labelled = self.objective.losses(model, self.model, inputs, goal)
+        self._recording = False
+        total, labels = losses.sum(), labelled.sum()
         routed = router_sums(self._logits, self.top_k, inputs["attention_mask"])
         sums = self._global(routed)
         everywhere = _reduced(torch.stack([total.detach().float(), labels.float()]))

@@ -14,10 +14,10 @@ from moeify.routing.collection import InputReservoir, collect, routers
 from moeify.routing.fit import domain_router, kmeans_router, label_router
 from moeify.warming.config import WarmupConfig
 from moeify.warming.feasibility import learns_from_task
-from moeify.warming.headroom import Headroom, measure_headroom
+from moeify.warming.headroom import Headroom, expert_difference, measure_headroom
 from moeify.warming.output import write_output
 from moeify.warming.plot import check_plotting, plot_warmup
-from moeify.warming.report import DomainLoss, WarmupReport, layer_changes
+from moeify.warming.report import DomainLoss, WarmupReport, changes
 from moeify.warming.run import (
     TRAINED_FILE,
     close_run,
@@ -90,32 +90,27 @@ def _base_name(source: Source) -> str:
 def _measured(session: Session, target: Path) -> WarmupReport:
     """Run the stages and measure before, between and after them."""
     config, view = session.config, session.view
-    before, loss_before = session.statistics(), session.evaluation()
-    domains_before = session.domain_evaluation()
+    before = session.measured()
     reservoir = _collect_inputs(session)
     _fit(session, reservoir)
-    loss_fitted = session.evaluation() if session.fit != "none" else loss_before
-    assert session.objective is not None
-    headroom = measure_headroom(
-        session.model, session.objective, session.examples(session.held_out), config.batch,
-        reservoir, learned=loss_fitted, seed=config.seed,
-    )  # fmt: skip
+    difference = expert_difference(session.model, view.layout, reservoir)
     reservoir_bytes = reservoir.nbytes
     del reservoir
+    fitted = session.measured(routing=not config.steps) if session.fit != "none" else before
+    headroom = measure_headroom(session, difference, fitted.losses)
     learns = session.config.train != "routers" or learns_from_task(view)
     _train(session, target, task=learns and not headroom.experts_identical)
     trained = bool(session.curve)
-    after = session.statistics()
-    loss_after = session.evaluation() if trained else loss_fitted
+    after = session.measured() if config.steps else fitted
     domain_losses = {
-        name: DomainLoss(before=domains_before[name], after=loss)
-        for name, loss in session.domain_evaluation().items()
+        name: DomainLoss(before=before.domains[name], after=loss)
+        for name, loss in after.domains.items()
     }
-    dense = session.evaluation(session.objective.teacher) if _has_dense_loss(session) else None
-    random = headroom.loss_random if headroom.loss_random is not None else loss_before
+    dense = _dense_loss(session)
+    random = headroom.loss_random if headroom.loss_random is not None else before.loss
     if trained and not learns_from_task(view):
         session.notes.append(_NO_GRADIENT)
-    _note(session, headroom, loss_before, loss_after, random)
+    _note(session, headroom, before.loss, after.loss, random)
     _note_domains(session, headroom, domain_losses)
     steps = int(session.curve[-1]["step"]) if trained else 0
     per_step = config.batch * config.accumulate * world_size() * session.held_out.seq_len
@@ -127,13 +122,10 @@ def _measured(session: Session, target: Path) -> WarmupReport:
         fit_tokens=0 if session.fit == "none" else min(config.fit_tokens,
                                                        session.train_blocks.tokens),
         eval_tokens=session.held_out.tokens, reservoir_bytes=reservoir_bytes, headroom=headroom,
-        eval_loss_before=loss_before, eval_loss_fitted=loss_fitted, eval_loss_after=loss_after,
+        eval_loss_before=before.loss, eval_loss_fitted=fitted.loss, eval_loss_after=after.loss,
         eval_loss_random=random, eval_loss_dense=dense, domain_losses=domain_losses,
-        max_violation_before=before.max_violation, max_violation_after=after.max_violation,
-        entropy_before=before.entropy, entropy_after=after.entropy,
-        dead_before=sum(len(layer.dead) for layer in before.layers.values()),
-        dead_after=sum(len(layer.dead) for layer in after.layers.values()),
-        layers=layer_changes(before, after, session.held_out.domain_names), curve=session.curve,
+        **changes(before.statistics, after.statistics, session.held_out.domain_names),
+        curve=session.curve,
         bytes_written=0, files_linked=0, files_copied=0, collect_seconds=session.seconds["collect"],
         fit_seconds=session.seconds["fit"], train_seconds=session.seconds["train"], seconds=0.0,
         notes=session.notes, failed=session.failed,
@@ -147,9 +139,13 @@ _NO_GRADIENT = (
 )
 
 
-def _has_dense_loss(session: Session) -> bool:
+def _dense_loss(session: Session) -> float | None:
+    """The loss of the dense model, where one is given and it is no teacher."""
     assert session.objective is not None
-    return session.objective.teacher is not None and session.loss != "distill"
+    teacher = session.objective.teacher
+    if teacher is None or session.loss == "distill":
+        return None
+    return session.losses(teacher).mean()
 
 
 def _collect_inputs(session: Session) -> InputReservoir:

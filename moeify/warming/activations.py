@@ -1,0 +1,76 @@
+"""What training holds of a forward pass: as much as there is room for, the rest is made again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.checkpoint import checkpoint
+
+from moeify.families.base import MoeLayout
+from moeify.routing.collection import layer_stack
+from moeify.routing.memory import available_memory
+
+__all__ = ["bound_activations", "room_for_activations"]
+
+_LEAST_ROOM = 1 << 30
+"""Activations that are held whatever the size of the model."""
+
+
+def bound_activations(model: nn.Module, layout: MoeLayout, room: int) -> None:
+    """Let layers hold ``room`` bytes for the backward pass; those after that run a second time.
+
+    A layer that runs again is a batch that stays whole: micro-batches, whose balance loss knows
+    the load of those before only, would train otherwise.
+    """
+    held = _Held(model, room)
+    for number, layer in enumerate(layer_stack(model, layout).children()):
+        layer.forward = partial(held.run, number, layer.forward)
+
+
+def room_for_activations(model: nn.Module) -> int:
+    """As many bytes as the weights have, 1 GiB at least, and no more than half of what is free.
+
+    An accelerator has nothing else to do with what is free.
+    """
+    device = next(model.parameters()).device
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0]) // 2
+    room = max(_LEAST_ROOM, sum(parameter.nbytes for parameter in model.parameters()))
+    free = available_memory()
+    return room if free is None else min(room, free // 2)
+
+
+class _Held:
+    """Counts what autograd keeps of the layers that have run, weights and repeats left out."""
+
+    def __init__(self, model: nn.Module, room: int) -> None:
+        self.model, self.room, self.nbytes = model, room, 0
+        self._counted: set[int] = set()
+
+    def run(self, number: int, forward: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        """Call a layer, whose activations are kept while there is room for them."""
+        if not torch.is_grad_enabled():
+            return forward(*args, **options)
+        if number == 0:
+            self.nbytes = 0
+            self._counted = {p.untyped_storage().data_ptr() for p in self.model.parameters()}
+        if self.nbytes >= self.room:
+            return checkpoint(forward, *args, use_reentrant=False, **options)
+        with saved_tensors_hooks(self._count, _same):
+            return forward(*args, **options)
+
+    def _count(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self._counted:
+            self._counted.add(storage.data_ptr())
+            self.nbytes += storage.nbytes()
+        return tensor.detach()  # itself, it would hold the step that it is a result of
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
