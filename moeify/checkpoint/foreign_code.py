@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def names_code(folder: Path) -> tuple[str, ...]:
     """
     found = []
     for file in _NAMING:
-        with suppress(CheckpointError):
+        with _what_can_be_read():
             named = read_json(resolve_inside(folder, file)).get("auto_map")
             if isinstance(named, dict) and not _is_own(named):
                 found.append(f"{', '.join(sorted(named))} in {file}")
@@ -57,9 +58,19 @@ def names_code(folder: Path) -> tuple[str, ...]:
     return (*found, *_modules(folder))
 
 
+@contextmanager
+def _what_can_be_read() -> Iterator[None]:
+    """A block in which files that are missing or no JSON are passed over; a failing disk is not."""
+    try:
+        yield
+    except CheckpointError as error:
+        if isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.EIO:
+            raise
+
+
 def _modules(folder: Path) -> Iterator[str]:
     """Modules of a sentence encoder that are not sentence-transformers' own."""
-    with suppress(CheckpointError):
+    with _what_can_be_read():
         path = resolve_inside(folder, _MODULES)
         listed = b'{"modules": %b}' % read_bytes(path, MAX_TEXT_BYTES)
         modules = parse_json(listed, _MODULES, path)["modules"]

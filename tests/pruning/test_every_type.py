@@ -114,7 +114,7 @@ def test_a_family_s_own_mixtures_come_apart_again(family: str, tmp_path: Path) -
     figures = inspect(moe, weights=True, reference=str(dense)).layers[0].weights
     assert figures is not None and figures["dense_distance"]["max"] == 0.0
     add_experts(moe, tmp_path / "more", experts=(str(other),))
-    extract(tmp_path / "more", tmp_path / "newest", experts=(3,))
+    extract(tmp_path / "more", tmp_path / "newest", expert=3)
     newest = weights(tmp_path / "newest")
     ffn = {name: t for name, t in weights(other).items() if ".mlp." in name}
     assert ffn and all(torch.equal(newest[name], tensor) for name, tensor in ffn.items())
