@@ -75,6 +75,7 @@ def carried(folder: Path, leave: Collection[str] = ()) -> Carried:
             left.append(name)
     for name in names:
         _check_regular(resolve_inside(folder, name), name)
+        cleaned(folder / name)  # what cannot be read is refused before the long work
     nbytes = sum(os.stat(folder / name).st_size for name in names)
     notes = (f"left behind, as no part of the model: {some(left, 8)}",) if left else ()
     return Carried(names=tuple(names), nbytes=nbytes, notes=(*code_note(folder), *notes))

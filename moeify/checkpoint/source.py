@@ -25,8 +25,8 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
 _REVISION = re.compile(r"[\w./-]{1,250}")
 MODEL_FILES = (
-    "*.json", "*.jinja", "*.txt", "*.model", "*.spm", "*.bpe", "*.codes", "*.vocab", "*.tiktoken",
-    "*.md", "LICENSE*", "LICENCE*", "NOTICE*", "COPYING*",
+    "*.json", "*.jinja", "*.txt", "*.model", "*.model.v*", "*.spm", "*.bpe", "*.codes",
+    "*.vocab", "*.tiktoken", "*.md", "LICENSE*", "LICENCE*", "NOTICE*", "COPYING*",
 )  # fmt: skip
 """Settings, vocabularies, templates and terms of use, as all libraries name them."""
 _WANTED = [

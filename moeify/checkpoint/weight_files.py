@@ -22,7 +22,8 @@ __all__ = [
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 _INDEX_END = ".index.json"
-_PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
+_PICKLES = ("pytorch_model*.bin",)
+_OTHER_PICKLES = ("*.pt", "*.pth", "*.ckpt")  # often of a training, beside its weights
 _IN_OTHER_FORMS = {
     "model.*.safetensors": "transformers loads it as a variant only: rename it model.safetensors",
     "*.safetensors": "if its tensors are named as in transformers, rename it model.safetensors",
@@ -86,8 +87,17 @@ def by_file(weight_map: dict[str, Any], folder: Path) -> Index:
 def unused_files(folder: Path, first: str, loaded: Collection[str]) -> list[str]:
     """Weights and indexes beside ``first``, at which transformers begins, that it does not load."""
     beside = [path.name for path in folder.glob("model*.safetensors")]
-    beside += [INDEX_FILE] if (folder / INDEX_FILE).exists() else []
+    if (folder / INDEX_FILE).exists() and not _names_only(folder, first):
+        beside.append(INDEX_FILE)
     return sorted({*beside} - {first, *loaded})
+
+
+def _names_only(folder: Path, first: str) -> bool:
+    """Whether the index says what is so: that all tensors are in ``first``."""
+    try:
+        return set(read_index(folder)) == {first}
+    except CheckpointError:
+        return False
 
 
 def is_adapter(folder: Path) -> bool:
@@ -123,7 +133,7 @@ def no_weights(folder: Path, config: dict[str, Any] | None) -> CheckpointError:
     """Why ``folder`` cannot be opened: without config.json (None), or without weights."""
     if is_adapter(folder):
         return adapter_error(folder)
-    if inner := next(iter(sorted(folder.glob("0_*/config.json"))), None):
+    if inner := next(iter(sorted(folder.glob("*0_*/config.json"))), None):
         said = f"{folder} is a sentence encoder that keeps its model in {inner.parent.name}"
         hint = f"name {inner.parent}, and put what comes of it in its place"
     elif config is None:
@@ -132,12 +142,12 @@ def no_weights(folder: Path, config: dict[str, Any] | None) -> CheckpointError:
     elif isinstance(named := config.get("transformers_weights"), str):
         said = f"config.json names {named!r} as the weights, which is not in {folder}"
         hint = "download it, or take transformers_weights out of config.json"
-    elif pickle := _first(folder, _PICKLES):
-        said = f"{folder} holds {pickle[1]} and no safetensors file"
-        hint = conversion_hint(str(folder), config)
-    elif found := _first(folder, _IN_OTHER_FORMS):
+    elif not (pickle := _first(folder, _PICKLES)) and (found := _first(folder, _IN_OTHER_FORMS)):
         said = f"{folder} holds {found[1]} and neither {WEIGHTS_FILE} nor {INDEX_FILE}"
         hint = _IN_OTHER_FORMS[found[0]]
+    elif pickle := pickle or _first(folder, _OTHER_PICKLES):
+        said = f"{folder} holds {pickle[1]} and no safetensors file"
+        hint = conversion_hint(str(folder), config)
     else:
         said = f"{folder} holds neither {WEIGHTS_FILE} nor {INDEX_FILE}"
         hint = "name the folder that holds the weights"

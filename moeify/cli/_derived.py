@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
+import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from copy import copy
 from itertools import chain
-from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -141,9 +141,8 @@ def _listed(option: str, given: Iterable[str], kind: type) -> tuple[Any, ...]:
     """What was named one by one or with commas between; a folder's name may hold commas."""
     parts: list[str] = []
     for text in given:
-        parts += (
-            [text] if Path(text).is_dir() else [p.strip() for p in text.split(",") if p.strip()]
-        )
+        whole = kind is str and os.path.isdir(text)
+        parts += [text] if whole else [p.strip() for p in text.split(",") if p.strip()]
     if kind is str:
         return tuple(parts)
     try:

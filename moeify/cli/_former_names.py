@@ -1,4 +1,4 @@
-"""Options under the names that they had before: read, with a word about today's."""
+"""Options under their first names: read, with a word about today's, until the first release."""
 
 from __future__ import annotations
 

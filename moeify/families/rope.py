@@ -22,7 +22,7 @@ def canonical_rope(config: Config) -> Config:
     """
     found = config.get("rope_scaling") or config.get("rope_parameters") or {}
     if not isinstance(found, dict) or any(isinstance(value, dict) for value in found.values()):
-        return config
+        return dict(config)
     rope: dict[str, Any] = {key: value for key, value in found.items() if key != "type"}
     rope.setdefault("rope_type", found.get("type", "default"))
     rope.setdefault("rope_theta", config.get("rope_theta") or _THETA)
@@ -49,6 +49,8 @@ def spelled_rope(config: Config) -> Config:
     top: Config = {"rope_theta": rope["rope_theta"]}
     if (part := scaling.pop("partial_rotary_factor", None)) is not None:
         top["partial_rotary_factor"] = part
+    if rope["rope_type"] == "yarn" and rope.get(_ORIGIN) == config.get("max_position_embeddings"):
+        del scaling[_ORIGIN]  # transformers 4 would take the factor from it, which is 1
     if rope["rope_type"] != "default":
         top["rope_scaling"] = {**scaling, "type": rope["rope_type"]}
     if rope["rope_type"] == "longrope" and _ORIGIN in rope:

@@ -47,6 +47,7 @@ class NewCheckpoint:
             check_output(target, source.folder, force=options.force)
         self.source, self.target, self.options, self._leave = source, target, options, leave
         self.along = carried(source.folder, leave)
+        self._record, self._sums = Record.read(source), recorded_sums(source.folder)
         self._files = PlannedFiles(shards=())
 
     def check(
@@ -89,7 +90,7 @@ class NewCheckpoint:
         name_tokenizer_class(self.stage, config)
         opened = Checkpoint.open(self.stage)
         check_written(self._files, opened.tensors)
-        record = Record.read(self.source).with_step(step)
+        record = self._record.with_step(step)
         if named := names_code(self.source.folder):
             record = record.with_results(custom_code=list(named))
         write_card(self.stage, without_code(config), record, self.source.folder, opened)
@@ -98,11 +99,10 @@ class NewCheckpoint:
 
     def _entries(self) -> dict[str, FileEntry]:
         names = [name for name in _names(self.stage) if name not in _UNLISTED]
-        sums = recorded_sums(self.source.folder)
         known = {
-            file: sums[path]
+            file: self._sums[path]
             for path, file in self._files.linked
-            if path in sums and os.path.samefile(path, self.stage / file)
+            if path in self._sums and os.path.samefile(path, self.stage / file)
         }
         with ThreadPoolExecutor(min(2, os.cpu_count() or 1)) as pool:
             return dict(

@@ -84,7 +84,8 @@ def verify(
         expected, dtype = _outputs(folders[0], tokens, config.dtype)
         actual, _ = _outputs(folders[1], tokens, dtype)
     report = _compare(str(dense), str(moe), expected, actual, int(tokens.numel()), dtype)
-    return replace(report, warnings=tuple(_warnings(opened[0], tokens)))
+    of_moe = (f"{moe}: {note}" for note in (*opened[1].notes, *code_note(folders[1])))
+    return replace(report, warnings=(*_warnings(opened[0], tokens), *of_moe))
 
 
 def _sizes(config: Config) -> dict[str, Any]:

@@ -60,11 +60,21 @@ class Examples:
     kept), the same ones whenever the block is read, by whichever process.
     """
 
-    def __init__(self, blocks: Blocks, loss: Loss, tokenizer: Any, seed: int) -> None:
+    def __init__(
+        self, blocks: Blocks, loss: Loss, tokenizer: Any, seed: int, known: int | None = None
+    ) -> None:
         if loss == "masked" and tokenizer.mask_token_id is None:
             raise ConfigError(
                 "the masked loss needs a tokenizer with a mask token, and this one has none",
                 "pass --loss distill",
+            )
+        # A tokenizer may have more tokens than the model knows.
+        self._words = min(len(tokenizer), len(tokenizer) if known is None else known)
+        if loss == "masked" and tokenizer.mask_token_id >= self._words:
+            raise ConfigError(
+                f"the tokenizer's mask token is {tokenizer.mask_token_id}, the model knows"
+                f" {self._words} tokens",
+                "pass --loss distill, or copy the tokenizer that belongs to the model",
             )
         self.blocks, self.loss, self.tokenizer, self.seed = blocks, loss, tokenizer, seed
         self._special = np.array(sorted(getattr(tokenizer, "all_special_ids", [])))
@@ -95,7 +105,7 @@ class Examples:
         open_places = (labels != IGNORED) & ~np.isin(ids, self._special)
         chosen = open_places & (draw.random(len(ids)) < _MASKED_FRACTION)
         how = draw.random(len(ids))
-        words = draw.integers(0, len(self.tokenizer), len(ids))
+        words = draw.integers(0, self._words, len(ids))
         hidden = np.where(chosen & (how < 0.8), self.tokenizer.mask_token_id, ids)
         hidden = np.where(chosen & (how >= 0.9), words, hidden)
         return hidden, np.where(chosen, labels, IGNORED)

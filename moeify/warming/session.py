@@ -91,7 +91,8 @@ class Session:
 
     def examples(self, blocks: Blocks) -> Examples:
         """``blocks`` with labels for the loss."""
-        return Examples(blocks, self.loss, self.tokenizer, self.config.seed)
+        known = vocabulary_size(self.view.checkpoint.config)
+        return Examples(blocks, self.loss, self.tokenizer, self.config.seed, known)
 
     def load(self) -> None:
         """Load the mixture, and the dense model where one is given."""

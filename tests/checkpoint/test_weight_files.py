@@ -170,6 +170,8 @@ def test_a_sentence_encoder_of_old_names_its_folder(tmp_path: Path) -> None:
 )
 def test_weights_that_no_class_loads_are_named(tmp_path: Path, name: str, hint: str) -> None:
     (tmp_path / "config.json").write_text("{}")
+    for state in ("scheduler.pt", "rng_state_0.pth"):  # as a Trainer leaves them beside
+        (tmp_path / state).touch()
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_bytes(b"")
     with pytest.raises(CheckpointError, match=f"holds {name}") as caught:
