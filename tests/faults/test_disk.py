@@ -118,7 +118,7 @@ def touch(path: Path) -> None:
         ("model-00001-of-00002.safetensors", ("source", 2), Path.unlink, "is missing from"),
         ("tokenizer.json", ("source", 1), Path.unlink, "No such file"),
         ("tokenizer.json", ("tokenizer.json", 1), cut, "changed its size"),
-        ("config.json", ("source", 1), Path.unlink, "is missing from"),
+        ("config.json", ("source", 1), Path.unlink, "has no config.json"),
     ],
     ids=["shrinks", "changes", "vanishes early", "vanishes late", "carried", "cut", "config"],
 )  # fmt: skip

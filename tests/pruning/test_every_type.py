@@ -118,7 +118,7 @@ def test_a_family_s_own_mixtures_come_apart_again(family: str, tmp_path: Path) -
     newest = weights(tmp_path / "newest")
     ffn = {name: t for name, t in weights(other).items() if ".mlp." in name}
     assert ffn and all(torch.equal(newest[name], tensor) for name, tensor in ffn.items())
-    extract(tmp_path / "more", tmp_path / "mean", experts=(0, 3))
+    extract(tmp_path / "more", tmp_path / "mean", expert=(0, 3))
     mean = weights(tmp_path / "mean")
     for name, tensor in ffn.items():
         assert torch.allclose(mean[name], (tensor + weights(dense)[name]) / 2, atol=1e-6)
