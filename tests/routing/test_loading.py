@@ -37,7 +37,7 @@ def test_a_tokenizer_without_a_limit_works_everywhere(tmp_path: Path) -> None:
         ("upcycle", folder, moe, "--experts", 4, "--top-k", 2),
         ("verify", folder, moe, "--text", text, "--seq-len", 8),
         ("inspect", moe, "--dataset", text, *small),
-        ("warmup", moe, out, "--dataset", text, "--steps", 1, "--seq-len", 16, "--batch-size", 2),
+        ("warmup", moe, out, "--dataset", text, "--steps", 1, "--seq-len", 16, "--batch", 2),
         ("prune", moe, tmp_path / "pruned", "--keep", 2, "--dataset", text, *small),
     ):
         done = moeify(*line)

@@ -83,5 +83,6 @@ def test_code_that_is_not_run_is_named(tmp_path: Path) -> None:
     path = dense / "config.json"
     config = json.loads(path.read_text()) | {"auto_map": {"AutoModel": "modeling_mine.Mine"}}
     path.write_text(json.dumps(config))
-    (warning,) = moeify.verify(dense, dense).warnings
-    assert "AutoModel in config.json" in warning
+    of_dense, of_moe = moeify.verify(dense, dense).warnings
+    assert "AutoModel in config.json" in of_dense
+    assert of_moe == f"{dense}: {of_dense}"
