@@ -16,7 +16,7 @@ from moeify.routing.loading import load_model
 from moeify.upcycling.adding import add_experts
 from moeify.upcycling.attach import attach
 from moeify.upcycling.upcycle import upcycle
-from tests.families.published_models import MODEL_TYPES, NATIVE, tiny
+from tests.families.published_models import NATIVE, tiny
 from tests.tiny import save_tiny
 from tests.warming.mixtures import corpus, with_tokenizer
 
@@ -73,25 +73,6 @@ def test_both_forms_become_the_same_model(model_type: str, tmp_path: Path) -> No
     attach(loaded, tmp_path / "loaded-fresh")
     assert same_model(tmp_path / "usual-fresh", tmp_path / "loaded-fresh")
     assert not same_model(usual, tmp_path / "loaded-fresh")
-
-
-@pytest.mark.parametrize("model_type", MODEL_TYPES)
-def test_text_scores_experts_and_measures_the_loss(
-    model_type: str, data: str, tmp_path: Path
-) -> None:
-    folder = tmp_path / "moe"
-    model = model_of(model_type, vocab_size=2048)
-    model.save_pretrained(folder, save_original_format=False)
-    with_tokenizer(folder)
-    head = type(model).__name__.endswith(("ForCausalLM", "LMHeadModel"))
-    report = prune(
-        folder, tmp_path / "out", keep=2, dataset=data, evaluate=head, random_seeds=1, **TEXT
-    )
-    assert report.by == "reap"
-    assert all(sum(row) > 0 for row in report.scores.values())
-    assert (report.held_out is not None) == head
-    assert report.held_out is None or report.held_out.after != report.held_out.before
-    assert inspect(tmp_path / "out").problems == []
 
 
 def test_tokens_beyond_the_vocabulary_are_refused(data: str, tmp_path: Path) -> None:
