@@ -87,7 +87,8 @@ def by_file(weight_map: dict[str, Any], folder: Path) -> Index:
 def unused_files(folder: Path, first: str, loaded: Collection[str]) -> list[str]:
     """Weights and indexes beside ``first``, at which transformers begins, that it does not load."""
     beside = [path.name for path in folder.glob("model*.safetensors")]
-    if (folder / INDEX_FILE).exists() and not _names_only(folder, first):
+    unread = first != INDEX_FILE and (folder / INDEX_FILE).exists()
+    if unread and not _names_only(folder, first):
         beside.append(INDEX_FILE)
     return sorted({*beside} - {first, *loaded})
 
