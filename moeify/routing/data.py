@@ -31,7 +31,6 @@ __all__ = [
 ]  # fmt: skip
 
 DEFAULT_SEQ_LEN = 512
-_VOCABULARIES = ("tokenizer.json", "vocab*", "*.model", "merges.txt", "*.tiktoken")
 _POSITIONS = ("max_position_embeddings", "n_positions")
 
 
@@ -159,17 +158,13 @@ def check_vocabulary(tokenizer: Any, largest: int, known: int) -> None:
 
 def tokenizer_for(folder: Path) -> Any:
     """The tokenizer in ``folder``; raises ``DatasetError`` where there is none."""
-    missing = DatasetError(
-        f"{folder} has no tokenizer that transformers can load",
-        "save the tokenizer of the dense model into the folder: tokenizer.save_pretrained",
-    )
-    # Without any of these transformers makes up an empty tokenizer for some model types.
-    if not any(next(folder.glob(pattern), None) for pattern in _VOCABULARIES):
-        raise missing
     try:
         return load_tokenizer(folder)
     except CheckpointError as error:
-        raise missing from error
+        raise DatasetError(
+            f"{folder} has no tokenizer that transformers can load",
+            "save the tokenizer of the dense model into the folder: tokenizer.save_pretrained",
+        ) from error
 
 
 def blocks_for(checkpoint: Checkpoint, data: DataConfig, max_tokens: int) -> tuple[Blocks, Any]:
