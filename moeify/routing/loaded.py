@@ -109,10 +109,11 @@ class LoadedLayer:
 
         def chosen(_: Any, __: Any, out: tuple[Any, ...]) -> None:
             logits, weights, experts = self.read(out)
+            inputs, apart = read.pop("router").flatten(0, -2), read.pop("experts", None)
             see(
                 Routed(
-                    layer=self, inputs=read.pop("router").flatten(0, -2), logits=logits, weights=weights,
-                    experts=experts, expert_inputs=read.pop("experts", None),
+                    layer=self, inputs=inputs, logits=logits, weights=weights, experts=experts,
+                    expert_inputs=apart,
                 )
             )  # fmt: skip
 
