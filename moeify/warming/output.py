@@ -18,7 +18,7 @@ from moeify.checkpoint.rewrite import plan_rewrite
 from moeify.families.mixture import Mixture
 from moeify.provenance.new_checkpoint import NewCheckpoint
 from moeify.provenance.record import Step
-from moeify.routing.collection import routers
+from moeify.routing.loaded import LoadedMixture
 from moeify.tables import Citation, Row
 from moeify.warming.balances import BALANCES
 from moeify.warming.config import WarmupConfig
@@ -62,10 +62,9 @@ def check_new(new: NewCheckpoint, view: Mixture, config: WarmupConfig) -> None:
 
 
 def _router_jobs(view: Mixture, model: Any) -> Iterator[Job]:
-    for layer, router in routers(model, view.layout).items():
-        stored = view.checkpoint[view.router_name(layer)]
-        weight: Any = router.weight
-        array = np.ascontiguousarray(weight.detach().float().cpu().numpy())
+    for number, layer in LoadedMixture(model, view.layout).layers.items():
+        stored = view.checkpoint[view.router_name(number)]
+        array = np.ascontiguousarray(layer.router.weight.detach().float().cpu().numpy())
         piece = Held(array=array, dtype=stored.dtype)
         yield Job(stored.name, stored.dtype, stored.shape, (piece,))
 

@@ -20,6 +20,7 @@ from moeify.pruning.opening import open_prunable
 from moeify.pruning.prune import prune
 from moeify.pruning.scores import LayerScores, Scores, checkpoint_fingerprint
 from moeify.routing.data import Blocks
+from moeify.routing.loaded import LoadedMixture
 from moeify.routing.loading import load_model
 from moeify.routing.passes import WholeModel
 from tests.pruning.oracle import brute_force
@@ -77,7 +78,7 @@ def test_whole_sequences_are_counted_where_they_go(model_type: str, tmp_path: Pa
     mixture = open_prunable(Checkpoint.open(tmp_path / "m"))
     scores, text, routed = fresh(mixture), blocks(), RoutingStatistics()
     calibrate(WholeModel(model), mixture, text, scores, batch_size=4, save_to=tmp_path / "s.json")
-    collect(model, mixture.layout, text, routed)
+    collect(WholeModel(model), mixture.layout, text, routed)
     for layer, sums in scores.layers.items():
         counts = routed.layers[layer].tokens_per_expert
         assert np.array_equal(sums.sums["frequency"], counts)
@@ -93,7 +94,7 @@ def test_measuring_leaves_the_model_as_it_was(model_type: str, tmp_path: Path) -
     text, scores = blocks(), fresh(mixture)
     with torch.no_grad():
         before = model(**text.inputs()).logits
-        with measured(model, mixture.layout, scores.layers) as expect:
+        with measured(LoadedMixture(model, mixture.layout), scores.layers) as expect:
             expect(text.inputs()["attention_mask"])
             during = model(**text.inputs()).logits
         after = model(**text.inputs()).logits
