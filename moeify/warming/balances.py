@@ -50,7 +50,8 @@ def _cv2(sums: RouterSums) -> Tensor:
 def _kl(sums: RouterSums) -> Tensor:
     """Divergence of the mean gates from the uniform load."""
     shares = sums.gates / sums.gates.sum(-1, keepdim=True)
-    return shares.xlogy(shares * sums.counts.shape[1]).sum(-1).mean()
+    # log 0 has no slope, and a load of 0 gets none.
+    return shares.xlogy((shares * sums.counts.shape[1]).clamp(min=1e-9)).sum(-1).mean()
 
 
 BALANCES: Table[Balance] = Table(

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["Examples", "Objective", "choose_loss"]
 
 _MASKED_FRACTION = 0.15
-_CAUSAL = ("ForCausalLM", "LMHeadModel")
+_CAUSAL = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 _MASKED = ("ForMaskedLM", "ForPreTraining")
 
 

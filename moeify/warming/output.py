@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,7 +24,10 @@ from moeify.warming.balances import BALANCES
 from moeify.warming.config import WarmupConfig
 from moeify.warming.fits import FITS
 
-__all__ = ["check_new", "write_output"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["check_new", "router_tensors", "write_output"]
 
 _UNRECORDED = ("resume", "plot", "device")
 _Z_LOSS = Citation(
@@ -44,7 +47,7 @@ _MAX_VIO = Citation(
 def check_new(new: NewCheckpoint, view: Mixture, config: WarmupConfig) -> None:
     """Check the output, as large as it may become, before anything is trained."""
     stored = view.checkpoint.tensors
-    names = [view.router_name(layer) for layer in view.moe_layers]
+    names = [part.name for layer in view.moe_layers for part in _stored(view, layer) if part]
     scratch = 0
     if config.train != "routers":
         names, scratch = [*stored], sum(4 * tensor.elements for tensor in stored.values())
@@ -61,10 +64,29 @@ def check_new(new: NewCheckpoint, view: Mixture, config: WarmupConfig) -> None:
     new.check(files, view.checkpoint.config, more_bytes=scratch)
 
 
-def _router_jobs(view: Mixture, model: Any) -> Iterator[Job]:
+def router_tensors(view: Mixture, model: Any) -> Iterator[tuple[StoredTensor, Tensor]]:
+    """What the files hold of each router and what the model does: its weight and its biases.
+
+    A bias that is added for choosing is not trained: where a fit did not set it to zero, it stays.
+    """
     for number, layer in LoadedMixture(model, view.layout).layers.items():
-        stored = view.checkpoint[view.router_name(number)]
-        array = np.ascontiguousarray(layer.router.weight.detach().float().cpu().numpy())
+        bias = None if layer.bias is None or layer.bias.any() else layer.bias
+        held = (layer.router.weight, getattr(layer.router, "bias", None), bias)
+        for stored, tensor in zip(_stored(view, number), held, strict=True):
+            if stored is not None and tensor is not None:
+                yield stored, tensor
+
+
+def _stored(view: Mixture, layer: int) -> list[StoredTensor | None]:
+    """A router's weight, its bias, and the bias for choosing, where there are any."""
+    layout, prefix = view.layout, view.layer_prefix(layer)
+    names = (layout.router, layout.router_bias, layout.rule.selection_bias)
+    return [view.checkpoint.tensors.get(f"{prefix}{name}") for name in names]
+
+
+def _router_jobs(view: Mixture, model: Any) -> Iterator[Job]:
+    for stored, tensor in router_tensors(view, model):
+        array = np.ascontiguousarray(tensor.detach().float().cpu().numpy())
         piece = Held(array=array, dtype=stored.dtype)
         yield Job(stored.name, stored.dtype, stored.shape, (piece,))
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from moeify.checkpoint.reader import Checkpoint, read_config
 from moeify.checkpoint.source import Source, resolve_source
-from moeify.errors import CheckpointError, ConfigError, DatasetError, UnsupportedModelError
+from moeify.errors import CheckpointError, ConfigError, DatasetError
 from moeify.families.mixture import Mixture, open_mixture
 from moeify.families.registry import moe_layout, vocabulary_size
 from moeify.provenance.new_checkpoint import NewCheckpoint
@@ -29,7 +29,6 @@ from moeify.warming.sharding import check_sharding
 
 __all__ = ["Measured", "Progress", "Session", "open_session", "some_blocks"]
 
-SUPPORTED = ("bert_moe", "gpt2_moe", "mixtral", "olmoe", "qwen2_moe", "qwen3_moe")
 Progress = Callable[[str, int, int], None]
 """Told what is being done, how much of it is done and how much there is."""
 
@@ -117,15 +116,12 @@ class Session:
 def open_session(new: NewCheckpoint, config: WarmupConfig, progress: Progress | None) -> Session:
     """Everything that can be known and checked before the model is loaded, the output first.
 
-    Raises ``CheckpointError``, ``ConfigError``, ``DatasetError`` and ``UnsupportedModelError``.
+    Raises ``CheckpointError``, ``ConfigError`` and ``DatasetError``; for what is no mixture
+    ``UnsupportedModelError``.
     """
     source = new.source
     opened = Checkpoint.open(source.folder)
     model_type = moe_layout(opened.config).model_type
-    if model_type not in SUPPORTED:
-        raise UnsupportedModelError(
-            model_type, SUPPORTED, "its routers choose by a rule that warm-up does not know"
-        )
     check_sharding(model_type)
     view = open_mixture(opened)
     for layer in view.moe_layers:

@@ -15,9 +15,9 @@ from moeify.routing.fit import domain_router, kmeans_router, label_router
 from moeify.routing.loaded import LoadedMixture
 from moeify.routing.passes import WholeModel
 from moeify.warming.config import WarmupConfig
-from moeify.warming.feasibility import learns_from_task
+from moeify.warming.feasibility import balances, learns_from_task
 from moeify.warming.headroom import Headroom, expert_difference, measure_headroom
-from moeify.warming.output import write_output
+from moeify.warming.output import router_tensors, write_output
 from moeify.warming.plot import check_plotting, plot_warmup
 from moeify.warming.report import DomainLoss, WarmupReport, changes
 from moeify.warming.run import (
@@ -100,7 +100,7 @@ def _measured(session: Session, target: Path) -> WarmupReport:
     del reservoir
     fitted = session.measured(routing=not config.steps) if session.fit != "none" else before
     headroom = measure_headroom(session, difference, fitted.losses)
-    learns = session.config.train != "routers" or learns_from_task(view)
+    learns = config.train != "routers" or learns_from_task(view)
     _train(session, target, task=learns and not headroom.experts_identical)
     trained = bool(session.curve)
     after = session.measured() if config.steps else fitted
@@ -111,7 +111,8 @@ def _measured(session: Session, target: Path) -> WarmupReport:
     dense = _dense_loss(session)
     random = headroom.loss_random if headroom.loss_random is not None else before.loss
     if trained and not learns_from_task(view):
-        session.notes.append(_NO_GRADIENT)
+        even = balances(view, config)
+        session.notes.append(_NO_GRADIENT.format("balance alone" if even else "the z-loss alone"))
     _note(session, headroom, before.loss, after.loss, random)
     _note_domains(session, headroom, domain_losses)
     steps = int(session.curve[-1]["step"]) if trained else 0
@@ -136,7 +137,7 @@ def _measured(session: Session, target: Path) -> WarmupReport:
 
 _NO_GRADIENT = (
     "each token visits one expert with weight 1, so that the task gives routers no gradient: they"
-    " were trained on balance alone; fit them to text (--fit kmeans, --fit domains), or let a token"
+    " were trained on {}; fit them to text (--fit kmeans, --fit domains), or let a token"
     " visit two experts (moeify attach --top-k 2)"
 )
 
@@ -188,6 +189,9 @@ def _fit(session: Session, reservoir: InputReservoir) -> None:
             continue
         with torch.no_grad():
             loaded.router.weight.copy_(rows)
+            for bias in (getattr(loaded.router, "bias", None), loaded.bias):
+                if bias is not None:  # it belongs to the router before
+                    bias.zero_()
     session.seconds["fit"] = time.perf_counter() - started
 
 
@@ -204,7 +208,7 @@ def _train(session: Session, target: Path, *, task: bool) -> None:
     prepare(session.model, session.view.layout, config.train)
     trainer = RouterTrainer(
         session.model, session.objective, session.examples(session.train_blocks), config, folder,
-        top_k=session.view.top_k, task=task,
+        task=task,
         progress=None if report is None else lambda done, total: report("training", done, total),
     )  # fmt: skip
     checkpoint = last_checkpoint(folder) if config.resume else None
@@ -248,11 +252,9 @@ def _round_to_stored(session: Session) -> None:
     import torch
 
     names = {"BF16": torch.bfloat16, "F16": torch.float16}
-    for number, layer in LoadedMixture(session.model, session.view.layout).layers.items():
-        dtype = session.view.checkpoint[session.view.router_name(number)].dtype
-        if dtype in names:
-            weight = layer.router.weight
-            weight.data = weight.data.to(names[dtype]).to(weight.dtype)
+    for stored, tensor in router_tensors(session.view, session.model):
+        if stored.dtype in names:
+            tensor.data = tensor.data.to(names[stored.dtype]).to(tensor.dtype)
 
 
 def _note(session: Session, headroom: Headroom, before: float, after: float, random: float) -> None:
