@@ -1,0 +1,48 @@
+"""LFM2-MoE: short convolutions, sigmoid scores and a bias for choosing."""
+
+from __future__ import annotations
+
+from moeify.families.moe_layout import MoeLayout, Rest, RouterRule
+from moeify.families.moe_names import (
+    decoder_dims,
+    gated,
+    late_layers,
+    single_experts,
+)
+
+__all__ = ["LAYOUT"]
+
+LAYOUT = MoeLayout(
+    model_type="lfm2_moe",
+    class_prefix="Lfm2Moe",
+    router="feed_forward.gate.weight",
+    experts=single_experts("feed_forward", numbered=True),
+    norm="ffn_norm.weight",
+    dims=decoder_dims(
+        "moe_intermediate_size", layers=32, hidden=2048, width=1792, vocabulary=65536
+    ),
+    moe_layers=late_layers("num_dense_layers", first=2, default=32),
+    rule=RouterRule(
+        scores="sigmoid",
+        norm_key="norm_topk_prob",
+        selection_bias="feed_forward.expert_bias",
+        scaling_key="routed_scaling_factor",
+    ),
+    rest=Rest(
+        outer=("embed_tokens.weight", "embedding_norm.weight"),
+        per_layer=(
+            "operator_norm.weight",
+            "ffn_norm.weight",
+            *(f"self_attn.{part}_proj.weight" for part in ("q", "k", "v", "out")),
+            "self_attn.q_layernorm.weight",
+            "self_attn.k_layernorm.weight",
+            *(
+                f"conv.{part}.{kind}"
+                for part in ("conv", "in_proj", "out_proj")
+                for kind in ("weight", "bias")
+            ),
+        ),
+        ffn=gated("feed_forward", numbered=True),
+        ties_by_default=True,
+    ),
+)
