@@ -14,7 +14,8 @@ from moeify.checkpoint.header import StoredTensor, read_header
 from moeify.checkpoint.inside import resolve_inside
 from moeify.checkpoint.json_text import read_json
 from moeify.checkpoint.lowrank import LowRank
-from moeify.checkpoint.source import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Source
+from moeify.checkpoint.source import Source
+from moeify.checkpoint.weight_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from moeify.errors import CheckpointError
 from moeify.families.dense_view import DenseView, relative_name
 
