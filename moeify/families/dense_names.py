@@ -7,15 +7,6 @@ from collections.abc import Mapping
 from moeify.families.base import FfnTensor, Head
 from moeify.families.values import Config, Dims, Shape, num_labels, positive
 
-__all__ = [
-    "DECODER_HEADS",
-    "DECODER_OUTER",
-    "GATED_FFN",
-    "LLAMA_LAYER",
-    "QKV_BIASES",
-    "grouped_query_dims",
-]
-
 DECODER_OUTER: Mapping[str, Shape] = {"embed_tokens.weight": ("V", "H"), "norm.weight": ("H",)}
 LLAMA_LAYER: Mapping[str, Shape] = {
     "input_layernorm.weight": ("H",),

@@ -8,36 +8,14 @@ from dataclasses import replace
 from moeify.families.moe_layout import ExpertTensor, MoeLayout, RouterRule
 from moeify.families.values import Config, Dims, Shape, positive, text_config
 
-__all__ = [
-    "ATTENTION",
-    "ATTENTION_BIASES",
-    "FFN",
-    "GROUPED",
-    "LINEAR_ATTENTION",
-    "LLAMA_NORMS",
-    "LOCAL_KEYS",
-    "OWN_RULE",
-    "QK_NORMS",
-    "ROUTED_KEYS",
-    "SHARED_EXPERT",
-    "all_layers",
-    "as_loaded",
-    "decoder_dims",
-    "fused_experts",
-    "gated",
-    "late_layers",
-    "listed_layers",
-    "plain_experts",
-    "single_experts",
-    "stepped_layers",
-]
-
 LLAMA_NORMS = ("input_layernorm.weight", "post_attention_layernorm.weight")
 ATTENTION = tuple(f"self_attn.{part}_proj.weight" for part in "qkvo")
 ATTENTION_BIASES = tuple(f"self_attn.{part}_proj.bias" for part in "qkvo")
+LLAMA_LAYER = (*LLAMA_NORMS, *ATTENTION)
+LLAMA_BIASED = (*LLAMA_LAYER, *ATTENTION_BIASES)
 QK_NORMS = ("self_attn.q_norm.weight", "self_attn.k_norm.weight")
 LINEAR_ATTENTION = (
-    *LLAMA_NORMS, *ATTENTION, *ATTENTION_BIASES, *QK_NORMS,
+    *LLAMA_BIASED, *QK_NORMS,
     *(f"linear_attn.{name}"
       for name in ("A_log", "dt_bias", "conv1d.weight", "norm.weight", "out_proj.weight")),
 )  # fmt: skip
@@ -137,7 +115,7 @@ def as_loaded(layout: MoeLayout) -> MoeLayout:
 
 
 def decoder_dims(
-    width_key: str, layers: int, hidden: int, width: int, vocabulary: int
+    width_key: str, layers: int, hidden: int, width: int, vocab: int
 ) -> Callable[[Config], Dims]:
     """A function from config to L, H, F and V, with the family's defaults."""
 
@@ -147,7 +125,7 @@ def decoder_dims(
             "L": positive(config, "num_hidden_layers", layers),
             "H": positive(config, "hidden_size", hidden),
             "F": positive(config, width_key, width),
-            "V": positive(config, "vocab_size", vocabulary),
+            "V": positive(config, "vocab_size", vocab),
         }
 
     return dims

@@ -14,8 +14,6 @@ from moeify.families.moe_layout import ExtraTensor
 from moeify.families.rope import spelled_rope
 from moeify.families.values import Config, positive
 
-__all__ = ["CONVERSIONS", "GGUF", "gated_dense_config", "gated_moe_config", "layer_types"]
-
 SILENT_EXPERT_WIDTH = 256
 """Width of a shared expert of zeros: the smallest that llama.cpp's quantisations divide."""
 

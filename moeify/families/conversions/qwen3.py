@@ -16,8 +16,6 @@ from moeify.families.engines import NATIVE
 from moeify.families.mixtures.qwen3_moe import LAYOUT as MOE
 from moeify.families.values import Config, positive
 
-__all__ = ["CONVERSIONS"]
-
 
 def _to_moe(config: Config, settings: MoeSettings) -> Config:
     kinds = set(layer_types(config))

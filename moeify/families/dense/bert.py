@@ -5,8 +5,6 @@ from __future__ import annotations
 from moeify.families.base import DenseLayout, FfnTensor, Head
 from moeify.families.values import Config, num_labels, positive
 
-__all__ = ["LAYOUT"]
-
 
 def _dims(config: Config) -> dict[str, int]:
     return {

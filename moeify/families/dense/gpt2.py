@@ -5,9 +5,6 @@ from __future__ import annotations
 from moeify.families.base import DenseLayout, FfnTensor, Head
 from moeify.families.values import Config, Shape, num_labels, positive
 
-__all__ = ["LAYOUT"]
-
-
 _SPELLINGS = {
     "hidden_size": "n_embd",
     "max_position_embeddings": "n_positions",

@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
+from moeify.families import dense_names as names
 from moeify.families.base import DenseLayout
-from moeify.families.dense_names import (
-    DECODER_HEADS,
-    DECODER_OUTER,
-    GATED_FFN,
-    LLAMA_LAYER,
-    QKV_BIASES,
-    grouped_query_dims,
-)
 from moeify.families.rope import canonical_rope
 from moeify.families.values import Config, Dims
-
-__all__ = ["DEFAULTS", "LAYOUT"]
 
 DEFAULTS = {
     "vocab_size": 151936,
@@ -32,16 +23,16 @@ DEFAULTS = {
 
 
 def _dims(config: Config) -> Dims:
-    return grouped_query_dims(config, DEFAULTS)
+    return names.grouped_query_dims(config, DEFAULTS)
 
 
 LAYOUT = DenseLayout(
     model_type="qwen2",
     class_prefix="Qwen2",
-    outer=DECODER_OUTER,
-    per_layer={**LLAMA_LAYER, **QKV_BIASES},
-    ffn=GATED_FFN,
-    heads=DECODER_HEADS,
+    outer=names.DECODER_OUTER,
+    per_layer={**names.LLAMA_LAYER, **names.QKV_BIASES},
+    ffn=names.GATED_FFN,
+    heads=names.DECODER_HEADS,
     dims=_dims,
     canonical=canonical_rope,
 )

@@ -2,42 +2,33 @@
 
 from __future__ import annotations
 
+from moeify.families import dense_names as names
 from moeify.families.base import DenseLayout
 from moeify.families.dense.qwen2 import DEFAULTS
-from moeify.families.dense_names import (
-    DECODER_HEADS,
-    DECODER_OUTER,
-    GATED_FFN,
-    LLAMA_LAYER,
-    QKV_BIASES,
-    grouped_query_dims,
-)
 from moeify.families.rope import canonical_rope
 from moeify.families.values import Config, Dims
-
-__all__ = ["HEAD_DIM", "LAYOUT"]
 
 HEAD_DIM = 128
 """Qwen3Config's default; Qwen3-MoE's is hidden_size / num_attention_heads."""
 
 
 def _dims(config: Config) -> Dims:
-    return grouped_query_dims(config, DEFAULTS, head_dim=HEAD_DIM)
+    return names.grouped_query_dims(config, DEFAULTS, head_dim=HEAD_DIM)
 
 
 LAYOUT = DenseLayout(
     model_type="qwen3",
     class_prefix="Qwen3",
-    outer=DECODER_OUTER,
+    outer=names.DECODER_OUTER,
     per_layer={
-        **LLAMA_LAYER,
-        **QKV_BIASES,
+        **names.LLAMA_LAYER,
+        **names.QKV_BIASES,
         "self_attn.o_proj.bias": ("H",),
         "self_attn.q_norm.weight": ("D",),
         "self_attn.k_norm.weight": ("D",),
     },
-    ffn=GATED_FFN,
-    heads=DECODER_HEADS,
+    ffn=names.GATED_FFN,
+    heads=names.DECODER_HEADS,
     dims=_dims,
     canonical=canonical_rope,
     # Present when attention_bias is true, which no published Qwen3 sets.

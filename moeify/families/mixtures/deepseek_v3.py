@@ -1,20 +1,7 @@
 """DeepSeek-V3: sigmoid scores in groups and a bias for choosing."""
 
-from __future__ import annotations
-
+from moeify.families import moe_names as names
 from moeify.families.moe_layout import MoeLayout, Rest
-from moeify.families.moe_names import (
-    FFN,
-    GROUPED,
-    LLAMA_NORMS,
-    ROUTED_KEYS,
-    decoder_dims,
-    gated,
-    late_layers,
-    single_experts,
-)
-
-__all__ = ["LAYOUT"]
 
 _LATENT_ATTENTION = tuple(
     f"self_attn.{part}"
@@ -29,18 +16,18 @@ _LATENT_ATTENTION = tuple(
 LAYOUT = MoeLayout(
     model_type="deepseek_v3",
     class_prefix="DeepseekV3",
-    experts=single_experts("mlp"),
-    dims=decoder_dims(
-        "moe_intermediate_size", layers=61, hidden=7168, width=2048, vocabulary=129280
+    experts=names.single_experts("mlp"),
+    dims=names.decoder_dims(
+        "moe_intermediate_size", layers=61, hidden=7168, width=2048, vocab=129280
     ),
-    moe_layers=late_layers("first_k_dense_replace", first=3, default=61),
-    num_experts_keys=ROUTED_KEYS,
+    moe_layers=names.late_layers("first_k_dense_replace", first=3, default=61),
+    num_experts_keys=names.ROUTED_KEYS,
     shared_keys=("n_shared_experts",),
-    rule=GROUPED,
+    rule=names.GROUPED,
     rest=Rest(
-        per_layer=(*LLAMA_NORMS, *_LATENT_ATTENTION),
-        ffn=FFN,
-        shared=gated("mlp.shared_experts"),
+        per_layer=(*names.LLAMA_NORMS, *_LATENT_ATTENTION),
+        ffn=names.FFN,
+        shared=names.gated("mlp.shared_experts"),
         ignored=("model.layers.61.",),
     ),
 )

@@ -2,18 +2,9 @@
 
 from __future__ import annotations
 
+from moeify.families import moe_names as names
 from moeify.families.moe_layout import DECODER_HEADS, MoeLayout, Rest, RouterRule
-from moeify.families.moe_names import (
-    ATTENTION,
-    ATTENTION_BIASES,
-    LLAMA_NORMS,
-    decoder_dims,
-    gated,
-    single_experts,
-)
 from moeify.families.values import Config, positive
-
-__all__ = ["LAYOUT"]
 
 
 def _ernie_layers(config: Config) -> tuple[int, ...]:
@@ -27,9 +18,9 @@ def _ernie_layers(config: Config) -> tuple[int, ...]:
 LAYOUT = MoeLayout(
     model_type="ernie4_5_moe",
     class_prefix="Ernie4_5_Moe",
-    experts=single_experts("mlp"),
-    dims=decoder_dims(
-        "moe_intermediate_size", layers=28, hidden=2560, width=1536, vocabulary=103424
+    experts=names.single_experts("mlp"),
+    dims=names.decoder_dims(
+        "moe_intermediate_size", layers=28, hidden=2560, width=1536, vocab=103424
     ),
     moe_layers=_ernie_layers,
     num_experts_keys=("moe_num_experts", "num_experts"),
@@ -42,9 +33,9 @@ LAYOUT = MoeLayout(
     ),
     loaded_selection_bias="mlp.gate.moe_statics.e_score_correction_bias",
     rest=Rest(
-        per_layer=(*LLAMA_NORMS, *ATTENTION, *ATTENTION_BIASES),
-        ffn=gated("mlp", biases=True),
-        shared=gated("mlp.shared_experts", biases=True),
+        per_layer=names.LLAMA_BIASED,
+        ffn=names.gated("mlp", biases=True),
+        shared=names.gated("mlp.shared_experts", biases=True),
         heads=(*DECODER_HEADS, "lm_head.bias"),
         ties_by_default=True,
         ignored=("model.mtp_", "mtp"),

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
+from moeify.families import moe_names as names
 from moeify.families.moe_layout import MoeLayout, Rest, RouterRule
-from moeify.families.moe_names import ATTENTION, decoder_dims, gated, single_experts
 from moeify.families.values import Config, positive
-
-__all__ = ["LAYOUT"]
 
 
 def _jamba_layers(config: Config) -> tuple[int, ...]:
@@ -21,22 +19,22 @@ LAYOUT = MoeLayout(
     model_type="jamba",
     class_prefix="Jamba",
     router="feed_forward.router.weight",
-    experts=single_experts("feed_forward"),
+    experts=names.single_experts("feed_forward"),
     norm="pre_ff_layernorm.weight",
-    dims=decoder_dims("intermediate_size", layers=32, hidden=4096, width=14336, vocabulary=65536),
+    dims=names.decoder_dims("intermediate_size", layers=32, hidden=4096, width=14336, vocab=65536),
     moe_layers=_jamba_layers,
     num_experts_keys=("num_experts", "num_local_experts"),
     rule=RouterRule(norm_default=False),
     rest=Rest(
         outer=("embed_tokens.weight", "final_layernorm.weight"),
         per_layer=(
-            "input_layernorm.weight", "pre_ff_layernorm.weight", *ATTENTION,
+            "input_layernorm.weight", "pre_ff_layernorm.weight", *names.ATTENTION,
             "mamba.A_log", "mamba.D",
             *(f"mamba.{part}_layernorm.weight" for part in ("b", "c", "dt")),
             *(f"mamba.{part}.weight" for part in ("conv1d", "dt_proj", "in_proj", "out_proj",
                                                   "x_proj")),
             *(f"mamba.{part}.bias" for part in ("conv1d", "dt_proj", "in_proj", "out_proj")),
         ),
-        ffn=gated("feed_forward"),
+        ffn=names.gated("feed_forward"),
     ),
 )  # fmt: skip

@@ -1,27 +1,18 @@
 """LFM2-MoE: short convolutions, sigmoid scores and a bias for choosing."""
 
-from __future__ import annotations
-
+from moeify.families import moe_names as names
 from moeify.families.moe_layout import MoeLayout, Rest, RouterRule
-from moeify.families.moe_names import (
-    decoder_dims,
-    gated,
-    late_layers,
-    single_experts,
-)
-
-__all__ = ["LAYOUT"]
 
 LAYOUT = MoeLayout(
     model_type="lfm2_moe",
     class_prefix="Lfm2Moe",
     router="feed_forward.gate.weight",
-    experts=single_experts("feed_forward", numbered=True),
+    experts=names.single_experts("feed_forward", numbered=True),
     norm="ffn_norm.weight",
-    dims=decoder_dims(
-        "moe_intermediate_size", layers=32, hidden=2048, width=1792, vocabulary=65536
+    dims=names.decoder_dims(
+        "moe_intermediate_size", layers=32, hidden=2048, width=1792, vocab=65536
     ),
-    moe_layers=late_layers("num_dense_layers", first=2, default=32),
+    moe_layers=names.late_layers("num_dense_layers", first=2, default=32),
     rule=RouterRule(
         scores="sigmoid",
         norm_key="norm_topk_prob",
@@ -42,7 +33,7 @@ LAYOUT = MoeLayout(
                 for kind in ("weight", "bias")
             ),
         ),
-        ffn=gated("feed_forward", numbered=True),
+        ffn=names.gated("feed_forward", numbered=True),
         ties_by_default=True,
     ),
 )

@@ -2,19 +2,9 @@
 
 from __future__ import annotations
 
+from moeify.families import moe_names as names
 from moeify.families.moe_layout import MoeLayout, Rest, RouterRule
-from moeify.families.moe_names import (
-    ATTENTION,
-    ATTENTION_BIASES,
-    LLAMA_NORMS,
-    LOCAL_KEYS,
-    decoder_dims,
-    fused_experts,
-    gated,
-)
 from moeify.families.values import Config, positive, text_config
-
-__all__ = ["LAYOUT"]
 
 
 def _llama4_layers(config: Config) -> tuple[int, ...]:
@@ -31,17 +21,17 @@ LAYOUT = MoeLayout(
     class_prefix="Llama4",
     prefixes=("language_model.model.", "model."),
     router="feed_forward.router.weight",
-    experts=fused_experts(
+    experts=names.fused_experts(
         "feed_forward.experts.gate_up_proj", "feed_forward.experts.down_proj", transposed=True
     ),
-    dims=decoder_dims("intermediate_size", layers=48, hidden=5120, width=8192, vocabulary=202048),
+    dims=names.decoder_dims("intermediate_size", layers=48, hidden=5120, width=8192, vocab=202048),
     moe_layers=_llama4_layers,
-    num_experts_keys=LOCAL_KEYS,
+    num_experts_keys=names.LOCAL_KEYS,
     rule=RouterRule(scores="sigmoid", norm_default=False, weighs_inputs=True),
     rest=Rest(
-        per_layer=(*LLAMA_NORMS, *ATTENTION, *ATTENTION_BIASES),
-        ffn=gated("feed_forward"),
-        shared=gated("feed_forward.shared_expert"),
+        per_layer=names.LLAMA_BIASED,
+        ffn=names.gated("feed_forward"),
+        shared=names.gated("feed_forward.shared_expert"),
         towers=("vision_model.", "multi_modal_projector."),
     ),
 )

@@ -1,13 +1,11 @@
-"""Qwen2-MoE: a gated shared expert beside the others, softmax before top-k."""
+"""Qwen2-MoE: a names.gated shared expert beside the others, softmax before top-k."""
 
 from __future__ import annotations
 
+from moeify.families import moe_names as names
 from moeify.families.dense.qwen2 import LAYOUT as DENSE
 from moeify.families.moe_layout import MoeLayout, RouterRule
-from moeify.families.moe_names import SHARED_EXPERT, single_experts, stepped_layers
 from moeify.families.values import Config, Dims, positive
-
-__all__ = ["LAYOUT"]
 
 
 def _dims(config: Config) -> Dims:
@@ -22,9 +20,9 @@ LAYOUT = MoeLayout(
     model_type="qwen2_moe",
     class_prefix="Qwen2Moe",
     prefixes=DENSE.prefixes,
-    experts=single_experts("mlp"),
+    experts=names.single_experts("mlp"),
     dims=_dims,
-    moe_layers=stepped_layers(32),
-    rest=DENSE.rest(SHARED_EXPERT),
+    moe_layers=names.stepped_layers(32),
+    rest=DENSE.rest(names.SHARED_EXPERT),
     rule=RouterRule(norm_key="norm_topk_prob", norm_default=False),
 )
