@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from moeify.checkpoint.arithmetic import FLOAT_DTYPES, Float32
 from moeify.checkpoint.files import Slice
 from moeify.checkpoint.header import StoredTensor
-from moeify.checkpoint.jobs import Held, Job, Noise, Piece, copy_of
+from moeify.checkpoint.jobs import Held, Job, Noise, Piece, copy_of, piece_of
 from moeify.checkpoint.planned_files import PlannedFiles
 from moeify.checkpoint.reader import Checkpoint
 from moeify.checkpoint.source import Source
@@ -280,7 +280,8 @@ class _Planner:
         scaled = role == "down" and not self.settings.renormalise
         weight = self.settings.num_experts / self.settings.top_k if scaled else 1.0
         dtype = self._out_dtype(self.view.base[name])
-        return copy_of(tensor, dtype, noise, weight=weight, changes=entry.changes(name))
+        whole = Slice(tensor, 0, tensor.elements)
+        return piece_of(whole, dtype, noise, weight, entry.changes(name))
 
     def _ffn_names(self, layer: int) -> dict[str, str]:
         prefix = self.family.dense.layer.format(layer=layer)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from moeify.checkpoint.arithmetic import FLOAT_DTYPES
 from moeify.checkpoint.files import Slice
 from moeify.checkpoint.header import StoredTensor
-from moeify.checkpoint.jobs import Blend, Piece, copy_of
+from moeify.checkpoint.jobs import Blend, Piece, copy_of, piece_of
 from moeify.checkpoint.lowrank import LowRank
 from moeify.upcycling.config import UpcycleConfig
 from moeify.upcycling.sources import ExpertSource
@@ -28,7 +28,7 @@ def mean_piece(
         tensor = entry.tensor(name)
         weights[tensor] = weights.get(tensor, 0.0) + share
         changes += [change.times(share) for change in entry.changes(name)]
-    if len(weights) == 1:
-        return copy_of(next(iter(weights)), dtype, changes=tuple(changes))
     terms = tuple((Slice(t, 0, t.elements), share) for t, share in weights.items())
+    if len(terms) == 1:
+        return piece_of(terms[0][0], dtype, changes=tuple(changes))
     return Blend(terms, dtype, changes=tuple(changes))
