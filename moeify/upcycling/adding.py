@@ -24,7 +24,7 @@ from moeify.errors import CheckpointError, ConfigError
 from moeify.families.base import Config, Family
 from moeify.families.mixture import Mixture, open_mixture
 from moeify.families.registry import moe_family
-from moeify.provenance.exports import is_as_exported
+from moeify.provenance.exports import check_unscaled
 from moeify.provenance.new_checkpoint import NewCheckpoint
 from moeify.provenance.record import Record, Step
 from moeify.routing.config import ROUTER_INITS, RouterInit
@@ -159,11 +159,7 @@ def _check_mixture(source: Source, view: Mixture, family: Family) -> None:
             raise CheckpointError(
                 f"layer {layer} has no router", f"run moeify attach {source.name} first"
             )
-    if is_as_exported(family, Record.read(source)) is not None:
-        raise ConfigError(
-            f"{source.name} was made with --compat gguf: its experts are scaled by their number",
-            "upcycle again without --compat, add experts, and export that",
-        )
+    check_unscaled(source.name, family, Record.read(source))
 
 
 def _calibrated(joining: _Joining, config: AddConfig) -> dict[int, Float32]:
