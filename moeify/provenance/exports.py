@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from moeify.errors import ConfigError
-from moeify.families.base import Family, Head, MoeSettings
+from moeify.families.base import Head
+from moeify.families.conversion import Conversion, MoeSettings
 from moeify.provenance.record import Record
 
 __all__ = [
@@ -35,16 +36,16 @@ SET_APART_BY_NOISE = (
 )
 
 
-def renormalises(family: Family, compat: str, layers: str, every_layer: bool) -> bool:
+def renormalises(conversion: Conversion, compat: str, layers: str, every_layer: bool) -> bool:
     """Whether the mixture may rely on renormalised weights where it will run.
 
     Raises ``ConfigError`` where no form of it runs there.
     """
     if compat != "gguf":
         return True
-    if family.gguf_renormalises is None:
+    if conversion.gguf_renormalises is None:
         raise ConfigError(
-            f"llama.cpp and mlx-lm do not know {family.moe.model_type}, so --compat gguf cannot"
+            f"llama.cpp and mlx-lm do not know {conversion.moe.model_type}, so --compat gguf cannot"
             " help",
             "leave --compat out and run it in transformers",
         )
@@ -54,7 +55,7 @@ def renormalises(family: Family, compat: str, layers: str, every_layer: bool) ->
             " llama.cpp's converter refuses dense ones beside them",
             "pass --layers all, or leave --compat out and run it in transformers",
         )
-    return family.gguf_renormalises
+    return conversion.gguf_renormalises
 
 
 def check_flat_routers(compat: str, router: str, needs_text: bool) -> None:
@@ -94,12 +95,12 @@ def export_notes(settings: MoeSettings, noise: float) -> Iterator[str]:
         )
 
 
-def is_as_exported(family: Family | None, record: Record) -> bool | None:
+def is_as_exported(conversion: Conversion | None, record: Record) -> bool | None:
     """Whether routers are still as flat, and as many experts chosen, as when it was exported.
 
     None for a model that was not exported for such engines.
     """
-    if family is None or family.gguf_renormalises is not False:
+    if conversion is None or conversion.gguf_renormalises is not False:
         return None
     same, top_k = None, None
     for step in record.steps:
@@ -114,9 +115,9 @@ def is_as_exported(family: Family | None, record: Record) -> bool | None:
     return same
 
 
-def check_unscaled(name: str, family: Family, record: Record) -> None:
+def check_unscaled(name: str, conversion: Conversion, record: Record) -> None:
     """Raise ``ConfigError`` where the experts of ``name`` are scaled by their number."""
-    if is_as_exported(family, record) is not None:
+    if is_as_exported(conversion, record) is not None:
         raise ConfigError(
             f"{name} was made with --compat gguf: its experts are scaled by their number",
             "upcycle again without --compat, add experts, and export that",

@@ -36,7 +36,7 @@ class Ingredients:
     @property
     def width(self) -> int:
         """Neurons of the dense FFN, F."""
-        return self.view.family.dense.dims(self.view.checkpoint.config)["F"]
+        return self.view.layout.dims(self.view.checkpoint.config)["F"]
 
     def dtype(self, tensor: StoredTensor) -> str:
         """The dtype that what is made of ``tensor`` has in the output."""
@@ -53,8 +53,8 @@ class Ingredients:
         ``noisy`` (biases never are). Of its neurons there are those at ``index``, in that order,
         None for all; what has no neurons, as the last bias, comes whole.
         """
-        part = next(part for part in self.view.family.dense.ffn if part.role == role)
-        name = self.view.family.dense.layer.format(layer=layer) + part.name
+        part = next(part for part in self.view.layout.ffn if part.role == role)
+        name = self.view.layout.layer.format(layer=layer) + part.name
         tensor, changes = self.entries[entry].tensor(name), self.entries[entry].changes(name)
         whole = Slice(tensor, 0, tensor.elements)
         run: Run = whole

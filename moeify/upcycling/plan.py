@@ -18,13 +18,12 @@ from moeify.errors import ConfigError
 from moeify.families.base import (
     Config,
     ExpertTensor,
-    ExtraTensor,
-    Family,
-    MoeSettings,
     resolve_shape,
 )
+from moeify.families.conversion import Conversion, MoeSettings
 from moeify.families.dense_view import DenseView, view_dense
-from moeify.families.registry import dense_family
+from moeify.families.moe_layout import ExtraTensor
+from moeify.families.registry import conversion_from, dense_layout
 from moeify.provenance.exports import (
     FLAT_ROUTER_STD,
     down_scale,
@@ -58,6 +57,7 @@ class UpcyclePlan:
     """Everything that will be written: config and files. ``ffn`` are the tensors to scan."""
 
     view: DenseView
+    conversion: Conversion
     settings: MoeSettings
     config: Config
     files: PlannedFiles
@@ -67,15 +67,11 @@ class UpcyclePlan:
     origins: tuple[ExpertOrigin, ...] = ()
     warnings: tuple[str, ...] = field(default=())
 
-    @property
-    def family(self) -> Family:
-        """The family of the checkpoint."""
-        return self.view.family
-
     def with_routers(self, rows: Mapping[int, Float32]) -> UpcyclePlan:
         """The same plan with these rows [E, H] in place of each layer's router."""
         *others, last = self.files.shards  # routers are in the last file
-        moe, prefix = self.family.moe, self.view.head.prefix_out
+        moe = self.conversion.moe
+        prefix = self.conversion.moe_prefix(self.view.checkpoint.config)
         held = {prefix + moe.layer.format(layer=n) + moe.router: array for n, array in rows.items()}
         jobs = tuple(
             replace(job, pieces=(Held(array=held[job.name], dtype=job.dtype),))
@@ -95,9 +91,10 @@ def plan_upcycle(
     Raises ``UnsupportedModelError``, ``CheckpointError`` and ``ConfigError``; nothing but headers
     has been read then.
     """
-    family = dense_family(checkpoint.config)
-    check_route_by(options.route_by, family.moe.model_type, family.remote_code)
-    view = view_dense(checkpoint, family)
+    layout = dense_layout(checkpoint.config)
+    conversion = conversion_from(layout, options.arch)
+    check_route_by(options.route_by, conversion.moe.model_type, conversion.remote_code)
+    view = view_dense(checkpoint, layout)
     layers, recipe = select_layers(options.layers, view.num_layers), recipe_for(options)
     source = source or Source(folder=checkpoint.folder, name=checkpoint.folder.resolve().name)
     sources = open_sources(view, source, options)
@@ -108,7 +105,7 @@ def plan_upcycle(
         top_k=options.top_k,
         moe_layers=layers,
         num_layers=view.num_layers,
-        renormalise=renormalises(family, options.compat, options.layers, every_layer),
+        renormalise=renormalises(conversion, options.compat, options.layers, every_layer),
         route_by=options.route_by,
     )
     of = Ingredients(
@@ -119,12 +116,13 @@ def plan_upcycle(
         down_scale=down_scale(settings),
     )
     settings = replace(settings, width=recipe.width(options, of.width))
-    planner = _Planner(of, recipe, settings)
+    planner = _Planner(of, recipe, conversion, settings)
     shards = plan_shards(
         planner.weights(), parse_size(options.max_shard_size), last=planner.routers()
     )
     return UpcyclePlan(
         view=view,
+        conversion=conversion,
         settings=settings,
         config=planner.config,
         files=PlannedFiles(shards=shards),
@@ -142,7 +140,7 @@ def plan_upcycle(
 def _unused(view: DenseView) -> Iterator[str]:
     if view.unknown:
         names = ", ".join(sorted(view.unknown)[:3]) + (", ..." if len(view.unknown) > 3 else "")
-        class_name = view.family.architecture(view.checkpoint.config)
+        class_name = view.layout.architecture(view.checkpoint.config)
         yield f"carried over tensors that {class_name} does not use: {names}"
 
 
@@ -152,21 +150,22 @@ class _Planner:
     ``ffn`` are the tensors that experts are made of, as far as they are planned.
     """
 
-    def __init__(self, of: Ingredients, recipe: Recipe, settings: MoeSettings) -> None:
+    def __init__(
+        self, of: Ingredients, recipe: Recipe, conversion: Conversion, settings: MoeSettings
+    ) -> None:  # fmt: skip
         self.of, self.recipe, self.settings = of, recipe, settings
-        self.view, self.options, self.family = of.view, of.options, of.view.family
+        self.view, self.options, self.dense = of.view, of.options, of.view.layout
+        self.conversion, self.moe = conversion, conversion.moe
+        self.prefix = conversion.moe_prefix(of.view.checkpoint.config)
         self.config = self._config()
-        self.dims = self.family.moe.dims(self.config)
+        self.dims = self.moe.dims(self.config)
         self.ffn: dict[StoredTensor, None] = {}
         self._check_width()
         self._untied = untied(self.view.head, settings, self.view.heads)
 
     def _config(self) -> Config:
         """config.json of the mixture."""
-        source = self.view.checkpoint.config
-        config = self.family.to_moe_config(dict(source), self.settings)
-        config["model_type"] = self.family.moe.model_type
-        config["architectures"] = [self.family.moe_architecture(source)]
+        config = self.conversion.moe_config(self.view.checkpoint.config, self.settings)
         config.pop("auto_map", None)
         config.pop("_name_or_path", None)
         sample = self.of.dtype(next(iter(self.view.ffn(self.settings.moe_layers[0]).values())))
@@ -180,23 +179,23 @@ class _Planner:
         if wanted != held:
             raise ConfigError(
                 f"recipe {self.options.recipe} makes experts of {wanted} neurons, and in"
-                f" {self.family.moe.model_type} they have {held}, as the dense model's",
+                f" {self.moe.model_type} they have {held}, as the dense model's",
                 "choose a recipe that keeps their width, or upcycle another model type",
             )
 
     def weights(self) -> Iterator[Job]:
         """Everything but the routers: outer tensors and heads, then layer by layer."""
         replaced = self._replaced()
-        prefix = self.view.head.prefix_out
         for name, tensor in self.view.base.items():
             if name not in replaced:
-                yield self._copy(prefix + name, tensor, name)
+                yield self._copy(self.prefix + name, tensor, name)
             elif replaced[name] is not None:
                 yield from self._layer(replaced[name] or 0)
         for name, tensor in self.view.heads.items():
             yield self._copy(name, tensor, name)
         for name, tensor in self.view.unknown.items():
-            yield self._copy(name, tensor)
+            own = self.view.relative(name)
+            yield self._copy(name if own is None else self.prefix + own, tensor)
         for name, origin in self._untied.items():
             yield self._copy(name, self.view.base[origin], origin)
 
@@ -204,8 +203,8 @@ class _Planner:
         """FFN tensors that experts replace; each layer's first one carries the layer number."""
         replaced: dict[str, int | None] = {}
         for layer in self.settings.moe_layers:
-            prefix = self.family.dense.layer.format(layer=layer)
-            names = {prefix + part.name for part in self.family.dense.ffn}
+            prefix = self.dense.layer.format(layer=layer)
+            names = {prefix + part.name for part in self.dense.ffn}
             present = [name for name in self.view.base if name in names]
             replaced |= dict.fromkeys(present)
             replaced[present[0]] = layer
@@ -218,11 +217,11 @@ class _Planner:
         return Job(name, dtype, tensor.shape, (piece,))
 
     def _layer(self, layer: int) -> Iterator[Job]:
-        prefix = self.view.head.prefix_out + self.family.moe.layer.format(layer=layer)
+        prefix = self.prefix + self.moe.layer.format(layer=layer)
         ffn = self.view.ffn(layer)
-        for spec in self.family.moe.experts:
+        for spec in self.moe.experts:
             yield from self._experts(prefix, spec, layer)
-        for extra in self.family.moe.extras:
+        for extra in self.conversion.extras:
             yield self._extra(prefix, extra, self.of.dtype(ffn["up"]))
 
     def _experts(self, prefix: str, spec: ExpertTensor, layer: int) -> Iterator[Job]:
@@ -253,13 +252,13 @@ class _Planner:
 
     def routers(self) -> Iterator[Job]:
         """One router a layer, and what stops dense classes."""
-        moe, dense = self.family.moe, self.family.dense
+        moe, dense = self.moe, self.dense
         # Routers from text take the place of calibrated ones once the text has been read.
         known = [init for init in ROUTER_INITS if init == self.options.router]
         init: RouterInit = known[0] if known else "calibrated"
         for layer in self.settings.moe_layers:
             source = dense.layer.format(layer=layer)
-            name = self.view.head.prefix_out + moe.layer.format(layer=layer) + moe.router
+            name = self.prefix + moe.layer.format(layer=layer) + moe.router
             norm = self.view.base[source + dense.norm]
             dtype, shape = self.of.dtype(norm), (self.settings.num_experts, self.dims["H"])
             if not self.settings.renormalise:
@@ -277,12 +276,12 @@ class _Planner:
             )
             yield Job(name, dtype, shape, (piece,))
         if moe.guard is not None:
-            prefix = self.view.head.prefix_out + moe.layer.format(layer=self.settings.moe_layers[0])
+            prefix = self.prefix + moe.layer.format(layer=self.settings.moe_layers[0])
             guard = ExtraTensor(name=moe.guard, shape=(1,))
             yield self._extra(prefix, guard, dtype)
 
     def _up_projection(self, layer: int) -> UpProjection:
-        spec = next(part for part in self.family.dense.ffn if part.role == "up")
+        spec = next(part for part in self.dense.ffn if part.role == "up")
         tensor = self.view.ffn(layer)["up"]
         return UpProjection(
             part=Slice(tensor, 0, tensor.elements),
@@ -296,7 +295,7 @@ class _Planner:
         ffn = sum(tensor.elements for tensor in self.view.ffn(self.settings.moe_layers[0]).values())
         expert, extra = (
             sum(math.prod(resolve_shape(spec.shape, self.dims)) for spec in specs)
-            for specs in (self.family.moe.experts, self.family.moe.extras)
+            for specs in (self.moe.experts, self.conversion.extras)
         )
         shared = self.view.parameters + layers * (experts * self.dims["H"] + extra - ffn)
         shared += sum(self.view.base[origin].elements for origin in self._untied.values())
