@@ -22,6 +22,7 @@ __all__ = [
     "conversions_to",
     "default_class",
     "dense_layout",
+    "is_encoder_type",
     "moe_layout",
     "origin",
     "origin_or_none",
@@ -107,6 +108,12 @@ def origin_or_none(config: Config, recorded: str | None = None) -> Conversion | 
         return origin(config, recorded)
     except (CheckpointError, UnsupportedModelError):
         return None
+
+
+def is_encoder_type(model_type: str) -> bool:
+    """Whether models of this type see every token of a text at once."""
+    found = DENSE_LAYOUTS.get(model_type) or MOE_LAYOUTS.get(model_type)
+    return found is not None and found.encoder
 
 
 def default_class(model_type: str) -> str:

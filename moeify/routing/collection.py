@@ -11,6 +11,7 @@ import numpy as np
 
 from moeify.errors import RoutingError
 from moeify.families.base import MoeLayout
+from moeify.families.registry import is_encoder_type
 from moeify.routing.choosing import best_first, chooser, selection_bias
 from moeify.routing.data import Blocks
 from moeify.routing.running import run_model
@@ -236,7 +237,7 @@ def _parent(model: nn.Module, module: nn.Module) -> nn.Module | None:
 def is_encoder(model: nn.Module) -> bool:
     """Whether ``model`` has no cache to switch off."""
     config: Any = model.config
-    return config.model_type == "bert_moe" and not getattr(config, "is_decoder", False)
+    return is_encoder_type(config.model_type) and not getattr(config, "is_decoder", False)
 
 
 class InputReservoir:
