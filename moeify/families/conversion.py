@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from moeify.errors import CheckpointError
+from moeify.errors import CheckpointError, ConfigError
 from moeify.families.base import DenseLayout
 from moeify.families.engines import NATIVE, Engine, Said, own_engines
 from moeify.families.moe_layout import ExtraTensor, MoeLayout
@@ -68,7 +68,9 @@ class Conversion:
         return next((e.renormalises for e in self.engines if e.name == "llama.cpp"), None)
 
     def moe_config(self, config: Config, settings: MoeSettings) -> Config:
-        """config.json of the mixture that a dense ``config`` becomes."""
+        """config.json of the mixture that a dense ``config`` becomes; raises ``MoeifyError``."""
+        if self.every_layer is not None and settings.dense_layers:
+            raise ConfigError(self.every_layer, "pass --layers all, or leave it out")
         result = self.to_moe(dict(config), settings)
         name = self.moe.class_prefix + self.dense.head_name(config)
         return {**result, "model_type": self.moe.model_type, "architectures": [name]}
