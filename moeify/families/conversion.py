@@ -11,7 +11,10 @@ from moeify.families.engines import NATIVE, Engine, Said, own_engines
 from moeify.families.moe_layout import ExtraTensor, MoeLayout
 from moeify.families.values import Config
 
-__all__ = ["Conversion", "MoeSettings", "own_conversion"]
+__all__ = ["DENSE_TYPE", "Conversion", "MoeSettings", "own_conversion"]
+
+DENSE_TYPE = "dense_model_type"
+"""Under which moeify.json, and config.json where a user adds it, say what a mixture came from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +80,7 @@ class Conversion:
 
     def dense_config(self, config: Config) -> Config:
         """config.json of the dense model that a mixture becomes; raises ``CheckpointError``."""
-        result = self.to_dense(dict(config))
+        result = self.to_dense({k: v for k, v in config.items() if k != DENSE_TYPE})
         named = config.get("architectures") or [f"{self.moe.class_prefix}Model"]
         name = str(named[0])
         head = name.removeprefix(self.moe.class_prefix)

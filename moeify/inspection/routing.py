@@ -21,6 +21,7 @@ from moeify.inspection.vocabulary import VocabularyCounts
 from moeify.routing.collection import RoutedTokens, collect
 from moeify.routing.data import Blocks, blocks_for, check_vocabulary
 from moeify.routing.loading import load_model
+from moeify.routing.passes import WholeModel
 from moeify.routing.statistics import DomainFigures, LayerRouting, RoutingStatistics
 
 __all__ = ["COLLAPSED_SHARE", "Choices", "examine_routing", "is_collapsed"]
@@ -127,7 +128,9 @@ def _route(
         if progress is not None:
             progress(f"routing through {source.name}", done, total)
 
-    collect(model, layout, blocks, run, batch_size=config.batch, progress=report_progress)
+    collect(
+        WholeModel(model), layout, blocks, run, batch_size=config.batch, progress=report_progress
+    )
 
 
 def _other(config: InspectConfig, report: InspectReport) -> tuple[Source, MoeLayout]:

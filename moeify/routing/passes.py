@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from moeify.checkpoint.reader import Checkpoint
 from moeify.errors import RoutingError
 from moeify.families.base import MoeLayout
-from moeify.routing.collection import base_model, is_encoder, layer_stack
+from moeify.routing.loaded import base_model, is_encoder, layer_stack
 from moeify.routing.loading import load_model, outline
 from moeify.routing.memory import fits_memory
 from moeify.routing.running import run_model
@@ -81,7 +81,7 @@ class LayerByLayer:
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
         model = outline(folder)
         names = {id(module): name for name, module in model.named_modules()}
-        stack = layer_stack(model, layout)
+        stack = layer_stack(model, layout.layer)
         self.stack, self.layers = names[id(stack)], len(list(stack.children()))
         base = names[id(base_model(model))]
         beside = list(_beside(model, self.stack))

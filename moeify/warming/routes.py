@@ -6,43 +6,28 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from moeify.families.base import MoeLayout
-from moeify.routing.collection import routers
+from moeify.routing.loaded import LoadedLayer, LoadedMixture
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
-__all__ = ["Route", "all_experts", "choosing_module", "one_expert", "random_experts", "rerouted"]
+__all__ = ["Route", "all_experts", "one_expert", "random_experts", "rerouted"]
 
 Route = Callable[[int, "Tensor", "Tensor", "Tensor"], tuple["Tensor", "Tensor"]]
 """From layer, logits [N, E], weights [N, K] and experts [N, K] to other weights and experts."""
 
 
-def choosing_module(model: nn.Module, router: nn.Module) -> nn.Module:
-    """The module that returns logits, weights and experts.
-
-    It is ``routing`` beside the router in moeify's own classes, the router itself in others.
-    """
-    for parent in model.modules():
-        if any(child is router for child in parent.children()):
-            found: nn.Module = getattr(parent, "routing", router)
-            return found
-    return router
-
-
 @contextmanager
-def rerouted(model: nn.Module, layout: MoeLayout, route: Route | None) -> Iterator[None]:
+def rerouted(mixture: LoadedMixture, route: Route) -> Iterator[None]:
     """Replace weights and experts in every MoE layer by what ``route`` returns, for a while."""
     handles = []
     try:
-        for layer, router in routers(model, layout).items() if route is not None else ():
+        for layer in mixture.layers.values():
 
-            def hook(_: Any, args: Any, out: Any, layer: int = layer) -> Any:
-                assert route is not None
-                weights, experts = route(layer, *out)
-                return out[0], weights.to(out[1].dtype), experts
+            def hook(_: Any, args: Any, out: Any, layer: LoadedLayer = layer) -> Any:
+                return layer.answer(out, *route(layer.number, *layer.read(out)))
 
-            handles.append(choosing_module(model, router).register_forward_hook(hook))
+            handles.append(layer.chooser.register_forward_hook(hook))
         yield
     finally:
         for handle in handles:

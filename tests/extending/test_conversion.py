@@ -13,12 +13,15 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 import moeify
+from moeify.checkpoint.reader import Checkpoint
 from moeify.errors import CheckpointError, ConfigError, UnsupportedModelError
 from moeify.families import registry
 from moeify.families.catalogue import Catalogue
 from moeify.families.registry import register_conversion, register_mixture
+from moeify.hub.listing import local_files
+from moeify.hub.plan import plan_push
 from moeify.routing.loading import load_model
-from tests.extending.documented import code_of
+from tests.extending.documented import example, installed, run
 from tests.families.test_contract import load_strictly
 
 DEMO = Path(moeify.__file__).parent / "demo"
@@ -39,16 +42,16 @@ def clean(monkeypatch: pytest.MonkeyPatch) -> None:
 def llama(clean: None, tmp_path: Path) -> None:
     """The file of the page, run as an import runs it."""
     file = tmp_path / "llama_to_mixtral.py"
-    file.write_text(code_of("A model type"))
+    file.write_text(example("A model type"))
     exec(compile(file.read_text(), str(file), "exec"), {"__name__": "llama_to_mixtral"})
 
 
 def save_llama(folder: Path, head: str = "ForCausalLM", **options: Any) -> Path:
     torch.manual_seed(0)
     config = transformers.LlamaConfig(**{
-        "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256,
-        "pad_token_id": 0, **options,
+        "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48,
+        "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "max_position_embeddings": 256, "pad_token_id": 0, **options,
     })  # fmt: skip
     model = getattr(transformers, f"Llama{head}")(config)
     with torch.no_grad():
@@ -107,16 +110,20 @@ def test_every_command_works_on_it(llama: None, tmp_path: Path) -> None:
         device="cpu", **text,
     )  # fmt: skip
     assert warmed.steps == 2
-    assert weights(moe)["model.layers.0.block_sparse_moe.gate.weight"].ne(
-        weights(tmp_path / "warmed")["model.layers.0.block_sparse_moe.gate.weight"]
-    ).any()
+    assert (
+        weights(moe)["model.layers.0.block_sparse_moe.gate.weight"]
+        .ne(weights(tmp_path / "warmed")["model.layers.0.block_sparse_moe.gate.weight"])
+        .any()
+    )
     moeify.extract(tmp_path / "warmed", tmp_path / "expert", expert=2)
     assert type(load_model(tmp_path / "expert")).__name__ == "LlamaForCausalLM"
     assert moeify.inspect(moe, reference=dense, weights=True).problems == []
     added = moeify.add_experts(moe, tmp_path / "added", experts=(str(dense),))
     assert added.num_experts == 5
-    pushed = moeify.push(tmp_path / "warmed", "me/llama-moe", dry_run=True)
-    assert pushed.bytes_uploaded > 0
+    local, left = local_files(Checkpoint.open(tmp_path / "warmed"), "me/llama-moe")
+    plan = plan_push("me/llama-moe", "main", local, None, left, None)
+    assert {file.name for file in plan.uploads} >= {"config.json", "README.md"}
+    assert any(file.name.endswith(".safetensors") for file in plan.uploads)
     card = (tmp_path / "warmed" / "README.md").read_text()
     assert "- llama\n" in card
 
@@ -170,9 +177,9 @@ def test_what_cannot_be_registered_says_why(llama: None) -> None:
         register_conversion(replace(conversion, dense=replace(conversion.dense, class_prefix="X")))
     with pytest.raises(ConfigError, match="'mixtral' is there already"):
         register_mixture(conversion.moe)
-    with pytest.raises(ConfigError, match="call register_mixture first") as caught:
+    with pytest.raises(ConfigError, match="'new' is not registered") as caught:
         register_conversion(replace(conversion, moe=replace(conversion.moe, model_type="new")))
-    assert "'new' is not registered" in caught.value.message
+    assert "register_mixture" in str(caught.value.hint)
     plain = replace(conversion.dense, model_type="plain", ffn=conversion.dense.ffn[1:])
     with pytest.raises(ConfigError, match="have a gate, which no part of the FFN of 'plain'"):
         register_conversion(replace(conversion, dense=plain))
@@ -188,3 +195,12 @@ def test_a_name_from_config_json_is_never_imported_as_a_path(name: str) -> None:
     for catalogue in (registry.DENSE_LAYOUTS, registry.MOE_LAYOUTS, registry.CONVERSIONS):
         assert name not in catalogue
         assert catalogue.get(name) is None
+
+
+def test_the_command_line_finds_it_by_its_entry_point(tmp_path: Path) -> None:
+    place = installed(tmp_path / "site", example("A model type"), "llama_to_mixtral")
+    save_llama(tmp_path / "dense")
+    done = run(place, "upcycle", "dense", "moe", "--arch", "mixtral", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["model_type"] == "mixtral"
+    assert run(place, "inspect", "moe", cwd=tmp_path).returncode == 0

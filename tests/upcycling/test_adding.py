@@ -12,6 +12,7 @@ from moeify.checkpoint.reader import Checkpoint
 from moeify.errors import CheckpointError, ConfigError, DatasetError, MoeifyError
 from moeify.families.mixture import open_mixture
 from moeify.families.registry import moe_layout
+from moeify.routing.loaded import LoadedMixture
 from moeify.routing.loading import load_model
 from moeify.warming.routes import one_expert, rerouted
 from tests.tiny import LM_HEADS, VOCAB, save_tiny, state, tree
@@ -46,7 +47,7 @@ def logits(folder: Path, expert: int | None = None) -> torch.Tensor:
     with torch.inference_mode():
         if expert is None:
             return model(ids).logits
-        with rerouted(model, moe_layout(model.config.to_dict()), one_expert(expert)):
+        with rerouted(LoadedMixture(model, moe_layout(model.config.to_dict())), one_expert(expert)):
             return model(ids).logits
 
 

@@ -13,6 +13,7 @@ from moeify.errors import CheckpointError, ConfigError, TensorNotFoundError
 from moeify.families.registry import moe_layout
 from moeify.provenance.card import _origins
 from moeify.provenance.record import Record, Step
+from moeify.routing.loaded import LoadedMixture
 from moeify.routing.loading import load_model
 from moeify.warming.routes import one_expert, rerouted
 from tests.tiny import LM_HEADS, VOCAB, save_tiny, state, tree
@@ -48,7 +49,7 @@ def logits(folder: Path, expert: int | None = None) -> torch.Tensor:
     with torch.inference_mode():
         if layout is None:
             return model(ids).logits
-        with rerouted(model, layout, route):
+        with rerouted(LoadedMixture(model, layout), route):
             return model(ids).logits
 
 
