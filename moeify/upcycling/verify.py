@@ -14,7 +14,7 @@ from moeify.checkpoint.source import resolve_source
 from moeify.errors import CheckpointError, ConfigError, DatasetError
 from moeify.families.base import Config
 from moeify.families.dense_tensors import sort_dense
-from moeify.families.registry import DENSE_LAYOUTS, vocabulary_size
+from moeify.families.registry import DENSE_LAYOUTS, is_encoder_type, vocabulary_size
 from moeify.routing.data import check_vocabulary
 from moeify.routing.loading import encode, load_model, load_tokenizer
 from moeify.routing.running import run_model
@@ -110,7 +110,7 @@ def _warnings(dense: Checkpoint, tokens: torch.Tensor) -> Iterator[str]:
 
 def _needs_padding(config: Config) -> bool:
     """Whether the class looks for the last token that is no padding."""
-    decoder = config.get("model_type") not in ("bert", "bert_moe")
+    decoder = not is_encoder_type(str(config.get("model_type")))
     named = (config.get("architectures") or [""])[0]
     classifies = named.endswith("ForSequenceClassification")
     return decoder and classifies and config.get("pad_token_id") is None
@@ -154,7 +154,7 @@ def _outputs(folder: Path, tokens: torch.Tensor, dtype: str) -> tuple[dict[str, 
     inputs: dict[str, torch.Tensor] = {"input_ids": tokens}
     if "MultipleChoice" in type(model).__name__ or "DoubleHeads" in type(model).__name__:
         inputs = {"input_ids": tokens.unsqueeze(1)}
-    if model.config.model_type in ("bert", "bert_moe"):
+    if is_encoder_type(model.config.model_type):
         inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
     if _needs_padding(model.config.to_dict()):
         model.config.pad_token_id = _NO_TOKEN
