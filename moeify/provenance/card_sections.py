@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from moeify.families.engines import FOREIGN
+from moeify.families.registry import DENSE_TYPE
 from moeify.provenance.citations import Citation, citations
-from moeify.provenance.engines import engines, ignores_renormalisation
 from moeify.provenance.exports import SCALED_FOR_OTHERS, is_as_exported
 from moeify.provenance.markdown import inline, rows, table
 from moeify.provenance.record import Record, Step, expert_sources
@@ -20,7 +21,16 @@ PLACEHOLDER = "FOLDER_OR_REPO"
 _EXPERT_COLUMNS = ("experts", "know", "made of")
 _COUNTS = ("params_dense", "params_total", "params_active")
 _HIDDEN = frozenset(
-    {*_COUNTS, "custom_code", "sources", "revision", "force", "max_shard_size", "push_to"}
+    {
+        *_COUNTS,
+        "custom_code",
+        "sources",
+        "revision",
+        "force",
+        "max_shard_size",
+        "push_to",
+        DENSE_TYPE,
+    }
 )
 
 
@@ -33,7 +43,8 @@ def card_sections(subject: Subject) -> Iterator[str]:
     if sizes := list(_sizes(subject)):
         yield "## Size\n\n" + table(sizes)
     yield "## Load it\n\n" + _snippets(subject)
-    runs = [(engine.name, engine.verdict) for engine in engines(subject.family, subject.config)]
+    engines = subject.conversion.engines if subject.conversion else FOREIGN
+    runs = [(engine.name, engine.says(subject.config)) for engine in engines]
     yield "## Where it runs\n\n" + table(runs, ("engine", "loads"))
     steps = subject.record.steps
     if steps:
@@ -125,8 +136,8 @@ def _snippets(subject: Subject) -> str:
 
 
 def _limits(subject: Subject) -> Iterable[str]:
-    family, steps = subject.family, subject.record.steps
-    as_exported = is_as_exported(family, subject.record)
+    conversion, steps = subject.conversion, subject.record.steps
+    as_exported = is_as_exported(conversion, subject.record)
     if as_exported is False:
         yield SCALED_FOR_OTHERS
     elif any(expert_sources(step) for step in steps):
@@ -162,9 +173,8 @@ def _limits(subject: Subject) -> Iterable[str]:
         )
     if subject.remote_code:
         yield "Loading it anywhere but beside moeify runs the Python files of this repository."
-    # The family's own notes are about renormalised weights, which an export may have turned off.
-    if family is not None and ignores_renormalisation(family, subject.config):
-        yield from family.notes
+    if conversion is not None:
+        yield from conversion.notes_on(subject.config)
     yield "Whatever limits and biases the base model has, this one has too."
 
 

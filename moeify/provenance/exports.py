@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from moeify.families.base import Family
+from moeify.families.conversion import Conversion
 from moeify.provenance.record import Record
 
 __all__ = ["SCALED_FOR_OTHERS", "is_as_exported"]
@@ -13,12 +13,12 @@ SCALED_FOR_OTHERS = (
 )
 
 
-def is_as_exported(family: Family | None, record: Record) -> bool | None:
+def is_as_exported(conversion: Conversion | None, record: Record) -> bool | None:
     """Whether routers are still as flat, and as many experts chosen, as when it was exported.
 
     None for a model that was not exported for such engines.
     """
-    if family is None or family.gguf_renormalises is not False:
+    if conversion is None or conversion.gguf_renormalises is not False:
         return None
     same, top_k = None, None
     for step in record.steps:

@@ -112,6 +112,8 @@ class UpcycleConfig(RouterTextConfig):
     """Where attention, norms and embeddings come from: the base, or the mean of all entries."""
     shares: tuple[float, ...] = ()
     """Share of each entry in the mean that ``rest`` takes; left out, all weigh the same."""
+    arch: str | None = None
+    """Model type of the mixture; left out, the usual one for the checkpoint's own."""
     dtype: Dtype = "auto"
     """Dtype of the output; auto keeps each tensor's own."""
     compat: Compat = "transformers"

@@ -18,13 +18,12 @@ from moeify.errors import ConfigError
 from moeify.families.base import (
     Config,
     ExpertTensor,
-    ExtraTensor,
-    Family,
-    MoeSettings,
     resolve_shape,
 )
+from moeify.families.conversion import Conversion, MoeSettings
 from moeify.families.dense_view import DenseView, view_dense
-from moeify.families.registry import dense_family
+from moeify.families.moe_layout import ExtraTensor
+from moeify.families.registry import conversion_from, dense_layout
 from moeify.routing.config import ROUTER_INITS, RouterInit
 from moeify.routing.initialization import NormalRows, RouterRows, UpProjection
 from moeify.upcycling.comparing import compare_sources
@@ -59,6 +58,7 @@ class UpcyclePlan:
     """Everything that will be written: config and files. ``ffn`` are the tensors to scan."""
 
     view: DenseView
+    conversion: Conversion
     settings: MoeSettings
     config: Config
     files: PlannedFiles
@@ -68,15 +68,11 @@ class UpcyclePlan:
     origins: tuple[ExpertOrigin, ...] = ()
     warnings: tuple[str, ...] = field(default=())
 
-    @property
-    def family(self) -> Family:
-        """The family of the checkpoint."""
-        return self.view.family
-
     def with_routers(self, rows: Mapping[int, Float32]) -> UpcyclePlan:
         """The same plan with these rows [E, H] in place of each layer's router."""
         *others, last = self.files.shards  # routers are in the last file
-        moe, prefix = self.family.moe, self.view.head.prefix_out
+        moe = self.conversion.moe
+        prefix = self.conversion.moe_prefix(self.view.checkpoint.config)
         held = {prefix + moe.layer.format(layer=n) + moe.router: array for n, array in rows.items()}
         jobs = tuple(
             replace(job, pieces=(Held(array=held[job.name], dtype=job.dtype),))
@@ -96,9 +92,10 @@ def plan_upcycle(
     Raises ``UnsupportedModelError``, ``CheckpointError`` and ``ConfigError``; nothing but headers
     has been read then.
     """
-    family = dense_family(checkpoint.config)
-    check_route_by(options.route_by, family.moe.model_type, family.remote_code)
-    view = view_dense(checkpoint, family)
+    layout = dense_layout(checkpoint.config)
+    conversion = conversion_from(layout, options.arch)
+    check_route_by(options.route_by, conversion.moe.model_type, conversion.remote_code)
+    view = view_dense(checkpoint, layout)
     layers = select_layers(options.layers, view.num_layers)
     source = source or Source(folder=checkpoint.folder, name=checkpoint.folder.resolve().name)
     sources = open_sources(view, source, options)
@@ -108,17 +105,18 @@ def plan_upcycle(
         top_k=options.top_k,
         moe_layers=layers,
         num_layers=view.num_layers,
-        renormalise=_renormalises(family, options, len(layers) == view.num_layers),
+        renormalise=_renormalises(conversion, options, len(layers) == view.num_layers),
         route_by=options.route_by,
     )
     # Without sources all experts are copies of the base.
     entries = sources or (ExpertSource(source=source, label=source.name, view=view),)
-    planner = _Planner(view, settings, options, entries)
+    planner = _Planner(view, conversion, settings, options, entries)
     shards = plan_shards(
         planner.weights(), parse_size(options.max_shard_size), last=planner.routers()
     )
     return UpcyclePlan(
         view=view,
+        conversion=conversion,
         settings=settings,
         config=planner.config,
         files=PlannedFiles(shards=shards),
@@ -130,13 +128,13 @@ def plan_upcycle(
     )
 
 
-def _renormalises(family: Family, options: UpcycleConfig, every_layer: bool) -> bool:
+def _renormalises(conversion: Conversion, options: UpcycleConfig, every_layer: bool) -> bool:
     """Whether the mixture may rely on renormalised weights where it will run."""
     if options.compat != "gguf":
         return True
-    if family.gguf_renormalises is None:
+    if conversion.gguf_renormalises is None:
         raise ConfigError(
-            f"llama.cpp and mlx-lm do not know {family.moe.model_type}, so --compat gguf cannot"
+            f"llama.cpp and mlx-lm do not know {conversion.moe.model_type}, so --compat gguf cannot"
             " help",
             "leave --compat out and run it in transformers",
         )
@@ -146,7 +144,7 @@ def _renormalises(family: Family, options: UpcycleConfig, every_layer: bool) -> 
             " llama.cpp's converter refuses dense ones beside them",
             "pass --layers all, or leave --compat out and run it in transformers",
         )
-    return family.gguf_renormalises
+    return conversion.gguf_renormalises
 
 
 def _warnings(view: DenseView, settings: MoeSettings, noise: float) -> Iterator[str]:
@@ -163,7 +161,7 @@ def _warnings(view: DenseView, settings: MoeSettings, noise: float) -> Iterator[
             )
     if view.unknown:
         names = ", ".join(sorted(view.unknown)[:3]) + (", ..." if len(view.unknown) > 3 else "")
-        class_name = view.family.architecture(view.checkpoint.config)
+        class_name = view.layout.architecture(view.checkpoint.config)
         yield f"carried over tensors that {class_name} does not use: {names}"
 
 
@@ -171,21 +169,19 @@ class _Planner:
     """One pass over the dense tensors in the order of the source's files."""
 
     def __init__(
-        self, view: DenseView, settings: MoeSettings, options: UpcycleConfig,
-        entries: tuple[ExpertSource, ...],
+        self, view: DenseView, conversion: Conversion, settings: MoeSettings,
+        options: UpcycleConfig, entries: tuple[ExpertSource, ...],
     ) -> None:  # fmt: skip
         self.view, self.settings, self.options, self.entries = view, settings, options, entries
-        self.family = view.family
+        self.conversion, self.moe, self.dense = conversion, conversion.moe, view.layout
+        self.prefix = conversion.moe_prefix(view.checkpoint.config)
         self.cast = _DTYPE_NAMES.get(options.dtype)
         self.config = self._config()
-        self.dims = self.family.moe.dims(self.config)
+        self.dims = self.moe.dims(self.config)
 
     def _config(self) -> Config:
         """config.json of the mixture."""
-        source = self.view.checkpoint.config
-        config = self.family.to_moe_config(dict(source), self.settings)
-        config["model_type"] = self.family.moe.model_type
-        config["architectures"] = [self.family.moe_architecture(source)]
+        config = self.conversion.moe_config(self.view.checkpoint.config, self.settings)
         config.pop("auto_map", None)
         config.pop("_name_or_path", None)
         sample = self._out_dtype(next(iter(self.view.ffn(self.settings.moe_layers[0]).values())))
@@ -200,16 +196,16 @@ class _Planner:
     def weights(self) -> Iterator[Job]:
         """Everything but the routers: outer tensors and heads, then layer by layer."""
         replaced = self._replaced()
-        prefix = self.view.head.prefix_out
         for name, tensor in self.view.base.items():
             if name not in replaced:
-                yield self._copy(prefix + name, tensor, name)
+                yield self._copy(self.prefix + name, tensor, name)
             elif replaced[name] is not None:
                 yield from self._layer(replaced[name] or 0)
         for name, tensor in self.view.heads.items():
             yield self._copy(name, tensor, name)
         for name, tensor in self.view.unknown.items():
-            yield self._copy(name, tensor)
+            own = self.view.relative(name)
+            yield self._copy(name if own is None else self.prefix + own, tensor)
         for name, origin in self._untied():
             yield self._copy(name, self.view.base[origin], origin)
 
@@ -228,8 +224,8 @@ class _Planner:
         """FFN tensors that experts replace; each layer's first one carries the layer number."""
         replaced: dict[str, int | None] = {}
         for layer in self.settings.moe_layers:
-            prefix = self.family.dense.layer.format(layer=layer)
-            names = {prefix + part.name for part in self.family.dense.ffn}
+            prefix = self.dense.layer.format(layer=layer)
+            names = {prefix + part.name for part in self.dense.ffn}
             present = [name for name in self.view.base if name in names]
             replaced |= dict.fromkeys(present)
             replaced[present[0]] = layer
@@ -245,11 +241,11 @@ class _Planner:
         )
 
     def _layer(self, layer: int) -> Iterator[Job]:
-        prefix = self.view.head.prefix_out + self.family.moe.layer.format(layer=layer)
+        prefix = self.prefix + self.moe.layer.format(layer=layer)
         ffn = self.view.ffn(layer)
-        for spec in self.family.moe.experts:
+        for spec in self.moe.experts:
             yield from self._experts(prefix, spec, layer)
-        for extra in self.family.moe.extras:
+        for extra in self.conversion.extras:
             yield self._extra(prefix, extra, self._out_dtype(ffn["up"]))
 
     def _experts(self, prefix: str, spec: ExpertTensor, layer: int) -> Iterator[Job]:
@@ -283,8 +279,8 @@ class _Planner:
         return copy_of(tensor, dtype, noise, weight=weight, changes=entry.changes(name))
 
     def _ffn_names(self, layer: int) -> dict[str, str]:
-        prefix = self.family.dense.layer.format(layer=layer)
-        return {part.role: prefix + part.name for part in self.family.dense.ffn}
+        prefix = self.dense.layer.format(layer=layer)
+        return {part.role: prefix + part.name for part in self.dense.ffn}
 
     def read_ffn(self) -> Iterator[StoredTensor]:
         """The tensors that experts are made of."""
@@ -305,13 +301,13 @@ class _Planner:
 
     def routers(self) -> Iterator[Job]:
         """One router a layer, and what stops dense classes."""
-        moe, dense = self.family.moe, self.family.dense
+        moe, dense = self.moe, self.dense
         # Routers from text take the place of calibrated ones once the text has been read.
         known = [init for init in ROUTER_INITS if init == self.options.router]
         init: RouterInit = known[0] if known else "calibrated"
         for layer in self.settings.moe_layers:
             source = dense.layer.format(layer=layer)
-            name = self.view.head.prefix_out + moe.layer.format(layer=layer) + moe.router
+            name = self.prefix + moe.layer.format(layer=layer) + moe.router
             norm = self.view.base[source + dense.norm]
             if not self.settings.renormalise:
                 yield self._flat_router(name, self._out_dtype(norm))
@@ -328,7 +324,7 @@ class _Planner:
             )
             yield Job(name, piece.dtype, (piece.num_experts, piece.hidden_size), (piece,))
         if moe.guard is not None:
-            prefix = self.view.head.prefix_out + moe.layer.format(layer=self.settings.moe_layers[0])
+            prefix = self.prefix + moe.layer.format(layer=self.settings.moe_layers[0])
             guard = ExtraTensor(name=moe.guard, shape=(1,))
             yield self._extra(prefix, guard, self._out_dtype(norm))
 
@@ -340,7 +336,7 @@ class _Planner:
         return Job(name, dtype, shape, (piece,))
 
     def _up_projection(self, layer: int) -> UpProjection:
-        spec = next(part for part in self.family.dense.ffn if part.role == "up")
+        spec = next(part for part in self.dense.ffn if part.role == "up")
         tensor = self.view.ffn(layer)["up"]
         return UpProjection(
             part=Slice(tensor, 0, tensor.elements),
@@ -353,7 +349,7 @@ class _Planner:
         experts, layers = self.settings.num_experts, len(self.settings.moe_layers)
         ffn = sum(tensor.elements for tensor in self.view.ffn(self.settings.moe_layers[0]).values())
         added = experts * self.dims["H"] + sum(
-            math.prod(resolve_shape(extra.shape, self.dims)) for extra in self.family.moe.extras
+            math.prod(resolve_shape(extra.shape, self.dims)) for extra in self.conversion.extras
         )
         shared = self.view.parameters - layers * ffn + layers * added
         shared += sum(self.view.base[origin].elements for _, origin in self._untied())

@@ -13,7 +13,7 @@ from moeify.checkpoint.source import Source, resolve_source
 from moeify.checkpoint.weight_files import adapter_error, is_adapter
 from moeify.errors import CheckpointError
 from moeify.families.dense_view import DenseView, view_dense
-from moeify.families.registry import MOE_LAYOUTS, dense_family
+from moeify.families.registry import MOE_LAYOUTS, dense_layout
 from moeify.upcycling.adapters import Adapter, open_adapter
 from moeify.upcycling.config import UpcycleConfig
 
@@ -111,7 +111,7 @@ def open_dense(source: Source) -> ExpertSource:
             path=source.folder / CONFIG_FILE,
         )
     checkpoint = Checkpoint.open(source.folder)
-    view = view_dense(checkpoint, dense_family(checkpoint.config), headless=True)
+    view = view_dense(checkpoint, dense_layout(checkpoint.config), headless=True)
     return ExpertSource(source=source, label=_base_name(source), view=view)
 
 

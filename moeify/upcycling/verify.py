@@ -14,7 +14,7 @@ from moeify.checkpoint.source import resolve_source
 from moeify.errors import CheckpointError, ConfigError, DatasetError
 from moeify.families.base import Config
 from moeify.families.dense_tensors import sort_dense
-from moeify.families.registry import FAMILIES, vocabulary_size
+from moeify.families.registry import DENSE_LAYOUTS, vocabulary_size
 from moeify.routing.data import check_vocabulary
 from moeify.routing.loading import encode, load_model, load_tokenizer
 from moeify.routing.running import run_model
@@ -91,16 +91,16 @@ def verify(
 def _sizes(config: Config) -> dict[str, Any]:
     """Vocabulary and hidden size, whatever the model type calls them."""
     model_type = config.get("model_type")
-    if model_type in FAMILIES:
-        config = FAMILIES[str(model_type)].dense.canonical(config)
+    if model_type in DENSE_LAYOUTS:
+        config = DENSE_LAYOUTS[str(model_type)].canonical(config)
     return {k: config[k] for k in ("vocab_size", "hidden_size", "n_embd") if config.get(k)}
 
 
 def _warnings(dense: Checkpoint, tokens: torch.Tensor) -> Iterator[str]:
     yield from (*dense.notes, *code_note(dense.folder))
     model_type = dense.config.get("model_type")
-    if model_type in FAMILIES:
-        yield from sort_dense(dense.tensors, dense.config, FAMILIES[str(model_type)]).notes
+    if model_type in DENSE_LAYOUTS:
+        yield from sort_dense(dense.tensors, dense.config, DENSE_LAYOUTS[str(model_type)]).notes
     if len(tokens) > 1 and _needs_padding(dense.config):
         yield (
             "config.json names no pad_token_id, without which this class takes one sequence at a"

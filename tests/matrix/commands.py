@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 import moeify
 from moeify.checkpoint.reader import Checkpoint
-from moeify.families.registry import moe_family, moe_layout
+from moeify.families.registry import moe_layout, origin
 from moeify.hub.listing import local_files
 from moeify.hub.plan import plan_push
 from moeify.routing.loading import model_class
@@ -128,8 +128,9 @@ def prune_low_memory(source: Source, work: Path) -> None:
 def extract(source: Source, work: Path) -> None:
     moeify.extract(source.folder, work / "out", expert=EXPERT)
     _loads_whole(work / "out")
-    family = moe_family(source.config)
-    assert Checkpoint.open(work / "out").config["model_type"] == family.model_type
+    assert (
+        Checkpoint.open(work / "out").config["model_type"] == origin(source.config).dense.model_type
+    )
 
 
 def prune_dense(source: Source, work: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from moeify.families.registry import FAMILIES
+from moeify.families.registry import DENSE_LAYOUTS
 
 __all__ = ["REASONS", "UNLOADABLE", "Reason", "refusal"]
 
@@ -37,25 +37,25 @@ REASONS = (
     Reason(
         letter="d", meaning="a dense checkpoint has no experts: `moeify upcycle` first",
         sentence="dense checkpoint|no mixture of experts",
-        holds=lambda command, model_type, form: model_type in FAMILIES
+        holds=lambda command, model_type, form: model_type in DENSE_LAYOUTS
         and command not in ("upcycle", "inspect", "verify", "push"),
     ),
     Reason(
         letter="m", meaning="it is a mixture already",
         sentence="mixture of experts already",
-        holds=lambda command, model_type, form: model_type not in FAMILIES
+        holds=lambda command, model_type, form: model_type not in DENSE_LAYOUTS
         and command == "upcycle",
     ),
     Reason(
         letter="n", meaning="no dense class that moeify knows belongs to it",
         sentence="is not supported; known: bert_moe",
-        holds=lambda command, model_type, form: model_type not in (*FAMILIES, *_FROM_DENSE)
+        holds=lambda command, model_type, form: model_type not in (*DENSE_LAYOUTS, *_FROM_DENSE)
         and command in ("extract", "prune --dense"),
     ),
     Reason(
         letter="w", meaning="warm-up knows no loss for this kind of routing yet",
         sentence="is not supported; known: bert_moe",
-        holds=lambda command, model_type, form: model_type not in (*FAMILIES, *_WARMED)
+        holds=lambda command, model_type, form: model_type not in (*DENSE_LAYOUTS, *_WARMED)
         and command.startswith("warmup"),
     ),
     Reason(
