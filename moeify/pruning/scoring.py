@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moeify.checkpoint.source import Source
-from moeify.checkpoint.staging import check_free_space
 from moeify.checkpoint.writer import Progress
-from moeify.errors import ConfigError, DatasetError, RoutingError
+from moeify.errors import DatasetError, RoutingError
 from moeify.families.mixture import Mixture
 from moeify.pruning.aimer import aimer_scores
 from moeify.pruning.calibration import calibrate
@@ -19,7 +18,7 @@ from moeify.pruning.scores import LayerScores, Scores, checkpoint_fingerprint
 from moeify.routing.config import DataConfig
 from moeify.routing.data import Blocks, blocks_for
 from moeify.routing.loading import load_model
-from moeify.routing.passes import LayerByLayer, Passes, WholeModel
+from moeify.routing.passes import LayerByLayer, Passes, WholeModel, check_state_room
 
 __all__ = ["Text", "read_text", "stored_scores", "text_scores"]
 
@@ -109,12 +108,7 @@ def text_scores(
 
 
 def _passes(mixture: Mixture, text: Text, states: Path) -> LayerByLayer:
-    if mixture.config.get("quantization_config"):
-        raise ConfigError(
-            "a quantised checkpoint cannot be calibrated layer by layer",
-            "pass --no-low-memory where it fits into memory, or calibrate its unquantised original",
-        )
-    check_free_space(states, 2 * 4 * text.fit.input_ids.size * mixture.hidden_size)
+    check_state_room(mixture.checkpoint, mixture.layout, text.fit.input_ids.size, states)
     return LayerByLayer(mixture.checkpoint.folder, mixture.layout, states)
 
 

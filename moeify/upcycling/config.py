@@ -15,6 +15,7 @@ from moeify.routing.config import (
     ROUTE_BY,
     ROUTER_INITS,
     ROUTER_STARTS,
+    MemoryOptions,
     RouteBy,
     RouterInit,
     RouterStart,
@@ -334,7 +335,7 @@ def select_layers(text: str, num_layers: int) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class VerifyConfig:
+class VerifyConfig(MemoryOptions):
     """On what a mixture and its dense model are compared."""
 
     text: Path | None = None
