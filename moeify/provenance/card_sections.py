@@ -7,11 +7,12 @@ from typing import Any
 
 from moeify.families.engines import FOREIGN
 from moeify.families.registry import DENSE_TYPE
-from moeify.provenance.citations import Citation, citations
-from moeify.provenance.exports import SCALED_FOR_OTHERS, is_as_exported
+from moeify.provenance.citations import citations
+from moeify.provenance.exports import SCALED_FOR_OTHERS, SET_APART_BY_NOISE, is_as_exported
 from moeify.provenance.markdown import inline, rows, table
 from moeify.provenance.record import Record, Step, expert_sources
 from moeify.provenance.subject import MixtureSize, Subject
+from moeify.tables import Citation
 
 __all__ = ["PLACEHOLDER", "card_sections"]
 
@@ -28,6 +29,7 @@ _HIDDEN = frozenset(
         "revision",
         "force",
         "max_shard_size",
+        "papers",
         "push_to",
         DENSE_TYPE,
     }
@@ -151,12 +153,7 @@ def _limits(subject: Subject) -> Iterable[str]:
             " start as copies give the router nothing to choose between."
         )
     if as_exported and any(step.options.get("noise") for step in steps):
-        yield (
-            "The routers are as `--compat gguf` left them, so flat that rounding chooses between"
-            " experts that noise set apart, and each engine rounds its own way: the same prompt may"
-            " give other tokens in llama.cpp, mlx-lm and transformers until the routers are"
-            " trained. `--noise 0` avoids that."
-        )
+        yield SET_APART_BY_NOISE
     warmed = [step.options.get("train", "routers") for step in steps if step.command == "warmup"]
     if warmed and set(warmed) == {"routers"}:
         yield "Warm-up changes the routers only; the experts still have to be trained to differ."
@@ -219,5 +216,6 @@ def _compared(results: dict[str, Any], keys: list[str]) -> Iterator[tuple[str, .
 
 def _citation(citation: Citation) -> str:
     paper = f"[arXiv:{citation.arxiv}](https://arxiv.org/abs/{citation.arxiv})"
-    named = f"{citation.authors}, *{citation.title}*, {paper}"
-    return f"{citation.used_for[0].upper()}{citation.used_for[1:]}: {named}"
+    named = f"{inline(citation.authors)}, *{inline(citation.title)}*, {paper}"
+    used_for = inline(citation.used_for)
+    return f"{used_for[:1].upper()}{used_for[1:]}: {named}"

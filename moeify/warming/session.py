@@ -18,7 +18,7 @@ from moeify.provenance.record import Record
 from moeify.routing.data import Blocks, block_length, blocks_for, check_vocabulary
 from moeify.routing.loading import load_model
 from moeify.routing.statistics import RoutingStatistics
-from moeify.warming.config import Fit, Loss, WarmupConfig
+from moeify.warming.config import Loss, WarmupConfig
 from moeify.warming.feasibility import check_names, check_trainable
 from moeify.warming.fitting import expert_owners, fit_method
 from moeify.warming.measuring import BlockLosses, measure
@@ -56,7 +56,7 @@ class Session:
     source: Source
     view: Mixture
     loss: Loss
-    fit: Fit
+    fit: str
     owners: list[int] | None
     train_blocks: Blocks
     held_out: Blocks

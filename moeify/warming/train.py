@@ -20,8 +20,9 @@ from moeify.errors import OutputError
 from moeify.families.base import MoeLayout
 from moeify.routing.loaded import LoadedMixture
 from moeify.warming.activations import bound_activations, room_for_activations
+from moeify.warming.balances import BALANCES
 from moeify.warming.config import Trained, WarmupConfig
-from moeify.warming.losses import RouterSums, balance_loss, router_sums, z_loss
+from moeify.warming.losses import RouterSums, router_sums, z_loss
 from moeify.warming.objective import Examples, Objective
 from moeify.warming.run import TRAINED_FILE
 from moeify.warming.sharding import fill, is_sharded, name_layers, whole
@@ -209,7 +210,7 @@ class RouterTrainer(Trainer):  # type: ignore[misc]
         sums = self._global(routed)
         everywhere = _reduced(torch.stack([total.detach().float(), labels.float()]))
         task = (everywhere[0] + total - total.detach()) / everywhere[1].clamp(min=1)
-        balance, z = balance_loss(self.config.balance, sums), z_loss(sums)
+        balance, z = BALANCES[self.config.balance].formula(sums), z_loss(sums)
         loss = self.config.balance_coef * balance + self.config.z_coef * z
         if self.task:
             loss = loss + task
