@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from moeify.checkpoint.source import Source
 from moeify.checkpoint.writer import Progress
-from moeify.errors import DatasetError, RoutingError
+from moeify.errors import ConfigError, DatasetError, RoutingError
 from moeify.families.mixture import Mixture
 from moeify.pruning.calibration import calibrate
 from moeify.pruning.config import PruneConfig
