@@ -9,7 +9,7 @@ import struct
 from pathlib import Path
 
 from moeify.checkpoint.header import encode_header, tensor_nbytes
-from moeify.families.qwen2 import QWEN2
+from moeify.families.dense.qwen2 import LAYOUT
 
 __all__ = ["write_checkpoint"]
 
@@ -39,7 +39,7 @@ def write_checkpoint(folder: Path, num_layers: int) -> int:
     config = {**_CONFIG, "num_hidden_layers": num_layers}
     (folder / "config.json").write_text(json.dumps(config, indent=2))
     tensors = [
-        (f"model.{name}", "BF16", shape) for name, shape in QWEN2.dense.base_tensors(config).items()
+        (f"model.{name}", "BF16", shape) for name, shape in LAYOUT.base_tensors(config).items()
     ]
     draw = random.Random(0)
     values = [draw.gauss(0.0, _STD) for _ in range(_BLOCK_ELEMENTS)]

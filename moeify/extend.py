@@ -8,12 +8,22 @@ from typing import TYPE_CHECKING, Any
 from moeify.tables import Citation
 
 if TYPE_CHECKING:
+    from moeify.families.conversion import Conversion
+    from moeify.families.moe_layout import MoeLayout
     from moeify.pruning.criteria import Criterion
     from moeify.warming.balances import Balance
 
-__all__ = ["Balance", "Citation", "Criterion", "register_balance", "register_criterion"]
+__all__ = [
+    "Balance", "Citation", "Conversion", "Criterion", "MoeLayout",
+    "register_balance", "register_conversion", "register_criterion", "register_mixture",
+]  # fmt: skip
 
-_ROWS = {"Balance": "moeify.warming.balances", "Criterion": "moeify.pruning.criteria"}
+_ROWS = {
+    "Balance": "moeify.warming.balances",
+    "Conversion": "moeify.families.conversion",
+    "Criterion": "moeify.pruning.criteria",
+    "MoeLayout": "moeify.families.moe_layout",
+}
 
 
 def register_criterion(row: Criterion) -> None:
@@ -25,6 +35,26 @@ def register_criterion(row: Criterion) -> None:
 
     check_criterion(row)
     CRITERIA.register(row)
+
+
+def register_mixture(layout: MoeLayout) -> None:
+    """Let every command read mixtures of a further model type.
+
+    Raises ``ConfigError`` for a model type that is there already.
+    """
+    from moeify.families import registry
+
+    registry.register_mixture(layout)
+
+
+def register_conversion(conversion: Conversion) -> None:
+    """Let dense checkpoints of a further type become mixtures, or mixtures of a further type.
+
+    The mixture's layout has to be there; the dense one comes along. Raises ``ConfigError``.
+    """
+    from moeify.families import registry
+
+    registry.register_conversion(conversion)
 
 
 def register_balance(row: Balance) -> None:

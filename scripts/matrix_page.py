@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from moeify.families.registry import FAMILIES
+from moeify.families.registry import DENSE_LAYOUTS
 from tests.matrix.commands import COMMANDS
 from tests.matrix.refusals import REASONS, refusal
 from tests.matrix.sources import FORM, cases
@@ -63,8 +63,8 @@ def page() -> str:
         checks="\n".join(f"| `{c.name}` | {c.checks} |" for c in COMMANDS),
         forms="\n".join(f"| {name} | {FORM[name].meaning} |" for name in forms),
         reasons="\n".join(f"| {r.letter} | {r.meaning} |" for r in REASONS if r.letter in used),
-        dense="\n".join(table([row for row in rows if row[0] in FAMILIES])),
-        mixtures="\n".join(table([row for row in rows if row[0] not in FAMILIES])),
+        dense="\n".join(table([row for row in rows if row[0] in DENSE_LAYOUTS])),
+        mixtures="\n".join(table([row for row in rows if row[0] not in DENSE_LAYOUTS])),
     )
 
 

@@ -10,10 +10,10 @@ from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
 from moeify.checkpoint.copying import copy_file
+from moeify.checkpoint.download import MODEL_FILES
 from moeify.checkpoint.foreign_code import cleaned, code_note
 from moeify.checkpoint.inside import resolve_inside
 from moeify.checkpoint.naming import some
-from moeify.checkpoint.source import MODEL_FILES
 from moeify.errors import CheckpointError, OutputError
 
 __all__ = ["TOKENIZER_CONFIG", "Carried", "carried", "carry_files", "is_part"]

@@ -10,15 +10,17 @@ from typing import Any
 
 from moeify.checkpoint.inside import check_relative, resolve_inside
 from moeify.checkpoint.json_text import read_json
-from moeify.checkpoint.source import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from moeify.errors import CheckpointError
 
 __all__ = [
-    "INDEX_FILE", "WEIGHTS_FILE", "Index", "adapter_error", "by_file", "check_no_adapter",
-    "conversion_hint", "first_file", "is_adapter", "is_index", "local_file", "no_weights",
-    "read_index", "unused_files",
+    "ADAPTERS", "ADAPTER_CONFIG", "ADAPTER_WEIGHTS", "INDEX_FILE", "WEIGHTS_FILE", "Index",
+    "adapter_error", "by_file", "check_no_adapter", "conversion_hint", "first_file", "is_adapter",
+    "is_index", "local_file", "no_weights", "read_index", "unused_files",
 ]  # fmt: skip
 
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+ADAPTERS = (ADAPTER_WEIGHTS, "adapter_model.bin")
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 _INDEX_END = ".index.json"
@@ -32,7 +34,6 @@ _IN_OTHER_FORMS = {
     "checkpoint-*/model*.safetensors": "name that folder",
 }
 """Where weights are that no class loads from here, and what makes a model of them."""
-_ADAPTERS = (ADAPTER_WEIGHTS, "adapter_model.bin")
 
 Index = dict[str, list[str]]
 """The names of the tensors in each file, as an index has it."""
@@ -109,7 +110,7 @@ def is_adapter(folder: Path) -> bool:
 
 def check_no_adapter(folder: Path) -> None:
     """Raise ``CheckpointError`` for an adapter beside a whole model, which transformers applies."""
-    found = next((name for name in _ADAPTERS if (folder / name).exists()), None)
+    found = next((name for name in ADAPTERS if (folder / name).exists()), None)
     if found is not None and (folder / ADAPTER_CONFIG).exists():
         raise CheckpointError(
             f"{folder} holds a whole model and an adapter ({found}), which transformers applies to"

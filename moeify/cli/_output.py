@@ -69,9 +69,13 @@ def size(nbytes: float) -> str:
 
 
 def written(nbytes: int, linked: int, copied: int) -> str:
-    """What became of a checkpoint's files: 8.6 kB written, 1 files linked."""
-    beside = f", {copied} files copied" if copied else ""
-    return f"{size(nbytes)} written, {linked} files linked{beside}"
+    """What became of a checkpoint's files: 8.6 kB written, 1 file linked."""
+    beside = f", {_files(copied)} copied" if copied else ""
+    return f"{size(nbytes)} written, {_files(linked)} linked{beside}"
+
+
+def _files(number: int) -> str:
+    return f"{number} file{'' if number == 1 else 's'}"
 
 
 def count(number: float) -> str:
@@ -130,7 +134,7 @@ class Output:
             self.warning(warning)
 
     def table(self, title: str, rows: Sequence[tuple[str, str]]) -> None:
-        """Name and value pairs."""
+        """Name and value pairs; what has no value has no row."""
         if self.as_json or self.quiet:
             return
         self._out.print(f"[bold]{plain(title)}[/]", soft_wrap=True)
@@ -138,7 +142,8 @@ class Output:
         table.add_column(style="cyan", no_wrap=True)
         table.add_column(overflow="fold")
         for name, value in rows:
-            table.add_row(plain(name), plain(value))
+            if value:
+                table.add_row(plain(name), plain(value))
         self._out.print(table)
 
     def grid(

@@ -1,4 +1,4 @@
-"""The shapes of the data that describe a family: its dense half and its MoE half."""
+"""The shape of the data that describes a dense type: which tensor is what in which class."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from moeify.errors import CheckpointError
-from moeify.families.moe_layout import ExpertTensor, ExtraTensor, MoeLayout, Rest, RouterRule
+from moeify.families.moe_layout import ExpertTensor, MoeLayout, Rest, RouterRule
 from moeify.families.values import (
     Config,
     Dims,
@@ -21,22 +21,14 @@ __all__ = [
     "Config",
     "DenseLayout",
     "ExpertTensor",
-    "ExtraTensor",
-    "Family",
     "FfnTensor",
     "Head",
     "MoeLayout",
-    "MoeSettings",
-    "Rest",
     "RouterRule",
     "Shape",
-    "listed_moe_layers",
     "num_labels",
-    "own_dense_config",
-    "own_moe_config",
     "positive",
     "resolve_shape",
-    "rest_of",
 ]
 
 
@@ -62,40 +54,42 @@ class Head:
     """
 
     prefix: str = ""
-    moe_prefix: str | None = None  # where it differs from the dense class's
     tensors: Mapping[str, Shape] = field(default_factory=dict)
     tied: Mapping[str, str] = field(default_factory=dict)
     lacks: frozenset[str] = frozenset()
     switches: Mapping[str, str] = field(default_factory=dict)
 
-    @property
-    def prefix_out(self) -> str:
-        """The prefix in the MoE class."""
-        return self.prefix if self.moe_prefix is None else self.moe_prefix
-
 
 @dataclass(frozen=True, kw_only=True)
 class DenseLayout:
-    """Tensor names of a dense family, relative to the base model (no ``bert.``, no ``model.``).
+    """Tensor names of a dense type, relative to the base model (no ``bert.``, no ``model.``).
 
+    ``class_prefix`` is the class's name without its head, ``activation`` config.json's key of what
+    the FFN applies, and what it is where the key is missing. What has a default is called as in
+    Llama.
     ``aliases`` maps endings of old names to today's; ``buffers`` are endings of tensors that are
     recomputed and not carried over; ``optional`` names tensors, relative to the base model or to a
-    layer, that may be missing. ``canonical`` gives a config its usual keys.
+    layer, that may be missing. ``encoder`` is as in ``MoeLayout``. ``canonical`` gives a config its
+    usual keys.
     """
 
-    prefixes: tuple[str, ...]
-    layer: str
+    model_type: str
+    class_prefix: str
     outer: Mapping[str, Shape]
     per_layer: Mapping[str, Shape]
     ffn: tuple[FfnTensor, ...]
-    norm: str
-    norm_bias: str | None
     heads: Mapping[str, Head]
     dims: Callable[[Config], Dims]
-    ties_by_default: bool
+    prefixes: tuple[str, ...] = ("model.", "transformer.")
+    layer: str = "layers.{layer}."
+    norm: str = "post_attention_layernorm.weight"
+    norm_bias: str | None = None
+    activation: tuple[str, str] = ("hidden_act", "silu")
+    ties_by_default: bool = False
     aliases: Mapping[str, str] = field(default_factory=dict)
-    buffers: tuple[str, ...] = ()
+    buffers: tuple[str, ...] = (".rotary_emb.inv_freq",)
     optional: frozenset[str] = frozenset()
+    encoder: bool = False
     canonical: Callable[[Config], Config] = dict
 
     def tied(self, head: Head, config: Config) -> frozenset[str]:
@@ -116,134 +110,45 @@ class DenseLayout:
             names |= {prefix + name: resolve_shape(shape, dims) for name, shape in layer.items()}
         return names
 
-
-@dataclass(frozen=True, kw_only=True)
-class MoeSettings:
-    """What upcycling decides and a family writes into the MoE config.
-
-    ``renormalise`` has the weights of the chosen experts sum to 1. Without it they sum to K/E as
-    long as the router is near zero, and the experts are scaled by E/K to make up for it.
-    ``route_by`` says what a router decides for, token or sequence.
-    """
-
-    num_experts: int
-    top_k: int
-    moe_layers: tuple[int, ...]
-    num_layers: int
-    renormalise: bool = True
-    route_by: str = "token"
-
-    @property
-    def dense_layers(self) -> list[int]:
-        """Layers that keep their dense FFN."""
-        return [layer for layer in range(self.num_layers) if layer not in self.moe_layers]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Family:
-    """A dense family, the MoE family it becomes, and how config.json is carried across.
-
-    ``class_prefixes`` are the dense and the MoE class names without their head. ``remote_code``
-    says that the MoE classes are moeify's own and travel inside the checkpoint. ``notes`` are
-    sentences for the model card. ``gguf_renormalises`` says whether llama.cpp and mlx-lm
-    renormalise this class's expert weights; None where they do not know the class.
-    """
-
-    model_type: str
-    class_prefixes: tuple[str, str]
-    dense: DenseLayout
-    moe: MoeLayout
-    to_moe_config: Callable[[Config, MoeSettings], Config]
-    to_dense_config: Callable[[Config], Config]
-    remote_code: bool = False
-    gguf_renormalises: bool | None = None
-    notes: tuple[str, ...] = ()
-
     def architecture(self, config: Config) -> str:
-        """Name of the dense class, by ``architectures``; the base class where nothing is said."""
-        named = config.get("architectures") or [f"{self.class_prefixes[0]}Model"]
+        """Name of the class, by ``architectures``; the base class where nothing is said."""
+        named = config.get("architectures") or [f"{self.class_prefix}Model"]
         return str(named[0]) if isinstance(named, list) else str(named)
 
-    def head(self, config: Config) -> Head:
-        """The head of the dense class; raises ``CheckpointError`` for an unknown class."""
+    def head_name(self, config: Config) -> str:
+        """The key in ``heads`` of the class; raises ``CheckpointError`` for an unknown one."""
         name = self.architecture(config)
-        suffix = name.removeprefix(self.class_prefixes[0])
-        if name == suffix or suffix not in self.dense.heads:
-            known = ", ".join(self.class_prefixes[0] + head for head in self.dense.heads)
+        suffix = name.removeprefix(self.class_prefix)
+        if name == suffix or suffix not in self.heads:
+            known = ", ".join(self.class_prefix + head for head in self.heads)
             raise CheckpointError(
                 f"the class {name!r} is no {self.model_type} class that moeify converts",
                 f"set architectures in config.json to one of: {known}",
             )
-        head = self.dense.heads[suffix]
+        return suffix
+
+    def head(self, config: Config) -> Head:
+        """The head of the class; raises ``CheckpointError`` for an unknown class."""
+        head = self.heads[self.head_name(config)]
         off = [tensor for tensor, key in head.switches.items() if not config.get(key, True)]
         tensors = {tensor: shape for tensor, shape in head.tensors.items() if tensor not in off}
         return replace(head, tensors=tensors)
 
-    def moe_architecture(self, config: Config) -> str:
-        """Name of the MoE class that takes the dense class's place."""
-        suffix = self.architecture(config).removeprefix(self.class_prefixes[0])
-        return self.class_prefixes[1] + suffix
-
-    def dense_architecture(self, config: Config) -> str:
-        """Name of the dense class that takes an MoE class's place; raises ``CheckpointError``."""
-        named = config.get("architectures") or [f"{self.class_prefixes[1]}Model"]
-        name = str(named[0])
-        suffix = name.removeprefix(self.class_prefixes[1])
-        if name == suffix or suffix not in self.dense.heads:
-            raise CheckpointError(
-                f"the class {name!r} has no dense {self.model_type} class beside it",
-                "mend architectures in config.json",
-            )
-        return self.class_prefixes[0] + suffix
-
-
-def rest_of(dense: DenseLayout, shared: tuple[str, ...] = ()) -> Rest:
-    """The tensors that an MoE family takes over from the dense family it is upcycled from."""
-    heads = dense.heads.values()
-    names = tuple(dict.fromkeys(name for head in heads for name in head.tensors))
-    return Rest(
-        outer=tuple(dense.outer),
-        per_layer=tuple(dense.per_layer),
-        ffn=tuple(part.name for part in dense.ffn),
-        shared=shared,
-        heads=names,
-        tied={n: own.removeprefix(h.prefix) for h in heads for n, own in h.tied.items()},
-        ties_by_default=dense.ties_by_default,
-        buffers=dense.buffers,
-        lacks={
-            end: (*(name for name in names if name not in head.tensors), *sorted(head.lacks))
-            for end, head in dense.heads.items()
-        },
-    )
-
-
-def listed_moe_layers(config: Config) -> tuple[int, ...]:
-    """MoE layers of moeify's own classes: those in ``moe_layers``, all where it is null."""
-    listed = config.get("moe_layers")
-    total = positive(config, "num_hidden_layers" if "num_hidden_layers" in config else "n_layer")
-    return tuple(range(total)) if listed is None else tuple(listed)
-
-
-def own_moe_config(config: Config, settings: MoeSettings) -> Config:
-    """The config of moeify's own MoE classes: the dense one plus the MoE's keys."""
-    return {
-        **config,
-        "num_experts": settings.num_experts,
-        "num_experts_per_tok": settings.top_k,
-        "moe_layers": list(settings.moe_layers),
-        "route_by": settings.route_by,
-        "norm_topk_prob": True,
-        "output_router_logits": False,
-        "router_aux_loss_coef": 0.01,
-    }
-
-
-def own_dense_config(config: Config) -> Config:
-    """The dense config inside that of moeify's own MoE classes."""
-    return {key: value for key, value in config.items() if key not in _OWN_KEYS}
-
-
-_OWN_KEYS = (
-    "num_experts", "num_experts_per_tok", "moe_layers", "route_by", "norm_topk_prob",
-    "output_router_logits", "router_aux_loss_coef", "router_z_loss_coef", "experts_implementation",
-)  # fmt: skip
+    def rest(self, shared: tuple[str, ...] = ()) -> Rest:
+        """The tensors that a mixture takes over from this type, with ``shared`` ones of its own."""
+        heads = self.heads.values()
+        names = tuple(dict.fromkeys(name for head in heads for name in head.tensors))
+        return Rest(
+            outer=tuple(self.outer),
+            per_layer=tuple(self.per_layer),
+            ffn=tuple(part.name for part in self.ffn),
+            shared=shared,
+            heads=names,
+            tied={n: own.removeprefix(h.prefix) for h in heads for n, own in h.tied.items()},
+            ties_by_default=self.ties_by_default,
+            buffers=self.buffers,
+            lacks={
+                end: (*(name for name in names if name not in head.tensors), *sorted(head.lacks))
+                for end, head in self.heads.items()
+            },
+        )

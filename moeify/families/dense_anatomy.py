@@ -10,12 +10,14 @@ from typing import Any
 
 from moeify.checkpoint.header import StoredTensor
 from moeify.errors import MoeifyError
-from moeify.families.base import Config, Family, MoeSettings, resolve_shape
+from moeify.families.base import Config, DenseLayout, resolve_shape
+from moeify.families.conversion import MoeSettings
 from moeify.families.dense_tensors import DenseTensors, sort_dense
 from moeify.families.mixture import PartSize
 from moeify.families.moe_checks import unknown_tensors
 from moeify.families.problems import Problem, by_pattern
 from moeify.families.quantization import packed_values, split_quantized
+from moeify.families.registry import conversion_from
 
 __all__ = ["DenseAnatomy", "Outlook", "dissect_dense"]
 
@@ -62,10 +64,10 @@ class DenseAnatomy:
 
 
 def dissect_dense(
-    tensors: Mapping[str, StoredTensor], config: Config, family: Family
+    tensors: Mapping[str, StoredTensor], config: Config, layout: DenseLayout
 ) -> DenseAnatomy:
     """Sort the tensors of a dense checkpoint; raises ``MoeifyError`` for an unusable config."""
-    found = sort_dense(tensors, config, family)
+    found = sort_dense(tensors, config, layout)
     parts = _parts(found)
     problems = [] if found.quantised else list(_problems(found))
     complete = not (found.quantised or found.missing or found.twice)
@@ -76,7 +78,7 @@ def dissect_dense(
     if found.quantised:
         notes.append(f"quantised ({found.quantised}): upcycle takes the unquantised checkpoint")
     return DenseAnatomy(
-        num_layers=family.dense.num_layers(found.config),
+        num_layers=layout.num_layers(found.config),
         parts=parts,
         problems=problems,
         notes=notes,
@@ -114,10 +116,10 @@ def _parts(found: DenseTensors) -> dict[str, PartSize]:
 def _part(name: str, found: DenseTensors) -> str:
     if name not in found.expected:
         return "heads"
-    layer_root = found.family.dense.layer.split("{")[0]
+    layer_root = found.layout.layer.split("{")[0]
     if name.startswith(layer_root):
         inner = name.removeprefix(layer_root).partition(".")[2]
-        if inner in {part.name for part in found.family.dense.ffn}:
+        if inner in {part.name for part in found.layout.ffn}:
             return "dense_ffn"
         return "attention" if inner.split(".")[0] in _ATTENTION else "norms"
     root = name.split(".")[0]
@@ -135,39 +137,40 @@ def _problems(found: DenseTensors) -> Iterator[Problem]:
              if stored.shape != found.shapes[name]]  # fmt: skip
     yield from by_pattern("shape", wrong, "of another shape than config.json says")
     unknown = [stored.name for stored in found.unknown.values()]
-    yield from unknown_tensors(unknown, found.family.model_type)
+    yield from unknown_tensors(unknown, found.layout.model_type)
 
 
 def _outlook(found: DenseTensors, parts: dict[str, PartSize]) -> Outlook:
-    family, held = found.family, found.base | found.filled
-    dims = family.dense.dims(found.config)
+    layout, held = found.layout, found.base | found.filled
+    conversion = conversion_from(layout)
+    dims = layout.dims(found.config)
     layers = dims["L"]
     settings = MoeSettings(
         num_experts=_EXPERTS, top_k=_TOP_K, moe_layers=tuple(range(layers)), num_layers=layers
     )
-    prefix = family.dense.layer.format(layer=0)
-    ffn = {part.role: held[prefix + part.name] for part in family.dense.ffn}
+    prefix = layout.layer.format(layer=0)
+    ffn = {part.role: held[prefix + part.name] for part in layout.ffn}
     elements = sum(stored.elements for stored in ffn.values())
     nbytes = sum(stored.nbytes for stored in ffn.values())
     moe_dims = dims
     with suppress(MoeifyError):  # upcycle refuses such a config, and says why
-        moe_dims = family.moe.dims(family.to_moe_config(dict(found.config), settings))
+        moe_dims = conversion.moe.dims(conversion.moe_config(found.config, settings))
     added = _EXPERTS * dims["H"] + sum(
-        math.prod(resolve_shape(extra.shape, moe_dims)) for extra in family.moe.extras
+        math.prod(resolve_shape(extra.shape, moe_dims)) for extra in conversion.extras
     )
     dense = sum(part.parameters for part in parts.values())
     stored_bytes = sum(part.nbytes for name, part in parts.items() if name != "buffers")
     return Outlook(
-        model_type=family.moe.model_type,
+        model_type=conversion.moe.model_type,
         num_experts=_EXPERTS,
         top_k=_TOP_K,
         params_total=dense + layers * ((_EXPERTS - 1) * elements + added),
         params_active=dense + layers * ((_TOP_K - 1) * elements + added),
         nbytes=stored_bytes
         + layers * ((_EXPERTS - 1) * nbytes + added * nbytes // elements)
-        + (nbytes // elements if family.moe.guard else 0),
+        + (nbytes // elements if conversion.moe.guard else 0),
         ffn={
             part.role: {"name": part.name, "shape": list(ffn[part.role].shape)}
-            for part in family.dense.ffn
+            for part in layout.ffn
         },
     )

@@ -9,7 +9,7 @@ from functools import cached_property
 
 from moeify.checkpoint.header import StoredTensor, zeros
 from moeify.checkpoint.naming import some
-from moeify.families.base import Config, Family, Head, resolve_shape
+from moeify.families.base import Config, DenseLayout, Head, resolve_shape
 from moeify.families.problems import grouped
 from moeify.families.quantization import QUANTIZATION, quantization_kind, quantized_as
 
@@ -27,7 +27,7 @@ class DenseTensors:
     ``quantised`` says how, where weights are.
     """
 
-    family: Family
+    layout: DenseLayout
     head: Head
     config: Config
     expected: dict[str, tuple[int, ...]]
@@ -50,13 +50,13 @@ class DenseTensors:
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """What ``base`` and ``heads`` should hold."""
-        dims = self.family.dense.dims(self.config)
+        dims = self.layout.dims(self.config)
         heads = {name: resolve_shape(shape, dims) for name, shape in self.head.tensors.items()}
         return self.expected | heads
 
     def relative(self, name: str) -> str | None:
         """A full name as it is today without the base model's prefix; None for one of the head."""
-        for prefix in (self.head.prefix, *self.family.dense.prefixes, ""):
+        for prefix in (self.head.prefix, *self.layout.prefixes, ""):
             rest = name.removeprefix(prefix)
             if name.startswith(prefix) and rest.split(".")[0] in self.roots:
                 return rest
@@ -67,16 +67,18 @@ class DenseTensors:
         return name not in self.head.lacks and name not in self.tied
 
 
-def sort_dense(tensors: Mapping[str, StoredTensor], config: Config, family: Family) -> DenseTensors:
+def sort_dense(
+    tensors: Mapping[str, StoredTensor], config: Config, layout: DenseLayout
+) -> DenseTensors:
     """Sort ``tensors``; raises ``CheckpointError`` for a config that describes no dense class."""
-    config = family.dense.canonical(config)
-    head = family.head(config)
+    config = layout.canonical(config)
+    head = layout.head(config)
     found = DenseTensors(
-        family=family,
+        layout=layout,
         head=head,
         config=config,
-        expected=family.dense.base_tensors(config),
-        tied=family.dense.tied(head, config),
+        expected=layout.base_tensors(config),
+        tied=layout.tied(head, config),
     )
     for stored in tensors.values():
         _place(found, stored)
@@ -89,18 +91,18 @@ def sort_dense(tensors: Mapping[str, StoredTensor], config: Config, family: Fami
     return found
 
 
-def modern_name(name: str, family: Family) -> str:
+def modern_name(name: str, layout: DenseLayout) -> str:
     """A tensor's name as transformers spells it today."""
-    for old, new in family.dense.aliases.items():
+    for old, new in layout.aliases.items():
         if name.endswith(old):
             name = name.removesuffix(old) + new
     return name
 
 
 def _place(found: DenseTensors, stored: StoredTensor) -> None:
-    name = modern_name(stored.name, found.family)
+    name = modern_name(stored.name, found.layout)
     relative = found.relative(name)
-    if name.endswith(found.family.dense.buffers):
+    if name.endswith(found.layout.buffers):
         found.buffers.append(stored)
         return
     if relative in found.expected:
@@ -108,7 +110,7 @@ def _place(found: DenseTensors, stored: StoredTensor) -> None:
     elif name in found.head.tensors:
         into = found.heads
     else:
-        name = name if relative is None else found.head.prefix_out + relative
+        name = name if relative is None else found.head.prefix + relative
         into = found.unknown
     if name in into:
         found.twice.append((name, into[name], stored))
@@ -127,17 +129,17 @@ def _swap_tied(found: DenseTensors) -> None:
 
 def _absent(found: DenseTensors) -> Iterator[str]:
     """What the class has, no file holds, and no other tensor is shared with."""
-    optional = found.family.dense.optional
+    optional = found.layout.optional
     for name in found.expected:
-        inner = _inner(name, found.family)
+        inner = _inner(name, found.layout)
         if name not in found.base and name not in optional and inner not in optional:
             yield name
     yield from (n for n in found.head.tensors if n not in found.heads and n not in found.tied)
 
 
-def _inner(name: str, family: Family) -> str | None:
+def _inner(name: str, layout: DenseLayout) -> str | None:
     """A relative name within its layer; None outside of the layers."""
-    root = family.dense.layer.split("{")[0]
+    root = layout.layer.split("{")[0]
     return name.removeprefix(root).partition(".")[2] if name.startswith(root) else None
 
 
@@ -148,7 +150,7 @@ def _fill(found: DenseTensors, absent: list[str]) -> None:
     blank = []
     for name in absent:
         origin = found.heads.get(found.head.tied.get(name, ""))
-        inner = _inner(name, found.family)
+        inner = _inner(name, found.layout)
         if origin is not None:
             found.filled[name] = origin
             found.notes.append(
@@ -170,8 +172,8 @@ def _fill(found: DenseTensors, absent: list[str]) -> None:
 
 def _biases_of_no_layer(found: DenseTensors, absent: list[str]) -> Iterator[str]:
     """What every layer lacks was never there; what one of them lacks was lost."""
-    layers = Counter(_inner(name, found.family) for name in absent)
-    total = found.family.dense.num_layers(found.config)
+    layers = Counter(_inner(name, found.layout) for name in absent)
+    total = found.layout.num_layers(found.config)
     return (n for n, count in layers.items() if n and n.endswith(".bias") and count == total)
 
 

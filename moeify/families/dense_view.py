@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from moeify.checkpoint.header import StoredTensor
 from moeify.checkpoint.reader import Checkpoint
 from moeify.errors import CheckpointError, TensorNotFoundError
-from moeify.families.base import Family, Head
+from moeify.families.base import DenseLayout, Head
 from moeify.families.dense_tensors import DenseTensors, modern_name, sort_dense
 
 __all__ = ["DenseView", "relative_name", "view_dense"]
@@ -16,7 +16,7 @@ __all__ = ["DenseView", "relative_name", "view_dense"]
 
 @dataclass(frozen=True, kw_only=True)
 class DenseView:
-    """A dense checkpoint seen through its family.
+    """A dense checkpoint seen through its layout.
 
     ``base`` maps names relative to the base model, ``heads`` full names; both leave out buffers.
     ``unknown`` are tensors that neither the base model nor the head declares: they are carried
@@ -25,7 +25,7 @@ class DenseView:
     """
 
     checkpoint: Checkpoint
-    family: Family
+    layout: DenseLayout
     head: Head
     base: dict[str, StoredTensor]
     heads: dict[str, StoredTensor]
@@ -37,26 +37,26 @@ class DenseView:
     @property
     def num_layers(self) -> int:
         """Number of transformer layers."""
-        return self.family.dense.num_layers(self.checkpoint.config)
+        return self.layout.num_layers(self.checkpoint.config)
 
     def ffn(self, layer: int) -> dict[str, StoredTensor]:
         """The FFN tensors of one layer by role."""
-        prefix = self.family.dense.layer.format(layer=layer)
-        return {part.role: self.base[prefix + part.name] for part in self.family.dense.ffn}
+        prefix = self.layout.layer.format(layer=layer)
+        return {part.role: self.base[prefix + part.name] for part in self.layout.ffn}
 
 
-def view_dense(checkpoint: Checkpoint, family: Family, *, headless: bool = False) -> DenseView:
+def view_dense(checkpoint: Checkpoint, layout: DenseLayout, *, headless: bool = False) -> DenseView:
     """Sort the tensors of a dense ``checkpoint``; ``headless`` lets its head be missing.
 
     Raises ``TensorNotFoundError`` when one is missing and ``CheckpointError`` when a shape
     disagrees with config.json, or weights are quantised.
     """
-    found = sort_dense(checkpoint.tensors, checkpoint.config, family)
+    found = sort_dense(checkpoint.tensors, checkpoint.config, layout)
     _check(found, checkpoint, headless)
     held = found.base | found.heads | found.filled
     return DenseView(
         checkpoint=replace(checkpoint, config=found.config),
-        family=family,
+        layout=layout,
         head=found.head,
         base={name: stored for name, stored in held.items() if name in found.expected},
         heads={name: stored for name, stored in held.items() if name in found.head.tensors},
@@ -69,8 +69,8 @@ def view_dense(checkpoint: Checkpoint, family: Family, *, headless: bool = False
 
 def relative_name(name: str, view: DenseView) -> str | None:
     """A full tensor name relative to the base model of ``view``; None for one of the head."""
-    modern = modern_name(name, view.family)
-    return None if modern.endswith(view.family.dense.buffers) else view.relative(modern)
+    modern = modern_name(name, view.layout)
+    return None if modern.endswith(view.layout.buffers) else view.relative(modern)
 
 
 def _check(found: DenseTensors, checkpoint: Checkpoint, headless: bool) -> None:
@@ -95,7 +95,7 @@ def _check(found: DenseTensors, checkpoint: Checkpoint, headless: bool) -> None:
             raise TensorNotFoundError(
                 name,
                 checkpoint.folder,
-                f"{found.family.architecture(found.config)} needs it: set architectures in"
+                f"{found.layout.architecture(found.config)} needs it: set architectures in"
                 " config.json to the class that the checkpoint holds",
             )
     held = found.base | found.heads

@@ -16,9 +16,11 @@ from moeify.families.values import (
     ties_embeddings,
 )
 
-__all__ = ["ExpertTensor", "ExtraTensor", "MoeLayout", "Rest", "RouterRule"]
+__all__ = ["DECODER_HEADS", "ExpertTensor", "ExtraTensor", "MoeLayout", "Rest", "RouterRule"]
 
 _NEURON_SYMBOLS = ("F", "2F")
+DECODER_HEADS = ("lm_head.weight", "score.weight", "score.bias", "qa_outputs.weight",
+                 "qa_outputs.bias")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,11 +133,11 @@ class Rest:
     without, although its checkpoint may hold them for another.
     """
 
-    outer: tuple[str, ...]
     per_layer: tuple[str, ...]
+    outer: tuple[str, ...] = ("embed_tokens.weight", "norm.weight")
     ffn: tuple[str, ...] = ()
     shared: tuple[str, ...] = ()
-    heads: tuple[str, ...] = ()
+    heads: tuple[str, ...] = DECODER_HEADS
     tied: Mapping[str, str] = field(
         default_factory=lambda: {"lm_head.weight": "embed_tokens.weight"}
     )
@@ -161,34 +163,40 @@ class Rest:
 class MoeLayout:
     """Tensor names of an MoE family, relative to the base model, and where its config says what.
 
+    What has a default is called as in Llama and in most mixtures that came after it.
+    ``class_prefix`` is the class's name without its head.
     ``guard`` is the dense class's name for a tensor of a layer that holds experts: one element of
     that name, in the first such layer, makes the dense class refuse the mixture by its shape, and
     is no parameter.
     ``norm`` and ``norm_bias`` are the normalisation whose output the router reads. The router's
     weight is [E, H] and its bias [E] in every family. ``router_module`` is the router's path
     within its layer once transformers has loaded it, where that is not its tensor's name, and
-    ``loaded_selection_bias`` is the same for the bias of the rule.
+    ``loaded_selection_bias`` is the same for the bias of the rule. An ``encoder`` sees every token
+    of a text at once, unless config.json says ``is_decoder``. ``unsharded`` says why FSDP cannot
+    hold the class in shards.
     """
 
     model_type: str
-    prefixes: tuple[str, ...]
-    layer: str
-    router: str
+    class_prefix: str
     experts: tuple[ExpertTensor, ...]
-    norm: str
-    norm_bias: str | None
     dims: Callable[[Config], Dims]
     moe_layers: Callable[[Config], tuple[int, ...]]
     rest: Rest
+    prefixes: tuple[str, ...] = ("model.",)
+    layer: str = "layers.{layer}."
+    router: str = "mlp.gate.weight"
+    norm: str = "post_attention_layernorm.weight"
+    norm_bias: str | None = None
     router_bias: str | None = None
     rule: RouterRule = RouterRule()
     top_k_keys: tuple[str, ...] = ("num_experts_per_tok",)
     num_experts_keys: tuple[str, ...] = ("num_experts",)
     shared_keys: tuple[str, ...] = ()
-    extras: tuple[ExtraTensor, ...] = ()
     router_module: str | None = None
     guard: str | None = None
     loaded_selection_bias: str | None = None
+    encoder: bool = False
+    unsharded: str | None = None
 
     def is_guard(self, stored: StoredTensor) -> bool:
         """Whether a tensor only keeps dense classes from loading the mixture."""

@@ -5,35 +5,35 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from moeify.families.moe_layout import ExpertTensor, MoeLayout
+from moeify.families.moe_layout import ExpertTensor, MoeLayout, RouterRule
 from moeify.families.values import Config, Dims, Shape, positive, text_config
 
-__all__ = [
-    "ATTENTION",
-    "ATTENTION_BIASES",
-    "DECODER_HEADS",
-    "DECODER_OUTER",
-    "FFN",
-    "LLAMA_NORMS",
-    "QK_NORMS",
-    "all_layers",
-    "as_loaded",
-    "decoder_dims",
-    "fused_experts",
-    "gated",
-    "late_layers",
-    "single_experts",
-]
-
-DECODER_OUTER = ("embed_tokens.weight", "norm.weight")
-DECODER_HEADS = ("lm_head.weight", "score.weight", "score.bias", "qa_outputs.weight",
-                 "qa_outputs.bias")  # fmt: skip
 LLAMA_NORMS = ("input_layernorm.weight", "post_attention_layernorm.weight")
 ATTENTION = tuple(f"self_attn.{part}_proj.weight" for part in "qkvo")
 ATTENTION_BIASES = tuple(f"self_attn.{part}_proj.bias" for part in "qkvo")
+LLAMA_LAYER = (*LLAMA_NORMS, *ATTENTION)
+LLAMA_BIASED = (*LLAMA_LAYER, *ATTENTION_BIASES)
 QK_NORMS = ("self_attn.q_norm.weight", "self_attn.k_norm.weight")
+LINEAR_ATTENTION = (
+    *LLAMA_BIASED, *QK_NORMS,
+    *(f"linear_attn.{name}"
+      for name in ("A_log", "dt_bias", "conv1d.weight", "norm.weight", "out_proj.weight")),
+)  # fmt: skip
+"""What Qwen3-Next's and Qwen3.5's layers hold of both kinds of attention."""
+LOCAL_KEYS = ("num_local_experts", "num_experts")
+ROUTED_KEYS = ("n_routed_experts", "num_local_experts", "num_experts")
+GROUPED = RouterRule(
+    scores="sigmoid",
+    norm_key="norm_topk_prob",
+    selection_bias="mlp.gate.e_score_correction_bias",
+    groups=("n_group", "topk_group"),
+    scaling_key="routed_scaling_factor",
+)
+"""DeepSeek-V3's rule."""
 _PROJECTIONS = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
 _NUMBERED = {"gate": "w1", "up": "w3", "down": "w2"}
+OWN_RULE = RouterRule(norm_key="norm_topk_prob", route_by_key="route_by", straight_through=True)
+"""That of moeify's own classes."""
 
 
 def gated(prefix: str, *, numbered: bool = False, biases: bool = False) -> tuple[str, ...]:
@@ -44,6 +44,7 @@ def gated(prefix: str, *, numbered: bool = False, biases: bool = False) -> tuple
 
 
 FFN = gated("mlp")
+SHARED_EXPERT = (*gated("mlp.shared_expert"), "mlp.shared_expert_gate.weight")
 
 
 def single_experts(block: str, *, numbered: bool = False) -> tuple[ExpertTensor, ...]:
@@ -83,6 +84,18 @@ def fused_experts(
     return tuple(experts)
 
 
+def plain_experts(block: str, *, transposed: bool = False) -> tuple[ExpertTensor, ...]:
+    """Experts of two products with biases, stacked, as in moeify's own classes."""
+    shapes: tuple[Shape, Shape] = (("F", "H"), ("H", "F"))
+    return tuple(
+        ExpertTensor(name=f"{block}.{role}_proj{end}", roles=(role + end,), shape=shape)
+        for role, weight, bias in zip(
+            ("up", "down"), shapes[::-1] if transposed else shapes, (("F",), ("H",)), strict=True
+        )
+        for end, shape in (("", weight), ("_bias", bias))
+    )
+
+
 def as_loaded(layout: MoeLayout) -> MoeLayout:
     """``layout`` under the names that transformers 5 loads it to: all experts in two tensors.
 
@@ -102,7 +115,7 @@ def as_loaded(layout: MoeLayout) -> MoeLayout:
 
 
 def decoder_dims(
-    width_key: str, layers: int, hidden: int, width: int, vocabulary: int
+    width_key: str, layers: int, hidden: int, width: int, vocab: int
 ) -> Callable[[Config], Dims]:
     """A function from config to L, H, F and V, with the family's defaults."""
 
@@ -112,7 +125,7 @@ def decoder_dims(
             "L": positive(config, "num_hidden_layers", layers),
             "H": positive(config, "hidden_size", hidden),
             "F": positive(config, width_key, width),
-            "V": positive(config, "vocab_size", vocabulary),
+            "V": positive(config, "vocab_size", vocab),
         }
 
     return dims
@@ -133,3 +146,22 @@ def late_layers(key: str, first: int, default: int) -> Callable[[Config], tuple[
         return tuple(range(max(start, 0), positive(config, "num_hidden_layers", default)))
 
     return layers
+
+
+def stepped_layers(default: int) -> Callable[[Config], tuple[int, ...]]:
+    """MoE layers of Qwen's classes: every ``decoder_sparse_step``-th, less ``mlp_only_layers``."""
+
+    def layers(config: Config) -> tuple[int, ...]:
+        step = positive(config, "decoder_sparse_step", 1)
+        dense = config.get("mlp_only_layers") or []
+        every = range(positive(config, "num_hidden_layers", default))
+        return tuple(layer for layer in every if layer not in dense and (layer + 1) % step == 0)
+
+    return layers
+
+
+def listed_layers(config: Config) -> tuple[int, ...]:
+    """MoE layers of moeify's own classes: those in ``moe_layers``, all where it is null."""
+    listed = config.get("moe_layers")
+    total = positive(config, "num_hidden_layers" if "num_hidden_layers" in config else "n_layer")
+    return tuple(range(total)) if listed is None else tuple(listed)

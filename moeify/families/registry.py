@@ -1,111 +1,133 @@
-"""Which families there are, found by ``model_type``."""
+"""Which model types there are, and which becomes which."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 
-from moeify.errors import UnsupportedModelError
-from moeify.families import sigmoid_moe, softmax_moe
-from moeify.families.base import Config, Family, MoeLayout
-from moeify.families.bert import BERT
-from moeify.families.gpt2 import GPT2
+from moeify.errors import CheckpointError, ConfigError, UnsupportedModelError
+from moeify.families import conversions, dense, mixtures
+from moeify.families.base import DenseLayout
+from moeify.families.catalogue import Catalogue
+from moeify.families.conversion import DENSE_TYPE, Conversion
+from moeify.families.moe_layout import MoeLayout
 from moeify.families.moe_names import as_loaded
-from moeify.families.qwen2 import QWEN2
-from moeify.families.qwen3 import QWEN3
-from moeify.families.qwen_moe import QWEN3_5_MOE, QWEN3_NEXT
-from moeify.families.values import EXPERT_KEYS, positive, text_config
+from moeify.families.values import EXPERT_KEYS, Config, positive, text_config
 
 __all__ = [
-    "FAMILIES",
+    "CONVERSIONS",
+    "DENSE_LAYOUTS",
     "MOE_LAYOUTS",
+    "conversion_from",
+    "conversions_to",
     "default_class",
-    "dense_family",
-    "mixture_family",
-    "moe_family",
+    "dense_layout",
+    "is_encoder_type",
     "moe_layout",
+    "origin",
+    "origin_or_none",
+    "register_conversion",
+    "register_mixture",
     "vocabulary_size",
 ]
 
-FAMILIES = {family.model_type: family for family in (BERT, GPT2, QWEN2, QWEN3)}
-_BY_MOE_TYPE = {family.moe.model_type: family for family in FAMILIES.values()}
+DENSE_LAYOUTS: Catalogue[DenseLayout] = Catalogue(dense, "LAYOUT")
+"""Dense types that can be read."""
 
-MOE_LAYOUTS: dict[str, MoeLayout] = {
-    **{model_type: family.moe for model_type, family in _BY_MOE_TYPE.items()},
-    "qwen3_next": QWEN3_NEXT,
-    "qwen3_5_moe": QWEN3_5_MOE,
-    "qwen3_5_moe_text": QWEN3_5_MOE,
-    "mixtral": softmax_moe.MIXTRAL,
-    "phimoe": softmax_moe.PHIMOE,
-    "olmoe": softmax_moe.OLMOE,
-    "granitemoe": softmax_moe.GRANITEMOE,
-    "gpt_oss": softmax_moe.GPT_OSS,
-    "ernie4_5_moe": softmax_moe.ERNIE4_5_MOE,
-    "jamba": softmax_moe.JAMBA,
-    "llama4": softmax_moe.LLAMA4,
-    "llama4_text": softmax_moe.LLAMA4,
-    "deepseek_v3": sigmoid_moe.DEEPSEEK_V3,
-    "glm4_moe": sigmoid_moe.GLM4_MOE,
-    "minimax_m2": sigmoid_moe.MINIMAX_M2,
-    "lfm2_moe": sigmoid_moe.LFM2_MOE,
-}
+MOE_LAYOUTS: Catalogue[MoeLayout] = Catalogue(mixtures, "LAYOUT")
 """MoE model types that can be read, as transformers writes them."""
 
-_AS_LOADED = {model_type: as_loaded(layout) for model_type, layout in MOE_LAYOUTS.items()}
-"""The same types under the names that transformers gives their tensors in memory."""
+CONVERSIONS: Catalogue[tuple[Conversion, ...]] = Catalogue(conversions, "CONVERSIONS")
+"""What dense types become, each type's default first."""
 
 
-def dense_family(config: Config) -> Family:
-    """The family of a dense checkpoint; raises ``UnsupportedModelError``, also for an MoE."""
+def dense_layout(config: Config) -> DenseLayout:
+    """The layout of a dense checkpoint; raises ``UnsupportedModelError``, also for an MoE."""
     model_type = config.get("model_type")
-    if isinstance(model_type, str) and model_type in FAMILIES:
-        return FAMILIES[model_type]
+    if isinstance(model_type, str) and model_type in DENSE_LAYOUTS:
+        return DENSE_LAYOUTS[model_type]
     counts = (text_config(config).get(key) for key in EXPERT_KEYS)
     several = any(type(count) is int and count > 1 for count in counts)
+    hint = "docs/families.md says how to add a family"
     if model_type in MOE_LAYOUTS or "moe" in str(model_type) or several:
-        raise UnsupportedModelError(
-            model_type,
-            FAMILIES,
-            "it is a mixture of experts already: see moeify inspect, or name a dense checkpoint",
-        )
-    if model_type is None:
-        raise UnsupportedModelError(
-            model_type, FAMILIES, "config.json does not say: add model_type if it is one of these"
-        )
-    raise UnsupportedModelError(model_type, FAMILIES, "docs/families.md says how to add a family")
+        hint = "it is a mixture of experts already: see moeify inspect, or name a dense checkpoint"
+    elif model_type is None:
+        hint = "config.json does not say: add model_type if it is one of these"
+    raise UnsupportedModelError(model_type, DENSE_LAYOUTS, hint)
 
 
-def moe_family(config: Config) -> Family:
-    """The family whose MoE half describes ``config``; raises ``UnsupportedModelError``."""
+def conversion_from(layout: DenseLayout, arch: str | None = None) -> Conversion:
+    """What a dense type becomes: the mixture ``arch``, or its default; raises ``ConfigError``."""
+    known = CONVERSIONS.get(layout.model_type, ())
+    for conversion in known:
+        if arch in (None, conversion.moe.model_type):
+            return conversion
+    listing = ", ".join(conversion.moe.model_type for conversion in known) or "no mixture"
+    raise ConfigError(
+        f"a {layout.model_type} checkpoint does not become {arch or 'a mixture'}, but {listing}",
+        "leave --arch out, or name one of these" if known else "upcycle one of another type",
+    )
+
+
+def conversions_to(model_type: object) -> tuple[Conversion, ...]:
+    """The conversions that lead to a mixture's model type."""
+    every = (conversion for name in CONVERSIONS for conversion in CONVERSIONS[name])
+    return tuple(conversion for conversion in every if conversion.moe.model_type == model_type)
+
+
+def origin(config: Config, recorded: str | None = None) -> Conversion:
+    """The conversion back to the dense type that a mixture came from, or may have come from.
+
+    ``recorded`` is that type where moeify.json names it. Raises ``UnsupportedModelError`` where no
+    dense type becomes such a mixture, and ``CheckpointError`` where it may have come from several.
+    """
     model_type = config.get("model_type")
-    if isinstance(model_type, str) and model_type in _BY_MOE_TYPE:
-        return _BY_MOE_TYPE[model_type]
-    hint = None
-    if model_type in FAMILIES:
-        hint = "it is a dense checkpoint: run moeify upcycle first"
-    raise UnsupportedModelError(model_type, _BY_MOE_TYPE, hint)
+    known = conversions_to(model_type)
+    if not known:
+        types = {c.moe.model_type for name in CONVERSIONS for c in CONVERSIONS[name]}
+        raise UnsupportedModelError(model_type, types, _dense_hint(model_type))
+    said = recorded or config.get(DENSE_TYPE)
+    found = [c for c in known if c.dense.model_type == said]
+    if not found:
+        found = list(known) if len(known) == 1 else [c for c in known if c.came_from(config)]
+    if len(found) == 1:
+        return found[0]
+    listing = " or ".join(conversion.dense.model_type for conversion in found or known)
+    raise CheckpointError(
+        f"nothing says whether this {model_type} was made of a {listing}",
+        f'add "{DENSE_TYPE}" to its config.json with the one that it was made of',
+    )
 
 
-def mixture_family(config: Config) -> Family | None:
-    """The family whose mixture ``config`` describes; None for any other checkpoint."""
-    return _BY_MOE_TYPE.get(str(config.get("model_type")))
+def origin_or_none(config: Config, recorded: str | None = None) -> Conversion | None:
+    """The same, and None where it is not known."""
+    try:
+        return origin(config, recorded)
+    except (CheckpointError, UnsupportedModelError):
+        return None
+
+
+def is_encoder_type(model_type: str) -> bool:
+    """Whether models of this type see every token of a text at once."""
+    found = DENSE_LAYOUTS.get(model_type) or MOE_LAYOUTS.get(model_type)
+    return found is not None and found.encoder
 
 
 def default_class(model_type: str) -> str:
     """The class of a checkpoint whose config.json names none: upcycle takes the base model's.
 
-    Empty for a type that belongs to no dense family.
+    Empty for a type that no conversion knows.
     """
-    if model_type in FAMILIES:
-        return FAMILIES[model_type].architecture({})
-    family = _BY_MOE_TYPE.get(model_type)
-    return "" if family is None else family.moe_architecture({})
+    if model_type in DENSE_LAYOUTS:
+        return DENSE_LAYOUTS[model_type].architecture({})
+    known = conversions_to(model_type)
+    return f"{known[0].moe.class_prefix}Model" if known else ""
 
 
 def vocabulary_size(config: Config) -> int:
     """Tokens that the model in ``config`` knows, its class's number where config.json is silent."""
     model_type = str(config.get("model_type"))
-    if model_type in FAMILIES:
-        return FAMILIES[model_type].dense.dims(config)["V"]
+    if model_type in DENSE_LAYOUTS:
+        return DENSE_LAYOUTS[model_type].dims(config)["V"]
     if model_type in MOE_LAYOUTS:
         return MOE_LAYOUTS[model_type].dims(config)["V"]
     return positive(text_config(config), "vocab_size")
@@ -119,14 +141,18 @@ def moe_layout(config: Config, names: Collection[str] = ()) -> MoeLayout:
     """
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in MOE_LAYOUTS:
-        hint = None
-        if model_type in FAMILIES:
-            hint = "it is a dense checkpoint: run moeify upcycle first"
-        raise UnsupportedModelError(model_type, MOE_LAYOUTS, hint)
-    usual, loaded = MOE_LAYOUTS[model_type], _AS_LOADED[model_type]
+        raise UnsupportedModelError(model_type, MOE_LAYOUTS, _dense_hint(model_type))
+    usual = MOE_LAYOUTS[model_type]
+    loaded = as_loaded(usual)
     if loaded is usual or not names:
         return usual
     return max(usual, loaded, key=lambda layout: _fit(layout, config, names))
+
+
+def _dense_hint(model_type: object) -> str | None:
+    if model_type not in DENSE_LAYOUTS:
+        return None
+    return "it is a dense checkpoint: run moeify upcycle first"
 
 
 def _fit(layout: MoeLayout, config: Config, names: Collection[str]) -> int:
@@ -138,3 +164,35 @@ def _fit(layout: MoeLayout, config: Config, names: Collection[str]) -> int:
         for layer in layout.moe_layers(config)
         for name in inner
     )
+
+
+def register_mixture(layout: MoeLayout) -> None:
+    """Let every command read mixtures of one more model type; raises ``ConfigError``."""
+    if layout.model_type in MOE_LAYOUTS or layout.model_type in DENSE_LAYOUTS:
+        raise ConfigError(f"model type {layout.model_type!r} is there already")
+    MOE_LAYOUTS[layout.model_type] = layout
+
+
+def register_conversion(conversion: Conversion) -> None:
+    """Let dense checkpoints of one more type become mixtures, or mixtures of one more type.
+
+    The mixture's layout has to be there, the dense one comes along. Raises ``ConfigError``.
+    """
+    layout, moe = conversion.dense, conversion.moe
+    name, known = layout.model_type, CONVERSIONS.get(layout.model_type, ())
+    if MOE_LAYOUTS.get(moe.model_type) is not moe:
+        raise ConfigError(
+            f"the mixture {moe.model_type!r} is not registered with the layout of this conversion",
+            "call register_mixture first, or take the layout that is registered",
+        )
+    if name in MOE_LAYOUTS or DENSE_LAYOUTS.get(name, layout) is not layout:
+        raise ConfigError(f"model type {name!r} is there already with another layout")
+    if any(other.moe is moe for other in known):
+        raise ConfigError(f"a conversion from {name!r} to {moe.model_type!r} is there already")
+    lacking = {role for spec in moe.experts for role in spec.roles} - {p.role for p in layout.ffn}
+    if lacking:
+        raise ConfigError(
+            f"experts of {moe.model_type!r} have a {min(lacking)}, which no part of the FFN of"
+            f" {name!r} has as its role"
+        )
+    DENSE_LAYOUTS[name], CONVERSIONS[name] = layout, (*known, conversion)

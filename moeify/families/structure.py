@@ -8,12 +8,12 @@ from pathlib import Path
 from moeify.checkpoint.header import StoredTensor
 from moeify.checkpoint.reader import Checkpoint
 from moeify.errors import CheckpointError, MoeifyError
-from moeify.families.base import Config, Family, resolve_shape
+from moeify.families.base import Config, DenseLayout, resolve_shape
 from moeify.families.dense_anatomy import dissect_dense
 from moeify.families.mixture import Mixture, sort_mixture
 from moeify.families.moe_checks import check_mixture
 from moeify.families.problems import Problem, by_pattern
-from moeify.families.registry import FAMILIES, MOE_LAYOUTS, mixture_family, moe_layout
+from moeify.families.registry import DENSE_LAYOUTS, MOE_LAYOUTS, moe_layout, origin_or_none
 
 __all__ = ["check_structure", "mixture_problems", "structure_problems"]
 
@@ -38,8 +38,8 @@ def check_structure(tensors: Tensors, config: Config, what: str) -> None:
 def structure_problems(tensors: Tensors, config: Config) -> list[Problem]:
     """Tensors that are missing, surplus or of another shape than config.json says."""
     model_type = config.get("model_type")
-    if model_type in FAMILIES:
-        return dissect_dense(tensors, config, FAMILIES[str(model_type)]).problems
+    if model_type in DENSE_LAYOUTS:
+        return dissect_dense(tensors, config, DENSE_LAYOUTS[str(model_type)]).problems
     if model_type not in MOE_LAYOUTS:
         return []
     held = Checkpoint(folder=Path(), config=config, tensors=dict(tensors), shards=())
@@ -49,25 +49,23 @@ def structure_problems(tensors: Tensors, config: Config) -> list[Problem]:
 def mixture_problems(mixture: Mixture) -> Iterator[Problem]:
     """What ``check_mixture`` finds and, where a dense half knows every shape, the rest's shapes."""
     yield from check_mixture(mixture)
-    family = mixture_family(mixture.config)
-    if family is None:
+    conversion = origin_or_none(mixture.config)
+    if conversion is None:
         return
     try:
-        config = family.to_dense_config(dict(mixture.config))
-        config["model_type"] = family.model_type
-        config["architectures"] = [family.dense_architecture(mixture.config)]
-        yield from _rest_problems(mixture, family, config)
+        config = conversion.dense_config(mixture.config)
+        yield from _rest_problems(mixture, conversion.dense, config)
     except (MoeifyError, TypeError, ValueError, AttributeError):
         return  # a mixture that no dense model corresponds to, such as one with a class of its own
 
 
-def _rest_problems(mixture: Mixture, family: Family, config: Config) -> Iterator[Problem]:
+def _rest_problems(mixture: Mixture, dense: DenseLayout, config: Config) -> Iterator[Problem]:
     """Norms, attention, embeddings and heads held against the dense class of ``config``.
 
     Its FFNs are left out: in the mixture those of dense layers may have another width.
     """
     tensors = mixture.checkpoint.tensors
-    head, dense = family.head(config), family.dense
+    head = dense.head(config)
     ffn = {dense.layer.format(layer=layer) + part.name
            for layer in range(mixture.num_layers) for part in dense.ffn}  # fmt: skip
     wanted = {mixture.prefix + name: shape for name, shape in dense.base_tensors(config).items()

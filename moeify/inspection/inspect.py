@@ -15,8 +15,7 @@ from moeify.families.dense_anatomy import dissect_dense
 from moeify.families.mixture import Mixture, PartSize, sort_mixture
 from moeify.families.moe_checks import stated
 from moeify.families.problems import Problem
-from moeify.families.qwen2 import RENORMALISATION_NOTE
-from moeify.families.registry import FAMILIES, MOE_LAYOUTS, moe_layout
+from moeify.families.registry import DENSE_LAYOUTS, MOE_LAYOUTS, moe_layout, origin_or_none
 from moeify.families.structure import mixture_problems
 from moeify.families.values import text_config
 from moeify.inspection.config import InspectConfig
@@ -88,7 +87,7 @@ def _sort(opened: Opened, report: InspectReport) -> Mixture | None:
     try:
         if report.model_type in MOE_LAYOUTS:
             return _sort_mixture(opened, report)
-        if report.model_type in FAMILIES:
+        if report.model_type in DENSE_LAYOUTS:
             _sort_dense(opened, report)
         else:
             _sort_unknown(opened, report)
@@ -127,8 +126,8 @@ def _sort_mixture(opened: Opened, report: InspectReport) -> Mixture:
     report.problems += mixture_problems(mixture)
     if not report.moe_layers:
         report.notes.append("config.json makes no layer a mixture")
-    if layout.model_type == "qwen2_moe" and config.get("norm_topk_prob") is True:
-        report.notes.append(RENORMALISATION_NOTE)
+    if (conversion := origin_or_none(config)) is not None:
+        report.notes += conversion.notes_on(config)
     return mixture
 
 
@@ -148,9 +147,9 @@ def _shared_experts(mixture: Mixture) -> int:
 
 
 def _sort_dense(opened: Opened, report: InspectReport) -> None:
-    family = FAMILIES[str(report.model_type)]
     report.kind = "dense"
-    dense = dissect_dense(opened.tensors, opened.config, family)
+    layout = DENSE_LAYOUTS[str(report.model_type)]
+    dense = dissect_dense(opened.tensors, opened.config, layout)
     report.num_layers = dense.num_layers
     report.params_total = report.params_active = dense.parameters
     report.parts = _parts(dense.parts)

@@ -11,8 +11,9 @@ from moeify.checkpoint.hub_errors import hub_errors
 from moeify.checkpoint.inside import check_relative
 from moeify.checkpoint.json_text import MAX_TEXT_BYTES, parse_json
 from moeify.checkpoint.reader import CONFIG_FILE, Room, reading_notes
-from moeify.checkpoint.source import ADAPTER_CONFIG, resolve_source, split_revision
+from moeify.checkpoint.source import resolve_source, split_revision
 from moeify.checkpoint.weight_files import (
+    ADAPTER_CONFIG,
     INDEX_FILE,
     WEIGHTS_FILE,
     adapter_error,

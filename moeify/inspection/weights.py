@@ -18,7 +18,7 @@ from moeify.errors import CheckpointError, ConfigError
 from moeify.families.dense_view import DenseView, view_dense
 from moeify.families.mixture import Mixture
 from moeify.families.problems import Problem, numbers
-from moeify.families.registry import FAMILIES, dense_family
+from moeify.families.registry import conversions_to, dense_layout
 from moeify.inspection.config import InspectConfig
 from moeify.inspection.opening import Opened
 from moeify.inspection.report import InspectReport
@@ -76,15 +76,15 @@ def _dense_source(dense: str, mixture: Mixture) -> DenseView:
     """The dense checkpoint; raises ``MoeifyError`` where experts cannot stem from it."""
     model_type = mixture.layout.model_type
     checkpoint = Checkpoint.open(resolve_source(dense).folder)
-    family = dense_family(checkpoint.config)
-    if family.moe.model_type != model_type:
-        known = [f.model_type for f in FAMILIES.values() if f.moe.model_type == model_type]
+    layout = dense_layout(checkpoint.config)
+    known = [conversion.dense.model_type for conversion in conversions_to(model_type)]
+    if layout.model_type not in known:
         raise ConfigError(
-            f"--reference {dense} is a {family.model_type} checkpoint, and {model_type} experts do"
+            f"--reference {dense} is a {layout.model_type} checkpoint, and {model_type} experts do"
             " not stem from one",
-            f"name a {known[0]} checkpoint" if known else "leave --reference out",
+            f"name a {' or '.join(known)} checkpoint" if known else "leave --reference out",
         )
-    view = view_dense(checkpoint, family)
+    view = view_dense(checkpoint, layout)
     if view.num_layers != mixture.num_layers:
         raise ConfigError(
             f"--reference {dense} has {view.num_layers} layers, the mixture {mixture.num_layers}",

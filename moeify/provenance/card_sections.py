@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from moeify.families.conversion import DENSE_TYPE
+from moeify.families.engines import FOREIGN
 from moeify.provenance.citations import citations
-from moeify.provenance.engines import engines, ignores_renormalisation
-from moeify.provenance.exports import SCALED_FOR_OTHERS, is_as_exported
+from moeify.provenance.exports import SCALED_FOR_OTHERS, SET_APART_BY_NOISE, is_as_exported
 from moeify.provenance.markdown import inline, rows, table
 from moeify.provenance.record import Record, Step, expert_sources
 from moeify.provenance.subject import MixtureSize, Subject
@@ -20,9 +21,8 @@ PLACEHOLDER = "FOLDER_OR_REPO"
 
 _EXPERT_COLUMNS = ("experts", "know", "made of")
 _COUNTS = ("params_dense", "params_total", "params_active")
-_HIDDEN = frozenset(
-    {*_COUNTS, "custom_code", "sources", "revision", "force", "max_shard_size", "papers", "push_to"}
-)
+_UNSHOWN = ("custom_code", "sources", "revision", "force", "max_shard_size", "papers", "push_to")
+_HIDDEN = frozenset((*_COUNTS, *_UNSHOWN, DENSE_TYPE))
 
 
 def card_sections(subject: Subject) -> Iterator[str]:
@@ -34,7 +34,8 @@ def card_sections(subject: Subject) -> Iterator[str]:
     if sizes := list(_sizes(subject)):
         yield "## Size\n\n" + table(sizes)
     yield "## Load it\n\n" + _snippets(subject)
-    runs = [(engine.name, engine.verdict) for engine in engines(subject.family, subject.config)]
+    engines = subject.conversion.engines if subject.conversion else FOREIGN
+    runs = [(engine.name, engine.says(subject.config)) for engine in engines]
     yield "## Where it runs\n\n" + table(runs, ("engine", "loads"))
     steps = subject.record.steps
     if steps:
@@ -126,8 +127,8 @@ def _snippets(subject: Subject) -> str:
 
 
 def _limits(subject: Subject) -> Iterable[str]:
-    family, steps = subject.family, subject.record.steps
-    as_exported = is_as_exported(family, subject.record)
+    conversion, steps = subject.conversion, subject.record.steps
+    as_exported = is_as_exported(conversion, subject.record)
     if as_exported is False:
         yield SCALED_FOR_OTHERS
     elif any(expert_sources(step) for step in steps):
@@ -141,12 +142,7 @@ def _limits(subject: Subject) -> Iterable[str]:
             " start as copies give the router nothing to choose between."
         )
     if as_exported and any(step.options.get("noise") for step in steps):
-        yield (
-            "The routers are as `--compat gguf` left them, so flat that rounding chooses between"
-            " experts that noise set apart, and each engine rounds its own way: the same prompt may"
-            " give other tokens in llama.cpp, mlx-lm and transformers until the routers are"
-            " trained. `--noise 0` avoids that."
-        )
+        yield SET_APART_BY_NOISE
     warmed = [step.options.get("train", "routers") for step in steps if step.command == "warmup"]
     if warmed and set(warmed) == {"routers"}:
         yield "Warm-up changes the routers only; the experts still have to be trained to differ."
@@ -163,9 +159,8 @@ def _limits(subject: Subject) -> Iterable[str]:
         )
     if subject.remote_code:
         yield "Loading it anywhere but beside moeify runs the Python files of this repository."
-    # The family's own notes are about renormalised weights, which an export may have turned off.
-    if family is not None and ignores_renormalisation(family, subject.config):
-        yield from family.notes
+    if conversion is not None:
+        yield from conversion.notes_on(subject.config)
     yield "Whatever limits and biases the base model has, this one has too."
 
 

@@ -11,7 +11,7 @@ from moeify.checkpoint.foreign_code import without_code
 from moeify.checkpoint.json_text import read_json
 from moeify.checkpoint.reader import CONFIG_FILE, has_tokenizer
 from moeify.families.base import Config
-from moeify.families.registry import mixture_family
+from moeify.families.registry import origin_or_none
 from moeify.modeling import REMOTE_CODE
 
 __all__ = ["name_tokenizer_class", "write_config"]
@@ -19,13 +19,13 @@ __all__ = ["name_tokenizer_class", "write_config"]
 
 def name_tokenizer_class(stage: Path, config: Config) -> None:
     """Say which tokenizer a model type of moeify's own has, where only the dense type told."""
-    family = mixture_family(config)
-    if family is None or not family.remote_code or not has_tokenizer(stage):
+    conversion = origin_or_none(config)
+    if conversion is None or not conversion.remote_code or not has_tokenizer(stage):
         return
     path = stage / TOKENIZER_CONFIG
     settings = read_json(path) if path.exists() else {}
     if not (settings.get("tokenizer_class") or config.get("tokenizer_class")):
-        settings["tokenizer_class"] = f"{family.class_prefixes[0]}Tokenizer"
+        settings["tokenizer_class"] = f"{conversion.dense.class_prefix}Tokenizer"
         path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 

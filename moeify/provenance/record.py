@@ -16,6 +16,7 @@ from moeify.checkpoint.inside import check_relative, resolve_inside
 from moeify.checkpoint.json_text import read_json
 from moeify.checkpoint.source import Source
 from moeify.errors import CheckpointError
+from moeify.families.conversion import DENSE_TYPE
 
 __all__ = [
     "RECORD_FILE", "FileEntry", "Record", "Step", "expert_sources",
@@ -75,6 +76,12 @@ class Record:
         if set(labels) != set(range(num_experts)):
             return None
         return tuple(labels[expert] for expert in range(num_experts))
+
+    @property
+    def dense_type(self) -> str | None:
+        """The model type of the dense checkpoint that upcycling began with, where it is known."""
+        said = [step.results[DENSE_TYPE] for step in self.steps if DENSE_TYPE in step.results]
+        return str(said[-1]) if said else None
 
     def with_step(self, step: Step) -> Record:
         """The record with one step more."""

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from moeify.checkpoint.reader import Checkpoint, has_tokenizer
 from moeify.errors import MoeifyError
-from moeify.families.base import Config, Family
+from moeify.families.base import Config
+from moeify.families.conversion import Conversion
 from moeify.families.mixture import sort_mixture
-from moeify.families.registry import mixture_family, moe_layout
+from moeify.families.registry import moe_layout, origin_or_none
 from moeify.provenance.record import Record
 
 __all__ = ["Head", "MixtureSize", "Subject"]
@@ -81,15 +82,15 @@ class MixtureSize:
 class Subject:
     """A checkpoint and its history.
 
-    ``mixture`` is None for a dense one, ``family`` for all but the mixtures that moeify upcycles
-    to. ``has_tokenizer`` and ``encoder`` tell whether a tokenizer lies in the folder, and the
+    ``mixture`` is None for a dense one, ``conversion`` for all but mixtures that dense checkpoints
+    become. ``has_tokenizer`` and ``encoder`` tell whether a tokenizer lies in the folder, and the
     modules of a sentence encoder.
     """
 
     config: Config
     record: Record
     mixture: MixtureSize | None
-    family: Family | None
+    conversion: Conversion | None
     has_tokenizer: bool
     encoder: bool
 
@@ -105,15 +106,16 @@ class Subject:
             config=config,
             record=record,
             mixture=_mixture(folder, opened),
-            family=mixture_family(config),
+            conversion=origin_or_none(config, record.dense_type),
             has_tokenizer=has_tokenizer(folder),
             encoder=(folder / "modules.json").is_file(),
         )
 
     @property
     def model_type(self) -> str:
-        """The dense family of what moeify upcycled, any other model's own type."""
-        return self.family.model_type if self.family else str(self.config.get("model_type"))
+        """The dense type of what moeify upcycled, any other model's own type."""
+        found = self.conversion
+        return found.dense.model_type if found else str(self.config.get("model_type"))
 
     @property
     def head(self) -> Head:
@@ -125,7 +127,7 @@ class Subject:
     @property
     def remote_code(self) -> bool:
         """Whether the classes travel with the checkpoint."""
-        return self.family is not None and self.family.remote_code
+        return self.conversion is not None and self.conversion.remote_code
 
     @property
     def commands(self) -> tuple[str, ...]:

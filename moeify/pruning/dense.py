@@ -9,12 +9,15 @@ from moeify.checkpoint.arithmetic import FLOAT_DTYPES
 from moeify.checkpoint.header import StoredTensor
 from moeify.checkpoint.jobs import Blend, Copy, Job, Piece, Slice
 from moeify.checkpoint.planned_files import PlannedFiles
+from moeify.checkpoint.source import Source
 from moeify.checkpoint.writer import plan_shards
 from moeify.errors import CheckpointError
-from moeify.families.base import Config, Family
+from moeify.families.base import Config, DenseLayout
+from moeify.families.conversion import Conversion
 from moeify.families.mixture import Mixture
 from moeify.families.mixture_places import Place
-from moeify.families.registry import moe_family
+from moeify.families.registry import origin
+from moeify.provenance.record import Record
 from moeify.pruning.plan import PrunePlan
 
 __all__ = ["plan_dense"]
@@ -31,12 +34,11 @@ def plan_dense(mixture: Mixture, experts: Mapping[int, Shares], max_shard_bytes:
     a mixture that no dense family belongs to, and ``CheckpointError`` where the dense class cannot
     express it.
     """
-    source = mixture.config
-    family = moe_family(source)
-    config = family.to_dense_config(dict(source))
-    config["model_type"] = family.model_type
-    config["architectures"] = [family.dense_architecture(source)]
-    jobs = tuple(_jobs(mixture, family, config, experts))
+    folder = mixture.checkpoint.folder
+    record = Record.read(Source(folder=folder, name=folder.name))
+    conversion = origin(mixture.config, record.dense_type)
+    config = conversion.dense_config(mixture.config)
+    jobs = tuple(_jobs(mixture, conversion, config, experts))
     return PrunePlan(
         config=config,
         files=PlannedFiles(shards=plan_shards(jobs, max_shard_bytes)),
@@ -46,18 +48,19 @@ def plan_dense(mixture: Mixture, experts: Mapping[int, Shares], max_shard_bytes:
 
 
 def _jobs(
-    mixture: Mixture, family: Family, config: Config, experts: Mapping[int, Shares]
+    mixture: Mixture, conversion: Conversion, config: Config, experts: Mapping[int, Shares]
 ) -> Iterator[Job]:
-    head = family.head(config)
-    roots = {name.split(".")[0] for name in family.dense.base_tensors(config)}
+    dense = conversion.dense
+    head, moe_prefix = dense.head(config), conversion.moe_prefix(config)
+    roots = {name.split(".")[0] for name in dense.base_tensors(config)}
     prefixes = [mixture.layer_prefix(layer) for layer in mixture.moe_layers]
-    extras = {prefix + extra.name for prefix in prefixes for extra in family.moe.extras}
+    extras = {prefix + extra.name for prefix in prefixes for extra in conversion.extras}
     extras |= mixture.guards
 
     def renamed(name: str) -> str:
         rest = name.removeprefix(mixture.prefix)
         inside = name.startswith(mixture.prefix) and rest.split(".")[0] in roots
-        return head.prefix + rest if inside and mixture.prefix == head.prefix_out else name
+        return head.prefix + rest if inside and mixture.prefix == moe_prefix else name
 
     for stored in mixture.stored():
         place = mixture.counted.get(stored.name)
@@ -67,23 +70,23 @@ def _jobs(
             whole = Copy(Slice(stored, 0, stored.elements))
             yield Job(renamed(stored.name), stored.dtype, stored.shape, (whole,))
         elif place.kind == "fused" or place.expert == experts[place.layer][0][0]:
-            yield from _ffn(mixture, family, stored, place, experts[place.layer], renamed)
+            yield from _ffn(mixture, dense, stored, place, experts[place.layer], renamed)
 
 
 def _ffn(
-    mixture: Mixture, family: Family, stored: StoredTensor, place: Place, experts: Shares,
+    mixture: Mixture, dense: DenseLayout, stored: StoredTensor, place: Place, experts: Shares,
     renamed: Callable[[str], str],
 ) -> Iterator[Job]:  # fmt: skip
     """The FFN tensors that ``stored`` becomes: the tensor of all experts, or of the first one."""
     spec = place.plain
     if spec is None:
         raise CheckpointError(
-            f"tensor {stored.name!r} has no place in a dense {family.model_type}",
+            f"tensor {stored.name!r} has no place in a dense {dense.model_type}",
             "use the unquantised checkpoint",
             path=stored.path,
         )
     prefix = mixture.layer_prefix(place.layer)
-    names = {ffn.role: ffn.name for ffn in family.dense.ffn}
+    names = {ffn.role: ffn.name for ffn in dense.ffn}
     shape = list(stored.shape[1:] if spec.fused else stored.shape)
     every = [(mixture.expert(place.layer, spec, expert)[0], share) for expert, share in experts]
     shape[0] //= len(spec.roles)  # what is joined lies one after the other

@@ -5,7 +5,7 @@ from __future__ import annotations
 from moeify.checkpoint.reader import Checkpoint
 from moeify.errors import CheckpointError, TensorNotFoundError, UnsupportedModelError
 from moeify.families.mixture import Mixture, open_mixture
-from moeify.families.registry import FAMILIES, MOE_LAYOUTS
+from moeify.families.registry import DENSE_LAYOUTS, MOE_LAYOUTS
 
 __all__ = ["open_prunable"]
 
@@ -19,7 +19,7 @@ def open_prunable(checkpoint: Checkpoint) -> Mixture:
     Raises ``CheckpointError`` where experts are missing or a tensor cannot be cut.
     """
     model_type = checkpoint.config.get("model_type")
-    if model_type in FAMILIES:
+    if model_type in DENSE_LAYOUTS:
         raise UnsupportedModelError(
             model_type,
             MOE_LAYOUTS,

@@ -14,7 +14,8 @@ from moeify.checkpoint.header import StoredTensor, read_header
 from moeify.checkpoint.inside import resolve_inside
 from moeify.checkpoint.json_text import read_json
 from moeify.checkpoint.lowrank import LowRank
-from moeify.checkpoint.source import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Source
+from moeify.checkpoint.source import Source
+from moeify.checkpoint.weight_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from moeify.errors import CheckpointError
 from moeify.families.dense_view import DenseView, relative_name
 
@@ -122,7 +123,7 @@ def _bearable(
 
 def _is_ffn(name: str, base: DenseView) -> bool:
     """Whether a tensor would be an FFN's, in layers of the base or beyond them."""
-    return name.endswith(tuple(f".{part.name}" for part in base.family.dense.ffn))
+    return name.endswith(tuple(f".{part.name}" for part in base.layout.ffn))
 
 
 def _canonical(name: str, base: DenseView) -> str:
@@ -203,7 +204,7 @@ def _change(
 
 def _is_transposed(base: DenseView, name: str) -> bool:
     """Whether a tensor is stored [in, out], as GPT-2's Conv1D has its matrices within layers."""
-    up = next(part for part in base.family.dense.ffn if part.role == "up")
+    up = next(part for part in base.layout.ffn if part.role == "up")
     return up.shape[0] == "H" and _LAYER.match(f".{name}") is not None
 
 

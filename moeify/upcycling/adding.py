@@ -21,10 +21,11 @@ from moeify.checkpoint.rewrite import plan_rewrite
 from moeify.checkpoint.source import Source, resolve_source
 from moeify.checkpoint.writer import Progress, parse_size
 from moeify.errors import CheckpointError, ConfigError
-from moeify.families.base import Config, Family
+from moeify.families.base import Config
+from moeify.families.conversion import Conversion
 from moeify.families.mixture import Mixture, open_mixture
-from moeify.families.registry import moe_family
-from moeify.provenance.exports import is_as_exported
+from moeify.families.registry import origin
+from moeify.provenance.exports import check_unscaled
 from moeify.provenance.new_checkpoint import NewCheckpoint
 from moeify.provenance.record import Record, Step
 from moeify.routing.config import ROUTER_INITS, RouterInit
@@ -74,7 +75,7 @@ class _Joining:
     """A mixture and the dense checkpoints that join it."""
 
     view: Mixture
-    family: Family
+    conversion: Conversion
     entries: tuple[ExpertSource, ...]
 
     @property
@@ -111,7 +112,7 @@ def add_experts(
     number = view.num_experts + len(joining.entries)
     target = Path(output) if output is not None else Path(f"{_base_name(source)}-e{number}")
     new = NewCheckpoint(source, target, config, written=not dry_run)
-    compared = compare_joining(view, joining.family, joining.entries)
+    compared = compare_joining(view, joining.conversion.dense, joining.entries)
     plan = _plan(joining, _calibrated(joining, config), target, config)
     if not dry_run:
         folders = (entry.source.folder for entry in joining.entries)
@@ -139,9 +140,10 @@ def _base_name(source: Source) -> str:
 
 def _open(source: Source, config: AddConfig) -> _Joining:
     opened = Checkpoint.open(source.folder)
-    family = moe_family(opened.config)
+    record = Record.read(source)
+    conversion = origin(opened.config, record.dense_type)
     view = open_mixture(opened)
-    _check_mixture(source, view, family)
+    _check_mixture(source, view, conversion, record)
     if view.num_experts + len(config.experts) > MAX_EXPERTS:
         raise ConfigError(
             f"{view.num_experts} experts and {len(config.experts)} more are over {MAX_EXPERTS}",
@@ -150,20 +152,16 @@ def _open(source: Source, config: AddConfig) -> _Joining:
     found = [open_dense(resolve_source(text)) for text in config.experts]
     labels = config.labels or tuple(entry.label for entry in found)
     entries = (replace(entry, label=label) for entry, label in zip(found, labels, strict=True))
-    return _Joining(view=view, family=family, entries=tuple(entries))
+    return _Joining(view=view, conversion=conversion, entries=tuple(entries))
 
 
-def _check_mixture(source: Source, view: Mixture, family: Family) -> None:
+def _check_mixture(source: Source, view: Mixture, conversion: Conversion, record: Record) -> None:
     for layer in view.moe_layers:
         if view.router(layer) is None:
             raise CheckpointError(
                 f"layer {layer} has no router", f"run moeify attach {source.name} first"
             )
-    if is_as_exported(family, Record.read(source)) is not None:
-        raise ConfigError(
-            f"{source.name} was made with --compat gguf: its experts are scaled by their number",
-            "upcycle again without --compat, add experts, and export that",
-        )
+    check_unscaled(source.name, conversion, record)
 
 
 def _calibrated(joining: _Joining, config: AddConfig) -> dict[int, Float32]:

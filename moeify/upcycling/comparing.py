@@ -11,7 +11,7 @@ from moeify.checkpoint.arithmetic import FLOAT_DTYPES
 from moeify.checkpoint.inside import resolve_inside
 from moeify.checkpoint.json_text import read_json
 from moeify.errors import CheckpointError
-from moeify.families.base import Config, Family
+from moeify.families.base import Config, DenseLayout
 from moeify.families.dense_view import DenseView
 from moeify.families.mixture import Mixture
 from moeify.upcycling.adapters import Adapter
@@ -20,11 +20,6 @@ from moeify.upcycling.sources import ExpertSource
 
 __all__ = ["compare_joining", "compare_sources"]
 
-_ACTIVATIONS = {
-    "bert": ("hidden_act", "gelu"), "gpt2": ("activation_function", "gelu_new"),
-    "qwen2": ("hidden_act", "silu"), "qwen3": ("hidden_act", "silu"),
-}  # fmt: skip
-"""The config's key of the FFN's activation, and what it is where the key is missing."""
 _UNIMPORTANT = frozenset({
     "_name_or_path", "architectures", "attn_implementation", "auto_map", "bos_token_id", "dtype",
     "eos_token_id", "gradient_checkpointing", "id2label", "label2id", "output_attentions",
@@ -70,16 +65,16 @@ def compare_sources(
 
 
 def compare_joining(
-    view: Mixture, family: Family, entries: tuple[ExpertSource, ...]
+    view: Mixture, layout: DenseLayout, entries: tuple[ExpertSource, ...]
 ) -> tuple[str, ...]:
-    """Warnings about dense checkpoints that join a mixture of ``family``.
+    """Warnings about dense checkpoints that of type ``layout`` that join a mixture.
 
     Raises ``CheckpointError`` with all differences that cannot be lived with.
     """
     fatal = [
         f"{entry.source.name}: {found}"
         for entry in entries
-        for found in _cannot_join(view, family, entry)
+        for found in _cannot_join(view, layout, entry)
     ]
     if fatal:
         raise CheckpointError(
@@ -93,21 +88,21 @@ def compare_joining(
     )
 
 
-def _cannot_join(view: Mixture, family: Family, entry: ExpertSource) -> Iterator[str]:
-    if entry.view.family is not family:
-        yield f"its model_type is {entry.view.family.model_type}, not {family.model_type}"
+def _cannot_join(view: Mixture, layout: DenseLayout, entry: ExpertSource) -> Iterator[str]:
+    if entry.view.layout is not layout:
+        yield f"its model_type is {entry.view.layout.model_type}, not {layout.model_type}"
         return
     ours, theirs = view.checkpoint.config, entry.view.checkpoint.config
-    sizes, wanted = family.dense.dims(theirs), view.layout.dims(ours)
+    sizes, wanted = layout.dims(theirs), view.layout.dims(ours)
     for symbol in ("L", "H", "F"):
         if sizes[symbol] != wanted[symbol]:
             yield f"{_NAMES[symbol]} {sizes[symbol]}, not {wanted[symbol]}"
-    yield from _activations(family, ours, theirs)
+    yield from _activations(layout, ours, theirs)
 
 
 def _joins_changed(view: Mixture, entry: ExpertSource) -> Iterator[str]:
     yield from (*entry.view.checkpoint.notes, *entry.view.notes)
-    ours = entry.view.family.dense.canonical(view.checkpoint.config).get(_ROPE)
+    ours = entry.view.layout.canonical(view.checkpoint.config).get(_ROPE)
     theirs = entry.view.checkpoint.config.get(_ROPE)
     if ours != theirs:
         yield f"{_ROPE} {_short(theirs)} instead of {_short(ours)}; the mixture's are used"
@@ -123,8 +118,8 @@ def _joins_changed(view: Mixture, entry: ExpertSource) -> Iterator[str]:
             yield f"its weights are {own} and are converted to {other}"
 
 
-def _activations(family: Family, ours: Config, theirs: Config) -> Iterator[str]:
-    key, default = _ACTIVATIONS[family.model_type]
+def _activations(layout: DenseLayout, ours: Config, theirs: Config) -> Iterator[str]:
+    key, default = layout.activation
     own, other = ours.get(key) or default, theirs.get(key) or default
     if own != other:
         yield f"{key} is {other!r}, not {own!r}"
@@ -134,7 +129,7 @@ def _besides_experts(
     base: DenseView, entry: ExpertSource, adapter: Adapter, mean: bool, layers: tuple[int, ...]
 ) -> Iterator[str]:
     """What an adapter changes outside of the FFNs, which all experts share."""
-    dense = base.family.dense
+    dense = base.layout
     experts = {dense.layer.format(layer=n) + part.name for n in layers for part in dense.ffn}
     if not experts & (adapter.changes.keys() | adapter.replaced.keys()):
         raise CheckpointError(
@@ -155,24 +150,24 @@ def _besides_experts(
 
 def _fatal(base: DenseView, entry: ExpertSource, mean: bool) -> Iterator[str]:
     ours, theirs = base.checkpoint.config, entry.view.checkpoint.config
-    if base.family is not entry.view.family:
-        yield f"its model_type is {entry.view.family.model_type}, not {base.family.model_type}"
+    if base.layout is not entry.view.layout:
+        yield f"its model_type is {entry.view.layout.model_type}, not {base.layout.model_type}"
         return
     yield from _sizes(base, entry, mean)
-    yield from _activations(base.family, ours, theirs)
+    yield from _activations(base.layout, ours, theirs)
     if not mean:
         return
-    class_name = base.family.architecture(ours)
-    if base.family.architecture(theirs) != class_name:
-        yield f"its class is {base.family.architecture(theirs)}, not {class_name}"
+    class_name = base.layout.architecture(ours)
+    if base.layout.architecture(theirs) != class_name:
+        yield f"its class is {base.layout.architecture(theirs)}, not {class_name}"
     missing = sorted((base.base.keys() - entry.view.base) | (base.heads.keys() - entry.view.heads))
     if missing:
         yield f"it has no {', '.join(missing[:_SHOWN])}"
 
 
 def _sizes(base: DenseView, entry: ExpertSource, mean: bool) -> Iterator[str]:
-    ours = base.family.dense.dims(base.checkpoint.config)
-    theirs = base.family.dense.dims(entry.view.checkpoint.config)
+    ours = base.layout.dims(base.checkpoint.config)
+    theirs = base.layout.dims(entry.view.checkpoint.config)
     needed = _NAMES.keys() if mean else ("L", "H", "F")
     for symbol in needed:
         if ours.get(symbol) != theirs.get(symbol):
@@ -181,7 +176,7 @@ def _sizes(base: DenseView, entry: ExpertSource, mean: bool) -> Iterator[str]:
 
 def _bearable(base: DenseView, entry: ExpertSource, mean: bool) -> Iterator[str]:
     ours, theirs = base.checkpoint.config, entry.view.checkpoint.config
-    if base.family is not entry.view.family:
+    if base.layout is not entry.view.layout:
         return
     yield from (*entry.view.checkpoint.notes, *entry.view.notes)
     if not mean and ours.get("vocab_size") != theirs.get("vocab_size"):

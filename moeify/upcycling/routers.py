@@ -126,7 +126,7 @@ def fit_routers(
     """
     import torch
 
-    layout = plan.family.moe
+    layout = plan.conversion.moe
     passes = LayerByLayer(folder, layout, scratch)
     judged = [text.fit] if text.held_out is text.fit else [text.fit, text.held_out]
     rows, agreement = {}, []

@@ -12,6 +12,7 @@ from moeify.checkpoint.reader import Checkpoint
 from moeify.checkpoint.source import Source, resolve_source
 from moeify.checkpoint.staging import check_free_space
 from moeify.checkpoint.writer import Progress, write_shards
+from moeify.families.conversion import DENSE_TYPE
 from moeify.provenance.companions import write_config
 from moeify.provenance.new_checkpoint import NewCheckpoint
 from moeify.provenance.record import Step
@@ -119,7 +120,7 @@ class _RouterFit:
 def _read_text(plan: UpcyclePlan, config: UpcycleConfig) -> _RouterFit:
     require_accelerate()
     checkpoint = plan.view.checkpoint
-    dims = plan.family.dense.dims(checkpoint.config)
+    dims = plan.view.layout.dims(checkpoint.config)
     labels = [origin.label for origin in plan.origins]
     text = labelled_text(config, checkpoint, labels)
     return _RouterFit(
@@ -138,9 +139,9 @@ def _report(plan: UpcyclePlan, new: NewCheckpoint, config: UpcycleConfig) -> Upc
     return UpcycleReport(
         source=new.source.name,
         output=str(new.target),
-        family=plan.family.model_type,
-        model_type=plan.family.moe.model_type,
-        num_experts=config.experts,
+        family=plan.view.layout.model_type,
+        model_type=plan.conversion.moe.model_type,
+        num_experts=plan.settings.num_experts,
         top_k=config.top_k,
         route_by=config.route_by,
         num_layers=plan.settings.num_layers,
@@ -216,10 +217,12 @@ def _step(config: UpcycleConfig, report: UpcycleReport) -> Step:
     for key in ("experts_from", "labels", "rest", "shares"):
         if not config.experts_from:
             del options[key]
+    if config.recipe is None:
+        del options["recipe"]
     if config.experts_from:
         options["experts_from"] = [origin.name for origin in report.sources]
     keys = ("params_dense", "params_total", "params_active", "noise_effective")
-    results = {key: getattr(report, key) for key in keys}
+    results = {key: getattr(report, key) for key in keys} | {DENSE_TYPE: report.family}
     if report.sources:
         results["sources"] = [asdict(origin) for origin in report.sources]
     if report.label_agreement is not None:

@@ -121,8 +121,7 @@ def open_session(new: NewCheckpoint, config: WarmupConfig, progress: Progress | 
     """
     source = new.source
     opened = Checkpoint.open(source.folder)
-    model_type = moe_layout(opened.config).model_type
-    check_sharding(model_type)
+    check_sharding(moe_layout(opened.config).unsharded)
     view = open_mixture(opened)
     for layer in view.moe_layers:
         if view.router(layer) is None:

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 import moeify
-from moeify.families.registry import FAMILIES
-from moeify.provenance.engines import engines
+from moeify.families.registry import origin
 
 from .models import dense, greedy, untied
 from .processes import conversion, converted, started, tokens
@@ -20,10 +19,10 @@ from .processes import conversion, converted, started, tokens
 pytestmark = pytest.mark.engines
 
 
-def verdicts(moe: Path, family: str) -> dict[str, str]:
+def verdicts(moe: Path) -> dict[str, str]:
     """What the card of a checkpoint says of each engine."""
     config = json.loads((moe / "config.json").read_text())
-    return {engine.name: engine.verdict for engine in engines(FAMILIES[family], config)}
+    return {engine.name: engine.says(config) for engine in origin(config).engines}
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -31,7 +30,7 @@ def test_both_refuse_the_default_form_of_qwen2(tied, tmp_path):
     source = dense(tmp_path / "dense", "qwen2")
     source = source if tied else untied(source, tmp_path / "untied")
     moeify.upcycle(source, tmp_path / "moe", num_experts=4, noise=0.0)
-    said = verdicts(tmp_path / "moe", "qwen2")
+    said = verdicts(tmp_path / "moe")
     assert said["llama.cpp"].startswith("no: it wants an untied lm_head and a shared expert")
     assert said["mlx-lm"] == said["llama.cpp"]
     llama = started("llama_cpp", converted(tmp_path / "moe", tmp_path / "moe.gguf"))
@@ -45,7 +44,7 @@ def test_both_refuse_the_default_form_of_qwen2(tied, tmp_path):
 def test_dense_layers_beside_mixtures(tmp_path):
     source = dense(tmp_path / "dense", "qwen3")
     moeify.upcycle(source, tmp_path / "moe", num_experts=4, noise=0.0, layers="odd")
-    said = verdicts(tmp_path / "moe", "qwen3")
+    said = verdicts(tmp_path / "moe")
     assert said["llama.cpp"].startswith("no: its converter")
     refused = conversion(tmp_path / "moe", tmp_path / "moe.gguf")
     assert refused.returncode != 0

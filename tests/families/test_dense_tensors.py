@@ -9,7 +9,7 @@ import torch
 
 import moeify
 from moeify.errors import CheckpointError, TensorNotFoundError
-from moeify.families.registry import FAMILIES
+from moeify.families.registry import DENSE_LAYOUTS
 from moeify.routing.loading import load_model
 from tests.families.edited import Tensors, edit_config, edit_tensors
 from tests.families.test_contract import load_strictly
@@ -235,7 +235,7 @@ QUANTISED = {
 
 @pytest.mark.parametrize(
     ("family", "kind"),
-    [*(("qwen2", kind) for kind in QUANTISED), *((name, "gptq, 4 bit") for name in FAMILIES)],
+    [*(("qwen2", kind) for kind in QUANTISED), *((name, "gptq, 4 bit") for name in DENSE_LAYOUTS)],
 )
 def test_quantised_weights_are_called_so(tmp_path: Path, family: str, kind: str) -> None:
     settings, quantise = QUANTISED[kind]
@@ -263,7 +263,7 @@ def _quantised(tensors: Tensors, quantise: object) -> Tensors:
     return changed
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", DENSE_LAYOUTS)
 def test_what_is_left_of_a_quantisation_is_left_out(tmp_path: Path, family: str) -> None:
     dense = save_tiny(tmp_path / "dense", family)
     settings = {"quant_method": "bitsandbytes", "load_in_4bit": True}

@@ -11,7 +11,7 @@ import moeify
 from moeify.checkpoint.header import StoredTensor
 from moeify.checkpoint.reader import Checkpoint
 from moeify.errors import CheckpointError
-from moeify.families.registry import FAMILIES
+from moeify.families.registry import DENSE_LAYOUTS, MOE_LAYOUTS
 from moeify.families.structure import check_structure, structure_problems
 from tests.tiny import save_tiny
 
@@ -21,7 +21,9 @@ CLASSIFIERS = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=[*FAMILIES, *(f"{name} classifier" for name in FAMILIES)])
+@pytest.fixture(
+    scope="module", params=[*DENSE_LAYOUTS, *(f"{name} classifier" for name in DENSE_LAYOUTS)]
+)
 def checkpoints(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> list[Checkpoint]:
@@ -63,17 +65,16 @@ def _may_lack(name: str) -> bool:
 
 def _is_guard(stored: StoredTensor) -> bool:
     """What stops dense classes is missing from mixtures that were made before it."""
-    layouts = (family.moe for family in FAMILIES.values())
-    return any(layout.is_guard(stored) for layout in layouts)
+    return any(layout.is_guard(stored) for layout in MOE_LAYOUTS.values())
 
 
 def _is_free(checkpoint: Checkpoint, name: str) -> bool:
     """The FFN of a layer that is no mixture may have another width, and so may a shared expert."""
     if checkpoint.folder.name != "odd" or ".shared_expert" in name:
         return ".shared_expert" in name
-    family = FAMILIES[checkpoint.config["model_type"].removesuffix("_moe")]
-    layers = [family.dense.layer.format(layer=layer) for layer in (0, 2)]
-    return name.endswith(tuple(n + part.name for n in layers for part in family.dense.ffn))
+    dense = DENSE_LAYOUTS[checkpoint.config["model_type"].removesuffix("_moe")]
+    layers = [dense.layer.format(layer=layer) for layer in (0, 2)]
+    return name.endswith(tuple(n + part.name for n in layers for part in dense.ffn))
 
 
 def test_check_names_the_tensor_and_the_way_to_look(checkpoints: list[Checkpoint]) -> None:

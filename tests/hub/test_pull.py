@@ -202,3 +202,31 @@ def test_a_listing_leads_nowhere_else(hub, client, files, tmp_path, name):
     assert not (tmp_path / "out").exists()
     strays = [path for path in tmp_path.rglob("evil.json") if "snapshots" not in path.parts]
     assert strays == []
+
+
+def test_the_weights_that_transformers_loads_are_fetched_and_no_others(
+    hub, client, files, tmp_path
+):
+    index = "model.safetensors.index.json"
+    listed = json.loads(files[index])
+    named = {f: f"weights/{f}" for f in set(listed["weight_map"].values())}
+    listed["weight_map"] = {t: named[f] for t, f in listed["weight_map"].items()}
+    moved = {named.get(name, name): raw for name, raw in files.items()}
+    old = {"model.safetensors": b"not what config.json names"}
+    config = json.loads(files["config.json"]) | {"transformers_weights": f"my.{index}"}
+    mine = {f"my.{index}": json.dumps(listed).encode(), "config.json": json.dumps(config).encode()}
+    hub.add("org/renamed", moved | {index: json.dumps(listed).encode()})
+    hub.add("org/named", moved | mine | old)
+    for name in ("renamed", "named"):
+        client.moeify("upcycle", f"org/{name}", tmp_path / name, "--experts", 2)
+    client.moeify("upcycle", "org/renamed", tmp_path / "again", "--experts", 2)
+    first, other = (contents(tmp_path / name) for name in ("renamed", "named"))
+    weights = [name for name in first if name.endswith(".safetensors")]
+    assert weights
+    assert all(first[name] == other[name] for name in weights)
+    whole = {"model.safetensors": (tmp_path / "again" / weights[0]).read_bytes()}
+    hub.add("org/both", files | whole)
+    client.run("-m", "moeify", "upcycle", "org/both", tmp_path / "both")
+    fetched = {e.path for e in hub.requests("GET", "org/both/resolve")}
+    assert any(path.endswith("/model.safetensors") for path in fetched)
+    assert not any("-of-" in path for path in fetched)

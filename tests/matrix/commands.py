@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 import moeify
 from moeify.checkpoint.reader import Checkpoint
-from moeify.families.registry import moe_family, moe_layout
+from moeify.families.registry import moe_layout, origin
 from moeify.hub.listing import local_files
 from moeify.hub.plan import plan_push
 from moeify.routing.loading import model_class
@@ -67,9 +67,15 @@ def warmup(source: Source, work: Path, train: str = "routers") -> None:
     )  # fmt: skip
     assert report.steps == 2
     changed = _changed(source, work / "out")
-    experts = [name for name in changed if "experts" in name.replace("shared_experts", "")]
-    assert changed and bool(experts) is (train == "moe")
+    routers = [name for name in changed if name.endswith(_router_names(source))]
+    assert routers and (len(changed) > len(routers)) is (train == "moe")
     _loads_whole(work / "out")
+
+
+def _router_names(source: Source) -> tuple[str, ...]:
+    layout = moe_layout(source.config, Checkpoint.open(source.folder).tensors)
+    names = (layout.router, layout.router_bias, layout.rule.selection_bias)
+    return tuple(f".{name}" for name in names if name is not None)
 
 
 def inspect_headers(source: Source, work: Path) -> None:
@@ -128,8 +134,9 @@ def prune_low_memory(source: Source, work: Path) -> None:
 def extract(source: Source, work: Path) -> None:
     moeify.extract(source.folder, work / "out", expert=EXPERT)
     _loads_whole(work / "out")
-    family = moe_family(source.config)
-    assert Checkpoint.open(work / "out").config["model_type"] == family.model_type
+    assert (
+        Checkpoint.open(work / "out").config["model_type"] == origin(source.config).dense.model_type
+    )
 
 
 def prune_dense(source: Source, work: Path) -> None:

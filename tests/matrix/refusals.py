@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from moeify.families.registry import FAMILIES
+from moeify.families.registry import DENSE_LAYOUTS
 
 __all__ = ["REASONS", "UNLOADABLE", "Reason", "refusal"]
 
@@ -15,7 +15,7 @@ UNLOADABLE = ("gptq", "awq", "compressed-tensors")
 _PACKED = ("mxfp4", "fp8", *UNLOADABLE)
 _LOADS = (
     "warmup", "inspect --dataset", "prune --by frequency", "prune --by gate", "prune --by ean",
-    "prune --by reap", "prune --eval", "verify",
+    "prune --by reap", "prune --eval", "prune --low-memory", "verify",
 )  # fmt: skip
 
 
@@ -36,19 +36,19 @@ REASONS = (
     Reason(
         letter="d", meaning="a dense checkpoint has no experts: `moeify upcycle` first",
         sentence="dense checkpoint|no mixture of experts",
-        holds=lambda command, model_type, form: model_type in FAMILIES
+        holds=lambda command, model_type, form: model_type in DENSE_LAYOUTS
         and command not in ("upcycle", "inspect", "verify", "push"),
     ),
     Reason(
         letter="m", meaning="it is a mixture already",
         sentence="mixture of experts already",
-        holds=lambda command, model_type, form: model_type not in FAMILIES
+        holds=lambda command, model_type, form: model_type not in DENSE_LAYOUTS
         and command == "upcycle",
     ),
     Reason(
         letter="n", meaning="no dense class that moeify knows belongs to it",
         sentence="is not supported; known: bert_moe",
-        holds=lambda command, model_type, form: model_type not in (*FAMILIES, *_FROM_DENSE)
+        holds=lambda command, model_type, form: model_type not in (*DENSE_LAYOUTS, *_FROM_DENSE)
         and command in ("extract", "prune --dense"),
     ),
     Reason(
@@ -74,12 +74,6 @@ REASONS = (
         sentence="in which trained weights cannot be written",
         holds=lambda command, model_type, form: form in _PACKED
         and command == "warmup --train moe",
-    ),
-    Reason(
-        letter="y", meaning="layers of a quantised checkpoint are not loaded one by one",
-        sentence="cannot be calibrated layer by layer",
-        holds=lambda command, model_type, form: form in _PACKED
-        and command == "prune --low-memory",
     ),
     Reason(
         letter="l", meaning="transformers needs a package for this quantisation",

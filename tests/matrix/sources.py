@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from moeify.families.registry import FAMILIES, MOE_LAYOUTS
+from moeify.families.registry import DENSE_LAYOUTS, MOE_LAYOUTS
 from moeify.routing.loading import load_model
 from tests.families import published_models
 from tests.matrix import packing
@@ -77,7 +77,7 @@ DENSE_FORMS = ("float32", "tied", "bfloat16")
 
 def cases() -> Iterator[tuple[str, str]]:
     """Model type and form of every row of the matrix."""
-    for family in FAMILIES:
+    for family in DENSE_LAYOUTS:
         yield from ((family, form) for form in DENSE_FORMS)
     for model_type in MOE_LAYOUTS:
         yield from ((model_type, form.name) for form in FORMS if form.fits(model_type))
@@ -93,7 +93,7 @@ class Source:
 
     @property
     def is_dense(self) -> bool:
-        return self.model_type in FAMILIES
+        return self.model_type in DENSE_LAYOUTS
 
     @cached_property
     def config(self) -> dict[str, Any]:

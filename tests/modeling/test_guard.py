@@ -8,7 +8,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from transformers.utils import logging
 
-from moeify.families.registry import moe_family
+from moeify.families.registry import MOE_LAYOUTS
 from moeify.modeling.moe_models import GuardedLayer
 from tests.modeling.checkpoints import HEADS as BY_TYPE
 from tests.modeling.tiny_models import (
@@ -105,7 +105,7 @@ def test_only_the_guard_is_passed_over():
 def test_families_and_classes_agree_on_the_name(model_type):
     layers = upcycle(dense_model(BY_TYPE[model_type])).modules()
     guards = {layer.guard for layer in layers if isinstance(layer, GuardedLayer)}
-    assert guards == {moe_family({"model_type": model_type}).moe.guard}
+    assert guards == {MOE_LAYOUTS[model_type].guard}
 
 
 def test_a_model_without_mixtures_has_no_guard(tmp_path):

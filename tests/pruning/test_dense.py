@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from moeify.checkpoint.reader import Checkpoint
 from moeify.errors import CheckpointError, ConfigError, UnsupportedModelError
-from moeify.families.registry import FAMILIES
+from moeify.families.registry import DENSE_LAYOUTS
 from moeify.pruning.config import ExtractConfig
 from moeify.pruning.extract import extract
 from moeify.pruning.prune import prune
@@ -33,9 +33,9 @@ _KEYS = {
 _CONFIGS = {"bert": "BertConfig", "gpt2": "GPT2Config", "qwen2": "Qwen2Config",
             "qwen3": "Qwen3Config"}  # fmt: skip
 CLASSES = [
-    (family.model_type, family.class_prefixes[0] + head)
-    for family in FAMILIES.values()
-    for head in family.dense.heads
+    (layout.model_type, layout.class_prefix + head)
+    for layout in DENSE_LAYOUTS.values()
+    for head in layout.heads
 ]
 
 

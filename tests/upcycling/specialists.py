@@ -9,12 +9,12 @@ from safetensors.torch import load_file, save_file
 
 from moeify.checkpoint.reader import Checkpoint
 from moeify.families.dense_view import DenseView, view_dense
-from moeify.families.registry import dense_family
+from moeify.families.registry import dense_layout
 
 
 def dense_view(folder: Path) -> DenseView:
     checkpoint = Checkpoint.open(folder)
-    return view_dense(checkpoint, dense_family(checkpoint.config))
+    return view_dense(checkpoint, dense_layout(checkpoint.config))
 
 
 def specialist(

@@ -1,27 +1,9 @@
-"""GPT-2 and GPT-2-MoE (``gpt2_moe``, whose classes are moeify's own)."""
+"""GPT-2."""
 
 from __future__ import annotations
 
-from moeify.families.base import (
-    Config,
-    DenseLayout,
-    ExpertTensor,
-    Family,
-    FfnTensor,
-    Head,
-    MoeLayout,
-    RouterRule,
-    Shape,
-    listed_moe_layers,
-    num_labels,
-    own_dense_config,
-    own_moe_config,
-    positive,
-    rest_of,
-)
-
-__all__ = ["GPT2"]
-
+from moeify.families.base import DenseLayout, FfnTensor, Head
+from moeify.families.values import Config, Shape, num_labels, positive
 
 _SPELLINGS = {
     "hidden_size": "n_embd",
@@ -62,7 +44,10 @@ _SUMMARY: dict[str, Shape] = {
     "multiple_choice_head.summary.bias": ("S",),
 }
 
-_DENSE = DenseLayout(
+LAYOUT = DenseLayout(
+    model_type="gpt2",
+    class_prefix="GPT2",
+    activation=("activation_function", "gelu_new"),
     prefixes=("transformer.",),
     layer="h.{layer}.",
     outer={
@@ -115,34 +100,4 @@ _DENSE = DenseLayout(
     ties_by_default=True,
     buffers=(".attn.bias", ".attn.masked_bias", ".crossattention.bias",
              ".crossattention.masked_bias"),
-)  # fmt: skip
-
-GPT2 = Family(
-    model_type="gpt2",
-    class_prefixes=("GPT2", "GPT2Moe"),
-    to_moe_config=own_moe_config,
-    to_dense_config=own_dense_config,
-    remote_code=True,
-    dense=_DENSE,
-    moe=MoeLayout(
-        model_type="gpt2_moe",
-        prefixes=("transformer.",),
-        layer="h.{layer}.",
-        router="mlp.router.weight",
-        guard="mlp.c_fc.weight",
-        experts=(
-            ExpertTensor(name="mlp.experts.up_proj", roles=("up",), shape=("H", "F")),
-            ExpertTensor(name="mlp.experts.up_proj_bias", roles=("up_bias",), shape=("F",)),
-            ExpertTensor(name="mlp.experts.down_proj", roles=("down",), shape=("F", "H")),
-            ExpertTensor(name="mlp.experts.down_proj_bias", roles=("down_bias",), shape=("H",)),
-        ),
-        norm="ln_2.weight",
-        norm_bias="ln_2.bias",
-        dims=_dims,
-        moe_layers=listed_moe_layers,
-        rest=rest_of(_DENSE),
-        rule=RouterRule(
-            norm_key="norm_topk_prob", route_by_key="route_by", straight_through=True
-        ),
-    ),
 )  # fmt: skip

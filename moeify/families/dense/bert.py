@@ -1,25 +1,9 @@
-"""BERT and BERT-MoE (``bert_moe``, whose classes are moeify's own)."""
+"""BERT."""
 
 from __future__ import annotations
 
-from moeify.families.base import (
-    Config,
-    DenseLayout,
-    ExpertTensor,
-    Family,
-    FfnTensor,
-    Head,
-    MoeLayout,
-    RouterRule,
-    listed_moe_layers,
-    num_labels,
-    own_dense_config,
-    own_moe_config,
-    positive,
-    rest_of,
-)
-
-__all__ = ["BERT"]
+from moeify.families.base import DenseLayout, FfnTensor, Head
+from moeify.families.values import Config, num_labels, positive
 
 
 def _dims(config: Config) -> dict[str, int]:
@@ -56,7 +40,11 @@ _CLASSIFIER = {"classifier.weight": ("C", "H"), "classifier.bias": ("C",)}
 _CHOICE = {"classifier.weight": (1, "H"), "classifier.bias": (1,)}
 _SPANS = {"qa_outputs.weight": ("C", "H"), "qa_outputs.bias": ("C",)}
 
-_DENSE = DenseLayout(
+LAYOUT = DenseLayout(
+    model_type="bert",
+    class_prefix="Bert",
+    encoder=True,
+    activation=("hidden_act", "gelu"),
     prefixes=("bert.",),
     layer="encoder.layer.{layer}.",
     outer={
@@ -102,32 +90,4 @@ _DENSE = DenseLayout(
     aliases={".LayerNorm.gamma": ".LayerNorm.weight", ".LayerNorm.beta": ".LayerNorm.bias"},
     buffers=("embeddings.position_ids", "embeddings.token_type_ids"),
     optional=frozenset(_POOLED),
-)
-
-BERT = Family(
-    model_type="bert",
-    class_prefixes=("Bert", "BertMoe"),
-    to_moe_config=own_moe_config,
-    to_dense_config=own_dense_config,
-    remote_code=True,
-    dense=_DENSE,
-    moe=MoeLayout(
-        model_type="bert_moe",
-        prefixes=("bert.",),
-        layer="encoder.layer.{layer}.",
-        router="moe.router.weight",
-        guard="intermediate.dense.weight",
-        experts=(
-            ExpertTensor(name="moe.experts.up_proj", roles=("up",), shape=("F", "H")),
-            ExpertTensor(name="moe.experts.up_proj_bias", roles=("up_bias",), shape=("F",)),
-            ExpertTensor(name="moe.experts.down_proj", roles=("down",), shape=("H", "F")),
-            ExpertTensor(name="moe.experts.down_proj_bias", roles=("down_bias",), shape=("H",)),
-        ),
-        norm="attention.output.LayerNorm.weight",
-        norm_bias="attention.output.LayerNorm.bias",
-        dims=_dims,
-        moe_layers=listed_moe_layers,
-        rest=rest_of(_DENSE),
-        rule=RouterRule(norm_key="norm_topk_prob", route_by_key="route_by", straight_through=True),
-    ),
 )

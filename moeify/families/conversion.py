@@ -1,0 +1,135 @@
+"""The shape of the data that says how a dense type becomes a mixture, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from moeify.errors import CheckpointError, ConfigError
+from moeify.families.base import DenseLayout
+from moeify.families.engines import NATIVE, Engine, Said, own_engines
+from moeify.families.moe_layout import ExtraTensor, MoeLayout
+from moeify.families.values import Config
+
+__all__ = ["DENSE_TYPE", "Conversion", "MoeSettings", "own_conversion"]
+
+DENSE_TYPE = "dense_model_type"
+"""Under which moeify.json, and config.json where a user adds it, say what a mixture came from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoeSettings:
+    """What upcycling decides and a conversion writes into the MoE config.
+
+    ``renormalise`` has the weights of the chosen experts sum to 1. Without it they sum to K/E as
+    long as the router is near zero, and the experts are scaled by E/K to make up for it.
+    ``route_by`` says what a router decides for, token or sequence. ``width`` is that of an expert,
+    None for the dense FFN's.
+    """
+
+    num_experts: int
+    top_k: int
+    moe_layers: tuple[int, ...]
+    num_layers: int
+    renormalise: bool = True
+    route_by: str = "token"
+    width: int | None = None
+
+    @property
+    def dense_layers(self) -> list[int]:
+        """Layers that keep their dense FFN."""
+        return [layer for layer in range(self.num_layers) if layer not in self.moe_layers]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conversion:
+    """From one dense type to one mixture: the config there and back, and what goes beside.
+
+    ``to_moe`` and ``to_dense`` give a config without its model type and class, and raise
+    ``MoeifyError`` for one that the other side cannot express. ``came_from`` tells by a mixture's
+    config whether it can stem from this dense type, where several become the same mixture.
+    ``extras`` are tensors that the MoE class demands and the dense model lacks. ``every_layer``
+    says why no layer may stay dense; None where layers may. ``head_prefixes`` lead the base
+    model's names in those heads of the MoE class that differ from the dense one's. ``remote_code``
+    says that the MoE classes are moeify's own and travel inside the checkpoint. ``notes`` are for
+    the model card and for inspect.
+    """
+
+    dense: DenseLayout
+    moe: MoeLayout
+    to_moe: Callable[[Config, MoeSettings], Config]
+    to_dense: Callable[[Config], Config]
+    came_from: Callable[[Config], bool] = lambda config: True
+    extras: tuple[ExtraTensor, ...] = ()
+    every_layer: str | None = None
+    head_prefixes: Mapping[str, str] = field(default_factory=dict)
+    engines: tuple[Engine, ...] = NATIVE
+    remote_code: bool = False
+    notes: Said = ()
+
+    @property
+    def gguf_renormalises(self) -> bool | None:
+        """Whether llama.cpp divides the chosen experts' weights by their sum; None: unknown."""
+        return next((e.renormalises for e in self.engines if e.name == "llama.cpp"), None)
+
+    def moe_config(self, config: Config, settings: MoeSettings) -> Config:
+        """config.json of the mixture that a dense ``config`` becomes; raises ``MoeifyError``."""
+        if self.every_layer is not None and settings.dense_layers:
+            raise ConfigError(self.every_layer, "pass --layers all, or leave it out")
+        result = self.to_moe(dict(config), settings)
+        name = self.moe.class_prefix + self.dense.head_name(config)
+        return {**result, "model_type": self.moe.model_type, "architectures": [name]}
+
+    def dense_config(self, config: Config) -> Config:
+        """config.json of the dense model that a mixture becomes; raises ``CheckpointError``."""
+        result = self.to_dense({k: v for k, v in config.items() if k != DENSE_TYPE})
+        named = config.get("architectures") or [f"{self.moe.class_prefix}Model"]
+        name = str(named[0])
+        head = name.removeprefix(self.moe.class_prefix)
+        if name == head or head not in self.dense.heads:
+            raise CheckpointError(
+                f"the class {name!r} has no dense {self.dense.model_type} class beside it",
+                "mend architectures in config.json",
+            )
+        architectures = [self.dense.class_prefix + head]
+        return {**result, "model_type": self.dense.model_type, "architectures": architectures}
+
+    def moe_prefix(self, config: Config) -> str:
+        """What leads the base model's names in the mixture that a dense ``config`` becomes."""
+        name = self.dense.head_name(config)
+        return self.head_prefixes.get(name, self.dense.heads[name].prefix)
+
+    def notes_on(self, config: Config) -> tuple[str, ...]:
+        """What a user of the mixture that ``config`` describes should know."""
+        return tuple(text for test, text in self.notes if test(config))
+
+
+def own_conversion(dense: DenseLayout, moe: MoeLayout) -> Conversion:
+    """To moeify's own class: the dense config plus the mixture's keys."""
+    return Conversion(
+        dense=dense,
+        moe=moe,
+        to_moe=_own_moe_config,
+        to_dense=lambda config: {k: v for k, v in config.items() if k not in _OWN_KEYS},
+        engines=own_engines(moe.model_type),
+        remote_code=True,
+    )
+
+
+def _own_moe_config(config: Config, settings: MoeSettings) -> Config:
+    return {
+        **config,
+        "num_experts": settings.num_experts,
+        "num_experts_per_tok": settings.top_k,
+        "moe_layers": list(settings.moe_layers),
+        "route_by": settings.route_by,
+        "norm_topk_prob": True,
+        "output_router_logits": False,
+        "router_aux_loss_coef": 0.01,
+    }
+
+
+_OWN_KEYS = (
+    "num_experts", "num_experts_per_tok", "moe_layers", "route_by", "norm_topk_prob",
+    "output_router_logits", "router_aux_loss_coef", "router_z_loss_coef", "experts_implementation",
+)  # fmt: skip

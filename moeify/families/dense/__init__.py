@@ -1,0 +1,1 @@
+"""Dense model types: a module each, with its ``LAYOUT``, found by name."""

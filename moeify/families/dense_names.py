@@ -1,0 +1,65 @@
+"""Names that many dense decoders share, so that a type's file holds only what is its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from moeify.families.base import FfnTensor, Head
+from moeify.families.values import Config, Dims, Shape, num_labels, positive
+
+DECODER_OUTER: Mapping[str, Shape] = {"embed_tokens.weight": ("V", "H"), "norm.weight": ("H",)}
+LLAMA_LAYER: Mapping[str, Shape] = {
+    "input_layernorm.weight": ("H",),
+    "post_attention_layernorm.weight": ("H",),
+    "self_attn.q_proj.weight": ("A", "H"),
+    "self_attn.k_proj.weight": ("K", "H"),
+    "self_attn.v_proj.weight": ("K", "H"),
+    "self_attn.o_proj.weight": ("H", "A"),
+}
+QKV_BIASES: Mapping[str, Shape] = {
+    "self_attn.q_proj.bias": ("A",),
+    "self_attn.k_proj.bias": ("K",),
+    "self_attn.v_proj.bias": ("K",),
+}
+GATED_FFN = (
+    FfnTensor(role="gate", name="mlp.gate_proj.weight", shape=("F", "H")),
+    FfnTensor(role="up", name="mlp.up_proj.weight", shape=("F", "H")),
+    FfnTensor(role="down", name="mlp.down_proj.weight", shape=("H", "F")),
+)
+_SCORE: Mapping[str, Shape] = {"score.weight": ("C", "H")}
+DECODER_HEADS: Mapping[str, Head] = {
+    "Model": Head(),
+    "ForCausalLM": Head(
+        prefix="model.",
+        tensors={"lm_head.weight": ("V", "H")},
+        tied={"lm_head.weight": "model.embed_tokens.weight"},
+    ),
+    "ForSequenceClassification": Head(prefix="model.", tensors=_SCORE),
+    "ForTokenClassification": Head(prefix="model.", tensors={**_SCORE, "score.bias": ("C",)}),
+    "ForQuestionAnswering": Head(
+        prefix="transformer.",
+        tensors={"qa_outputs.weight": (2, "H"), "qa_outputs.bias": (2,)},
+    ),
+}
+
+
+def grouped_query_dims(
+    config: Config, defaults: Config | None = None, *, head_dim: int | None = None
+) -> Dims:
+    """Symbols of a grouped-query decoder: A query width, K key and value width, D head width.
+
+    ``defaults`` are the config class's own, ``head_dim`` its width of a head where it has one.
+    """
+    config = {**(defaults or {}), **config}
+    hidden, heads = positive(config, "hidden_size"), positive(config, "num_attention_heads")
+    size = positive(config, "head_dim", head_dim or hidden // heads)
+    return {
+        "L": positive(config, "num_hidden_layers"),
+        "H": hidden,
+        "F": positive(config, "intermediate_size"),
+        "V": positive(config, "vocab_size"),
+        "A": heads * size,
+        "K": positive(config, "num_key_value_heads", heads) * size,
+        "D": size,
+        "C": num_labels(config),
+    }

@@ -1,0 +1,16 @@
+"""Mixtral."""
+
+from moeify.families import moe_names as names
+from moeify.families.moe_layout import MoeLayout, Rest
+
+LAYOUT = MoeLayout(
+    model_type="mixtral",
+    class_prefix="Mixtral",
+    router="block_sparse_moe.gate.weight",
+    router_module="mlp.gate",
+    experts=names.single_experts("block_sparse_moe", numbered=True),
+    dims=names.decoder_dims("intermediate_size", layers=32, hidden=4096, width=14336, vocab=32000),
+    moe_layers=names.all_layers(32),
+    num_experts_keys=names.LOCAL_KEYS,
+    rest=Rest(per_layer=names.LLAMA_LAYER),
+)
