@@ -91,3 +91,12 @@ def test_two_halves_with_shared_sums_have_the_gradient_of_the_whole(kind):
         shared = RouterSums.unpacked(total + own - own.detach(), 1, E)
         halves.append(gradient(balance_loss(kind, shared)))
     torch.testing.assert_close(halves[0] + halves[1], whole)
+
+
+@pytest.mark.parametrize("kind", ["switch", "cv2", "kl"])
+def test_an_expert_without_tokens_leaves_gradients_finite(kind):
+    logits = torch.randn(N, E, generator=torch.Generator().manual_seed(2))
+    logits[:, 5] = -9.0
+    logits.requires_grad_()
+    (slope,) = torch.autograd.grad(balance_loss(kind, sums([logits])), logits)
+    assert slope.isfinite().all() and slope.any()
