@@ -11,11 +11,13 @@ if TYPE_CHECKING:
     from moeify.families.conversion import Conversion
     from moeify.families.moe_layout import MoeLayout
     from moeify.pruning.criteria import Criterion
+    from moeify.upcycling.recipes import Recipe
     from moeify.warming.balances import Balance
 
 __all__ = [
-    "Balance", "Citation", "Conversion", "Criterion", "MoeLayout",
+    "Balance", "Citation", "Conversion", "Criterion", "MoeLayout", "Recipe",
     "register_balance", "register_conversion", "register_criterion", "register_mixture",
+    "register_recipe",
 ]  # fmt: skip
 
 _ROWS = {
@@ -23,6 +25,7 @@ _ROWS = {
     "Conversion": "moeify.families.conversion",
     "Criterion": "moeify.pruning.criteria",
     "MoeLayout": "moeify.families.moe_layout",
+    "Recipe": "moeify.upcycling.recipes",
 }
 
 
@@ -55,6 +58,16 @@ def register_conversion(conversion: Conversion) -> None:
     from moeify.families import registry
 
     registry.register_conversion(conversion)
+
+
+def register_recipe(row: Recipe) -> None:
+    """Let ``upcycle`` make experts in a further way.
+
+    Raises ``ConfigError`` for a name that is taken.
+    """
+    from moeify.upcycling.recipes import RECIPES
+
+    RECIPES.register(row)
 
 
 def register_balance(row: Balance) -> None:
