@@ -9,8 +9,6 @@ from moeify.errors import ConfigError
 
 __all__ = [
     "ROUTER_INITS",
-    "ROUTER_STARTS",
-    "ROUTE_BY",
     "DataConfig",
     "MemoryOptions",
     "RouteBy",
@@ -22,9 +20,7 @@ RouterInit = Literal["calibrated", "normal", "zeros"]
 ROUTER_INITS: tuple[RouterInit, ...] = get_args(RouterInit)
 RouterStart = Literal["calibrated", "normal", "zeros", "prompts", "data"]
 """The same, and those that are computed from text."""
-ROUTER_STARTS: tuple[RouterStart, ...] = get_args(RouterStart)
 RouteBy = Literal["token", "sequence"]
-ROUTE_BY: tuple[RouteBy, ...] = get_args(RouteBy)
 
 
 @dataclass(frozen=True, kw_only=True)
