@@ -9,20 +9,21 @@ from moeify.tables import Citation
 
 if TYPE_CHECKING:
     from moeify.families.conversion import Conversion
-    from moeify.families.moe_layout import MoeLayout
+    from moeify.families.registry import register_conversion, register_mixture
     from moeify.pruning.criteria import Criterion
     from moeify.warming.balances import Balance
 
 __all__ = [
-    "Balance", "Citation", "Conversion", "Criterion", "MoeLayout",
+    "Balance", "Citation", "Conversion", "Criterion",
     "register_balance", "register_conversion", "register_criterion", "register_mixture",
 ]  # fmt: skip
 
-_ROWS = {
+_HOMES = {
     "Balance": "moeify.warming.balances",
     "Conversion": "moeify.families.conversion",
     "Criterion": "moeify.pruning.criteria",
-    "MoeLayout": "moeify.families.moe_layout",
+    "register_conversion": "moeify.families.registry",
+    "register_mixture": "moeify.families.registry",
 }
 
 
@@ -37,26 +38,6 @@ def register_criterion(row: Criterion) -> None:
     CRITERIA.register(row)
 
 
-def register_mixture(layout: MoeLayout) -> None:
-    """Let every command read mixtures of a further model type.
-
-    Raises ``ConfigError`` for a model type that is there already.
-    """
-    from moeify.families import registry
-
-    registry.register_mixture(layout)
-
-
-def register_conversion(conversion: Conversion) -> None:
-    """Let dense checkpoints of a further type become mixtures, or mixtures of a further type.
-
-    The mixture's layout has to be there; the dense one comes along. Raises ``ConfigError``.
-    """
-    from moeify.families import registry
-
-    registry.register_conversion(conversion)
-
-
 def register_balance(row: Balance) -> None:
     """Let ``warmup`` keep the load even by a further loss.
 
@@ -68,6 +49,6 @@ def register_balance(row: Balance) -> None:
 
 
 def __getattr__(name: str) -> Any:
-    if name in _ROWS:
-        return getattr(import_module(_ROWS[name]), name)
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'moeify.extend' has no attribute {name!r}")

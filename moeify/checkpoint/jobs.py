@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import ClassVar
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from moeify.checkpoint.arithmetic import (
     scratch,
 )
 from moeify.checkpoint.files import Slice, SourceFiles
+from moeify.checkpoint.gather import Gather
 from moeify.checkpoint.header import DTYPE_BITS, StoredTensor, tensor_nbytes
 from moeify.checkpoint.lowrank import LowRank, LowRankRows
 from moeify.errors import CheckpointError
@@ -35,12 +36,16 @@ __all__ = [
     "Literal",
     "Noise",
     "Piece",
+    "Run",
     "Slice",
     "Tally",
     "Values",
     "copy_of",
+    "piece_of",
 ]
 
+Run = Slice | Gather
+"""Elements of one stored tensor."""
 
 _JUDGED_ELEMENTS = 1 << 14
 _F16_INFINITE = 65520.0  # from here on float16 rounds to infinity
@@ -69,40 +74,52 @@ class Tally:
         return (self.squares / self.elements) ** 0.5 if self.elements else 0.0
 
 
-class Piece(Protocol):
-    """One contiguous run of output bytes and how it comes about."""
+class Piece(ABC):
+    """One contiguous run of output bytes and how it comes about.
+
+    ``computed`` says that making it costs computation, for which further processes may be worth
+    their start.
+    """
+
+    __slots__ = ()
+    computed: ClassVar[bool] = True
 
     @property
+    @abstractmethod
     def nbytes(self) -> int:
         """Length of the run."""
 
     @property
     def grain(self) -> int:
-        """The run is best cut at multiples of this many bytes; it may be cut at any element."""
+        """The run is best cut at multiples of this many bytes; it may be cut at any element.
+
+        What needs whole tensors has the length of the run.
+        """
+        return 1
 
     def sources(self) -> Iterator[StoredTensor]:
         """The tensors that are read to make it."""
+        yield from ()
 
+    def scanned(self) -> Iterator[StoredTensor]:
+        """The tensors whose standard deviation it takes from ``SourceFiles.stds``."""
+        yield from ()
+
+    @abstractmethod
     def fill(self, files: SourceFiles, start: int, out: memoryview) -> Tally | None:
         """Make the bytes from ``start`` on, as many as ``out`` takes."""
 
 
 @dataclass(frozen=True, slots=True)
-class Literal:
+class Literal(Piece):
     """Bytes that are known already."""
 
     data: bytes
+    computed: ClassVar[bool] = False
 
     @property
     def nbytes(self) -> int:
         return len(self.data)
-
-    @property
-    def grain(self) -> int:
-        return 1
-
-    def sources(self) -> Iterator[StoredTensor]:
-        yield from ()
 
     def fill(self, files: SourceFiles, start: int, out: memoryview) -> Tally | None:
         out[:] = self.data[start : start + len(out)]
@@ -110,24 +127,21 @@ class Literal:
 
 
 @dataclass(frozen=True, slots=True)
-class Copy:
+class Copy(Piece):
     """Bytes of a source tensor as they are, whatever their dtype."""
 
-    source: Slice
+    source: Run
+    computed: ClassVar[bool] = False
 
     @property
     def nbytes(self) -> int:
         return tensor_nbytes(self.source.tensor.dtype, (self.source.elements,))
 
-    @property
-    def grain(self) -> int:
-        return 1
-
     def sources(self) -> Iterator[StoredTensor]:
         yield self.source.tensor
 
     def fill(self, files: SourceFiles, start: int, out: memoryview) -> Tally | None:
-        files.read_into(out, self.source.tensor.path, self.source.byte_start + start)
+        self.source.read_into(files, start, out)
         return None
 
 
@@ -143,14 +157,14 @@ class Noise:
 
 
 @dataclass(frozen=True, slots=True)
-class Blend:
-    """A weighted sum of slices of equal length, computed in float32, plus optional noise.
+class Blend(Piece):
+    """A weighted sum of runs of equal length, computed in float32, plus optional noise.
 
-    One slice with weight 1 is a cast. ``dtype`` is that of the output; the noise is relative to
-    the first slice's tensor times its weight. ``changes`` are added to the sum of whole tensors.
+    One run with weight 1 is a cast. ``dtype`` is that of the output; the noise is relative to
+    the first run's tensor times its weight. ``changes`` are added to the sum of whole tensors.
     """
 
-    terms: tuple[tuple[Slice, float], ...]
+    terms: tuple[tuple[Run, float], ...]
     dtype: str
     noise: Noise | None = None
     changes: tuple[LowRank, ...] = ()
@@ -164,6 +178,10 @@ class Blend:
             yield part.tensor
         for change in self.changes:
             yield from change.sources()
+
+    def scanned(self) -> Iterator[StoredTensor]:
+        if self.noise:
+            yield self.terms[0][0].tensor
 
     @property
     def grain(self) -> int:
@@ -214,8 +232,7 @@ class Blend:
         for number, (part, weight) in enumerate(self.terms):
             dtype = part.tensor.dtype
             raw = scratch.raw(tensor_nbytes(dtype, (len(values),)))
-            begin = part.byte_start + tensor_nbytes(dtype, (start,))
-            files.read_into(raw, part.tensor.path, begin)
+            part.read_into(files, tensor_nbytes(dtype, (start,)), raw)
             term = values if number == 0 else scratch.term[: len(values)]
             decode_into(term, raw, dtype)
             if weight != 1.0:
@@ -239,7 +256,7 @@ class Blend:
         return Tally(elements=count, squares=squares)
 
 
-class Values(ABC):
+class Values(Piece):
     """A piece small enough to be computed whole, as routers are.
 
     Subclasses are frozen dataclasses with a ``dtype``; ``values`` are its elements in float32.
@@ -260,10 +277,6 @@ class Values(ABC):
     def nbytes(self) -> int:
         """Length of the run."""
         return tensor_nbytes(self.dtype, (self.elements,))
-
-    def sources(self) -> Iterator[StoredTensor]:
-        """The tensors that are read to make it."""
-        yield from ()
 
     @property
     def grain(self) -> int:
@@ -291,19 +304,23 @@ class Held(Values):
         return self.array
 
 
-def copy_of(
-    tensor: StoredTensor, dtype: str, noise: Noise | None = None, start: int = 0,
-    elements: int | None = None, weight: float = 1.0, changes: tuple[LowRank, ...] = (),
+def copy_of(tensor: StoredTensor, dtype: str) -> Piece:
+    """The whole of ``tensor`` as ``dtype``."""
+    return piece_of(Slice(tensor, 0, tensor.elements), dtype)
+
+
+def piece_of(
+    run: Run, dtype: str, noise: Noise | None = None, weight: float = 1.0,
+    changes: tuple[LowRank, ...] = (),
 ) -> Piece:  # fmt: skip
-    """The cheapest piece that yields ``elements`` of ``tensor`` from ``start`` on as ``dtype``.
+    """The cheapest piece that yields ``run`` as ``dtype``.
 
-    They are changed by ``changes``, which take the whole tensor, and multiplied by ``weight``.
-
-    Raises ``CheckpointError`` when the tensor cannot be cast or take noise.
+    It is changed by ``changes`` of the whole tensor, and multiplied by ``weight``. Raises
+    ``CheckpointError`` when the tensor cannot be cast or take noise.
     """
-    part = Slice(tensor, start, tensor.elements if elements is None else elements)
+    tensor = run.tensor
     if noise is None and dtype == tensor.dtype and weight == 1.0 and not changes:
-        return Copy(part)
+        return Copy(run)
     if tensor.dtype not in FLOAT_DTYPES:
         raise CheckpointError(
             f"tensor {tensor.name!r} has dtype {tensor.dtype}, which is quantised or no float:"
@@ -311,7 +328,7 @@ def copy_of(
             "upcycle the unquantised checkpoint, or pass --noise 0 --dtype auto",
             path=tensor.path,
         )
-    return Blend(((part, weight),), dtype, noise, tuple(c.times(weight) for c in changes))
+    return Blend(((run, weight),), dtype, noise, tuple(c.times(weight) for c in changes))
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,8 @@ import numpy as np
 
 from moeify.checkpoint.arithmetic import Float32, decode
 from moeify.checkpoint.files import Slice, SourceFiles
-from moeify.checkpoint.header import StoredTensor
+from moeify.checkpoint.gather import Index, neurons
+from moeify.checkpoint.header import StoredTensor, tensor_nbytes
 
 __all__ = ["LowRank"]
 
@@ -18,13 +19,16 @@ __all__ = ["LowRank"]
 class LowRank:
     """``scale`` x B A, with ``up`` B [out, r] and ``down`` A [r, in] (LoRA, arXiv 2106.09685).
 
-    It changes a matrix [out, in], or one stored as [in, out] where ``transposed``.
+    It changes a matrix [out, in], or one stored as [in, out] where ``transposed``; of the stored
+    one only ``index`` along ``axis`` where there is an index.
     """
 
     up: StoredTensor
     down: StoredTensor
     scale: float
     transposed: bool = False
+    index: Index | None = None
+    axis: int = 0
 
     def sources(self) -> Iterator[StoredTensor]:
         """The tensors that are read."""
@@ -34,6 +38,10 @@ class LowRank:
     def times(self, weight: float) -> LowRank:
         """The same change ``weight`` times."""
         return replace(self, scale=self.scale * weight)
+
+    def at(self, index: Index, axis: int) -> LowRank:
+        """The change to the stored matrix at ``index`` along ``axis``."""
+        return replace(self, index=index, axis=axis)
 
     def open(self, files: SourceFiles) -> LowRankRows:
         """Ready to be added: one factor in memory, the other read as it is needed."""
@@ -46,7 +54,9 @@ class LowRankRows:
     def __init__(self, change: LowRank, files: SourceFiles) -> None:
         self._change, self._files = change, files
         whole = _matrix(files, change.up if change.transposed else change.down)
-        self._right = np.ascontiguousarray(whole.T) if change.transposed else whole
+        right = whole.T if change.transposed else whole
+        columns = change.index if change.axis == 1 else None
+        self._right = np.ascontiguousarray(right if columns is None else right[:, columns])
         self._down = _matrix(files, change.down) if change.transposed else None
 
     def add_to(self, values: Float32, start: int) -> None:
@@ -58,12 +68,16 @@ class LowRankRows:
         values += rows[start - first * width :][: len(values)]
 
     def _left(self, first: int, last: int) -> Float32:
+        change = self._change
+        height = change.down.shape[1] if change.transposed else change.up.shape[0]
+        rows = np.arange(height) if change.index is None or change.axis else change.index
         if self._down is not None:
-            return np.ascontiguousarray(self._down[:, first:last].T)
-        up, rank = self._change.up, self._change.up.shape[1]
-        part = Slice(up, first * rank, (last - first) * rank)
-        raw = self._files.read_elements(part, 0, part.elements)
-        return decode(raw, up.dtype).reshape(-1, rank)
+            return np.ascontiguousarray(self._down[:, rows[first:last]].T)
+        up = change.up
+        part = neurons(Slice(up, 0, up.elements), up.shape, 0, rows[first:last])
+        raw = memoryview(bytearray(tensor_nbytes(up.dtype, (part.elements,))))
+        part.read_into(self._files, 0, raw)
+        return decode(raw, up.dtype).reshape(-1, up.shape[1])
 
 
 def _matrix(files: SourceFiles, tensor: StoredTensor) -> Float32:

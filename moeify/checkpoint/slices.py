@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from moeify.checkpoint.header import StoredTensor, tensor_nbytes
+
+if TYPE_CHECKING:
+    from moeify.checkpoint.files import SourceFiles
 
 __all__ = ["Slice"]
 
@@ -26,3 +30,7 @@ class Slice:
     def nbytes(self) -> int:
         """Bytes from the first one to the last."""
         return tensor_nbytes(self.tensor.dtype, (self.elements,))
+
+    def read_into(self, files: SourceFiles, start: int, out: memoryview) -> None:
+        """Fill ``out`` with the bytes from ``start`` on."""
+        files.read_into(out, self.tensor.path, self.byte_start + start)

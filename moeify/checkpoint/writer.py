@@ -15,7 +15,7 @@ from pathlib import Path
 from moeify.checkpoint.chunks import Chunk, chunks
 from moeify.checkpoint.files import SourceFiles
 from moeify.checkpoint.header import DTYPE_BITS, StoredTensor, encode_header
-from moeify.checkpoint.jobs import Blend, Copy, Job, Literal, Tally
+from moeify.checkpoint.jobs import Job, Literal, Piece, Tally
 from moeify.checkpoint.makers import Maker, Makers
 from moeify.checkpoint.output_file import ALIGNMENT, create_file, cut_file
 from moeify.checkpoint.weight_files import WEIGHTS_FILE
@@ -120,16 +120,18 @@ def write_shards(
             progress(done, total)
 
     with SourceFiles() as files:
-        noisy = _noisy_sources(shards)
-        tensors = list(dict.fromkeys([*noisy, *check]))
-        for path in {source.path for source in _all_sources(shards)} | {t.path for t in tensors}:
+        pieces = [piece for shard in shards for job in shard.jobs for piece in job.pieces]
+        scanned = dict.fromkeys(tensor for piece in pieces for tensor in piece.scanned())
+        checked = dict.fromkeys(tensor for tensor in check if tensor not in scanned)
+        read = {tensor.path for piece in pieces for tensor in piece.sources()}
+        for path in read | {tensor.path for tensor in checked}:
             files.handle(path)  # opened here, because handle() is for one thread
         if processes is None:
-            processes = _processes(shards)
+            processes = _processes(pieces)
         with Makers(files, processes) as makers:
-            stds = dict(zip(noisy, makers.map(Maker.scan, noisy), strict=True))
+            stds = dict(zip(scanned, makers.map(Maker.scan, scanned), strict=True))
             makers.everyone(Maker.learn, stds)
-            for _ in makers.map(Maker.check_finite, [t for t in tensors if t not in noisy]):
+            for _ in makers.map(Maker.check_finite, checked):
                 pass
             queue = _Queue(makers, advance)
             for shard in shards:
@@ -138,28 +140,10 @@ def write_shards(
     return queue.tally
 
 
-def _all_sources(shards: Sequence[Shard]) -> Iterable[StoredTensor]:
-    for shard in shards:
-        for job in shard.jobs:
-            for piece in job.pieces:
-                yield from piece.sources()
-
-
-def _processes(shards: Sequence[Shard]) -> int:
-    """How many processes help with ``shards``: with what is only copied, one waits for the disk."""
-    pieces = (piece for shard in shards for job in shard.jobs for piece in job.pieces)
-    computed = sum(piece.nbytes for piece in pieces if not isinstance(piece, Copy | Literal))
+def _processes(pieces: Sequence[Piece]) -> int:
+    """How many processes help with ``pieces``: with what is only copied, one waits for the disk."""
+    computed = sum(piece.nbytes for piece in pieces if piece.computed)
     return min(7, (os.cpu_count() or 1) - 1, computed // _WORTH_A_PROCESS)
-
-
-def _noisy_sources(shards: Sequence[Shard]) -> dict[StoredTensor, None]:
-    return {
-        piece.terms[0][0].tensor: None
-        for shard in shards
-        for job in shard.jobs
-        for piece in job.pieces
-        if isinstance(piece, Blend) and piece.noise
-    }
 
 
 class _Queue:

@@ -161,7 +161,7 @@ def _chosen(report: InspectReport, layers: str | None) -> list[LayerReport] | No
     """The layers to show one by one; None for a summary."""
     if layers is None:
         return report.layers if len(report.layers) <= _LONG else None
-    from moeify.upcycling.config import select_layers
+    from moeify.upcycling.layers import select_layers
 
     wanted = select_layers(layers, report.num_layers or 1)
     return [layer for layer in report.layers if layer.layer in wanted]

@@ -26,6 +26,7 @@ METAVARS = {
     "layers": "LAYERS",
     "max_shard_size": "SIZE",
     "plot": "FILE.svg|.png",
+    "recipe": "NAME",
     "reference": "DIR|ID",
     "revision": "REV",
     "shares": "W,...",

@@ -23,7 +23,8 @@ class MoeSettings:
 
     ``renormalise`` has the weights of the chosen experts sum to 1. Without it they sum to K/E as
     long as the router is near zero, and the experts are scaled by E/K to make up for it.
-    ``route_by`` says what a router decides for, token or sequence.
+    ``route_by`` says what a router decides for, token or sequence. ``width`` is that of an expert,
+    None for the dense FFN's.
     """
 
     num_experts: int
@@ -32,6 +33,7 @@ class MoeSettings:
     num_layers: int
     renormalise: bool = True
     route_by: str = "token"
+    width: int | None = None
 
     @property
     def dense_layers(self) -> list[int]:

@@ -8,7 +8,7 @@ from typing import Any
 from moeify.families.conversion import DENSE_TYPE
 from moeify.families.engines import FOREIGN
 from moeify.provenance.citations import citations
-from moeify.provenance.exports import SCALED_FOR_OTHERS, is_as_exported
+from moeify.provenance.exports import SCALED_FOR_OTHERS, SET_APART_BY_NOISE, is_as_exported
 from moeify.provenance.markdown import inline, rows, table
 from moeify.provenance.record import Record, Step, expert_sources
 from moeify.provenance.subject import MixtureSize, Subject
@@ -142,12 +142,7 @@ def _limits(subject: Subject) -> Iterable[str]:
             " start as copies give the router nothing to choose between."
         )
     if as_exported and any(step.options.get("noise") for step in steps):
-        yield (
-            "The routers are as `--compat gguf` left them, so flat that rounding chooses between"
-            " experts that noise set apart, and each engine rounds its own way: the same prompt may"
-            " give other tokens in llama.cpp, mlx-lm and transformers until the routers are"
-            " trained. `--noise 0` avoids that."
-        )
+        yield SET_APART_BY_NOISE
     warmed = [step.options.get("train", "routers") for step in steps if step.command == "warmup"]
     if warmed and set(warmed) == {"routers"}:
         yield "Warm-up changes the routers only; the experts still have to be trained to differ."

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from moeify.checkpoint.arithmetic import Float32, decode
 from moeify.checkpoint.files import SourceFiles
-from moeify.checkpoint.header import StoredTensor
-from moeify.checkpoint.jobs import Piece, Slice, Values
+from moeify.checkpoint.gather import Index, neurons
+from moeify.checkpoint.jobs import Blend, Piece, Run, Slice
 from moeify.errors import CheckpointError
 from moeify.families.mixture import Mixture
 from moeify.families.moe_layout import ExpertTensor
 from moeify.pruning.plan import Kept
 from moeify.tables import Citation
 
-__all__ = ["MERGING", "MergedExpert", "align", "check_merging", "merged_pieces", "nearest"]
-
-Order = NDArray[np.int64]
+__all__ = ["MERGING", "align", "check_merging", "merged_pieces", "nearest"]
 
 MERGING = Citation(
     used_for="experts merged into their nearest",
@@ -32,36 +27,6 @@ MERGING = Citation(
 _ROWS = 1024
 """Neurons that are compared with all others at a time, F x 4 bytes each."""
 _TIE = np.float32(1e-6)
-
-
-@dataclass(frozen=True, kw_only=True)
-class MergedExpert(Values):
-    """One tensor of an expert as a weighted sum of several experts' tensors of ``shape``.
-
-    Each of ``terms`` is a slice, its weight and the order in which its elements along ``axis`` are
-    taken, None for the order that they have.
-    """
-
-    terms: tuple[tuple[Slice, float, Order | None], ...]
-    shape: tuple[int, ...]
-    axis: int
-    dtype: str
-
-    @property
-    def elements(self) -> int:
-        return math.prod(self.shape)
-
-    def sources(self) -> Iterator[StoredTensor]:
-        yield from (part.tensor for part, _, _ in self.terms)
-
-    def values(self, files: SourceFiles) -> Float32:
-        total = np.zeros(self.shape, np.float32)
-        for part, weight, order in self.terms:
-            values = _read(files, part).reshape(self.shape)
-            if order is not None:
-                values = np.take(values, order, axis=self.axis)
-            total += np.float32(weight) * values
-        return total.ravel()
 
 
 def check_merging(mixture: Mixture) -> None:
@@ -107,7 +72,7 @@ def nearest(
     return {expert: tuple(others) for expert, others in groups.items()}
 
 
-def align(reference: Float32, other: Float32) -> Order:
+def align(reference: Float32, other: Float32) -> Index:
     """The order of ``other``'s neurons [F, D] that matches ``reference``'s [F, D].
 
     Greedy: the most similar pair first. Repeatedly taking every pair whose two sides prefer each
@@ -125,8 +90,8 @@ def align(reference: Float32, other: Float32) -> Order:
 
 
 def _preferred(
-    reference: Float32, other: Float32, rows: Order, columns: Order
-) -> tuple[Order, Order]:
+    reference: Float32, other: Float32, rows: Index, columns: Index
+) -> tuple[Index, Index]:
     """For each of ``rows`` the place of the most similar of ``columns``, and the reverse."""
     best, back = np.empty(len(rows), np.int64), np.zeros(len(columns), np.int64)
     highest = np.full(len(columns), -np.inf, np.float32)
@@ -155,19 +120,20 @@ def _merge(
     orders = _orders(mixture, files, layer, members)
     for spec in mixture.layout.experts:
         shape, axis = _shape(mixture, layer, spec), spec.neuron_axis
-        terms = []
+        terms: list[tuple[Run, float]] = []
         for expert, weight, order in zip(members, weights, orders, strict=True):
             part = mixture.expert(layer, spec, expert)[0]
-            expanded = None if axis is None or order is None else _expanded(spec, order)
-            terms.append((part, weight, expanded))
+            if axis is None or order is None:
+                terms.append((part, weight))
+            else:
+                terms.append((neurons(part, shape, axis, _expanded(spec, order)), weight))
         stored = terms[0][0].tensor
-        piece = MergedExpert(terms=tuple(terms), shape=shape, axis=axis or 0, dtype=stored.dtype)
-        yield (stored.name, members[0]), piece
+        yield (stored.name, members[0]), Blend(tuple(terms), stored.dtype)
 
 
 def _orders(
     mixture: Mixture, files: SourceFiles, layer: int, members: Sequence[int]
-) -> list[Order | None]:
+) -> list[Index | None]:
     """How each member's neurons are ordered like the first one's; None for as they are.
 
     Two experts are held in float32.
@@ -202,13 +168,13 @@ def _neurons(mixture: Mixture, files: SourceFiles, layer: int, expert: int) -> F
     return neurons
 
 
-def _expanded(spec: ExpertTensor, order: Order) -> Order:
+def _expanded(spec: ExpertTensor, order: Index) -> Index:
     """``order`` of neurons as one of the elements along a tensor's axis of neurons."""
     joined = len(spec.roles)
     if joined == 1:
         return order
     if spec.interleaved:
-        both: Order = (joined * order[:, None] + np.arange(joined)).ravel()
+        both: Index = (joined * order[:, None] + np.arange(joined)).ravel()
         return both
     return np.concatenate([order + number * len(order) for number in range(joined)])
 

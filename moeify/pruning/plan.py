@@ -8,8 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
+from moeify.checkpoint.gather import neurons
 from moeify.checkpoint.header import StoredTensor
-from moeify.checkpoint.jobs import Blend, Copy, Job, Piece, Slice, copy_of
+from moeify.checkpoint.jobs import Job, Piece, Slice, copy_of, piece_of
 from moeify.checkpoint.planned_files import PlannedFiles
 from moeify.checkpoint.writer import plan_shards
 from moeify.errors import ConfigError
@@ -102,8 +105,8 @@ def _jobs(
         if place.kind == "single":
             if place.expert in places[place.layer]:
                 name = mixture.places.renumbered(stored.name, places[place.layer][place.expert])
-                piece = blends.get((stored.name, place.expert)) or _scaled(
-                    Slice(stored, 0, stored.elements), factor
+                piece = blends.get((stored.name, place.expert)) or piece_of(
+                    Slice(stored, 0, stored.elements), stored.dtype, weight=factor
                 )
                 yield Job(name, stored.dtype, stored.shape, (piece,)), place
         else:
@@ -117,31 +120,16 @@ def _cut(
     stored: StoredTensor, axis: int, kept: Sequence[int],
     blends: Mapping[tuple[str, int], Piece], factor: float,
 ) -> Iterator[Piece]:  # fmt: skip
-    """The kept experts of ``stored`` along ``axis``, neighbours in one piece."""
-    inner = math.prod(stored.shape[axis + 1 :])
-    for outer in range(math.prod(stored.shape[:axis])):
-        base = outer * stored.shape[axis] * inner
-        for first, last in _runs(kept, lambda e: (stored.name, e) in blends):
-            blend = blends.get((stored.name, first))
-            part = Slice(stored, base + first * inner, (last - first + 1) * inner)
-            yield blend if blend is not None else _scaled(part, factor)
-
-
-def _runs(kept: Sequence[int], alone: Any) -> Iterator[tuple[int, int]]:
-    """First and last of each run of consecutive numbers; ``alone`` ones are runs of their own."""
-    first = last = -2
+    """The kept experts of ``stored`` along ``axis``."""
+    whole = Slice(stored, 0, stored.elements)
+    if not any((stored.name, expert) in blends for expert in kept):
+        taken = neurons(whole, stored.shape, axis, np.array(kept, np.int64))
+        yield piece_of(taken, stored.dtype, weight=factor)
+        return
+    size = stored.elements // stored.shape[0]  # experts that others are merged into lie whole
     for expert in kept:
-        if expert != last + 1 or alone(expert) or alone(last):
-            if last >= 0:
-                yield first, last
-            first = expert
-        last = expert
-    if last >= 0:
-        yield first, last
-
-
-def _scaled(part: Slice, factor: float) -> Piece:
-    return Copy(part) if factor == 1.0 else Blend(((part, factor),), part.tensor.dtype)
+        part = Slice(stored, expert * size, size)
+        yield blends.get((stored.name, expert)) or piece_of(part, stored.dtype, weight=factor)
 
 
 def _factor(place: Place, down_factors: Mapping[int, float]) -> float:

@@ -25,7 +25,7 @@ from moeify.families.base import Config
 from moeify.families.conversion import Conversion
 from moeify.families.mixture import Mixture, open_mixture
 from moeify.families.registry import origin
-from moeify.provenance.exports import is_as_exported
+from moeify.provenance.exports import check_unscaled
 from moeify.provenance.new_checkpoint import NewCheckpoint
 from moeify.provenance.record import Record, Step
 from moeify.routing.config import ROUTER_INITS, RouterInit
@@ -161,11 +161,7 @@ def _check_mixture(source: Source, view: Mixture, conversion: Conversion, record
             raise CheckpointError(
                 f"layer {layer} has no router", f"run moeify attach {source.name} first"
             )
-    if is_as_exported(conversion, record) is not None:
-        raise ConfigError(
-            f"{source.name} was made with --compat gguf: its experts are scaled by their number",
-            "upcycle again without --compat, add experts, and export that",
-        )
+    check_unscaled(source.name, conversion, record)
 
 
 def _calibrated(joining: _Joining, config: AddConfig) -> dict[int, Float32]:

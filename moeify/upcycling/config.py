@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Literal, get_args
 
 from moeify.errors import ConfigError
 from moeify.provenance.config import OutputOptions, ShardedOutput
+from moeify.provenance.exports import check_flat_routers
 from moeify.routing.config import (
     ROUTE_BY,
     ROUTER_INITS,
@@ -19,11 +19,9 @@ from moeify.routing.config import (
     RouterInit,
     RouterStart,
 )
+from moeify.upcycling.recipes import recipe_for
 
 __all__ = [
-    "COMPATS",
-    "DTYPES",
-    "RESTS",
     "AddConfig",
     "AttachConfig",
     "Compat",
@@ -32,19 +30,14 @@ __all__ = [
     "RouterTextConfig",
     "UpcycleConfig",
     "VerifyConfig",
-    "select_layers",
 ]
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 Compat = Literal["transformers", "gguf"]
-COMPATS: tuple[Compat, ...] = get_args(Compat)
 RestFrom = Literal["base", "mean"]
-RESTS: tuple[RestFrom, ...] = get_args(RestFrom)
 DEFAULT_EXPERTS = 8
 MAX_EXPERTS = 4096
 MAX_NOISE = 1.0
-_LAYER_ITEM = re.compile(r"(\d+)(?:-(\d+))?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +101,9 @@ class UpcycleConfig(RouterTextConfig):
     """Checkpoints or LoRA adapters that the experts are made of, dealt out in turn."""
     labels: tuple[str, ...] = ()
     """What each entry of ``experts_from`` knows; left out, the entries' own names."""
+    recipe: str | None = None
+    """How experts are made: copies, sources or a registered recipe; left out, sources with
+    ``experts_from`` and copies without."""
     rest: RestFrom = "base"
     """Where attention, norms and embeddings come from: the base, or the mean of all entries."""
     shares: tuple[float, ...] = ()
@@ -140,9 +136,9 @@ class UpcycleConfig(RouterTextConfig):
                 "it is relative to the weights' standard deviation: try --noise 0.01",
             )
         check_choice("route-by", self.route_by, ROUTE_BY)
-        check_choice("dtype", self.dtype, DTYPES)
-        check_choice("compat", self.compat, COMPATS)
-        check_choice("rest", self.rest, RESTS)
+        check_choice("dtype", self.dtype, get_args(Dtype))
+        check_choice("compat", self.compat, get_args(Compat))
+        check_choice("rest", self.rest, get_args(RestFrom))
         _check_entries(self)
         super().__post_init__()
         if self.needs_text and not self.experts_from:
@@ -150,11 +146,8 @@ class UpcycleConfig(RouterTextConfig):
                 f"--router {self.router} needs to know what each expert knows",
                 "pass --experts-from and --labels",
             )
-        if self.needs_text and self.compat == "gguf":
-            raise ConfigError(
-                f"--compat gguf starts with flat routers, so --router {self.router} cannot be kept",
-                "leave --compat out, or --router",
-            )
+        check_flat_routers(self.compat, self.router, self.needs_text)
+        recipe_for(self)
 
 
 def _listed(given: str | Iterable[object]) -> tuple[str, ...]:
@@ -301,38 +294,6 @@ def check_seed(seed: int) -> None:
         raise ConfigError(f"the seed must lie between 0 and 2^63 - 1, not {seed}", "pass --seed 0")
 
 
-def select_layers(text: str, num_layers: int) -> tuple[int, ...]:
-    """The layers that ``text`` names, ascending; raises ``ConfigError`` when out of range."""
-    named = {
-        "all": range(num_layers),
-        "odd": range(1, num_layers, 2),
-        "even": range(0, num_layers, 2),
-        "last-half": range(num_layers // 2, num_layers),
-    }
-    if text in named:
-        chosen = set(named[text])
-    else:
-        chosen = set()
-        for item in text.split(","):
-            match = _LAYER_ITEM.fullmatch(item.strip())
-            if not match or len(item) > 16:
-                raise ConfigError(
-                    f"layers {text!r} is not understood",
-                    f"one of {', '.join(named)}, or numbers and ranges such as 0,2,4-7",
-                )
-            first, last = int(match[1]), int(match[2] or match[1])
-            if last < first or last >= num_layers:
-                raise ConfigError(
-                    f"layers {item.strip()} are out of range: the model has layers 0 to"
-                    f" {num_layers - 1}",
-                    "name layers that exist",
-                )
-            chosen |= set(range(first, last + 1))
-    if not chosen:
-        raise ConfigError(f"layers {text!r} selects none of {num_layers} layers", "try all")
-    return tuple(sorted(chosen))
-
-
 @dataclass(frozen=True, kw_only=True)
 class VerifyConfig:
     """On what a mixture and its dense model are compared."""
@@ -356,5 +317,5 @@ class VerifyConfig:
                     f"{name} must be a positive number, not {getattr(self, option)}",
                     f"leave --{name} out",
                 )
-        check_choice("dtype", self.dtype, DTYPES)
+        check_choice("dtype", self.dtype, get_args(Dtype))
         check_seed(self.seed)

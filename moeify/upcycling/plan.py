@@ -6,10 +6,10 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from moeify.checkpoint.arithmetic import FLOAT_DTYPES, Float32
+from moeify.checkpoint.arithmetic import Float32
 from moeify.checkpoint.files import Slice
 from moeify.checkpoint.header import StoredTensor
-from moeify.checkpoint.jobs import Held, Job, Noise, Piece, copy_of
+from moeify.checkpoint.jobs import Held, Job, copy_of
 from moeify.checkpoint.planned_files import PlannedFiles
 from moeify.checkpoint.reader import Checkpoint
 from moeify.checkpoint.source import Source
@@ -24,24 +24,23 @@ from moeify.families.conversion import Conversion, MoeSettings
 from moeify.families.dense_view import DenseView, view_dense
 from moeify.families.moe_layout import ExtraTensor
 from moeify.families.registry import conversion_from, dense_layout
+from moeify.provenance.exports import (
+    FLAT_ROUTER_STD,
+    down_scale,
+    export_notes,
+    renormalises,
+    untied,
+)
 from moeify.routing.config import ROUTER_INITS, RouterInit
 from moeify.routing.initialization import NormalRows, RouterRows, UpProjection
 from moeify.upcycling.comparing import compare_sources
-from moeify.upcycling.config import UpcycleConfig, check_route_by, select_layers
-from moeify.upcycling.rest import mean_piece
-from moeify.upcycling.sources import (
-    ExpertOrigin,
-    ExpertSource,
-    dealt,
-    expert_origins,
-    open_sources,
-)
+from moeify.upcycling.config import UpcycleConfig, check_route_by
+from moeify.upcycling.ingredients import CONFIG_DTYPES, Ingredients
+from moeify.upcycling.layers import select_layers
+from moeify.upcycling.recipes import Recipe, recipe_for
+from moeify.upcycling.sources import ExpertOrigin, ExpertSource, expert_origins, open_sources
 
 __all__ = ["ParameterCounts", "UpcyclePlan", "plan_upcycle"]
-
-_DTYPE_NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
-FLAT_ROUTER_STD = 1e-6
-_CONFIG_NAMES = {stored: name for name, stored in _DTYPE_NAMES.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,21 +95,28 @@ def plan_upcycle(
     conversion = conversion_from(layout, options.arch)
     check_route_by(options.route_by, conversion.moe.model_type, conversion.remote_code)
     view = view_dense(checkpoint, layout)
-    layers = select_layers(options.layers, view.num_layers)
+    layers, recipe = select_layers(options.layers, view.num_layers), recipe_for(options)
     source = source or Source(folder=checkpoint.folder, name=checkpoint.folder.resolve().name)
     sources = open_sources(view, source, options)
     compared = compare_sources(view, sources, options, layers)
+    every_layer = len(layers) == view.num_layers
     settings = MoeSettings(
-        num_experts=options.experts,
+        num_experts=recipe.num_experts(options),
         top_k=options.top_k,
         moe_layers=layers,
         num_layers=view.num_layers,
-        renormalise=_renormalises(conversion, options, len(layers) == view.num_layers),
+        renormalise=renormalises(conversion, options.compat, options.layers, every_layer),
         route_by=options.route_by,
     )
-    # Without sources all experts are copies of the base.
-    entries = sources or (ExpertSource(source=source, label=source.name, view=view),)
-    planner = _Planner(view, conversion, settings, options, entries)
+    of = Ingredients(
+        view=view,
+        # Without sources all experts are made of the base.
+        entries=sources or (ExpertSource(source=source, label=source.name, view=view),),
+        options=options,
+        down_scale=down_scale(settings),
+    )
+    settings = replace(settings, width=recipe.width(options, of.width))
+    planner = _Planner(of, recipe, conversion, settings)
     shards = plan_shards(
         planner.weights(), parse_size(options.max_shard_size), last=planner.routers()
     )
@@ -120,45 +126,18 @@ def plan_upcycle(
         settings=settings,
         config=planner.config,
         files=PlannedFiles(shards=shards),
-        ffn=tuple(dict.fromkeys(planner.read_ffn())),
+        ffn=tuple(planner.ffn),
         parameters=planner.parameters(),
         sources=sources,
-        origins=expert_origins(sources, options.experts),
-        warnings=(*view.notes, *compared, *_warnings(view, settings, options.noise)),
-    )
+        origins=expert_origins(sources, settings.num_experts),
+        warnings=(
+            *view.notes, *compared, *recipe.notes, *export_notes(settings, options.noise),
+            *_unused(view),
+        ),
+    )  # fmt: skip
 
 
-def _renormalises(conversion: Conversion, options: UpcycleConfig, every_layer: bool) -> bool:
-    """Whether the mixture may rely on renormalised weights where it will run."""
-    if options.compat != "gguf":
-        return True
-    if conversion.gguf_renormalises is None:
-        raise ConfigError(
-            f"llama.cpp and mlx-lm do not know {conversion.moe.model_type}, so --compat gguf cannot"
-            " help",
-            "leave --compat out and run it in transformers",
-        )
-    if not every_layer:
-        raise ConfigError(
-            f"--compat gguf needs every layer to be a mixture, not layers {options.layers}:"
-            " llama.cpp's converter refuses dense ones beside them",
-            "pass --layers all, or leave --compat out and run it in transformers",
-        )
-    return conversion.gguf_renormalises
-
-
-def _warnings(view: DenseView, settings: MoeSettings, noise: float) -> Iterator[str]:
-    if not settings.renormalise:
-        yield (
-            "--compat gguf: routers start near zero, whatever --router says, and the experts'"
-            f" output is scaled by {settings.num_experts}/{settings.top_k}; training moves the"
-            " routers, after which the weights no longer sum to 1"
-        )
-        if noise:
-            yield (
-                f"--compat gguf with --noise {noise:g}: until the routers are trained, rounding"
-                " decides between experts that differ, and each engine rounds its own way"
-            )
+def _unused(view: DenseView) -> Iterator[str]:
     if view.unknown:
         names = ", ".join(sorted(view.unknown)[:3]) + (", ..." if len(view.unknown) > 3 else "")
         class_name = view.layout.architecture(view.checkpoint.config)
@@ -166,32 +145,43 @@ def _warnings(view: DenseView, settings: MoeSettings, noise: float) -> Iterator[
 
 
 class _Planner:
-    """One pass over the dense tensors in the order of the source's files."""
+    """One pass over the dense tensors in the order of the source's files.
+
+    ``ffn`` are the tensors that experts are made of, as far as they are planned.
+    """
 
     def __init__(
-        self, view: DenseView, conversion: Conversion, settings: MoeSettings,
-        options: UpcycleConfig, entries: tuple[ExpertSource, ...],
+        self, of: Ingredients, recipe: Recipe, conversion: Conversion, settings: MoeSettings
     ) -> None:  # fmt: skip
-        self.view, self.settings, self.options, self.entries = view, settings, options, entries
-        self.conversion, self.moe, self.dense = conversion, conversion.moe, view.layout
-        self.prefix = conversion.moe_prefix(view.checkpoint.config)
-        self.cast = _DTYPE_NAMES.get(options.dtype)
+        self.of, self.recipe, self.settings = of, recipe, settings
+        self.view, self.options, self.dense = of.view, of.options, of.view.layout
+        self.conversion, self.moe = conversion, conversion.moe
+        self.prefix = conversion.moe_prefix(of.view.checkpoint.config)
         self.config = self._config()
         self.dims = self.moe.dims(self.config)
+        self.ffn: dict[StoredTensor, None] = {}
+        self._check_width()
+        self._untied = untied(self.view.head, settings, self.view.heads)
 
     def _config(self) -> Config:
         """config.json of the mixture."""
         config = self.conversion.moe_config(self.view.checkpoint.config, self.settings)
         config.pop("auto_map", None)
         config.pop("_name_or_path", None)
-        sample = self._out_dtype(next(iter(self.view.ffn(self.settings.moe_layers[0]).values())))
-        if self.cast or not ("dtype" in config or "torch_dtype" in config):
+        sample = self.of.dtype(next(iter(self.view.ffn(self.settings.moe_layers[0]).values())))
+        if self.options.dtype != "auto" or not ("dtype" in config or "torch_dtype" in config):
             config.pop("torch_dtype", None)
-            config["dtype"] = _CONFIG_NAMES.get(sample, "float32")
+            config["dtype"] = CONFIG_DTYPES.get(sample, "float32")
         return config
 
-    def _out_dtype(self, tensor: StoredTensor) -> str:
-        return self.cast if self.cast and tensor.dtype in FLOAT_DTYPES else tensor.dtype
+    def _check_width(self) -> None:
+        wanted, held = self.settings.width, self.dims["F"]
+        if wanted != held:
+            raise ConfigError(
+                f"recipe {self.options.recipe} makes experts of {wanted} neurons, and in"
+                f" {self.moe.model_type} they have {held}, as the dense model's",
+                "choose a recipe that keeps their width, or upcycle another model type",
+            )
 
     def weights(self) -> Iterator[Job]:
         """Everything but the routers: outer tensors and heads, then layer by layer."""
@@ -206,19 +196,8 @@ class _Planner:
         for name, tensor in self.view.unknown.items():
             own = self.view.relative(name)
             yield self._copy(name if own is None else self.prefix + own, tensor)
-        for name, origin in self._untied():
+        for name, origin in self._untied.items():
             yield self._copy(name, self.view.base[origin], origin)
-
-    def _untied(self) -> list[tuple[str, str]]:
-        """Head tensors that the dense files share with others, and this form may not."""
-        if self.settings.renormalise:
-            return []
-        head = self.view.head
-        return [
-            (name, origin.removeprefix(head.prefix))
-            for name, origin in head.tied.items()
-            if name not in self.view.heads
-        ]
 
     def _replaced(self) -> dict[str, int | None]:
         """FFN tensors that experts replace; each layer's first one carries the layer number."""
@@ -233,12 +212,9 @@ class _Planner:
 
     def _copy(self, name: str, tensor: StoredTensor, own: str | None = None) -> Job:
         """A tensor of the rest; ``own`` is what the base and the sources call it."""
-        dtype = self._out_dtype(tensor)
-        if own is None or self.options.rest == "base":
-            return Job(name, dtype, tensor.shape, (copy_of(tensor, dtype),))
-        return Job(
-            name, dtype, tensor.shape, (mean_piece(self.entries, own, tensor, self.options, dtype),)
-        )
+        dtype = self.of.dtype(tensor)
+        piece = copy_of(tensor, dtype) if own is None else self.of.rest(own, tensor)
+        return Job(name, dtype, tensor.shape, (piece,))
 
     def _layer(self, layer: int) -> Iterator[Job]:
         prefix = self.prefix + self.moe.layer.format(layer=layer)
@@ -246,58 +222,33 @@ class _Planner:
         for spec in self.moe.experts:
             yield from self._experts(prefix, spec, layer)
         for extra in self.conversion.extras:
-            yield self._extra(prefix, extra, self._out_dtype(ffn["up"]))
+            yield self._extra(prefix, extra, self.of.dtype(ffn["up"]))
 
     def _experts(self, prefix: str, spec: ExpertTensor, layer: int) -> Iterator[Job]:
         shape = resolve_shape(spec.shape, self.dims)
-        dtype = self._out_dtype(self.view.ffn(layer)[spec.roles[0]])
+        dtype = self.of.dtype(self.view.ffn(layer)[spec.roles[0]])
         pieces = [
-            self._expert_piece(entry, repeated, layer, role, expert)
-            for expert, entry, repeated in dealt(self.entries, self.settings.num_experts)
+            self.recipe.piece(self.of, layer, role, expert)
+            for expert in range(self.settings.num_experts)
             for role in spec.roles
         ]
+        self.ffn |= dict.fromkeys(tensor for piece in pieces for tensor in piece.sources())
         if spec.fused:
             yield Job(prefix + spec.name, dtype, (self.settings.num_experts, *shape), tuple(pieces))
             return
         for expert, piece in enumerate(pieces):
             yield Job(prefix + spec.name.format(expert=expert), dtype, shape, (piece,))
 
-    def _expert_piece(
-        self, entry: ExpertSource, repeated: bool, layer: int, role: str, expert: int
-    ) -> Piece:
-        name = self._ffn_names(layer)[role]
-        tensor = entry.tensor(name)
-        noise = None
-        # Copies of one model all take noise; of experts that have sources only the repeats do.
-        noisy = repeated or not self.options.experts_from
-        if noisy and self.options.noise and not role.endswith("_bias"):
-            noise = Noise(self.options.noise, (self.options.seed, "noise", tensor.name, expert))
-        # Unrenormalised weights of a flat router sum to K/E, which the last product undoes.
-        scaled = role == "down" and not self.settings.renormalise
-        weight = self.settings.num_experts / self.settings.top_k if scaled else 1.0
-        dtype = self._out_dtype(self.view.base[name])
-        return copy_of(tensor, dtype, noise, weight=weight, changes=entry.changes(name))
-
-    def _ffn_names(self, layer: int) -> dict[str, str]:
-        prefix = self.dense.layer.format(layer=layer)
-        return {part.role: prefix + part.name for part in self.dense.ffn}
-
-    def read_ffn(self) -> Iterator[StoredTensor]:
-        """The tensors that experts are made of."""
-        for layer in self.settings.moe_layers:
-            for name in self._ffn_names(layer).values():
-                for entry in self.entries:
-                    yield from entry.read(name)
-
     def _extra(self, prefix: str, extra: ExtraTensor, dtype: str) -> Job:
         shape = resolve_shape(extra.shape, self.dims)
-        piece = NormalRows(
-            count=math.prod(shape),
-            std=extra.std,
-            dtype=dtype,
-            key=(self.options.seed, "extra", prefix + extra.name),
-        )
-        return Job(prefix + extra.name, dtype, shape, (piece,))
+        return self._drawn(prefix + extra.name, shape, extra.std, "extra", dtype)
+
+    def _drawn(
+        self, name: str, shape: tuple[int, ...], std: float, purpose: str, dtype: str
+    ) -> Job:  # fmt: skip
+        key = (self.options.seed, purpose, name)
+        piece = NormalRows(count=math.prod(shape), std=std, dtype=dtype, key=key)
+        return Job(name, dtype, shape, (piece,))
 
     def routers(self) -> Iterator[Job]:
         """One router a layer, and what stops dense classes."""
@@ -309,31 +260,25 @@ class _Planner:
             source = dense.layer.format(layer=layer)
             name = self.prefix + moe.layer.format(layer=layer) + moe.router
             norm = self.view.base[source + dense.norm]
+            dtype, shape = self.of.dtype(norm), (self.settings.num_experts, self.dims["H"])
             if not self.settings.renormalise:
-                yield self._flat_router(name, self._out_dtype(norm))
+                yield self._drawn(name, shape, FLAT_ROUTER_STD, "router", dtype)
                 continue
             piece = RouterRows(
                 init=init,
-                num_experts=self.settings.num_experts,
-                hidden_size=self.dims["H"],
-                dtype=self._out_dtype(norm),
+                num_experts=shape[0],
+                hidden_size=shape[1],
+                dtype=dtype,
                 key=(self.options.seed, "router", moe.layer.format(layer=layer)),
                 norm=norm,
                 norm_bias=self.view.base[source + dense.norm_bias] if dense.norm_bias else None,
                 up=self._up_projection(layer),
             )
-            yield Job(name, piece.dtype, (piece.num_experts, piece.hidden_size), (piece,))
+            yield Job(name, dtype, shape, (piece,))
         if moe.guard is not None:
             prefix = self.prefix + moe.layer.format(layer=self.settings.moe_layers[0])
             guard = ExtraTensor(name=moe.guard, shape=(1,))
-            yield self._extra(prefix, guard, self._out_dtype(norm))
-
-    def _flat_router(self, name: str, dtype: str) -> Job:
-        """A router so small that all experts weigh the same, and no two tie exactly."""
-        shape = (self.settings.num_experts, self.dims["H"])
-        key = (self.options.seed, "router", name)
-        piece = NormalRows(count=math.prod(shape), std=FLAT_ROUTER_STD, dtype=dtype, key=key)
-        return Job(name, dtype, shape, (piece,))
+            yield self._extra(prefix, guard, dtype)
 
     def _up_projection(self, layer: int) -> UpProjection:
         spec = next(part for part in self.dense.ffn if part.role == "up")
@@ -348,13 +293,14 @@ class _Planner:
         """Exact counts, tied tensors once."""
         experts, layers = self.settings.num_experts, len(self.settings.moe_layers)
         ffn = sum(tensor.elements for tensor in self.view.ffn(self.settings.moe_layers[0]).values())
-        added = experts * self.dims["H"] + sum(
-            math.prod(resolve_shape(extra.shape, self.dims)) for extra in self.conversion.extras
+        expert, extra = (
+            sum(math.prod(resolve_shape(spec.shape, self.dims)) for spec in specs)
+            for specs in (self.moe.experts, self.conversion.extras)
         )
-        shared = self.view.parameters - layers * ffn + layers * added
-        shared += sum(self.view.base[origin].elements for _, origin in self._untied())
+        shared = self.view.parameters + layers * (experts * self.dims["H"] + extra - ffn)
+        shared += sum(self.view.base[origin].elements for origin in self._untied.values())
         return ParameterCounts(
             dense=self.view.parameters,
-            total=shared + layers * experts * ffn,
-            active=shared + layers * self.settings.top_k * ffn,
+            total=shared + layers * experts * expert,
+            active=shared + layers * self.settings.top_k * expert,
         )

@@ -20,7 +20,6 @@ from moeify.upcycling.config import UpcycleConfig
 __all__ = [
     "ExpertOrigin",
     "ExpertSource",
-    "dealt",
     "expert_origins",
     "of_sources",
     "open_dense",
@@ -50,12 +49,6 @@ class ExpertSource:
         """What is added to that tensor."""
         found = None if self.adapter is None else self.adapter.changes.get(name)
         return () if found is None else (found,)
-
-    def read(self, name: str) -> Iterator[StoredTensor]:
-        """Every stored tensor that this one is made of."""
-        yield self.tensor(name)
-        for change in self.changes(name):
-            yield from change.sources()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +121,7 @@ def _base_name(source: Source) -> str:
 
 
 def expert_origins(sources: tuple[ExpertSource, ...], num_experts: int) -> tuple[ExpertOrigin, ...]:
-    """Each entry with the experts that ``dealt`` gives it."""
+    """Each entry with the experts that it becomes where entries are dealt out in turn."""
     return tuple(
         ExpertOrigin(
             name=entry.source.name,
@@ -139,14 +132,3 @@ def expert_origins(sources: tuple[ExpertSource, ...], num_experts: int) -> tuple
         )
         for number, entry in enumerate(sources)
     )
-
-
-def dealt(
-    sources: tuple[ExpertSource, ...], num_experts: int
-) -> Iterator[tuple[int, ExpertSource, bool]]:
-    """Each expert's number and source, in turn, and whether an earlier expert has the same."""
-    seen = set()
-    for expert in range(num_experts):
-        entry = sources[expert % len(sources)]
-        yield expert, entry, entry.source.folder in seen
-        seen.add(entry.source.folder)

@@ -141,7 +141,7 @@ def _report(plan: UpcyclePlan, new: NewCheckpoint, config: UpcycleConfig) -> Upc
         output=str(new.target),
         family=plan.view.layout.model_type,
         model_type=plan.conversion.moe.model_type,
-        num_experts=config.experts,
+        num_experts=plan.settings.num_experts,
         top_k=config.top_k,
         route_by=config.route_by,
         num_layers=plan.settings.num_layers,
@@ -217,6 +217,8 @@ def _step(config: UpcycleConfig, report: UpcycleReport) -> Step:
     for key in ("experts_from", "labels", "rest", "shares"):
         if not config.experts_from:
             del options[key]
+    if config.recipe is None:
+        del options["recipe"]
     if config.experts_from:
         options["experts_from"] = [origin.name for origin in report.sources]
     keys = ("params_dense", "params_total", "params_active", "noise_effective")

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 from moeify.checkpoint.arithmetic import NOISE_BLOCK_ELEMENTS
 from moeify.checkpoint.files import Slice, SourceFiles
 from moeify.checkpoint.header import StoredTensor, read_header
-from moeify.checkpoint.jobs import Blend, Copy, Job, Noise, copy_of
+from moeify.checkpoint.jobs import Blend, Copy, Job, Noise, copy_of, piece_of
 from moeify.checkpoint.planned_files import PlannedFiles, check_written, write_files
 from moeify.checkpoint.writer import parse_size, plan_shards, write_shards
 from moeify.errors import CheckpointError, ConfigError, OutputError
@@ -34,7 +34,11 @@ def source(tmp_path: Path) -> dict[str, StoredTensor]:
 
 
 def noisy(tensor: StoredTensor, expert: int, relative: float = 0.1, seed: int = 0) -> Job:
-    piece = copy_of(tensor, tensor.dtype, Noise(relative, (seed, tensor.name, expert)))
+    piece = piece_of(
+        Slice(tensor, 0, tensor.elements),
+        tensor.dtype,
+        Noise(relative, (seed, tensor.name, expert)),
+    )
     return Job(f"w.{expert}", tensor.dtype, tensor.shape, (piece,))
 
 

@@ -78,13 +78,13 @@ def test_weights_are_frequencies(tmp_path: Path) -> None:
     frequency = {n: [3.0, 5.0, 1.0, 0.0, 2.0, 4.0, 6.0, 7.0] for n in kept}
     pieces = merged_pieces(mixture, kept, frequency)
     terms = [piece.terms for piece in pieces.values()]
-    assert all(sum(weight for _, weight, _ in row) == pytest.approx(1) for row in terms)
+    assert all(sum(weight for _, weight in row) == pytest.approx(1) for row in terms)
     plan_prune(mixture, kept, 10**9, pieces)
     taken = {
         int(part.tensor.name.split("experts.")[1].split(".")[0]): weight
         for (name, _), piece in pieces.items()
         if "layers.0." in name and "w1" in name
-        for part, weight, _ in piece.terms
+        for part, weight in piece.terms
     }
     assert taken.keys() == set(range(EXPERTS))
     for expert in (2, 3):  # the same neighbour or not, shares go as frequencies

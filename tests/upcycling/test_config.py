@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from moeify.errors import ConfigError
-from moeify.upcycling.config import select_layers
+from moeify.upcycling.layers import select_layers
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ def gated_moe_config(config: Config, settings: MoeSettings) -> Config:
         "num_key_value_heads": config.get("num_key_value_heads") or config["num_attention_heads"],
         "num_experts": settings.num_experts,
         "num_experts_per_tok": settings.top_k,
-        "moe_intermediate_size": config["intermediate_size"],
+        "moe_intermediate_size": settings.width or config["intermediate_size"],
         "norm_topk_prob": settings.renormalise,
         "decoder_sparse_step": 1,
         "mlp_only_layers": settings.dense_layers,

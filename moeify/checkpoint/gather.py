@@ -1,0 +1,101 @@
+"""Neurons of a stored tensor, taken by index along either axis."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moeify.checkpoint.files import SourceFiles
+from moeify.checkpoint.header import StoredTensor, tensor_nbytes
+from moeify.checkpoint.slices import Slice
+from moeify.errors import ConfigError
+
+__all__ = ["Gather", "Index", "neurons"]
+
+Index = NDArray[np.int64]
+
+_WORTH_A_READ = 2048
+"""Bytes for which a read of their own costs less than reading what lies around them."""
+_BLOCK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Gather:
+    """The elements of ``part``, seen as [outer, ``length``, ``inner``], at ``index`` of ``length``.
+
+    They come in the order of ``index``, which may leave out and repeat; the dtype may be any whose
+    ``inner`` elements fill bytes. Raises ``ConfigError`` for places that ``part`` does not have.
+    """
+
+    part: Slice
+    index: Index
+    length: int
+    inner: int
+
+    def __post_init__(self) -> None:
+        if len(self.index) and not 0 <= self.index.min() <= self.index.max() < self.length:
+            wrong = next(i for i in self.index.tolist() if not 0 <= i < self.length)
+            raise ConfigError(
+                f"tensor {self.part.tensor.name!r} has no neuron {wrong}: they are numbered 0 to"
+                f" {self.length - 1}",
+                "take neurons that are there",
+            )
+
+    @property
+    def tensor(self) -> StoredTensor:
+        """What is read."""
+        return self.part.tensor
+
+    @property
+    def start(self) -> int:
+        """Where ``part`` begins in the tensor."""
+        return self.part.start
+
+    @property
+    def elements(self) -> int:
+        """Number of elements."""
+        return self.part.elements // self.length * len(self.index)
+
+    def read_into(self, files: SourceFiles, start: int, out: memoryview) -> None:
+        """Fill ``out`` with the bytes from ``start`` on."""
+        unit = tensor_nbytes(self.tensor.dtype, (self.inner,))
+        ends = np.append(np.flatnonzero(np.diff(self.index) != 1) + 1, len(self.index))
+        if unit * len(self.index) >= _WORTH_A_READ * len(ends):
+            self._read_runs(files, start, out, unit, ends)
+        else:
+            self._read_rows(files, start, out, unit)
+
+    def _read_runs(
+        self, files: SourceFiles, start: int, out: memoryview, unit: int, ends: Index
+    ) -> None:
+        """Neighbours by a read of their own, whose ``ends`` are places in the index."""
+        while out:
+            outer, place = divmod(start, len(self.index) * unit)
+            number, skipped = divmod(place, unit)
+            stop = int(ends[np.searchsorted(ends, number, side="right")])
+            taken = out[: (stop - number) * unit - skipped]
+            row = outer * self.length + int(self.index[number])
+            self.part.read_into(files, row * unit + skipped, taken)
+            out, start = out[len(taken) :], start + len(taken)
+
+    def _read_rows(self, files: SourceFiles, start: int, out: memoryview, unit: int) -> None:
+        """Whole rows, of which what is wanted is kept."""
+        row, kind = len(self.index) * unit, np.dtype((np.void, unit))
+        while out:
+            outer, skipped = divmod(start, row)
+            fitting = max(1, _BLOCK_BYTES // (self.length * unit))
+            count = min(fitting, -(-(skipped + len(out)) // row))
+            raw = memoryview(bytearray(count * self.length * unit))
+            self.part.read_into(files, outer * self.length * unit, raw)
+            rows = np.frombuffer(raw, kind).reshape(count, self.length)
+            kept = np.take(rows, self.index, axis=1).reshape(-1).view(np.uint8)
+            taken = kept[skipped : skipped + len(out)]
+            np.frombuffer(out, np.uint8)[: len(taken)] = taken
+            out, start = out[len(taken) :], start + len(taken)
+
+
+def neurons(part: Slice, shape: tuple[int, ...], axis: int, index: Index) -> Gather:
+    """What ``part``, of ``shape``, has at ``index`` along ``axis``."""
+    return Gather(part, index, shape[axis], int(np.prod(shape[axis + 1 :], dtype=np.int64)))

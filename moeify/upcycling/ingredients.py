@@ -1,0 +1,90 @@
+"""What recipes make experts of: the tensors of the base and the sources, as pieces."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from moeify.checkpoint.arithmetic import FLOAT_DTYPES
+from moeify.checkpoint.files import Slice
+from moeify.checkpoint.gather import Index, neurons
+from moeify.checkpoint.header import StoredTensor
+from moeify.checkpoint.jobs import Blend, Noise, Piece, Run, copy_of, piece_of
+from moeify.checkpoint.lowrank import LowRank
+from moeify.families.dense_view import DenseView
+from moeify.upcycling.config import UpcycleConfig
+from moeify.upcycling.sources import ExpertSource
+
+__all__ = ["CONFIG_DTYPES", "Ingredients"]
+
+_DTYPE_NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+CONFIG_DTYPES = {stored: name for name, stored in _DTYPE_NAMES.items()}
+"""What config.json calls the dtypes of files."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ingredients:
+    """The base, the ``entries`` that experts are made of (the base itself where none are named).
+
+    Last projections are multiplied by ``down_scale``.
+    """
+
+    view: DenseView
+    entries: tuple[ExpertSource, ...]
+    options: UpcycleConfig
+    down_scale: float = 1.0
+
+    @property
+    def width(self) -> int:
+        """Neurons of the dense FFN, F."""
+        return self.view.layout.dims(self.view.checkpoint.config)["F"]
+
+    def dtype(self, tensor: StoredTensor) -> str:
+        """The dtype that what is made of ``tensor`` has in the output."""
+        cast = _DTYPE_NAMES.get(self.options.dtype)
+        return cast if cast and tensor.dtype in FLOAT_DTYPES else tensor.dtype
+
+    def piece(
+        self, layer: int, role: str, expert: int, *, entry: int = 0, noisy: bool = True,
+        index: Index | None = None, weight: float = 1.0,
+    ) -> Piece:  # fmt: skip
+        """One tensor of an FFN for an expert.
+
+        It comes from ``entries[entry]``, times ``weight``, with the expert's own noise where it is
+        ``noisy`` (biases never are). Of its neurons there are those at ``index``, in that order,
+        None for all; what has no neurons, as the last bias, comes whole.
+        """
+        part = next(part for part in self.view.layout.ffn if part.role == role)
+        name = self.view.layout.layer.format(layer=layer) + part.name
+        tensor, changes = self.entries[entry].tensor(name), self.entries[entry].changes(name)
+        whole = Slice(tensor, 0, tensor.elements)
+        run: Run = whole
+        if index is not None and "F" in part.shape:
+            axis = part.shape.index("F")
+            run = neurons(whole, tensor.shape, axis, index)
+            changes = tuple(change.at(index, axis) for change in changes)
+        noise = None
+        if noisy and self.options.noise and not role.endswith("_bias"):
+            noise = Noise(self.options.noise, (self.options.seed, "noise", tensor.name, expert))
+        scale = self.down_scale if role == "down" else 1.0
+        return piece_of(run, self.dtype(self.view.base[name]), noise, weight * scale, changes)
+
+    def rest(self, name: str, base: StoredTensor) -> Piece:
+        """A tensor that is no expert's, called ``name`` by the base and the entries.
+
+        The base's own, or the weighted mean of all entries where the options say so and it is one
+        of floats.
+        """
+        dtype, weights = self.dtype(base), dict[StoredTensor, float]()
+        if self.options.rest == "base" or base.dtype not in FLOAT_DTYPES:
+            return copy_of(base, dtype)
+        changes: list[LowRank] = []
+        given = self.options.shares or (1.0,) * len(self.entries)
+        for entry, weight in zip(self.entries, given, strict=True):
+            share = weight / sum(given)
+            tensor = entry.tensor(name)
+            weights[tensor] = weights.get(tensor, 0.0) + share
+            changes += [change.times(share) for change in entry.changes(name)]
+        terms = tuple((Slice(t, 0, t.elements), share) for t, share in weights.items())
+        if len(terms) == 1:
+            return piece_of(terms[0][0], dtype, changes=tuple(changes))
+        return Blend(terms, dtype, changes=tuple(changes))

@@ -1,0 +1,90 @@
+"""How experts are made: each way to make them is one recipe, found by its name."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, ClassVar
+
+from moeify.errors import ConfigError
+
+if TYPE_CHECKING:
+    from moeify.checkpoint.jobs import Piece
+    from moeify.upcycling.config import UpcycleConfig
+    from moeify.upcycling.ingredients import Ingredients
+
+__all__ = ["RECIPES", "Recipe", "recipe_for", "register_recipe"]
+
+
+class Recipe(ABC):
+    """How many experts a layer has, how wide one is, and what each of their tensors is made of.
+
+    ``from_sources`` says whether it takes the entries of ``experts_from``; ``notes`` are what the
+    user should know of the experts, such as that they do not compute what the base computes.
+    """
+
+    from_sources: ClassVar[bool] = False
+    notes: ClassVar[tuple[str, ...]] = ()
+
+    def num_experts(self, options: UpcycleConfig) -> int:
+        """Experts of a layer, E. Raises ``ConfigError`` for options that cannot be followed."""
+        return options.experts
+
+    def width(self, options: UpcycleConfig, width: int) -> int:
+        """Neurons of an expert, where the dense FFN has ``width``."""
+        return width
+
+    @abstractmethod
+    def piece(self, of: Ingredients, layer: int, role: str, expert: int) -> Piece:
+        """What makes one tensor of one expert; ``role`` is gate, up, down, up_bias or down_bias."""
+
+
+class _Copies(Recipe):
+    """Every expert is a copy of the base's FFN with noise of its own."""
+
+    def piece(self, of: Ingredients, layer: int, role: str, expert: int) -> Piece:
+        return of.piece(layer, role, expert)
+
+
+class _Sources(Recipe):
+    """The entries of ``experts_from`` are dealt out in turn, and only repeats take noise."""
+
+    from_sources = True
+
+    def piece(self, of: Ingredients, layer: int, role: str, expert: int) -> Piece:
+        number = expert % len(of.entries)
+        before = of.entries if expert >= len(of.entries) else of.entries[:number]
+        folder = of.entries[number].source.folder
+        repeated = any(entry.source.folder == folder for entry in before)
+        return of.piece(layer, role, expert, entry=number, noisy=repeated)
+
+
+RECIPES: dict[str, Recipe] = {"copies": _Copies(), "sources": _Sources()}
+
+
+def register_recipe(name: str, recipe: Recipe) -> None:
+    """Have ``upcycle --recipe NAME`` make experts by ``recipe``."""
+    if RECIPES.setdefault(name, recipe) is not recipe:
+        raise ConfigError(f"there is a recipe {name!r} already", "choose another name")
+
+
+def recipe_for(options: UpcycleConfig) -> Recipe:
+    """The recipe that ``options`` name, or that follows from them.
+
+    Raises ``ConfigError`` for an unknown one, and for options that it cannot follow.
+    """
+    name = options.recipe or ("sources" if options.experts_from else "copies")
+    if name not in RECIPES:
+        raise ConfigError(f"recipe {name!r} is unknown", f"one of: {', '.join(RECIPES)}")
+    recipe = RECIPES[name]
+    if recipe.from_sources and not options.experts_from:
+        raise ConfigError(
+            f"--recipe {name} makes experts from --experts-from, which names none",
+            "pass --experts-from, or leave --recipe out",
+        )
+    if options.experts_from and not recipe.from_sources:
+        raise ConfigError(
+            f"--recipe {name} has no use for --experts-from: its experts are made of the base",
+            "leave --experts-from out, or --recipe",
+        )
+    recipe.num_experts(options)
+    return recipe
