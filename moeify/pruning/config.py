@@ -11,6 +11,7 @@ from typing import Annotated
 from moeify.errors import ConfigError
 from moeify.provenance.config import ShardedOutput
 from moeify.pruning.criteria import CRITERIA
+from moeify.routing.config import MemoryOptions
 from moeify.tables import check_choices
 
 __all__ = ["ExtractConfig", "PruneConfig", "parse_experts"]
@@ -19,7 +20,7 @@ _LAYER_ITEM = re.compile(r"(all|\d{1,6}):(\d{1,6}(?:,\d{1,6})*)")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoredConfig(ShardedOutput):
+class ScoredConfig(ShardedOutput, MemoryOptions):
     """By which scores experts are chosen, and from which text."""
 
     by: Annotated[str, CRITERIA] | None = None
@@ -36,8 +37,6 @@ class ScoredConfig(ShardedOutput):
     """Tokens of a block; left out, 512 or the model's limit where that is less."""
     batch: int = 4
     """Blocks in a batch."""
-    low_memory: bool | None = None
-    """Hold one layer's weights at a time; left out, where all of them do not fit in memory."""
     scores: Path | None = None
     """File of scores: read where it is complete, written after calibration where it is not."""
     protect: bool = True

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moeify.checkpoint.source import Source
-from moeify.checkpoint.staging import check_free_space
 from moeify.checkpoint.writer import Progress
 from moeify.errors import ConfigError, DatasetError, RoutingError
 from moeify.families.mixture import Mixture
@@ -25,7 +24,7 @@ from moeify.pruning.weights import weight_sums
 from moeify.routing.config import DataConfig
 from moeify.routing.data import Blocks, blocks_for
 from moeify.routing.loading import load_model
-from moeify.routing.passes import LayerByLayer, Passes, WholeModel
+from moeify.routing.passes import LayerByLayer, Passes, WholeModel, check_state_room
 
 __all__ = ["Text", "expert_scores", "read_text", "stored_scores", "text_scores"]
 
@@ -151,12 +150,7 @@ def text_scores(
 
 
 def _passes(mixture: Mixture, text: Text, states: Path) -> LayerByLayer:
-    if mixture.config.get("quantization_config"):
-        raise ConfigError(
-            "a quantised checkpoint cannot be calibrated layer by layer",
-            "pass --no-low-memory where it fits into memory, or calibrate its unquantised original",
-        )
-    check_free_space(states, 2 * 4 * text.fit.input_ids.size * mixture.hidden_size)
+    check_state_room(mixture.checkpoint, mixture.layout, text.fit.input_ids.size, states)
     return LayerByLayer(mixture.checkpoint.folder, mixture.layout, states)
 
 

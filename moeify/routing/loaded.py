@@ -15,7 +15,20 @@ from moeify.routing.choosing import Choice, choice
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["LoadedLayer", "LoadedMixture", "Routed", "base_model", "is_encoder", "layer_stack"]
+__all__ = [
+    "LoadedLayer",
+    "LoadedMixture",
+    "Route",
+    "Routed",
+    "base_model",
+    "is_encoder",
+    "layer_stack",
+    "replaced",
+]
+
+
+Route = Callable[[int, "Tensor", "Tensor", "Tensor"], tuple["Tensor", "Tensor"]]
+"""From layer, logits [N, E], weights [N, K] and experts [N, K] to other weights and experts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +104,14 @@ class LoadedLayer:
             return every.new_zeros(every.shape).scatter_add(1, experts, weights.to(every)), logits
         return out[0], weights.to(out[1].dtype), experts
 
+    def rerouting(self, route: Route) -> Callable[..., Any]:
+        """A hook for the chooser that replaces its weights and experts by those of ``route``."""
+
+        def hook(_: Any, __: Any, out: tuple[Any, ...]) -> tuple[Any, ...]:
+            return self.answer(out, *route(self.number, *self.read(out)))
+
+        return hook
+
     def expert(self, number: int, tokens: Tensor) -> Tensor:
         """Outputs [T, H] of one expert for all ``tokens`` [T, H]."""
         count, first = len(tokens), next(self.experts.parameters())
@@ -161,6 +182,19 @@ class LoadedMixture:
         )  # fmt: skip
 
     @contextmanager
+    def rerouted(self, route: Route) -> Iterator[None]:
+        """A while in which every layer that is here uses what ``route`` returns."""
+        handles = []
+        try:
+            for layer in self.layers.values():
+                if layer.is_here:
+                    handles.append(layer.chooser.register_forward_hook(layer.rerouting(route)))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @contextmanager
     def watched(self, see: Callable[[Routed], None]) -> Iterator[None]:
         """A while in which ``see`` is shown what every layer that is here does."""
         handles: list[Any] = []
@@ -172,6 +206,19 @@ class LoadedMixture:
         finally:
             for handle in handles:
                 handle.remove()
+
+
+@contextmanager
+def replaced(module: Any, forward: Callable[..., Any]) -> Iterator[None]:
+    """A while in which ``forward`` is called in place of the module's own."""
+    before = vars(module).get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward
+        if before is not None:
+            module.forward = before
 
 
 def base_model(model: nn.Module) -> nn.Module:

@@ -15,6 +15,7 @@ from moeify.routing.config import (
     ROUTE_BY,
     ROUTER_INITS,
     ROUTER_STARTS,
+    MemoryOptions,
     RouteBy,
     RouterInit,
     RouterStart,
@@ -295,7 +296,7 @@ def check_seed(seed: int) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class VerifyConfig:
+class VerifyConfig(MemoryOptions):
     """On what a mixture and its dense model are compared."""
 
     text: Path | None = None

@@ -10,10 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moeify.routing.collection import Observer, collect, observed
-from moeify.routing.loaded import LoadedMixture
+from moeify.routing.loaded import LoadedMixture, Route
 from moeify.routing.passes import WholeModel
 from moeify.warming.objective import Examples, Objective
-from moeify.warming.routes import Route, rerouted
 
 if TYPE_CHECKING:
     from torch import nn
@@ -55,7 +54,7 @@ def measure(
         )
         observe = None
     layout = objective.layout
-    there = nullcontext() if route is None else rerouted(LoadedMixture(model, layout), route)
+    there = nullcontext() if route is None else LoadedMixture(model, layout).rerouted(route)
     with torch.no_grad(), there:
         for start in range(0, len(rows), batch_size):
             numbers = rows[start : start + batch_size].tolist()

@@ -5,7 +5,6 @@ import torch
 
 from moeify.families.registry import MOE_LAYOUTS
 from moeify.routing.loaded import LoadedMixture, Routed
-from moeify.warming.routes import rerouted
 from tests.families.published_models import tiny
 
 
@@ -21,9 +20,9 @@ def test_every_layer_shows_what_the_model_used(model_type: str) -> None:
         with mixture.watched(seen.append):
             expected = model(**inputs).logits
         assert [routed.layer.number for routed in seen] == list(mixture.layers)
-        with rerouted(mixture, lambda layer, logits, weights, experts: (weights, experts)):
+        with mixture.rerouted(lambda layer, logits, weights, experts: (weights, experts)):
             assert torch.allclose(model(**inputs).logits, expected, atol=1e-6)
-        with rerouted(mixture, lambda layer, logits, weights, experts: (0 * weights, experts)):
+        with mixture.rerouted(lambda layer, logits, weights, experts: (0 * weights, experts)):
             assert not torch.allclose(model(**inputs).logits, expected, atol=1e-3)
         assert torch.equal(model(**inputs).logits, expected), "hooks are taken off"
     for routed in seen:

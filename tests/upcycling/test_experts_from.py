@@ -15,7 +15,7 @@ from moeify.provenance.card import _origins
 from moeify.provenance.record import Record, Step
 from moeify.routing.loaded import LoadedMixture
 from moeify.routing.loading import load_model
-from moeify.warming.routes import one_expert, rerouted
+from moeify.warming.routes import one_expert
 from tests.tiny import LM_HEADS, VOCAB, save_tiny, state, tree
 from tests.upcycling.specialists import change_config, dense_view, ffn_tensors, specialist, spoil
 
@@ -49,7 +49,7 @@ def logits(folder: Path, expert: int | None = None) -> torch.Tensor:
     with torch.inference_mode():
         if layout is None:
             return model(ids).logits
-        with rerouted(LoadedMixture(model, layout), route):
+        with LoadedMixture(model, layout).rerouted(route):
             return model(ids).logits
 
 
