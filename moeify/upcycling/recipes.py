@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from moeify.upcycling.config import UpcycleConfig
     from moeify.upcycling.ingredients import Ingredients
 
-__all__ = ["RECIPES", "Recipe", "recipe_for"]
+__all__ = ["RECIPES", "Recipe", "recipe_for", "register_recipe"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +66,14 @@ RECIPES = Table[Recipe](
     _Copies(name="copies", help="of the checkpoint itself"),
     _Sources(name="sources", help="of --experts-from"),
 )
+
+
+def register_recipe(row: Recipe) -> None:
+    """Let ``upcycle`` make experts in a further way.
+
+    Raises ``ConfigError`` for a name that is taken.
+    """
+    RECIPES.register(row)
 
 
 def recipe_for(options: UpcycleConfig) -> Recipe:
