@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from moeify.upcycling.ingredients import Ingredients
     from moeify.upcycling.sources import ExpertOrigin
 
-__all__ = ["RECIPES", "Recipe", "papers", "recipe_for"]
+__all__ = ["RECIPES", "Recipe", "papers", "recipe_for", "register_recipe"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +95,14 @@ def papers(recipe: Recipe, origins: Iterable[ExpertOrigin], router: str) -> list
     found = [recipe.paper] if recipe.paper is not None else []
     found += [_LORA] if any(origin.adapter for origin in origins) else []
     return [*found, DOMAINS] if router == "data" else found
+
+
+def register_recipe(row: Recipe) -> None:
+    """Let ``upcycle`` make experts in a further way.
+
+    Raises ``ConfigError`` for a name that is taken.
+    """
+    RECIPES.register(row)
 
 
 def recipe_for(options: UpcycleConfig) -> Recipe:
