@@ -98,9 +98,11 @@ def routing() -> None:
     import torch
 
     from moeify.families.registry import moe_layout
-    from moeify.routing.collection import base_model, collect
+    from moeify.routing.collection import collect
     from moeify.routing.data import pack
+    from moeify.routing.loaded import base_model
     from moeify.routing.loading import load_model
+    from moeify.routing.passes import WholeModel
     from moeify.routing.statistics import RoutingStatistics
     from moeify.upcycling.upcycle import upcycle
     from tests.real.checkpoints import smollm2
@@ -118,7 +120,7 @@ def routing() -> None:
                 base_model(model)(**inputs, use_cache=False)
 
     def recorded() -> None:
-        collect(model, layout, blocks, RoutingStatistics(), batch_size=8)
+        collect(WholeModel(model), layout, blocks, RoutingStatistics(), batch_size=8)
 
     plain(), recorded()
     pairs = []

@@ -16,8 +16,9 @@ from transformers import AutoModelForCausalLM
 
 import moeify
 from moeify.families.registry import moe_layout
+from moeify.routing.loaded import LoadedMixture
 from moeify.routing.loading import load_model
-from moeify.warming.routes import one_expert, rerouted
+from moeify.warming.routes import one_expert
 
 PROMPTS_PER_DOMAIN = 16
 WARMUP_STEPS = 80
@@ -204,6 +205,6 @@ def oracle(parts: Parts, folder: Path, blocks: dict[str, torch.Tensor]) -> dict[
     model = load_model(folder)
     layout, found = moe_layout(model.config.to_dict()), {}
     for place, (name, rows) in enumerate(blocks.items()):
-        with rerouted(model, layout, one_expert(place)):
+        with LoadedMixture(model, layout).rerouted(one_expert(place)):
             found[name] = held_out_loss(model, rows)
     return found

@@ -36,6 +36,7 @@ from moeify.routing.collection import InputReservoir, RoutedTokens, collect
 from moeify.routing.data import Blocks, block_length, pack, tokenizer_for
 from moeify.routing.fit import domain_router, kmeans_router, mean_entropy
 from moeify.routing.loading import load_model
+from moeify.routing.passes import WholeModel
 from moeify.routing.statistics import DomainFigures, RoutingStatistics
 
 E, K, DOMAINS = 8, 2, ("english", "python", "german", "logs")
@@ -143,7 +144,7 @@ def collected(dense: Path, router: str, parts: tuple[Blocks, Blocks], folder: Pa
     for blocks in parts:
         started = time.process_time()
         kept.append(InputReservoir(blocks.tokens))
-        collect(model, layout, blocks, kept[-1])
+        collect(WholeModel(model), layout, blocks, kept[-1])
         seconds.append(time.process_time() - started)
     draft = folder.with_name(f"{folder.name}-draft")
     draft.mkdir()

@@ -24,8 +24,8 @@ from train_demo import held_out_loss
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from moeify.families.registry import moe_layout
+from moeify.routing.loaded import LoadedMixture, Route
 from moeify.routing.loading import load_model
-from moeify.warming.routes import Route, rerouted
 
 Where = Callable[[int, Tensor], Tensor]
 """From layer and places in the block [N, 1] to where the domain is known [N, 1]."""
@@ -74,7 +74,7 @@ def kept(experiment: Experiment, setting: str, seed: int) -> dict[str, np.ndarra
     for name, where in ROWS.items():
         losses = []
         for expert, rows in enumerate(experiment.blocks.values()):
-            with rerouted(model, layout, known_where(where, expert)):
+            with LoadedMixture(model, layout).rerouted(known_where(where, expert)):
                 losses.append(held_out_loss(model, rows))
         found[name] = (base - np.array(losses)) / (base - own)
     return found

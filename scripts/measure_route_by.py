@@ -27,6 +27,7 @@ from moeify.families.registry import moe_layout
 from moeify.routing.collection import RoutedTokens, collect
 from moeify.routing.data import Blocks, pack, tokenizer_for
 from moeify.routing.loading import load_model
+from moeify.routing.passes import WholeModel
 
 DOMAINS = ("english", "german", "logs", "python")  # in the order in which experts go round
 FIT_TOKENS, HELD_OUT_TOKENS = 24_576, 12_288
@@ -85,7 +86,7 @@ def measure(
         seq_len=held_out.seq_len, fit_tokens=FIT_TOKENS, eval_tokens=2048, seed=seed,
     )  # fmt: skip
     model, shares = load_model(warm), Shares(held_out.seq_len)
-    collect(model, moe_layout(model.config.to_dict()), held_out, shares)
+    collect(WholeModel(model), moe_layout(model.config.to_dict()), held_out, shares)
     return shares
 
 

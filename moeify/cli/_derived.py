@@ -7,7 +7,7 @@ import inspect
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from copy import copy
 from itertools import chain
 from types import NoneType
@@ -20,6 +20,7 @@ from moeify.cli._option_table import METAVARS, PANEL_OF, PANELS, SHORT, flag_nam
 from moeify.cli._options import JsonOption, QuietOption
 from moeify.cli._output import Output
 from moeify.errors import ConfigError
+from moeify.tables import Table, choices
 
 __all__ = ["config_of", "derived"]
 
@@ -34,7 +35,7 @@ def derived(command: Callable[..., None], first: Sequence[str]) -> Callable[...,
     """
     signature = inspect.signature(command, eval_str=True)
     config = config_of(command)
-    hints = get_type_hints(config)
+    hints = get_type_hints(config, include_extras=True)
     docs = field_docs(config)
     fields = dataclasses.fields(config)
 
@@ -97,7 +98,7 @@ def _option(field: dataclasses.Field[Any], hint: object, doc: str) -> Parameter:
     """A field as an option: what it takes follows from its type."""
     kinds = _kinds(hint)
     flag, default = flag_name(field.name), field.default
-    choices: tuple[str, ...] = ()
+    named = choices(hint)
     taken: Any
     if bool in kinds:
         negative = default is not False
@@ -106,13 +107,15 @@ def _option(field: dataclasses.Field[Any], hint: object, doc: str) -> Parameter:
         taken, doc = list[str] | None, f"{doc} Repeat it or use commas."
         default = None if default in ((), None) else default
     else:
-        choices = tuple(c for kind in kinds if get_origin(kind) is Literal for c in get_args(kind))
-        taken = (str if choices else kinds[0]) | None
+        taken = (str if named else kinds[0]) | None
+        if isinstance(named, Table):
+            known = (f"{row.name} ({row.help})" for row in named.values() if row.help)
+            doc = f"{doc} Known are {', '.join(known)}."
     info = typer.Option(
         *(flag, *SHORT.get(field.name, ())),
         help=re.sub(r"``(\w+)``", lambda found: flag_name(found[1]), doc),
-        metavar="|".join(choices) or METAVARS.get(field.name),
-        autocompletion=_completing(choices) if choices else None,
+        metavar="|".join(named) or METAVARS.get(field.name),
+        autocompletion=_completing(named) if named else None,
     )
     required = default is dataclasses.MISSING
     return _keyword(field.name, Annotated[taken, info], Parameter.empty if required else default)
@@ -120,13 +123,13 @@ def _option(field: dataclasses.Field[Any], hint: object, doc: str) -> Parameter:
 
 def _kinds(hint: object) -> list[Any]:
     """The types of a union but None; of any other annotation itself."""
-    if get_origin(hint) in (Literal, tuple):
+    if get_origin(hint) in (Literal, Annotated, tuple):
         return [hint]
     return [kind for kind in get_args(hint) or (hint,) if kind is not NoneType]
 
 
-def _completing(choices: tuple[str, ...]) -> Callable[[str], list[str]]:
-    return lambda incomplete: [choice for choice in choices if choice.startswith(incomplete)]
+def _completing(named: Collection[str]) -> Callable[[str], list[str]]:
+    return lambda incomplete: [name for name in named if name.startswith(incomplete)]
 
 
 def _parsed(name: str, hint: object, given: Any) -> Any:

@@ -10,6 +10,7 @@ import moeify
 from moeify.cli import add, attach, extract, inspect, prune, push, upcycle, verify, warmup
 from moeify.cli._derived import derived
 from moeify.cli._errors import guarded
+from moeify.cli._extensions import load_extensions
 from moeify.cli._options import epilog
 
 __all__ = ["app"]
@@ -38,6 +39,7 @@ def _root(
     """Turn dense transformers into mixtures of experts: exact, streaming, measured."""
 
 
+load_extensions()  # before options are derived, which name what they add
 for module in (upcycle, add, attach, warmup, inspect, prune, extract, verify, push):
     name = module.__name__.rsplit(".", 1)[-1]
     run = guarded(derived(module.command, module.FIRST))

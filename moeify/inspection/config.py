@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moeify.errors import ConfigError
-from moeify.routing.config import DataConfig
+from moeify.routing.config import DataConfig, MemoryOptions
 
 __all__ = ["InspectConfig"]
 
@@ -14,7 +14,7 @@ IMAGE_ENDINGS = (".svg", ".png", ".pdf")
 
 
 @dataclass(frozen=True, kw_only=True)
-class InspectConfig:
+class InspectConfig(MemoryOptions):
     """How deep to look, on what text, and which pictures to draw.
 
     Raises ``ConfigError`` for values that cannot work, whatever the checkpoint.

@@ -20,7 +20,7 @@ from moeify.inspection.report import InspectReport
 from moeify.inspection.vocabulary import VocabularyCounts
 from moeify.routing.collection import RoutedTokens, collect
 from moeify.routing.data import Blocks, blocks_for, check_vocabulary
-from moeify.routing.loading import load_model
+from moeify.routing.passes import passes_over
 from moeify.routing.statistics import DomainFigures, LayerRouting, RoutingStatistics
 
 __all__ = ["COLLAPSED_SHARE", "Choices", "examine_routing", "is_collapsed"]
@@ -121,13 +121,13 @@ def _route(
     source: Source, layout: MoeLayout, blocks: Blocks, run: _Run, config: InspectConfig,
     progress: Progress | None,
 ) -> None:  # fmt: skip
-    model = load_model(source.folder)
-
     def report_progress(done: int, total: int) -> None:
         if progress is not None:
             progress(f"routing through {source.name}", done, total)
 
-    collect(model, layout, blocks, run, batch_size=config.batch, progress=report_progress)
+    checkpoint, tokens = Checkpoint.open(source.folder), blocks.input_ids.size
+    with passes_over(checkpoint, layout, tokens, low_memory=config.low_memory) as passes:
+        collect(passes, layout, blocks, run, batch_size=config.batch, progress=report_progress)
 
 
 def _other(config: InspectConfig, report: InspectReport) -> tuple[Source, MoeLayout]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from moeify.families.conversion import DENSE_TYPE
 from moeify.families.engines import FOREIGN
-from moeify.families.registry import DENSE_TYPE
-from moeify.provenance.citations import Citation, citations
+from moeify.provenance.citations import citations
 from moeify.provenance.exports import SCALED_FOR_OTHERS, SET_APART_BY_NOISE, is_as_exported
 from moeify.provenance.markdown import inline, rows, table
 from moeify.provenance.record import Record, Step, expert_sources
 from moeify.provenance.subject import MixtureSize, Subject
+from moeify.tables import Citation
 
 __all__ = ["PLACEHOLDER", "card_sections"]
 
@@ -20,18 +21,8 @@ PLACEHOLDER = "FOLDER_OR_REPO"
 
 _EXPERT_COLUMNS = ("experts", "know", "made of")
 _COUNTS = ("params_dense", "params_total", "params_active")
-_HIDDEN = frozenset(
-    {
-        *_COUNTS,
-        "custom_code",
-        "sources",
-        "revision",
-        "force",
-        "max_shard_size",
-        "push_to",
-        DENSE_TYPE,
-    }
-)
+_UNSHOWN = ("custom_code", "sources", "revision", "force", "max_shard_size", "papers", "push_to")
+_HIDDEN = frozenset((*_COUNTS, *_UNSHOWN, DENSE_TYPE))
 
 
 def card_sections(subject: Subject) -> Iterator[str]:
@@ -214,5 +205,6 @@ def _compared(results: dict[str, Any], keys: list[str]) -> Iterator[tuple[str, .
 
 def _citation(citation: Citation) -> str:
     paper = f"[arXiv:{citation.arxiv}](https://arxiv.org/abs/{citation.arxiv})"
-    named = f"{citation.authors}, *{citation.title}*, {paper}"
-    return f"{citation.used_for[0].upper()}{citation.used_for[1:]}: {named}"
+    named = f"{inline(citation.authors)}, *{inline(citation.title)}*, {paper}"
+    used_for = inline(citation.used_for)
+    return f"{used_for[:1].upper()}{used_for[1:]}: {named}"

@@ -18,11 +18,12 @@ from moeify.pruning.measuring import measured
 from moeify.pruning.scores import LayerScores, Scores
 from moeify.routing.collection import observed
 from moeify.routing.data import Blocks
+from moeify.routing.loaded import LoadedMixture
 from moeify.routing.passes import Pass, Passes
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from moeify.routing.collection import RoutedTokens
 
@@ -67,10 +68,11 @@ def _walk(
     import torch
 
     layers, saved = scores.layers, time.monotonic()
+    loaded = LoadedMixture(step.model, mixture.layout)
     with (
         torch.no_grad(),
-        measured(step.model, mixture.layout, layers) as expect,
-        _softmax(step.model, mixture, layers) as see,
+        measured(loaded, layers) as expect,
+        _softmax(loaded, mixture, layers) as see,
     ):
         for number, (inputs, part) in enumerate(blocks.batches(batch_size)):
             if first + number < scores.batches:
@@ -98,11 +100,10 @@ def _copied(sums: LayerScores) -> LayerScores:
 
 @contextmanager
 def _softmax(
-    model: nn.Module, mixture: Mixture, layers: dict[int, LayerScores]
+    loaded: LoadedMixture, mixture: Mixture, layers: dict[int, LayerScores]
 ) -> Iterator[Callable[[Tensor, Blocks | None], None]]:
     """Add up the routers' softmax where dropping experts makes the others' weights grow."""
-    layout = mixture.layout
-    rule = layout.rule
+    rule = mixture.layout.rule
     if rule.scores != "softmax" or rule.renormalises(mixture.config):
         yield lambda mask, part: None
         return
@@ -111,5 +112,5 @@ def _softmax(
         probabilities: torch.Tensor = tokens.logits.double().softmax(-1).sum(0)
         layers[tokens.layer].sums["probability"] += np.asarray(probabilities)
 
-    with observed(model, layout, add) as expect:
+    with observed(loaded, add) as expect:
         yield expect

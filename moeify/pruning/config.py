@@ -6,33 +6,24 @@ import math
 import re
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Annotated
 
 from moeify.errors import ConfigError
 from moeify.provenance.config import ShardedOutput
+from moeify.pruning.criteria import CRITERIA
+from moeify.routing.config import MemoryOptions
+from moeify.tables import check_choices
 
-__all__ = [
-    "CALIBRATED",
-    "CRITERIA",
-    "Criterion",
-    "ExtractConfig",
-    "PruneConfig",
-    "parse_experts",
-]
-
-Criterion = Literal["frequency", "gate", "ean", "reap", "aimer", "random"]
-CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
-CALIBRATED: tuple[Criterion, ...] = ("frequency", "gate", "ean", "reap")
-"""Criteria that need a pass over text."""
+__all__ = ["ExtractConfig", "PruneConfig", "parse_experts"]
 
 _LAYER_ITEM = re.compile(r"(all|\d{1,6}):(\d{1,6}(?:,\d{1,6})*)")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoredConfig(ShardedOutput):
+class ScoredConfig(ShardedOutput, MemoryOptions):
     """By which scores experts are chosen, and from which text."""
 
-    by: Criterion | None = None
+    by: Annotated[str, CRITERIA] | None = None
     """Score that decides which experts stay; left out, reap with text or scores, else aimer."""
     dataset: str | None = None
     """Text to score on: a .txt, .jsonl, .json, .csv or .parquet file, or a Hub id."""
@@ -46,8 +37,6 @@ class ScoredConfig(ShardedOutput):
     """Tokens of a block; left out, 512 or the model's limit where that is less."""
     batch: int = 4
     """Blocks in a batch."""
-    low_memory: bool | None = None
-    """Hold one layer's weights at a time; left out, where all of them do not fit in memory."""
     scores: Path | None = None
     """File of scores: read where it is complete, written after calibration where it is not."""
     protect: bool = True
@@ -81,8 +70,7 @@ class PruneConfig(ScoredConfig):
     """Write the dense checkpoint of the original family out of one expert a layer."""
 
     def __post_init__(self) -> None:
-        if self.by is not None and self.by not in CRITERIA:
-            raise ConfigError(f"by {self.by!r} is unknown", f"one of: {', '.join(CRITERIA)}")
+        check_choices(self)
         self._check_amount()
         for option in ("max_tokens", "batch", "random_seeds", "seq_len"):
             value = getattr(self, option)
@@ -144,7 +132,7 @@ class PruneConfig(ScoredConfig):
             )
 
     @property
-    def criterion(self) -> Criterion:
+    def criterion(self) -> str:
         """The score that decides."""
         if self.by is not None:
             return self.by
@@ -153,7 +141,7 @@ class PruneConfig(ScoredConfig):
     @property
     def needs_scores(self) -> bool:
         """Whether the criterion comes from a pass over text."""
-        return self.drop is None and self.criterion in CALIBRATED
+        return self.drop is None and CRITERIA[self.criterion].reads_text
 
     @property
     def calibrates(self) -> bool:

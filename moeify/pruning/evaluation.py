@@ -48,7 +48,9 @@ def held_out_loss(
     masked = str((checkpoint.config.get("architectures") or [""])[0]).endswith(_MASKED)
     mask_token = int(tokenizer_for(folder).mask_token_id or 0) if masked else None
     total, count = 0.0, 0
-    with passes_over(checkpoint, layout, scratch, low_memory=low_memory, head=True) as passes:
+    with passes_over(
+        checkpoint, layout, blocks.input_ids.size, low_memory=low_memory, scratch=scratch, head=True
+    ) as passes:
         for place in range(len(passes)):
             generator = torch.Generator().manual_seed(0)
             with torch.no_grad(), passes.opened(place) as step:

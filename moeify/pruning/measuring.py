@@ -2,76 +2,49 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from moeify.errors import RoutingError
-from moeify.families.base import MoeLayout
 from moeify.pruning.scores import LayerScores
-from moeify.routing.collection import base_model
+from moeify.routing.loaded import LoadedMixture
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
-__all__ = ["expert_modules", "measured"]
-
-_NUMBER = re.compile(r"\.(\d+)\.")
-
-
-def expert_modules(model: nn.Module) -> dict[int, nn.Module]:
-    """The module of all experts of each MoE layer, by the layer's number."""
-    found: dict[int, nn.Module] = {}
-    for name, module in base_model(model).named_modules():
-        numbers = _NUMBER.findall(f".{name}.")
-        if name.endswith(".experts") and numbers:
-            found[int(numbers[0])] = module
-    return found
+__all__ = ["measured"]
 
 
 @contextmanager
 def measured(
-    model: nn.Module, layout: MoeLayout, layers: dict[int, LayerScores]
+    mixture: LoadedMixture, layers: dict[int, LayerScores]
 ) -> Iterator[Callable[[Tensor], None]]:
     """Let every expert run on its own tokens alone and add up what it gives.
 
     Yields a function that must be told each batch's attention mask [B, S]. The weights are those
-    that the model passes to its experts, whatever router they come from. Raises ``RoutingError``
-    where the model's experts are not where they are in transformers.
+    that the model passes to its experts, whatever router they come from.
     """
-    modules = expert_modules(model)
-    if modules.keys() != layers.keys():
-        raise RoutingError(
-            f"{type(model).__name__} has experts in layers {sorted(modules)}, config.json in"
-            f" {sorted(layers)}"
-        )
     current: dict[str, Any] = {}
 
     def expect(mask: Tensor) -> None:
         current["real"] = mask.flatten().bool()
 
-    kind = _WeighedInputs if layout.rule.weighs_inputs else _Measured
-    originals = {layer: module.forward for layer, module in modules.items()}
+    kind = _WeighedInputs if mixture.layout.rule.weighs_inputs else _Measured
+    originals = {n: layer.experts.forward for n, layer in mixture.layers.items()}
     hooks = []
-    for layer, module in modules.items():
-        measuring = kind(module.forward, layers, layer, current)
-        module.forward = measuring
+    for number, layer in mixture.layers.items():
+        measuring = kind(originals[number], layers, number, current)
+        layer.experts.forward = measuring
         if isinstance(measuring, _WeighedInputs):
-            hooks.append(_router_beside(model, module).register_forward_hook(measuring.routed))
+            hooks.append(layer.router.register_forward_hook(measuring.routed))
     try:
         yield expect
     finally:
-        for layer, module in modules.items():
-            module.forward = originals[layer]
+        for number, layer in mixture.layers.items():
+            layer.experts.forward = originals[number]
         for hook in hooks:
             hook.remove()
-
-
-def _router_beside(model: nn.Module, experts: nn.Module) -> nn.Module:
-    parents = (m for m in model.modules() if any(child is experts for child in m.children()))
-    found: nn.Module = next(parents).router  # type: ignore[assignment]
-    return found
 
 
 class _Measured:

@@ -14,9 +14,16 @@ from moeify.errors import CheckpointError
 from moeify.families.mixture import Mixture
 from moeify.families.moe_layout import ExpertTensor
 from moeify.pruning.plan import Kept
+from moeify.tables import Citation
 
-__all__ = ["align", "check_merging", "merged_pieces", "nearest"]
+__all__ = ["MERGING", "align", "check_merging", "merged_pieces", "nearest"]
 
+MERGING = Citation(
+    used_for="experts merged into their nearest",
+    authors="Li et al.",
+    title="Merge, Then Compress: Demystify Efficient SMoE with Hints from Its Routing Policy",
+    arxiv="2310.01334",
+)
 _ROWS = 1024
 """Neurons that are compared with all others at a time, F x 4 bytes each."""
 _TIE = np.float32(1e-6)

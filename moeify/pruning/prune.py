@@ -18,25 +18,21 @@ from moeify.families.mixture import Mixture
 from moeify.provenance.companions import write_config
 from moeify.provenance.new_checkpoint import NewCheckpoint
 from moeify.provenance.record import Record, Step
-from moeify.pruning.aimer import aimer_scores, check_aimer
 from moeify.pruning.chance import compare_losses
 from moeify.pruning.config import PruneConfig
+from moeify.pruning.criteria import CRITERIA
 from moeify.pruning.dense import plan_dense
 from moeify.pruning.evaluation import check_evaluation
-from moeify.pruning.merging import check_merging, merged_pieces
+from moeify.pruning.merging import MERGING, check_merging, merged_pieces
 from moeify.pruning.opening import open_prunable
 from moeify.pruning.plan import PrunePlan, plan_prune
 from moeify.pruning.report import HeldOutLoss, PruneReport
 from moeify.pruning.scores import SCORES_FILE, Scores
-from moeify.pruning.scoring import Text, read_text, stored_scores, text_scores
-from moeify.pruning.selection import (
-    HIGH_GOES_FIRST,
-    kept_by_hand,
-    number_to_keep,
-    random_scores,
-    select,
-)
+from moeify.pruning.scoring import Text, expert_scores, read_text, stored_scores, text_scores
+from moeify.pruning.selection import kept_by_hand, number_to_keep, select
+from moeify.pruning.weights import check_weights
 from moeify.routing.passes import runs_by_layer
+from moeify.tables import Citation
 
 __all__ = ["PruneReport", "Steps", "prune", "step_of"]
 
@@ -94,7 +90,7 @@ def prune(
     choice = _choose(source, mixture, target, config, keep, text, stored, progress)
     if config.merge:
         scores = choice.calibrated
-        counts = None if scores is None else scores.by("frequency")
+        counts = None if scores is None else scores.frequency
         merged = merged_pieces(mixture, choice.kept, counts, choice.protected)
         choice = replace(choice, merged=merged)
     plan = _plan(mixture, choice, config)
@@ -132,8 +128,8 @@ def _check(mixture: Mixture, new: NewCheckpoint, config: PruneConfig, keep: int)
         mixture.check_plain("quantised experts cannot be rescaled", "leave --rescale out")
     if config.merge:
         check_merging(mixture)
-    if config.criterion == "aimer" and config.drop is None:
-        check_aimer(mixture)
+    if config.drop is None and CRITERIA[config.criterion].reads_weights:
+        check_weights(mixture, config.criterion)
     if config.evaluate:
         check_evaluation(mixture.config)
 
@@ -172,18 +168,12 @@ def _choose(
     if config.drop is not None:
         kept = kept_by_hand(mixture, config.drop, config.dense)
         return _Choice(kept=kept, calibrated=scores, layer_by_layer=by_layer)
-    if config.criterion == "random":
-        values = random_scores(mixture, config.seed)
-    elif config.criterion == "aimer":
-        values = (scores.aimer if scores is not None else {}) or aimer_scores(
-            mixture, step_of(progress, "reading experts")
-        )
-    else:
-        assert scores is not None, "PruneConfig asks for text or scores"
-        values = scores.by(config.criterion)
-    guard = config.protect and scores is not None and config.criterion != "random"
-    protected = scores.super_experts() if guard and scores is not None else {}
-    high = config.criterion in HIGH_GOES_FIRST
+    by = CRITERIA[config.criterion]
+    reading = step_of(progress, "reading experts")
+    values = expert_scores(by, mixture, scores, config.seed, reading)
+    guards = config.protect and scores is not None and not by.is_drawn
+    protected = scores.super_experts() if guards and scores is not None else {}
+    high = by.high_goes_first
     kept = select(mixture, values, keep, high_goes_first=high, protected=protected)
     named = {layer: tuple(row) for layer, row in values.items()}
     return _Choice(
@@ -275,8 +265,15 @@ def _step(config: PruneConfig, report: PruneReport, source: Source) -> Step:
         **({} if report.held_out is None else {"held_out": asdict(report.held_out)}),
         "kept": {str(layer): list(experts) for layer, experts in report.kept.items()},
         "original_experts": _original(report.kept, Record.read(source)),
+        "papers": _papers(config),
     }
     return Step(command="prune", options=options, results=results)
+
+
+def _papers(config: PruneConfig) -> list[Citation]:
+    row = CRITERIA[config.criterion] if config.drop is None else None
+    cited = [row.paper] if row is not None and row.paper is not None else []
+    return [*cited, MERGING] if config.merge else cited
 
 
 def _original(kept: dict[int, tuple[int, ...]], record: Record) -> dict[str, list[int]]:

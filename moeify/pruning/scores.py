@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,15 @@ from moeify.checkpoint.replacing import replacing
 from moeify.checkpoint.staging import output_errors
 from moeify.errors import RoutingError
 from moeify.families.mixture import Mixture
-from moeify.pruning.config import Criterion
+from moeify.pruning.criteria import CRITERIA, TEXT_SUMS, WEIGHT_SUMS
 
 __all__ = ["SCORES_FILE", "LayerScores", "Scores", "checkpoint_fingerprint"]
 
 SCORES_FILE = "scores.json"
 
 SCHEMA = "moeify.scores/1"
-SUMS = ("frequency", "gate", "ean", "weighted_norm", "max_norm", "probability")
+_GUARDING = ("frequency", "max_norm", "probability")
+"""Sums that merging, protection and rescaling need, whatever the criterion."""
 _SAMPLE_BYTES = 64
 _SUPER_QUANTILE = 0.995
 _SUPER_PART = 0.1
@@ -35,13 +36,7 @@ _SUPER_DEPTH = 0.75
 
 @dataclass(kw_only=True)
 class LayerScores:
-    """Float64 sums [E] over the tokens of one layer.
-
-    X_j are the tokens routed to expert j, g_j the weights that multiply its outputs f_j:
-    ``frequency`` |X_j| (arXiv 2404.05089), ``gate`` sum g_j, ``ean`` sum ||f_j|| (2504.05586),
-    ``weighted_norm`` sum g_j ||f_j||, ``max_norm`` max ||f_j||, ``probability`` the sum over all
-    ``tokens`` of the router's softmax, zero where the family renormalises.
-    """
+    """Float64 sums [E] of one layer: over ``tokens``, and over weights once they were read."""
 
     tokens: int
     sums: dict[str, NDArray[np.float64]]
@@ -49,20 +44,7 @@ class LayerScores:
     @classmethod
     def empty(cls, num_experts: int) -> LayerScores:
         """Sums over no token."""
-        return cls(tokens=0, sums={name: np.zeros(num_experts) for name in SUMS})
-
-    @property
-    def reap(self) -> NDArray[np.float64]:
-        """Mean over X_j of g_j ||f_j|| (arXiv 2510.13999); 0 for an expert without tokens."""
-        mean: NDArray[np.float64] = self.sums["weighted_norm"] / np.maximum(
-            self.sums["frequency"], 1
-        )
-        return mean
-
-    def score(self, by: Criterion) -> list[float]:
-        """One criterion's value for every expert."""
-        values: list[float] = (self.reap if by == "reap" else self.sums[by]).tolist()
-        return values
+        return cls(tokens=0, sums={name: np.zeros(num_experts) for name in TEXT_SUMS})
 
     def kept_probability(self, kept: tuple[int, ...]) -> float:
         """Mean part of the router's softmax that ``kept`` experts have, 1 where it is unknown."""
@@ -81,16 +63,16 @@ class Scores:
     layers: dict[int, LayerScores]
     batches: int = 0
     complete: bool = False
-    aimer: dict[int, list[float]] = field(default_factory=dict)
 
     @property
     def tokens(self) -> int:
         """Tokens seen by each layer."""
         return next(iter(self.layers.values())).tokens
 
-    def by(self, criterion: Criterion) -> dict[int, list[float]]:
-        """One criterion's value for every expert of every layer."""
-        return {layer: sums.score(criterion) for layer, sums in self.layers.items()}
+    @property
+    def frequency(self) -> dict[int, list[float]]:
+        """Tokens of every expert of every layer."""
+        return {layer: sums.sums["frequency"].tolist() for layer, sums in self.layers.items()}
 
     def super_experts(self) -> dict[int, tuple[int, ...]]:
         """Experts whose outputs are outliers and must stay (arXiv 2507.23279, section 3).
@@ -118,19 +100,10 @@ class Scores:
             "complete": self.complete,
             "batches": self.batches,
             "tokens": self.tokens,
-            "layers": {str(n): self._layer(n, sums) for n, sums in self.layers.items()},
+            "layers": {str(n): _written(sums) for n, sums in self.layers.items()},
         }
         with output_errors(path), replacing(path) as partial:
             partial.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-
-    def _layer(self, layer: int, sums: LayerScores) -> dict[str, Any]:
-        values: dict[str, Any] = {"tokens": sums.tokens}
-        values |= {name: row.tolist() for name, row in sums.sums.items()}
-        values["reap"] = sums.reap.tolist()
-        values["ean_mean"] = (sums.sums["ean"] / np.maximum(sums.sums["frequency"], 1)).tolist()
-        if layer in self.aimer:
-            values["aimer"] = self.aimer[layer]
-        return values
 
     @classmethod
     def read(cls, path: Path, mixture: Mixture) -> Scores:
@@ -149,8 +122,7 @@ class Scores:
                 layers=_layers(document["layers"], mixture.num_experts),
                 batches=int(document["batches"]),
                 complete=document["complete"] is True,
-                aimer=_aimer(document["layers"], mixture.num_experts),
-            )  # fmt: skip
+            )
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise RoutingError(
                 f"{path} is damaged: {error}", "calibrate again with --dataset"
@@ -171,23 +143,24 @@ class Scores:
         return scores
 
 
+def _written(layer: LayerScores) -> dict[str, Any]:
+    """The sums, and for people what some criteria make of them."""
+    sums = layer.sums
+    made = [row for row in (CRITERIA["reap"], CRITERIA["aimer"]) if sums.keys() >= {*row.needs}]
+    values = sums | {row.name: row.formula(sums) for row in made}
+    if "ean" in sums:
+        values["ean_mean"] = sums["ean"] / sums["frequency"].clip(1)
+    return {"tokens": layer.tokens} | {name: row.tolist() for name, row in values.items()}
+
+
 def _layers(document: Mapping[str, Any], num_experts: int) -> dict[int, LayerScores]:
+    """What is there of each layer: files of other versions may hold fewer sums."""
     layers = {}
     for layer, values in document.items():
-        sums = {name: _row(layer, values[name], num_experts) for name in SUMS}
+        names = [n for n in (*TEXT_SUMS, *WEIGHT_SUMS) if n in values or n in _GUARDING]
+        sums = {name: _row(layer, values[name], num_experts) for name in names}
         layers[int(layer)] = LayerScores(tokens=int(values["tokens"]), sums=sums)
     return layers
-
-
-def _aimer(document: Mapping[str, Any], num_experts: int) -> dict[int, list[float]]:
-    """The scores that need no text: of all layers or of none."""
-    found: dict[int, list[float]] = {}
-    for layer, values in document.items():
-        if "aimer" in values:
-            found[int(layer)] = _row(layer, values["aimer"], num_experts).tolist()
-    if found and len(found) != len(document):
-        raise ValueError("only some of its layers have scores by aimer")
-    return found
 
 
 def _row(layer: str, values: Any, num_experts: int) -> NDArray[np.float64]:

@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from moeify.checkpoint.source import Source
-from moeify.checkpoint.staging import check_free_space
 from moeify.checkpoint.writer import Progress
 from moeify.errors import ConfigError, DatasetError, RoutingError
 from moeify.families.mixture import Mixture
-from moeify.pruning.aimer import aimer_scores
 from moeify.pruning.calibration import calibrate
 from moeify.pruning.config import PruneConfig
+from moeify.pruning.criteria import TEXT_SUMS, WEIGHT_SUMS, Criterion
 from moeify.pruning.scores import LayerScores, Scores, checkpoint_fingerprint
+from moeify.pruning.selection import random_scores
+from moeify.pruning.weights import weight_sums
 from moeify.routing.config import DataConfig
 from moeify.routing.data import Blocks, blocks_for
 from moeify.routing.loading import load_model
-from moeify.routing.passes import LayerByLayer, Passes, WholeModel
+from moeify.routing.passes import LayerByLayer, Passes, WholeModel, check_state_room
 
-__all__ = ["Text", "read_text", "stored_scores", "text_scores"]
+__all__ = ["Text", "expert_scores", "read_text", "stored_scores", "text_scores"]
 
 HELD_OUT_FRACTION = 0.1
 
@@ -74,6 +79,41 @@ def stored_scores(mixture: Mixture, config: PruneConfig) -> Scores | None:
     return scores
 
 
+def expert_scores(
+    by: Criterion, mixture: Mixture, scores: Scores | None, seed: int,
+    progress: Progress | None = None,
+) -> dict[int, list[float]]:  # fmt: skip
+    """What ``by`` says of every expert of every layer; weights are read where ``scores`` lack them.
+
+    Raises ``RoutingError`` where ``scores`` hold less than it needs, and ``ConfigError`` where its
+    formula gives no score.
+    """
+    known = {n: dict(scores.layers[n].sums if scores else {}) for n in mixture.moe_layers}
+    if by.reads_weights and not all(sums.keys() >= {*WEIGHT_SUMS} for sums in known.values()):
+        for layer, sums in weight_sums(mixture, progress).items():
+            known[layer] |= sums
+    for layer, drawn in random_scores(mixture, seed).items() if by.is_drawn else ():
+        known[layer]["draw"] = np.array(drawn)
+    for layer, sums in known.items():
+        if missing := [name for name in by.needs if name not in sums]:
+            raise RoutingError(
+                f"the scores hold no sum {missing[0]!r} for layer {layer}, which {by.name} needs",
+                "calibrate again: pass --dataset, and --scores with a new file",
+            )
+    return {layer: _values(by, sums, mixture.num_experts) for layer, sums in known.items()}
+
+
+def _values(by: Criterion, sums: Mapping[str, NDArray[np.float64]], experts: int) -> list[float]:
+    found = np.asarray(by.formula({name: sums[name] for name in by.needs}), np.float64)
+    if found.shape != (experts,) or not np.isfinite(found).all():
+        raise ConfigError(
+            f"the criterion {by.name} gives {found.tolist()}, and not {experts} finite numbers",
+            "mend its formula, or choose another with --by",
+        )
+    values: list[float] = found.tolist()
+    return values
+
+
 def text_scores(
     source: Source, mixture: Mixture, config: PruneConfig, text: Text, save_to: Path, *,
     by_layer: bool = False, progress: Progress | None = None,
@@ -102,19 +142,15 @@ def text_scores(
         batch_size=config.batch, save_to=save_to, progress=progress,
     )  # fmt: skip
     if mixture.quantised is None:
-        scores.aimer = aimer_scores(mixture)
+        for layer, sums in weight_sums(mixture).items():
+            scores.layers[layer].sums |= sums
     scores.complete = True
     shutil.rmtree(states, ignore_errors=True)
     return scores
 
 
 def _passes(mixture: Mixture, text: Text, states: Path) -> LayerByLayer:
-    if mixture.config.get("quantization_config"):
-        raise ConfigError(
-            "a quantised checkpoint cannot be calibrated layer by layer",
-            "pass --no-low-memory where it fits into memory, or calibrate its unquantised original",
-        )
-    check_free_space(states, 2 * 4 * text.fit.input_ids.size * mixture.hidden_size)
+    check_state_room(mixture.checkpoint, mixture.layout, text.fit.input_ids.size, states)
     return LayerByLayer(mixture.checkpoint.folder, mixture.layout, states)
 
 
@@ -133,4 +169,5 @@ def _begun(path: Path, mixture: Mixture, data: str) -> Scores | None:
     except RoutingError:
         return None  # left behind by a run on something else
     usable = not scores.complete and scores.data == data
+    usable = usable and all(sums.sums.keys() >= {*TEXT_SUMS} for sums in scores.layers.values())
     return scores if usable else None

@@ -11,8 +11,6 @@ from moeify.pruning.plan import check_counts
 
 __all__ = ["best", "kept_by_hand", "number_to_keep", "random_scores", "select"]
 
-HIGH_GOES_FIRST = ("aimer",)
-
 
 def number_to_keep(mixture: Mixture, options: PruneConfig) -> int:
     """Experts that stay in each layer; raises ``ConfigError`` where that cannot work."""

@@ -2,36 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from moeify.families.base import Config, MoeLayout, RouterRule
+from moeify.families.base import RouterRule
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
-__all__ = ["best_first", "chooser", "selection_bias"]
+__all__ = ["Choice", "choice"]
 
 Choice = dict[str, "Tensor | None"]
 
 
-def chooser(rule: RouterRule, config: Config, bias: Tensor | None) -> Callable[[Tensor], Choice]:
-    """A function from logits [T, E] to ``scores`` and ``selection`` of ``RoutedTokens``.
+def choice(
+    rule: RouterRule, groups: tuple[int, int] | None, bias: Tensor | None, logits: Tensor
+) -> Choice:
+    """``scores`` and ``selection`` of ``RoutedTokens`` for ``logits`` [T, E].
 
-    Both are None for families that choose by the softmax of the logits alone.
+    Both are None for families that choose by the softmax of the logits alone. ``groups`` are how
+    many there are and how many a token keeps.
     """
-    groups = rule.group_counts(config)
     if rule.scores != "sigmoid" and bias is None:
-        return lambda _: {"scores": None, "selection": None}
-
-    def choose(logits: Tensor) -> Choice:
-        raw = logits.sigmoid() if rule.scores == "sigmoid" else logits.softmax(-1)
-        selection = raw if bias is None else raw + bias
-        if groups is not None:
-            selection = _keep_groups(selection, *groups)
-        return {"scores": raw / raw.sum(-1, keepdim=True), "selection": selection}
-
-    return choose
+        return {"scores": None, "selection": None}
+    raw = logits.sigmoid() if rule.scores == "sigmoid" else logits.softmax(-1)
+    selection = raw if bias is None else raw + bias.detach().to(raw).flatten()
+    if groups is not None:
+        selection = _keep_groups(selection, *groups)
+    return {"scores": raw / raw.sum(-1, keepdim=True), "selection": selection}
 
 
 def _keep_groups(selection: Tensor, total: int, kept: int) -> Tensor:
@@ -48,30 +45,3 @@ def _keep_groups(selection: Tensor, total: int, kept: int) -> Tensor:
     keep = torch.zeros_like(sums, dtype=torch.bool).scatter_(1, best, True)
     dropped: Tensor = grouped.masked_fill(~keep[:, :, None], float("-inf")).flatten(-2)
     return dropped
-
-
-def selection_bias(model: nn.Module, router: nn.Module, layout: MoeLayout) -> Tensor | None:
-    """The bias [E] that a loaded model adds for choosing, inside the router or beside it."""
-    if layout.rule.selection_bias is None:
-        return None
-    wanted = layout.rule.selection_bias.rpartition(".")[2]
-    parents = [m for m in model.modules() if any(child is router for child in m.children())]
-    for module in (router, *parents):
-        for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-            if name.rpartition(".")[2] == wanted:
-                return tensor.detach().float().cpu().flatten()
-    return None
-
-
-def best_first(out: tuple[Any, ...], top_k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits, weights and experts of a router's output, the expert with most weight first.
-
-    Llama 4's routers return a weight for every expert, zero for those not chosen, and the logits.
-    """
-    if len(out) == 2:
-        every, logits = out
-        experts = logits.topk(top_k, dim=-1)[1]
-        return logits, every.gather(1, experts), experts
-    logits, weights, experts = out
-    order = weights.argsort(dim=-1, descending=True, stable=True)
-    return logits, weights.gather(1, order), experts.gather(1, order)

@@ -11,25 +11,14 @@ import numpy as np
 
 from moeify.errors import RoutingError
 from moeify.families.base import MoeLayout
-from moeify.routing.choosing import best_first, chooser, selection_bias
 from moeify.routing.data import Blocks
-from moeify.routing.running import run_model
+from moeify.routing.loaded import LoadedMixture, Routed
+from moeify.routing.passes import Passes
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
-__all__ = [
-    "InputReservoir",
-    "Observer",
-    "RoutedTokens",
-    "base_model",
-    "collect",
-    "is_encoder",
-    "layer_stack",
-    "observed",
-    "routers",
-    "text_model",
-]
+__all__ = ["InputReservoir", "Observer", "RoutedTokens", "collect", "observed"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,75 +52,36 @@ _EXPERT_INPUTS = 256
 Observer = Callable[[RoutedTokens], None]
 
 
-def base_model(model: nn.Module) -> nn.Module:
-    """``model`` without its head."""
-    base: nn.Module = getattr(model, "base_model", model)
-    return base
-
-
-def routers(model: nn.Module, layout: MoeLayout) -> dict[int, nn.Module]:
-    """The router module of every MoE layer of a loaded model.
-
-    Raises ``RoutingError`` where ``layout`` does not fit the model.
-    """
-    relative = layout.router_module or layout.router.removesuffix(".weight")
-    text = text_model(model, layout.layer.split(".")[0])
-    found = {}
-    for layer in layout.moe_layers(model.config.to_dict()):  # type: ignore[operator, union-attr]
-        name = layout.layer.format(layer=layer) + relative
-        try:
-            found[layer] = text.get_submodule(name)
-        except AttributeError:
-            raise RoutingError(f"{type(model).__name__} has no router {name!r}") from None
-    return found
-
-
-def layer_stack(model: nn.Module, layout: MoeLayout) -> nn.Module:
-    """The module whose children are the layers, those without experts too."""
-    root = layout.layer.split(".{layer}")[0]
-    return text_model(model, root.split(".")[0]).get_submodule(root)
-
-
-def text_model(model: nn.Module, root: str) -> nn.Module:
-    """The part of a model that holds the layers (``root``), where it sees as well as reads."""
-    base = base_model(model)
-    for name in ("", "model", "language_model", "language_model.model"):
-        try:
-            part = base.get_submodule(name)
-        except AttributeError:
-            continue
-        if hasattr(part, root):
-            return part
-    return base
-
-
 def collect(
-    model: nn.Module, layout: MoeLayout, blocks: Blocks, observe: Observer, *, batch_size: int = 8,
+    passes: Passes, layout: MoeLayout, blocks: Blocks, observe: Observer, *, batch_size: int = 8,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:  # fmt: skip
-    """Run ``model`` over ``blocks`` without gradients and show ``observe`` every layer's routing.
+    """Walk ``passes`` over ``blocks`` without gradients; ``observe`` sees every layer's routing.
 
-    The head is not run. ``progress`` is called with blocks done and blocks in all.
+    ``progress`` is called with blocks done and blocks in all.
     """
     import torch
 
-    base, done = base_model(model), 0
-    device = next(model.parameters()).device
-    with torch.no_grad(), observed(model, layout, observe) as expect:
-        for inputs, part in blocks.batches(batch_size):
-            inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
-            expect(inputs["attention_mask"], part)
-            run_model(base, **inputs, **({} if is_encoder(model) else {"use_cache": False}))
-            done += len(part)
-            if progress is not None:
-                progress(done, len(blocks))
+    done, total = 0, len(passes) * len(blocks)
+    for place in range(len(passes)):
+        with (
+            torch.no_grad(),
+            passes.opened(place) as step,
+            observed(LoadedMixture(step.model, layout), observe) as expect,
+        ):
+            for number, (inputs, part) in enumerate(blocks.batches(batch_size)):
+                expect(inputs["attention_mask"], part)
+                step.run(number, inputs)
+                done += len(part)
+                if progress is not None:
+                    progress(done, total)
 
 
 @contextmanager
 def observed(
-    model: nn.Module, layout: MoeLayout, observe: Observer
+    mixture: LoadedMixture, observe: Observer
 ) -> Iterator[Callable[[Tensor, Blocks | None], None]]:
-    """Hook the routers of ``model`` while the context lasts.
+    """Show ``observe`` what the routers do while the context lasts.
 
     Yields a function that must be told each batch's attention mask [B, S], and its blocks where
     domains matter, before the model runs. Layers whose weights are not loaded are left alone.
@@ -157,86 +107,30 @@ def observed(
             flat = flat.repeat_interleave(len(real) // len(flat), dim=0)
         return flat[real.to(flat.device)]
 
-    def seen(
-        layer: int, inputs: Tensor, logits: Tensor, weights: Tensor, experts: Tensor,
-        expert_inputs: Tensor | None = None,
-    ) -> None:  # fmt: skip
-        real = current["real"]
-        if len(real) != len(logits):
+    def seen(routed: Routed) -> None:
+        real, number = current["real"], routed.layer.number
+        if len(real) != len(routed.logits):
             raise RoutingError(
-                f"the router of layer {layer} saw {len(logits)} tokens, the batch has {len(real)}"
+                f"the router of layer {number} saw {len(routed.logits)} tokens, the batch has"
+                f" {len(real)}"
             )
-        logits = logits.float().cpu()[real]
+        logits, apart = routed.logits.float().cpu()[real], routed.expert_inputs
         observe(
             RoutedTokens(
-                layer=layer,
-                inputs=rows(inputs),
+                layer=number,
+                inputs=rows(routed.inputs),
                 logits=logits,
-                experts=experts.cpu()[real],
-                weights=weights.float().cpu()[real],
+                experts=routed.experts.cpu()[real],
+                weights=routed.weights.float().cpu()[real],
                 domains=current["domains"],
                 token_ids=current["token_ids"],
-                expert_inputs=None if expert_inputs is None else rows(expert_inputs),
-                **choosing[layer](logits),
+                expert_inputs=None if apart is None else rows(apart),
+                **routed.layer.choice(logits),
             )
         )
 
-    handles = []
-    found = {n: r for n, r in routers(model, layout).items() if not next(r.parameters()).is_meta}
-    choosing = {
-        layer: chooser(layout.rule, model.config.to_dict(), selection_bias(model, router, layout))  # type: ignore[operator, union-attr]
-        for layer, router in found.items()
-    }
-    top_k = layout.top_k(model.config.to_dict())  # type: ignore[operator, union-attr]
-    try:
-        for layer, router in found.items():
-            handles += _hook(model, layer, router, seen, top_k)
+    with mixture.watched(seen):
         yield expect
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _hook(
-    model: nn.Module, layer: int, router: nn.Module, seen: Callable[..., None], top_k: int
-) -> list[Any]:
-    """Report one layer. moeify's own routers choose in a module beside them, others by themselves.
-
-    Both return logits, weights and experts, in that order.
-    """
-    parent = _parent(model, router)
-    beside = getattr(parent, "routing", None)
-    if parent is None or beside is None:
-        return [
-            router.register_forward_hook(
-                lambda _, args, out: seen(layer, args[0], *best_first(out, top_k))
-            )
-        ]
-    read: dict[str, Tensor] = {}
-    handles = [
-        router.register_forward_hook(lambda _, args, out: read.update(router=args[0])),
-        beside.register_forward_hook(
-            lambda _, args, out: seen(layer, read.pop("router"), *out, read.pop("experts", None))
-        ),
-    ]
-    if getattr(parent, "pool", None) is not None:
-        handles.append(
-            parent.register_forward_pre_hook(lambda _, args: read.update(experts=args[0]))
-        )
-    return handles
-
-
-def _parent(model: nn.Module, module: nn.Module) -> nn.Module | None:
-    for parent in model.modules():
-        if any(child is module for child in parent.children()):
-            return parent
-    return None
-
-
-def is_encoder(model: nn.Module) -> bool:
-    """Whether ``model`` has no cache to switch off."""
-    config: Any = model.config
-    return config.model_type == "bert_moe" and not getattr(config, "is_decoder", False)
 
 
 class InputReservoir:

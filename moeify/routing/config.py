@@ -12,6 +12,7 @@ __all__ = [
     "ROUTER_STARTS",
     "ROUTE_BY",
     "DataConfig",
+    "MemoryOptions",
     "RouteBy",
     "RouterInit",
     "RouterStart",
@@ -24,6 +25,14 @@ RouterStart = Literal["calibrated", "normal", "zeros", "prompts", "data"]
 ROUTER_STARTS: tuple[RouterStart, ...] = get_args(RouterStart)
 RouteBy = Literal["token", "sequence"]
 ROUTE_BY: tuple[RouteBy, ...] = get_args(RouteBy)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryOptions:
+    """How much of a model is in memory at a time, wherever text runs through it."""
+
+    low_memory: bool | None = None
+    """Hold one layer's weights at a time; left out, where all of them do not fit in memory."""
 
 
 @dataclass(frozen=True, kw_only=True)

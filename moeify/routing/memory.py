@@ -6,11 +6,14 @@ import os
 from pathlib import Path
 
 from moeify.checkpoint.reader import Checkpoint
+from moeify.families.quantization import QUANTIZATION
 
-__all__ = ["available_memory", "fits_memory"]
+__all__ = ["available_memory", "fits_memory", "loaded_bytes"]
 
 _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
+_LOADED_BYTES = {"U8": 4, "I8": 2, "F8_E4M3": 2, "F8_E5M2": 2}
+"""Bytes that an element of a quantised checkpoint takes once it is loaded, two of them in U8."""
 _PART = 0.8
 """What a model may take of the available memory: activations need the rest."""
 
@@ -18,8 +21,16 @@ _PART = 0.8
 def fits_memory(checkpoint: Checkpoint) -> bool:
     """Whether all weights fit at once; True on systems that do not say what is available."""
     available = available_memory()
-    needed = sum(tensor.nbytes for tensor in checkpoint.tensors.values())
-    return available is None or needed <= _PART * available
+    return available is None or loaded_bytes(checkpoint) <= _PART * available
+
+
+def loaded_bytes(checkpoint: Checkpoint) -> int:
+    """About how many bytes the weights take in memory, where quantised ones are unpacked."""
+    packed = _LOADED_BYTES if checkpoint.config.get(QUANTIZATION) else {}
+    return sum(
+        tensor.elements * packed.get(tensor.dtype, 0) or tensor.nbytes
+        for tensor in checkpoint.tensors.values()
+    )
 
 
 def available_memory() -> int | None:

@@ -7,24 +7,32 @@ import gc
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from moeify.checkpoint.reader import Checkpoint
+from moeify.checkpoint.staging import check_free_space
 from moeify.errors import RoutingError
-from moeify.families.base import MoeLayout
-from moeify.routing.collection import base_model, is_encoder, layer_stack
-from moeify.routing.loading import load_model, outline
+from moeify.families.base import DenseLayout, MoeLayout
+from moeify.routing.loaded import base_model, is_encoder, layer_stack, replaced
+from moeify.routing.loading import load_model, outline, require_accelerate
 from moeify.routing.memory import fits_memory
 from moeify.routing.running import run_model
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["LayerByLayer", "Pass", "Passes", "WholeModel", "passes_over", "runs_by_layer"]
+__all__ = [
+    "LayerByLayer", "Pass", "Passes", "WholeModel", "check_state_room", "passes_over",
+    "runs_by_layer", "state_bytes", "walk_by_layer",
+]  # fmt: skip
+
+Layout = DenseLayout | MoeLayout
+Prepare = Callable[[Any], None]
+"""Told every model that was loaded, of which a part has its weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,19 +77,24 @@ class LayerByLayer:
 
     In pass n layers before n - 1 and after n hand their input on, layer n - 1 gives what it gave in
     the pass before, and layer n computes. So every layer is called as its model calls it, and what
-    stands between layers happens. What layers give lies in files in ``scratch``: that of two
-    layers, each tokens x H values in the model's dtype.
+    stands between layers happens. What layers give lies in files in ``scratch``, in memory where
+    that is None: that of two layers, each tokens x H values in the model's dtype. ``source`` is a
+    folder, or a model that is in memory as a whole.
     """
 
     def __init__(
-        self, folder: Path, layout: MoeLayout, scratch: Path, *, head: bool = False
-    ) -> None:
-        self.folder, self.head, self.states = folder, head, _States(scratch)
+        self, source: Path | nn.Module, layout: Layout, scratch: Path | None = None, *,
+        head: bool = False, dtype: str = "auto", prepare: Prepare | None = None,
+    ) -> None:  # fmt: skip
+        self.source, self.head, self.states = source, head, _States(scratch)
+        self.dtype, self.prepare = dtype, prepare
         # oneDNN keeps buffers for the last 1,024 shapes, and experts meet a new one in each batch.
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
-        model = outline(folder)
+        if isinstance(source, Path):
+            require_accelerate()
+        model = outline(source) if isinstance(source, Path) else source
         names = {id(module): name for name, module in model.named_modules()}
-        stack = layer_stack(model, layout)
+        stack = layer_stack(model, layout.layer)
         self.stack, self.layers = names[id(stack)], len(list(stack.children()))
         base = names[id(base_model(model))]
         beside = list(_beside(model, self.stack))
@@ -93,20 +106,18 @@ class LayerByLayer:
 
     def holds(self, place: int, batches: int) -> bool:
         """Whether pass ``place`` can start: what the layer before gave is there."""
-        return place == 0 or all(self.states.path(place - 1, n).exists() for n in range(batches))
+        return place == 0 or all(self.states.holds(place - 1, n) for n in range(batches))
 
     @contextmanager
     def opened(self, place: int) -> Iterator[Pass]:
         """The pass of layer ``place``, or of the head; its weights go when the context ends."""
-        model = load_model(self.folder, device_map=self._devices(place))
+        model: Any = self.source
+        if isinstance(model, Path):
+            model = load_model(model, self.dtype, self._devices(place))
+            if self.prepare is not None:
+                self.prepare(model)
         current: dict[str, Any] = {}
         layers = list(model.get_submodule(self.stack).children())
-        for number, layer in enumerate(layers):
-            if number == place:
-                layer.register_forward_hook(lambda *called: current.update(given=called[-1]))
-            else:
-                replay = current if number == place - 1 else {}
-                layer.forward = partial(_handed_on, replay)
 
         def run(number: int, inputs: Mapping[str, Tensor]) -> Any:
             if place:
@@ -116,12 +127,21 @@ class LayerByLayer:
                 self.states.write(place, number, _hidden(layers[place], current.pop("given")))
             return output
 
-        try:
-            yield Pass(model=model, run=run)
-        finally:
-            model.to("meta")  # whoever still holds the model holds no weights
-            gc.collect()
-            _trim()
+        with ExitStack() as undone:
+            for number, layer in enumerate(layers):
+                if number == place:
+                    hook = layer.register_forward_hook(lambda *c: current.update(given=c[-1]))
+                    undone.callback(hook.remove)
+                else:
+                    replay = current if number == place - 1 else {}
+                    undone.enter_context(replaced(layer, partial(_handed_on, replay)))
+            try:
+                yield Pass(model=model, run=run)
+            finally:
+                if isinstance(self.source, Path):
+                    model.to("meta")  # whoever still holds the model holds no weights
+                    gc.collect()
+                    _trim()
 
     def _devices(self, place: int) -> dict[str, Any]:
         """Where each module goes, as ``from_pretrained`` takes it."""
@@ -141,49 +161,99 @@ def runs_by_layer(checkpoint: Checkpoint, low_memory: bool | None) -> bool:
     return not fits_memory(checkpoint) if low_memory is None else low_memory
 
 
+def state_bytes(tokens: int, hidden_size: int) -> int:
+    """Bytes of what two layers give for ``tokens``, in float32."""
+    return 2 * 4 * tokens * hidden_size
+
+
 @contextmanager
 def passes_over(
-    checkpoint: Checkpoint, layout: MoeLayout, scratch: Path, *, low_memory: bool | None,
-    head: bool = False,
+    checkpoint: Checkpoint, layout: Layout, tokens: int, *, low_memory: bool | None,
+    scratch: Path | None = None, head: bool = False, dtype: str = "auto",
+    prepare: Prepare | None = None,
 ) -> Iterator[Passes]:  # fmt: skip
     """The passes over a checkpoint, layer by layer where ``runs_by_layer`` says so.
 
-    What layers give then lies below ``scratch``, a folder that the next run clears after a kill.
+    What layers give for ``tokens`` then lies below ``scratch``, which the next run clears after a
+    kill, or where temporary files do.
     """
+    if runs_by_layer(checkpoint, low_memory):
+        with walk_by_layer(
+            checkpoint, layout, tokens, low_memory=True, scratch=scratch, head=head, dtype=dtype,
+            prepare=prepare,
+        ) as passes:  # fmt: skip
+            yield passes
+        return
+    model = load_model(checkpoint.folder, dtype)
+    if prepare is not None:
+        prepare(model)
+    yield WholeModel(model, head=head)
+
+
+@contextmanager
+def walk_by_layer(
+    checkpoint: Checkpoint, layout: Layout, tokens: int, *, low_memory: bool | None,
+    scratch: Path | None = None, head: bool = False, dtype: str = "auto",
+    prepare: Prepare | None = None,
+) -> Iterator[LayerByLayer]:  # fmt: skip
+    """One layer after the other, all weights in memory unless ``runs_by_layer`` says otherwise."""
     if not runs_by_layer(checkpoint, low_memory):
-        yield WholeModel(load_model(checkpoint.folder), head=head)
+        yield LayerByLayer(load_model(checkpoint.folder, dtype), layout, head=head)
         return
     with tempfile.TemporaryDirectory(dir=scratch, prefix=".states-") as states:
-        yield LayerByLayer(checkpoint.folder, layout, Path(states), head=head)
+        check_state_room(checkpoint, layout, tokens, Path(states))
+        yield LayerByLayer(
+            checkpoint.folder, layout, Path(states), head=head, dtype=dtype, prepare=prepare
+        )
+
+
+def check_state_room(checkpoint: Checkpoint, layout: Layout, tokens: int, states: Path) -> None:
+    """Raise ``OutputError`` where the disk has no room for what layers give."""
+    check_free_space(states, state_bytes(tokens, layout.dims(checkpoint.config)["H"]))
 
 
 class _States:
     """What layers give, a file for each batch; layers two apart share their files."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path | None) -> None:
         self.folder = folder
+        self._held: dict[tuple[int, int], Tensor] = {}
 
-    def path(self, layer: int, number: int) -> Path:
+    def _path(self, layer: int, number: int) -> Path:
+        assert self.folder is not None, "in memory otherwise"
         return self.folder / f"{layer % 2}-{number}.safetensors"
+
+    def holds(self, layer: int, number: int) -> bool:
+        """Whether a layer's values for a batch are there."""
+        if self.folder is None:
+            return (layer % 2, number) in self._held
+        return self._path(layer, number).exists()
 
     def read(self, layer: int, number: int) -> Tensor:
         from safetensors.torch import load_file
 
-        hidden: Tensor = load_file(self.path(layer, number))["hidden"]
+        if self.folder is None:
+            return self._held[layer % 2, number]
+        hidden: Tensor = load_file(self._path(layer, number))["hidden"]
         return hidden
 
     def write(self, layer: int, number: int, hidden: Tensor) -> None:
         from safetensors.torch import save_file
 
+        if self.folder is None:
+            self._held[layer % 2, number] = hidden
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
-        save_file({"hidden": hidden.contiguous()}, self.path(layer, number))
+        save_file({"hidden": hidden.contiguous()}, self._path(layer, number))
 
 
 def _forward(model: nn.Module, head: bool, number: int, inputs: Mapping[str, Tensor]) -> Any:
     device = next(p.device for p in model.parameters() if not p.is_meta)
-    placed = {name: tensor.to(device) for name, tensor in inputs.items()}
+    placed: dict[str, Any] = {name: tensor.to(device) for name, tensor in inputs.items()}
     called = model if head else base_model(model)
-    return run_model(called, **placed, **({} if is_encoder(model) else {"use_cache": False}))
+    if not is_encoder(model):
+        placed["use_cache"] = False
+    return run_model(called, **placed, return_dict=True)
 
 
 def _trim() -> None:

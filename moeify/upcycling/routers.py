@@ -21,11 +21,11 @@ from moeify.routing.collection import (
     RoutedTokens,
     collect,
     observed,
-    routers,
 )
 from moeify.routing.config import DataConfig
 from moeify.routing.data import Blocks, block_length, blocks_for, check_vocabulary, tokenizer_for
-from moeify.routing.passes import LayerByLayer, Pass
+from moeify.routing.loaded import LoadedMixture
+from moeify.routing.passes import LayerByLayer, Pass, WholeModel
 from moeify.routing.prompts import prompt_blocks, read_prompts
 from moeify.upcycling.config import RouterTextConfig
 from moeify.upcycling.plan import UpcyclePlan
@@ -133,17 +133,17 @@ def fit_routers(
     places = max(plan.settings.moe_layers) + 1
     for place in range(places):
         with torch.no_grad(), passes.opened(place) as current:
-            router = routers(current.model, layout).get(place)
-            if router is not None:
+            mixture = LoadedMixture(current.model, layout)
+            if place in mixture.layers:
                 seen = [
                     InputReservoir(min(config.fit_tokens, blocks.tokens), config.seed)
                     for blocks in judged
                 ]
-                _read_inputs(current, layout, judged, seen)
+                _read_inputs(current, mixture, judged, seen)
                 fitted = _fit(seen[0], owners, place, config)
                 rows[place] = np.ascontiguousarray(fitted.numpy())
                 agreement.append(_agreement(seen[-1], fitted, owners, place, config))
-                router.weight.copy_(fitted)  # type: ignore[operator]
+                mixture.layers[place].router.weight.copy_(fitted)
             if place + 1 < places:
                 _run_on(current, judged)
         if progress is not None:
@@ -161,7 +161,7 @@ class _SeenEnoughError(Exception):
 
 
 def _read_inputs(
-    current: Pass, layout: MoeLayout, texts: Sequence[Blocks], seen: Sequence[InputReservoir]
+    current: Pass, mixture: LoadedMixture, texts: Sequence[Blocks], seen: Sequence[InputReservoir]
 ) -> None:
     """Show the reservoir of each text what the router of this pass reads of it."""
     number = 0
@@ -171,7 +171,7 @@ def _read_inputs(
             reservoir(tokens)
             raise _SeenEnoughError  # before experts, the most expensive part, compute in vain
 
-        with observed(current.model, layout, observe) as expect:
+        with observed(mixture, observe) as expect:
             for inputs, part in blocks.batches(BATCH_SIZE):
                 expect(inputs["attention_mask"], part)
                 with suppress(_SeenEnoughError):
@@ -200,17 +200,17 @@ def joining_rows(
     from moeify.routing.fit import joining_row
     from moeify.routing.loading import load_model
 
-    model = load_model(folder)
+    whole = WholeModel(load_model(folder))
 
     def collected(blocks: Blocks) -> InputReservoir:
         reservoir = InputReservoir(min(config.fit_tokens, blocks.tokens), config.seed)
-        collect(model, layout, blocks, reservoir, batch_size=BATCH_SIZE)
+        collect(whole, layout, blocks, reservoir, batch_size=BATCH_SIZE)
         return reservoir
 
     known, unseen = collected(text.fit), collected(text.held_out)
     rows, agreement = {}, 0.0
-    for layer, router in routers(model, layout).items():
-        old: Tensor = router.weight.detach().float()  # type: ignore[operator]
+    for layer, loaded in LoadedMixture(whole.model, layout).layers.items():
+        old: Tensor = loaded.router.weight.detach().float()
         every = old
         for label in labels:
             own = known.domains(layer) == _place(text.fit, label, config)

@@ -12,7 +12,7 @@ from moeify.checkpoint.reader import Checkpoint
 from moeify.checkpoint.source import Source, resolve_source
 from moeify.checkpoint.staging import check_free_space
 from moeify.checkpoint.writer import Progress, write_shards
-from moeify.families.registry import DENSE_TYPE
+from moeify.families.conversion import DENSE_TYPE
 from moeify.provenance.companions import write_config
 from moeify.provenance.new_checkpoint import NewCheckpoint
 from moeify.provenance.record import Step

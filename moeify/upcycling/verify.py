@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,10 +15,10 @@ from moeify.checkpoint.source import resolve_source
 from moeify.errors import CheckpointError, ConfigError, DatasetError
 from moeify.families.base import Config
 from moeify.families.dense_tensors import sort_dense
-from moeify.families.registry import DENSE_LAYOUTS, vocabulary_size
+from moeify.families.registry import DENSE_LAYOUTS, MOE_LAYOUTS, is_encoder_type, vocabulary_size
 from moeify.routing.data import check_vocabulary
 from moeify.routing.loading import encode, load_model, load_tokenizer
-from moeify.routing.running import run_model
+from moeify.routing.passes import Passes, WholeModel, passes_over
 from moeify.upcycling.config import VerifyConfig
 
 if TYPE_CHECKING:
@@ -80,9 +81,9 @@ def verify(
     import torch
 
     tokens = _tokens(folders[0], opened[0].config, config)
-    with torch.inference_mode():
-        expected, dtype = _outputs(folders[0], tokens, config.dtype)
-        actual, _ = _outputs(folders[1], tokens, dtype)
+    with torch.no_grad():
+        expected, dtype = _outputs(opened[0], tokens, config.dtype, config.low_memory)
+        actual, _ = _outputs(opened[1], tokens, dtype, config.low_memory)
     report = _compare(str(dense), str(moe), expected, actual, int(tokens.numel()), dtype)
     of_moe = (f"{moe}: {note}" for note in (*opened[1].notes, *code_note(folders[1])))
     return replace(report, warnings=(*_warnings(opened[0], tokens), *of_moe))
@@ -110,7 +111,7 @@ def _warnings(dense: Checkpoint, tokens: torch.Tensor) -> Iterator[str]:
 
 def _needs_padding(config: Config) -> bool:
     """Whether the class looks for the last token that is no padding."""
-    decoder = config.get("model_type") not in ("bert", "bert_moe")
+    decoder = not is_encoder_type(str(config.get("model_type")))
     named = (config.get("architectures") or [""])[0]
     classifies = named.endswith("ForSequenceClassification")
     return decoder and classifies and config.get("pad_token_id") is None
@@ -147,24 +148,59 @@ def _tokens(folder: Path, config: Config, options: VerifyConfig) -> torch.Tensor
     return torch.tensor(ids).view(wanted)
 
 
-def _outputs(folder: Path, tokens: torch.Tensor, dtype: str) -> tuple[dict[str, torch.Tensor], str]:
+def _outputs(
+    checkpoint: Checkpoint, tokens: torch.Tensor, dtype: str, low_memory: bool | None
+) -> tuple[dict[str, torch.Tensor], str]:
+    """What a model gives for ``tokens`` [B, S], and the dtype that it computes in."""
     import torch
 
-    model = load_model(folder, dtype)
-    inputs: dict[str, torch.Tensor] = {"input_ids": tokens}
-    if "MultipleChoice" in type(model).__name__ or "DoubleHeads" in type(model).__name__:
-        inputs = {"input_ids": tokens.unsqueeze(1)}
-    if model.config.model_type in ("bert", "bert_moe"):
-        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-    if _needs_padding(model.config.to_dict()):
-        model.config.pad_token_id = _NO_TOKEN
-    output = run_model(model, **inputs, return_dict=True)
+    with _passes(checkpoint, tokens.numel(), dtype, low_memory) as passes:
+        for place in range(len(passes)):
+            with passes.opened(place) as step:
+                output = step.run(0, _inputs(step.model, tokens))
+                computed = str(step.model.dtype).removeprefix("torch.")
     tensors = {
         name: value
         for name, value in output.items()
         if isinstance(value, torch.Tensor) and ("logits" in name or name == "last_hidden_state")
     }
-    return tensors, str(model.dtype).removeprefix("torch.")
+    return tensors, computed
+
+
+def _passes(
+    checkpoint: Checkpoint, tokens: int, dtype: str, low_memory: bool | None
+) -> AbstractContextManager[Passes]:
+    model_type = str(checkpoint.config.get("model_type"))
+    layout = DENSE_LAYOUTS.get(model_type) or MOE_LAYOUTS.get(model_type)
+    if layout is not None:
+        return passes_over(
+            checkpoint, layout, tokens, low_memory=low_memory, head=True, dtype=dtype,
+            prepare=_prepare,
+        )  # fmt: skip
+    if low_memory:
+        raise ConfigError(
+            f"moeify does not know the layers of {model_type!r}",
+            "leave --low-memory out",
+        )
+    model = load_model(checkpoint.folder, dtype)
+    _prepare(model)
+    return nullcontext(WholeModel(model, head=True))
+
+
+def _prepare(model: Any) -> None:
+    if _needs_padding(model.config.to_dict()):
+        model.config.pad_token_id = _NO_TOKEN
+
+
+def _inputs(model: Any, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
+    import torch
+
+    inputs = {"input_ids": tokens}
+    if "MultipleChoice" in type(model).__name__ or "DoubleHeads" in type(model).__name__:
+        inputs = {"input_ids": tokens.unsqueeze(1)}
+    if is_encoder_type(model.config.model_type):
+        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    return inputs
 
 
 def _compare(

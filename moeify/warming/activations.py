@@ -12,7 +12,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
 from moeify.families.base import MoeLayout
-from moeify.routing.collection import layer_stack
+from moeify.routing.loaded import layer_stack
 from moeify.routing.memory import available_memory
 
 __all__ = ["bound_activations", "room_for_activations"]
@@ -28,7 +28,7 @@ def bound_activations(model: nn.Module, layout: MoeLayout, room: int) -> None:
     the load of those before only, would train otherwise.
     """
     held = _Held(model, room)
-    for number, layer in enumerate(layer_stack(model, layout).children()):
+    for number, layer in enumerate(layer_stack(model, layout.layer).children()):
         layer.forward = partial(held.run, number, layer.forward)
 
 

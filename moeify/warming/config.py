@@ -5,24 +5,19 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
 from moeify.errors import ConfigError
 from moeify.provenance.config import OutputOptions
 from moeify.routing.config import DataConfig
+from moeify.tables import check_choices
+from moeify.warming.balances import BALANCES
+from moeify.warming.fits import FITS
 
-__all__ = ["BALANCES", "FITS", "LOSSES", "TRAINED", "WarmupConfig"]
+__all__ = ["Loss", "Trained", "WarmupConfig"]
 
-Fit = Literal["auto", "kmeans", "domains", "none"]
-FITS: tuple[Fit, ...] = get_args(Fit)
-Balance = Literal["switch", "cv2", "kl", "none"]
-BALANCES: tuple[Balance, ...] = get_args(Balance)
 Trained = Literal["routers", "moe", "all"]
-TRAINED: tuple[Trained, ...] = get_args(Trained)
 Loss = Literal["auto", "causal", "masked", "distill"]
-LOSSES: tuple[Loss, ...] = get_args(Loss)
-ComputeDtype = Literal["auto", "float32", "bfloat16"]
-DTYPES: tuple[ComputeDtype, ...] = get_args(ComputeDtype)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +27,7 @@ class WarmupConfig(DataConfig, OutputOptions):
     Raises ``ConfigError`` for values that cannot work, whatever the checkpoint.
     """
 
-    fit: Fit = "auto"
+    fit: Annotated[str, FITS] = "auto"
     """How routers are set before training; auto leaves routers alone that were trained before."""
     steps: int = 200
     """Training steps; 0 stops after the fit."""
@@ -40,7 +35,7 @@ class WarmupConfig(DataConfig, OutputOptions):
     """What is trained: the routers, routers and experts (moe), or all weights."""
     loss: Loss = "auto"
     """What is trained on besides balance; auto takes what suits the model's head."""
-    balance: Balance = "switch"
+    balance: Annotated[str, BALANCES] = "switch"
     """Which loss keeps the load even, for each layer by itself."""
     balance_coef: float = 0.01
     """Weight of the balance loss."""
@@ -63,7 +58,7 @@ class WarmupConfig(DataConfig, OutputOptions):
 
     Those of experts that have labels are as certain as the text allows.
     """
-    dtype: ComputeDtype = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Dtype to compute in; auto takes the checkpoint's own. Trained weights are float32."""
     device: str | None = None
     """Device to compute on, such as cpu or cuda; left out, an accelerator where there is one."""
@@ -78,15 +73,7 @@ class WarmupConfig(DataConfig, OutputOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for option, allowed in (
-            ("fit", FITS), ("train", TRAINED), ("loss", LOSSES), ("balance", BALANCES),
-            ("dtype", DTYPES),
-        ):  # fmt: skip
-            if getattr(self, option) not in allowed:
-                raise ConfigError(
-                    f"{option} {getattr(self, option)!r} is unknown",
-                    f"one of: {', '.join(allowed)}",
-                )
+        check_choices(self)
         for option in ("batch", "accumulate", "fit_tokens", "eval_tokens", "save_steps"):
             self._check(option, getattr(self, option) >= 1, "at least 1")
         self._check("steps", self.steps >= 0, "0 or more")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from moeify.provenance.record import Record
 from moeify.routing.data import Blocks
-from moeify.warming.config import Fit, WarmupConfig
+from moeify.warming.config import WarmupConfig
 
 __all__ = ["expert_owners", "fit_method"]
 
@@ -12,7 +12,7 @@ _SETTING = ("upcycle", "add-experts", "attach", "warmup")
 """Steps that set routers."""
 
 
-def fit_method(config: WarmupConfig, record: Record) -> Fit:
+def fit_method(config: WarmupConfig, record: Record) -> str:
     """The method that ``config`` asks for; auto leaves routers alone that text has set already."""
     if config.fit != "auto":
         return config.fit

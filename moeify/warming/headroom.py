@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moeify.families.base import MoeLayout
-from moeify.routing.collection import InputReservoir, routers
+from moeify.routing.collection import InputReservoir
+from moeify.routing.loaded import LoadedMixture
 from moeify.warming.measuring import BlockLosses
 from moeify.warming.routes import one_expert, random_experts
 from moeify.warming.session import Session
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
 
 __all__ = ["Headroom", "expert_difference", "measure_headroom"]
 
@@ -69,37 +65,16 @@ def measure_headroom(session: Session, difference: float, learned: BlockLosses) 
     )
 
 
-def expert_difference(model: nn.Module, layout: MoeLayout, inputs: InputReservoir) -> float:
+def expert_difference(mixture: LoadedMixture, inputs: InputReservoir) -> float:
     """Relative distance of the experts' outputs from their mean, over layers and sampled tokens."""
     import torch
 
     ratios = []
     with torch.no_grad():
-        for layer, router in routers(model, layout).items():
-            experts = _experts_beside(model, router)
-            first = next(experts.parameters())
-            tokens = inputs.expert_inputs(layer).to(device=first.device, dtype=first.dtype)
-            outputs = torch.stack(
-                [_one(experts, tokens, number) for number in range(len(first))]
-            ).float()
+        for number, layer in mixture.layers.items():
+            tokens, every = inputs.expert_inputs(number), range(layer.num_experts)
+            outputs = torch.stack([layer.expert(n, tokens) for n in every]).float()
             mean = outputs.mean(0)
             spread = (outputs - mean).square().sum(-1).mean()
             ratios.append(spread / mean.square().sum(-1).mean().clamp_min(1e-30))
     return float(torch.stack(ratios).mean().sqrt())
-
-
-def _one(experts: nn.Module, tokens: Tensor, number: int) -> Tensor:
-    """Outputs [T, H] of one expert for all ``tokens``."""
-    import torch
-
-    chosen = torch.full((len(tokens), 1), number, device=tokens.device)
-    result: Tensor = experts(tokens, chosen, tokens.new_ones(len(tokens), 1))
-    return result
-
-
-def _experts_beside(model: nn.Module, router: nn.Module) -> nn.Module:
-    for parent in model.modules():
-        if any(child is router for child in parent.children()):
-            experts: nn.Module = parent.experts  # type: ignore[assignment]
-            return experts
-    raise LookupError("the router is no part of the model")

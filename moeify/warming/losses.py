@@ -8,9 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from moeify.warming.config import Balance
-
-__all__ = ["RouterSums", "balance_loss", "router_sums", "z_loss"]
+__all__ = ["RouterSums", "router_sums", "z_loss"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,27 +68,6 @@ def router_sums(router_logits: Sequence[Tensor], top_k: int, mask: Tensor) -> Ro
         counts=torch.stack(counts).detach(), probabilities=torch.stack(probabilities),
         gates=torch.stack(gates), z=torch.stack(z), tokens=tokens, counted=tokens,
     )  # fmt: skip
-
-
-def balance_loss(kind: Balance, sums: RouterSums) -> Tensor:
-    """How unevenly each layer by itself is loaded, averaged over the layers; a scalar.
-
-    ``switch``: E sum_i f_i P_i (arXiv 2101.03961 equations 4-6), f over all K choices: K when
-    even, E when collapsed. ``cv2``: squared coefficient of variation of the summed gates (arXiv
-    1701.06538 equations 6-7). ``kl``: divergence of the mean gates from the uniform load.
-    """
-    if kind == "none":
-        return sums.z.new_zeros(())
-    num_experts = sums.counts.shape[1]
-    tokens = sums.tokens.clamp(min=1)
-    if kind == "switch":
-        f, p = sums.counts / sums.counted.clamp(min=1), sums.probabilities / tokens
-        return (num_experts * (f * p).sum(-1)).mean()
-    if kind == "cv2":
-        return (sums.gates.var(-1, correction=0) / sums.gates.mean(-1).square()).mean()
-    shares = sums.gates / sums.gates.sum(-1, keepdim=True)
-    divergence: Tensor = torch.special.xlogy(shares, shares * num_experts).sum(-1).mean()
-    return divergence
 
 
 def z_loss(sums: RouterSums) -> Tensor:

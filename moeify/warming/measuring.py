@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moeify.routing.collection import Observer, collect, observed
+from moeify.routing.loaded import LoadedMixture, Route
+from moeify.routing.passes import WholeModel
 from moeify.warming.objective import Examples, Objective
-from moeify.warming.routes import Route, rerouted
 
 if TYPE_CHECKING:
     from torch import nn
@@ -48,14 +49,22 @@ def measure(
     sums, labels, training = [], [], model.training
     model.eval()
     if observe is not None and objective.loss == "masked":
-        collect(model, objective.layout, examples.blocks, observe, batch_size=batch_size)
+        collect(
+            WholeModel(model), objective.layout, examples.blocks, observe, batch_size=batch_size
+        )
         observe = None
-    with torch.no_grad(), rerouted(model, objective.layout, route):
+    layout = objective.layout
+    there = nullcontext() if route is None else LoadedMixture(model, layout).rerouted(route)
+    with torch.no_grad(), there:
         for start in range(0, len(rows), batch_size):
             numbers = rows[start : start + batch_size].tolist()
             batch = {name: held.to(device) for name, held in examples.batch(numbers).items()}
             goal = objective.goal(model, model, batch)
-            seen = nullcontext() if observe is None else observed(model, objective.layout, observe)
+            seen = (
+                nullcontext()
+                if observe is None
+                else observed(LoadedMixture(model, layout), observe)
+            )
             with seen as expect:
                 if expect is not None:
                     expect(batch["attention_mask"], examples.blocks.take(numbers))

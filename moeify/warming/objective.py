@@ -10,12 +10,12 @@ import numpy as np
 
 from moeify.errors import ConfigError
 from moeify.families.base import MoeLayout
-from moeify.routing.collection import base_model, is_encoder
 from moeify.routing.data import Blocks
+from moeify.routing.loaded import LoadedMixture, base_model, is_encoder
 from moeify.routing.running import run_model
 from moeify.warming.config import Loss
 from moeify.warming.head import IGNORED, headless, token_losses
-from moeify.warming.routes import all_experts, rerouted
+from moeify.warming.routes import all_experts
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -134,7 +134,7 @@ class Objective:
             if self.teacher is not None:
                 found: Tensor = run_model(base_model(self.teacher), **_inputs(batch))[0].float()
                 return found
-            with rerouted(mixture, self.layout, all_experts()):
+            with LoadedMixture(mixture, self.layout).rerouted(all_experts()):
                 return _last_hidden(model, mixture, batch)
 
     def losses(

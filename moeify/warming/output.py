@@ -18,12 +18,27 @@ from moeify.checkpoint.rewrite import plan_rewrite
 from moeify.families.mixture import Mixture
 from moeify.provenance.new_checkpoint import NewCheckpoint
 from moeify.provenance.record import Step
-from moeify.routing.collection import routers
+from moeify.routing.loaded import LoadedMixture
+from moeify.tables import Citation, Row
+from moeify.warming.balances import BALANCES
 from moeify.warming.config import WarmupConfig
+from moeify.warming.fits import FITS
 
 __all__ = ["check_new", "write_output"]
 
 _UNRECORDED = ("resume", "plot", "device")
+_Z_LOSS = Citation(
+    used_for="the router z-loss",
+    authors="Zoph et al.",
+    title="ST-MoE: Designing Stable and Transferable Sparse Expert Models",
+    arxiv="2202.08906",
+)
+_MAX_VIO = Citation(
+    used_for="the measure MaxVio",
+    authors="Wang et al.",
+    title="Auxiliary-Loss-Free Load Balancing Strategy for Mixture-of-Experts",
+    arxiv="2408.15664",
+)
 
 
 def check_new(new: NewCheckpoint, view: Mixture, config: WarmupConfig) -> None:
@@ -47,10 +62,9 @@ def check_new(new: NewCheckpoint, view: Mixture, config: WarmupConfig) -> None:
 
 
 def _router_jobs(view: Mixture, model: Any) -> Iterator[Job]:
-    for layer, router in routers(model, view.layout).items():
-        stored = view.checkpoint[view.router_name(layer)]
-        weight: Any = router.weight
-        array = np.ascontiguousarray(weight.detach().float().cpu().numpy())
+    for number, layer in LoadedMixture(model, view.layout).layers.items():
+        stored = view.checkpoint[view.router_name(number)]
+        array = np.ascontiguousarray(layer.router.weight.detach().float().cpu().numpy())
         piece = Held(array=array, dtype=stored.dtype)
         yield Job(stored.name, stored.dtype, stored.shape, (piece,))
 
@@ -73,9 +87,19 @@ def write_output(
             new.write(plan)
         options = config.recorded().items()
         kept = {k: v for k, v in options if k not in _UNRECORDED and v is not None}
-        step = Step(command="warmup", options=kept, results=results)
+        step = Step(
+            command="warmup", options=kept, results=results | {"papers": _papers(config, results)}
+        )
         new.finish(view.checkpoint.config, step)
     return plan
+
+
+def _papers(config: WarmupConfig, results: dict[str, Any]) -> list[Citation]:
+    rows: list[Row] = [FITS[results["fit"]]]
+    if config.steps:
+        rows.append(BALANCES[config.balance])
+    cited = [row.paper for row in rows if row.paper is not None]
+    return [*cited, *([_Z_LOSS] if config.steps and config.z_coef else []), _MAX_VIO]
 
 
 def _changed(checkpoint: Checkpoint, model: Any, weights: dict[str, Any], file: Path) -> list[Job]:

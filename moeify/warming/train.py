@@ -18,12 +18,12 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback, Tra
 
 from moeify.errors import OutputError
 from moeify.families.base import MoeLayout
-from moeify.routing.collection import routers
+from moeify.routing.loaded import LoadedMixture
 from moeify.warming.activations import bound_activations, room_for_activations
+from moeify.warming.balances import BALANCES
 from moeify.warming.config import Trained, WarmupConfig
-from moeify.warming.losses import RouterSums, balance_loss, router_sums, z_loss
+from moeify.warming.losses import RouterSums, router_sums, z_loss
 from moeify.warming.objective import Examples, Objective
-from moeify.warming.routes import choosing_module
 from moeify.warming.run import TRAINED_FILE
 from moeify.warming.sharding import fill, is_sharded, name_layers, whole
 
@@ -70,13 +70,10 @@ def wanted(model: nn.Module, layout: MoeLayout, what: Trained) -> set[str]:
     names = dict(model.named_parameters())
     if what == "all":
         return set(names)
-    modules: list[Any] = list(routers(model, layout).values())
+    layers = LoadedMixture(model, layout).layers.values()
+    modules = [layer.router for layer in layers]
     if what == "moe":
-        modules += [
-            parent.experts
-            for parent in model.modules()
-            if any(child in modules for child in parent.children())
-        ]
+        modules += [layer.experts for layer in layers]
     chosen = {id(parameter) for module in modules for parameter in module.parameters()}
     return {name for name, parameter in names.items() if id(parameter) in chosen}
 
@@ -90,9 +87,9 @@ def route_in_float32(model: nn.Module, layout: MoeLayout) -> None:
     config: Any = model.config
     values = config.to_dict()
     learns = layout.rule.learns_from_outputs(values, layout.top_k(values))
-    for router in routers(model, layout).values():
-        router.float()
-        _compute_in_float32(router, learns)
+    for layer in LoadedMixture(model, layout).layers.values():
+        layer.router.float()
+        _compute_in_float32(layer.router, learns)
 
 
 def _compute_in_float32(router: Any, learns: bool) -> None:
@@ -167,8 +164,8 @@ class RouterTrainer(Trainer):  # type: ignore[misc]
             bound_activations(model, objective.layout, room_for_activations(model))
         self.loss_is_scaled_for_ga = False
         self.model_accepts_loss_kwargs = False
-        for router in routers(model, objective.layout).values():
-            choosing_module(model, router).register_forward_hook(self._record)
+        for layer in LoadedMixture(model, objective.layout).layers.values():
+            layer.chooser.register_forward_hook(self._record)
 
     def _record(self, _: nn.Module, args: Any, out: Any) -> None:
         logits = out[0] if isinstance(out, tuple) else out
@@ -213,7 +210,7 @@ class RouterTrainer(Trainer):  # type: ignore[misc]
         sums = self._global(routed)
         everywhere = _reduced(torch.stack([total.detach().float(), labels.float()]))
         task = (everywhere[0] + total - total.detach()) / everywhere[1].clamp(min=1)
-        balance, z = balance_loss(self.config.balance, sums), z_loss(sums)
+        balance, z = BALANCES[self.config.balance].formula(sums), z_loss(sums)
         loss = self.config.balance_coef * balance + self.config.z_coef * z
         if self.task:
             loss = loss + task

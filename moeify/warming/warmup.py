@@ -10,8 +10,10 @@ from typing import Any
 from moeify.checkpoint.source import Source, resolve_source
 from moeify.errors import TrainingError
 from moeify.provenance.new_checkpoint import NewCheckpoint
-from moeify.routing.collection import InputReservoir, collect, routers
+from moeify.routing.collection import InputReservoir, collect
 from moeify.routing.fit import domain_router, kmeans_router, label_router
+from moeify.routing.loaded import LoadedMixture
+from moeify.routing.passes import WholeModel
 from moeify.warming.config import WarmupConfig
 from moeify.warming.feasibility import learns_from_task
 from moeify.warming.headroom import Headroom, expert_difference, measure_headroom
@@ -93,7 +95,7 @@ def _measured(session: Session, target: Path) -> WarmupReport:
     before = session.measured()
     reservoir = _collect_inputs(session)
     _fit(session, reservoir)
-    difference = expert_difference(session.model, view.layout, reservoir)
+    difference = expert_difference(LoadedMixture(session.model, view.layout), reservoir)
     reservoir_bytes = reservoir.nbytes
     del reservoir
     fitted = session.measured(routing=not config.steps) if session.fit != "none" else before
@@ -160,8 +162,8 @@ def _collect_inputs(session: Session) -> InputReservoir:
             report("collecting inputs", done, total)
 
     collect(
-        session.model, session.view.layout, blocks, reservoir, batch_size=config.batch,
-        progress=told,
+        WholeModel(session.model), session.view.layout, blocks, reservoir,
+        batch_size=config.batch, progress=told,
     )  # fmt: skip
     session.seconds["collect"] = time.perf_counter() - started
     return reservoir
@@ -171,7 +173,8 @@ def _fit(session: Session, reservoir: InputReservoir) -> None:
     import torch
 
     config, started = session.config, time.perf_counter()
-    for layer, router in routers(session.model, session.view.layout).items():
+    mixture = LoadedMixture(session.model, session.view.layout)
+    for layer, loaded in mixture.layers.items():
         inputs, count = reservoir.inputs(layer), (session.view.num_experts, session.view.top_k)
         seed, entropy = config.seed + layer, config.entropy
         if session.fit == "kmeans":
@@ -184,7 +187,7 @@ def _fit(session: Session, reservoir: InputReservoir) -> None:
         else:
             continue
         with torch.no_grad():
-            router.weight.copy_(rows)  # type: ignore[operator]
+            loaded.router.weight.copy_(rows)
     session.seconds["fit"] = time.perf_counter() - started
 
 
@@ -245,10 +248,10 @@ def _round_to_stored(session: Session) -> None:
     import torch
 
     names = {"BF16": torch.bfloat16, "F16": torch.float16}
-    for layer, router in routers(session.model, session.view.layout).items():
-        dtype = session.view.checkpoint[session.view.router_name(layer)].dtype
+    for number, layer in LoadedMixture(session.model, session.view.layout).layers.items():
+        dtype = session.view.checkpoint[session.view.router_name(number)].dtype
         if dtype in names:
-            weight: Any = router.weight
+            weight = layer.router.weight
             weight.data = weight.data.to(names[dtype]).to(weight.dtype)
 
 

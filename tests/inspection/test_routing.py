@@ -17,6 +17,7 @@ from moeify.modeling import REMOTE_CODE
 from moeify.routing.collection import RoutedTokens, collect
 from moeify.routing.data import block_length, read_blocks, tokenizer_for
 from moeify.routing.loading import load_model
+from moeify.routing.passes import WholeModel
 from moeify.upcycling.upcycle import upcycle
 from tests.families.published_models import EXPERTS, MODEL_TYPES, OWN, save, tiny
 from tests.real.checkpoints import demo_gpt2
@@ -151,7 +152,7 @@ def test_statistics_equal_numpy_on_recorded_logits(
     model, recorder = load_model(folder), _Recorder()
     options = _data(text)
     blocks = read_blocks(options, tokenizer_for(folder), block_length(config, 48), 50_000)
-    collect(model, layout, blocks, recorder, batch_size=3)
+    collect(WholeModel(model), layout, blocks, recorder, batch_size=3)
     names = ("e_score_correction_bias", "expert_bias")
     biases = [
         t for n, t in (*model.named_parameters(), *model.named_buffers()) if n.endswith(names)
@@ -219,7 +220,7 @@ def test_vocabulary_counts_are_the_routers(tmp_path: Path, text: Path) -> None:
             ):
                 seen.extend((token, expert) for expert in experts)
 
-    collect(load_model(folder), moe_layout(config), blocks, both)
+    collect(WholeModel(load_model(folder)), moe_layout(config), blocks, both)
     for row, token in enumerate(counts.token_ids):
         for expert in range(EXPERTS):
             assert counts.counts[1][row, expert] == seen.count((int(token), expert))

@@ -16,7 +16,7 @@ UNLOADABLE = ("gptq", "awq", "compressed-tensors")
 _PACKED = ("mxfp4", "fp8", *UNLOADABLE)
 _LOADS = (
     "warmup", "inspect --dataset", "prune --by frequency", "prune --by gate", "prune --by ean",
-    "prune --by reap", "prune --eval", "verify",
+    "prune --by reap", "prune --eval", "prune --low-memory", "verify",
 )  # fmt: skip
 
 
@@ -81,12 +81,6 @@ REASONS = (
         sentence="in which trained weights cannot be written",
         holds=lambda command, model_type, form: form in _PACKED
         and command == "warmup --train moe",
-    ),
-    Reason(
-        letter="y", meaning="layers of a quantised checkpoint are not loaded one by one",
-        sentence="cannot be calibrated layer by layer",
-        holds=lambda command, model_type, form: form in _PACKED
-        and command == "prune --low-memory",
     ),
     Reason(
         letter="l", meaning="transformers needs a package for this quantisation",

@@ -12,9 +12,10 @@ import torch
 from transformers import PreTrainedModel
 
 from moeify.checkpoint.reader import Checkpoint
-from moeify.errors import ConfigError, RoutingError
+from moeify.errors import RoutingError
 from moeify.families.mixture import Mixture
 from moeify.pruning.calibration import calibrate
+from moeify.pruning.criteria import CRITERIA
 from moeify.pruning.evaluation import held_out_loss
 from moeify.pruning.opening import open_prunable
 from moeify.pruning.prune import prune
@@ -24,6 +25,7 @@ from moeify.routing.data import Blocks
 from moeify.routing.loading import load_model
 from moeify.routing.passes import LayerByLayer, WholeModel
 from tests.families.published_models import tiny
+from tests.matrix.packing import SIZES, save_packed
 
 
 def text(rows: int = 6, length: int = 12) -> Blocks:
@@ -69,7 +71,9 @@ def test_whole_sequences_go_where_they_go_in_the_whole_model(
               save_to=path)  # fmt: skip
     for layer, sums in whole.layers.items():
         assert np.array_equal(sums.sums["frequency"], layered.layers[layer].sums["frequency"])
-        assert np.allclose(sums.reap, layered.layers[layer].reap, rtol=1e-5)
+        assert np.allclose(
+            *(CRITERIA["reap"].formula(s.sums) for s in (sums, layered.layers[layer])), rtol=1e-5
+        )
 
 
 @pytest.mark.parametrize("model_type", ["bert_moe", "gpt2_moe", "qwen3_moe", "deepseek_v3"])
@@ -224,15 +228,28 @@ def test_memory_is_that_of_the_system_and_the_container(
     assert memory.available_memory() == 4000 * 1024
 
 
-def test_what_cannot_run_by_layer_is_said(tmp_path: Path, warm: Path) -> None:
-    path = warm / "config.json"
-    config = json.loads(path.read_text())
-    path.write_text(json.dumps(config | {"quantization_config": {"quant_method": "fp8"}}))
-    with pytest.raises(ConfigError, match="quantised checkpoint cannot be calibrated layer"):
-        prune(warm, tmp_path / "out", keep=3, low_memory=True, **demo_options())
-    assert [path.name for path in tmp_path.iterdir()] == ["warm"]
+def test_what_cannot_run_by_layer_is_said() -> None:
     with pytest.raises(RoutingError, match="a Linear gives more than hidden states"):
         passes._hidden(torch.nn.Linear(1, 1), (torch.ones(1), None))
+
+
+@pytest.mark.parametrize(("model_type", "method"), [("gpt_oss", "mxfp4"), ("deepseek_v3", "fp8")])
+def test_quantised_layers_are_unpacked_one_by_one(
+    model_type: str, method: str, tmp_path: Path
+) -> None:
+    model = tiny(model_type, tied=False, **SIZES.get(method, {}))
+    save_packed(model.to(torch.bfloat16), tmp_path / "m", method)
+    checkpoint = Checkpoint.open(tmp_path / "m")
+    mixture = open_prunable(checkpoint)
+    whole, layered, path = fresh(mixture), fresh(mixture), tmp_path / "s.json"
+    held = WholeModel(load_model(tmp_path / "m"))
+    calibrate(held, mixture, text(), whole, batch_size=4, save_to=path)
+    calibrate(by_layer(mixture, tmp_path / "h"), mixture, text(), layered, batch_size=4,
+              save_to=path)  # fmt: skip
+    for layer, sums in whole.layers.items():
+        assert np.array_equal(sums.sums["frequency"], layered.layers[layer].sums["frequency"])
+    loaded = sum(parameter.nbytes for parameter in held.model.parameters())
+    assert loaded <= memory.loaded_bytes(checkpoint) <= 1.3 * loaded
 
 
 PEAK = """

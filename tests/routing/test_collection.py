@@ -5,8 +5,10 @@ import pytest
 import torch
 
 from moeify.families.registry import MOE_LAYOUTS
-from moeify.routing.collection import InputReservoir, RoutedTokens, collect, routers
+from moeify.routing.collection import InputReservoir, RoutedTokens, collect
 from moeify.routing.data import Blocks
+from moeify.routing.loaded import LoadedMixture
+from moeify.routing.passes import WholeModel
 from moeify.routing.statistics import RoutingStatistics
 from tests.routing.tiny_mixtures import (
     EXPERTS,
@@ -39,7 +41,13 @@ def test_records_equal_the_models_own_routing(model_type):
     model, data = mixture(model_type), blocks()
     seen: dict[int, list[RoutedTokens]] = {}
     layout = MOE_LAYOUTS[model_type]
-    collect(model, layout, data, lambda r: seen.setdefault(r.layer, []).append(r), batch_size=2)
+    collect(
+        WholeModel(model),
+        layout,
+        data,
+        lambda r: seen.setdefault(r.layer, []).append(r),
+        batch_size=2,
+    )
     assert not any(module._forward_hooks for module in model.modules()), "hooks are taken off"
     with torch.no_grad():
         inputs = data.inputs()
@@ -57,7 +65,10 @@ def test_records_equal_the_models_own_routing(model_type):
             if getattr(model.config, "norm_topk_prob", True):
                 weights = weights / weights.sum(-1, keepdim=True)
             torch.testing.assert_close(record.weights, weights)
-            again = record.inputs @ routers(model, layout)[record.layer].weight.detach().T
+            again = (
+                record.inputs
+                @ LoadedMixture(model, layout).layers[record.layer].router.weight.detach().T
+            )
             torch.testing.assert_close(again, record.logits)
 
 
@@ -65,10 +76,10 @@ def test_records_equal_the_models_own_routing(model_type):
 def test_whole_sequences_show_what_the_router_and_what_the_experts_read(model_type):
     model, data = mixture(model_type, route_by="sequence"), blocks()
     layout, records = MOE_LAYOUTS[model_type], []
-    collect(model, layout, data, records.append, batch_size=5)
+    collect(WholeModel(model), layout, data, records.append, batch_size=5)
     lengths = data.lengths.tolist()
     for record in records:
-        weight = routers(model, layout)[record.layer].weight.detach()
+        weight = LoadedMixture(model, layout).layers[record.layer].router.weight.detach()
         torch.testing.assert_close(record.inputs @ weight.T, record.logits)
         pooled, read = record.inputs.split(lengths), record.expert_inputs.split(lengths)
         for means, rows in zip(pooled, read, strict=True):
@@ -93,7 +104,7 @@ def test_padding_never_counts(model_type):
     figures = []
     for part in (data, other):
         statistics = RoutingStatistics(2)
-        collect(model, MOE_LAYOUTS[model_type], part, statistics)
+        collect(WholeModel(model), MOE_LAYOUTS[model_type], part, statistics)
         figures.append(statistics)
     assert figures[0].tokens == data.tokens == 5 * 16 - 9
     for layer, sums in figures[0].layers.items():
@@ -110,7 +121,7 @@ def test_statistics_do_not_depend_on_the_batch_size():
     results = []
     for batch_size in (1, 5):
         statistics = RoutingStatistics()
-        collect(model, MOE_LAYOUTS["gpt2_moe"], data, statistics, batch_size=batch_size)
+        collect(WholeModel(model), MOE_LAYOUTS["gpt2_moe"], data, statistics, batch_size=batch_size)
         results.append(statistics)
     for layer, sums in results[0].layers.items():
         np.testing.assert_array_equal(
@@ -146,5 +157,5 @@ def test_blocks_fill_the_models_positions():
     model = mixture("bert_moe")
     statistics = RoutingStatistics()
     data = blocks(count=2, seq_len=POSITIONS, padded=1)
-    collect(model, MOE_LAYOUTS["bert_moe"], data, statistics)
+    collect(WholeModel(model), MOE_LAYOUTS["bert_moe"], data, statistics)
     assert statistics.tokens == 2 * POSITIONS - 1

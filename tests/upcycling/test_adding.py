@@ -12,8 +12,9 @@ from moeify.checkpoint.reader import Checkpoint
 from moeify.errors import CheckpointError, ConfigError, DatasetError, MoeifyError
 from moeify.families.mixture import open_mixture
 from moeify.families.registry import moe_layout
+from moeify.routing.loaded import LoadedMixture
 from moeify.routing.loading import load_model
-from moeify.warming.routes import one_expert, rerouted
+from moeify.warming.routes import one_expert
 from tests.tiny import LM_HEADS, VOCAB, save_tiny, state, tree
 from tests.upcycling.specialists import change_config, ffn_tensors, specialist
 from tests.upcycling.test_text_routers import own_share
@@ -46,7 +47,7 @@ def logits(folder: Path, expert: int | None = None) -> torch.Tensor:
     with torch.inference_mode():
         if expert is None:
             return model(ids).logits
-        with rerouted(model, moe_layout(model.config.to_dict()), one_expert(expert)):
+        with LoadedMixture(model, moe_layout(model.config.to_dict())).rerouted(one_expert(expert)):
             return model(ids).logits
 
 

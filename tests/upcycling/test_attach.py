@@ -14,6 +14,7 @@ import moeify
 from moeify.errors import CheckpointError, ConfigError, UnsupportedModelError
 from moeify.families.registry import moe_layout
 from moeify.routing.collection import RoutedTokens, observed
+from moeify.routing.loaded import LoadedMixture
 from moeify.routing.loading import load_model
 from tests.families.published_models import EXPERTS, tiny
 from tests.families.test_contract import load_strictly
@@ -181,7 +182,7 @@ def tokens_of_experts(folder: Path) -> torch.Tensor:
         counts.add_(tokens.experts.flatten().bincount(minlength=EXPERTS))
 
     layout = moe_layout(model.config.to_dict())
-    with torch.no_grad(), observed(model, layout, count) as expect:
+    with torch.no_grad(), observed(LoadedMixture(model, layout), count) as expect:
         expect(torch.ones_like(ids), None)
         model(input_ids=ids)
     return counts

@@ -13,8 +13,9 @@ from moeify.errors import CheckpointError, ConfigError, TensorNotFoundError
 from moeify.families.registry import moe_layout
 from moeify.provenance.card import _origins
 from moeify.provenance.record import Record, Step
+from moeify.routing.loaded import LoadedMixture
 from moeify.routing.loading import load_model
-from moeify.warming.routes import one_expert, rerouted
+from moeify.warming.routes import one_expert
 from tests.tiny import LM_HEADS, VOCAB, save_tiny, state, tree
 from tests.upcycling.specialists import change_config, dense_view, ffn_tensors, specialist, spoil
 
@@ -48,7 +49,7 @@ def logits(folder: Path, expert: int | None = None) -> torch.Tensor:
     with torch.inference_mode():
         if layout is None:
             return model(ids).logits
-        with rerouted(model, layout, route):
+        with LoadedMixture(model, layout).rerouted(route):
             return model(ids).logits
 
 

@@ -11,10 +11,12 @@ import moeify
 from moeify.checkpoint.reader import Checkpoint
 from moeify.errors import DatasetError, MissingExtraError, MoeifyError
 from moeify.families.registry import moe_layout
-from moeify.routing.collection import InputReservoir, RoutedTokens, collect, routers
+from moeify.routing.collection import InputReservoir, RoutedTokens, collect
 from moeify.routing.data import pack
 from moeify.routing.fit import label_router
+from moeify.routing.loaded import LoadedMixture
 from moeify.routing.loading import load_model, load_tokenizer
+from moeify.routing.passes import WholeModel
 from moeify.upcycling.config import UpcycleConfig
 from moeify.upcycling.routers import labelled_text
 from tests.tiny import save_tiny, tree
@@ -59,7 +61,7 @@ def own_share(moe: Path, place: Path, owners: dict[str, set[int]]) -> float:
             first = tokens.experts[tokens.domains == domain, 0]
             hits.append(torch.isin(first, torch.tensor(sorted(owners[name]))))
 
-    collect(model, moe_layout(model.config.to_dict()), blocks, observe)
+    collect(WholeModel(model), moe_layout(model.config.to_dict()), blocks, observe)
     return float(torch.cat(hits).float().mean())
 
 
@@ -121,11 +123,11 @@ def test_each_router_is_fitted_to_what_it_reads_behind_the_others(
     text = labelled_text(config, Checkpoint.open(tmp_path / "moe"), ["prose", "code"])
     inputs = InputReservoir(text.fit.tokens)
     layout = moe_layout(loaded.config.to_dict())
-    collect(loaded, layout, text.fit, inputs)
-    for layer, router in routers(loaded, layout).items():
+    collect(WholeModel(loaded), layout, text.fit, inputs)
+    for layer, found in LoadedMixture(loaded, layout).layers.items():
         owners = [text.fit.domain_names.index(name) for name in ("prose", "code")]
         again = label_router(inputs.inputs(layer), inputs.domains(layer), owners=owners, seed=layer)
-        torch.testing.assert_close(router.weight.detach(), again, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(found.router.weight.detach(), again, rtol=1e-3, atol=1e-4)
 
 
 def options(place: Path, **changes: object) -> dict[str, object]:

@@ -7,7 +7,8 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from moeify.families.registry import moe_layout
-from moeify.routing.collection import InputReservoir, routers
+from moeify.routing.collection import InputReservoir
+from moeify.routing.loaded import LoadedMixture
 from moeify.routing.loading import load_model
 from moeify.warming import head
 from moeify.warming.activations import bound_activations
@@ -134,7 +135,7 @@ def test_measuring_takes_three_passes_and_a_part_for_each_expert(mixture, tmp_pa
 
     def load(session: Session) -> None:
         original(session)
-        layer = next(iter(routers(session.model, session.view.layout).values()))
+        layer = next(iter(LoadedMixture(session.model, session.view.layout).layers.values())).router
         layer.register_forward_hook(lambda _, args, out: tokens.append(args[0].numel()))
 
     original = Session.load_mixture

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from moeify.warming.losses import RouterSums, balance_loss, router_sums, z_loss
+from moeify.warming.balances import BALANCES
+from moeify.warming.losses import RouterSums, router_sums, z_loss
 
 E, K, N = 8, 2, 64
 
@@ -27,6 +28,10 @@ def even(layers: int = 4) -> list[torch.Tensor]:
 
 def sums(logits: list[torch.Tensor], mask: torch.Tensor | None = None) -> RouterSums:
     return router_sums(logits, K, torch.ones(N) if mask is None else mask)
+
+
+def balance_loss(kind: str, found: RouterSums) -> torch.Tensor:
+    return BALANCES[kind].formula(found)
 
 
 def test_a_collapsed_four_layer_model_is_told_from_a_balanced_one():

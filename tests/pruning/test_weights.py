@@ -10,9 +10,10 @@ import torch
 from safetensors.torch import load_file
 
 from moeify.checkpoint.reader import Checkpoint
-from moeify.pruning.aimer import aimer_scores
+from moeify.pruning.criteria import CRITERIA
 from moeify.pruning.opening import open_prunable
 from moeify.pruning.prune import prune
+from moeify.pruning.scoring import expert_scores
 from tests.pruning.tiny_mixtures import EXPERTS, build, save
 
 
@@ -21,10 +22,14 @@ def formula(parts: list[torch.Tensor]) -> float:
     return float(values.abs().mean() / values.square().mean().sqrt())
 
 
+def aimer(folder: Path) -> dict[int, list[float]]:
+    return expert_scores(CRITERIA["aimer"], open_prunable(Checkpoint.open(folder)), None, seed=0)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_single_experts(dtype: torch.dtype, tmp_path: Path) -> None:
     build("qwen3_moe").to(dtype).save_pretrained(tmp_path)
-    found = aimer_scores(open_prunable(Checkpoint.open(tmp_path)))
+    found = aimer(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
     for layer, scores in found.items():
         for expert, score in enumerate(scores):
@@ -35,7 +40,7 @@ def test_single_experts(dtype: torch.dtype, tmp_path: Path) -> None:
 
 def test_fused_experts_without_their_biases(tmp_path: Path) -> None:
     save("gpt_oss", tmp_path)
-    found = aimer_scores(open_prunable(Checkpoint.open(tmp_path)))
+    found = aimer(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
     for expert in range(EXPERTS):
         names = ("gate_up_proj", "down_proj")

@@ -1,43 +1,37 @@
-"""The aimer score: how evenly an expert's weights are spread, from the weights alone."""
+"""What criteria need of experts' weights, summed up in blocks."""
 
 from __future__ import annotations
 
 import math
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from moeify.checkpoint.arithmetic import decode
 from moeify.checkpoint.files import Slice, SourceFiles
 from moeify.checkpoint.writer import Progress
 from moeify.errors import CheckpointError
 from moeify.families.mixture import Mixture
+from moeify.pruning.criteria import WEIGHT_SUMS
 
-__all__ = ["aimer_scores", "check_aimer"]
+__all__ = ["check_weights", "weight_sums"]
 
 _BLOCK = 1 << 18
 _WEIGHT_ROLES = frozenset({"gate", "up", "down"})
 
 
-@dataclass(slots=True)
-class _Sums:
-    count: int = 0
-    absolute: float = 0.0
-    squares: float = 0.0
+def weight_sums(
+    mixture: Mixture, progress: Progress | None = None
+) -> dict[int, dict[str, NDArray[np.float64]]]:
+    """``WEIGHT_SUMS`` [E] of every layer's experts.
 
-
-def aimer_scores(mixture: Mixture, progress: Progress | None = None) -> dict[int, list[float]]:
-    """mean|w| / RMS(w) of each expert's gate, up and down weights (arXiv 2603.18492).
-
-    High goes first: an expert whose weights are all alike in size has learnt least. Weights are
-    read in blocks of 1 MB, whatever the size of the checkpoint. Raises ``CheckpointError`` for
-    quantised experts and for NaN.
+    Weights are read in blocks of 1 MB, whatever the size of the checkpoint. Raises
+    ``CheckpointError`` for NaN.
     """
-    check_aimer(mixture)
     layers, total = mixture.moe_layers, mixture.num_experts
     weights = [spec for spec in mixture.layout.experts if _WEIGHT_ROLES.intersection(spec.roles)]
-    scores: dict[int, list[float]] = {layer: [] for layer in layers}
+    found = {layer: {name: np.zeros(total) for name in WEIGHT_SUMS} for layer in layers}
     with SourceFiles() as files, ThreadPoolExecutor(4) as pool:
         slices = {
             (n, e): [mixture.expert(n, spec, e)[0] for spec in weights]
@@ -47,38 +41,37 @@ def aimer_scores(mixture: Mixture, progress: Progress | None = None) -> dict[int
         for part in slices.values():
             for piece in part:
                 files.handle(piece.tensor.path)  # opened here, because handle() is for one thread
-        results = pool.map(lambda key: _score(files, slices[key]), slices)
-        for done, ((layer, _), score) in enumerate(zip(slices, results, strict=True), 1):
-            scores[layer].append(score)
+        results = pool.map(lambda key: _summed(files, slices[key]), slices)
+        for done, ((layer, expert), sums) in enumerate(zip(slices, results, strict=True), 1):
+            for name, value in zip(WEIGHT_SUMS, sums, strict=True):
+                found[layer][name][expert] = value
             if progress is not None:
                 progress(done, len(slices))
-    return scores
+    return found
 
 
-def check_aimer(mixture: Mixture) -> None:
-    """Raise ``CheckpointError`` for quantised experts."""
+def check_weights(mixture: Mixture, by: str) -> None:
+    """Raise ``CheckpointError`` for quantised experts, whose weights the criterion cannot read."""
     mixture.check_plain(
-        "aimer cannot read quantised weights",
+        f"{by} cannot read quantised weights",
         "choose experts by hand, with --drop, or by text, with --by reap and --dataset, where"
         " transformers can load the checkpoint",
     )
 
 
-def _score(files: SourceFiles, slices: list[Slice]) -> float:
-    sums = _Sums()
+def _summed(files: SourceFiles, slices: list[Slice]) -> tuple[int, float, float]:
+    count, absolute, squares = 0, 0.0, 0.0
     for part in slices:
         for first in range(0, part.elements, _BLOCK):
             elements = min(_BLOCK, part.elements - first)
             values = decode(files.read_elements(part, first, elements), part.tensor.dtype)
-            sums.count += elements
+            count += elements
             # Blocks are short enough for float32: pairwise sums and BLAS err by 1e-6 in them.
-            sums.absolute += float(np.abs(values, out=values).sum())
-            sums.squares += float(np.dot(values, values))
-    # An expert of zeros does nothing: it goes before every other, whose score is below 1.
-    score = sums.absolute / math.sqrt(sums.count * sums.squares) if sums.squares else 1.0
-    if not math.isfinite(score):
+            absolute += float(np.abs(values, out=values).sum())
+            squares += float(np.dot(values, values))
+    if not math.isfinite(absolute + squares):
         raise CheckpointError(
             f"tensor {slices[0].tensor.name!r} or its neighbours hold NaN or infinity",
             "the checkpoint is damaged or its training diverged; use another one",
         )
-    return score
+    return count, absolute, squares

@@ -1,0 +1,26 @@
+"""Packages that add to moeify, found by their entry points."""
+
+from __future__ import annotations
+
+from moeify.cli._output import error
+
+__all__ = ["load_extensions"]
+
+
+def load_extensions() -> None:
+    """Import the modules that installed packages name in the group ``moeify``.
+
+    One that fails adds nothing: whoever does not need it can still work.
+    """
+    from importlib.metadata import entry_points
+
+    for entry in entry_points(group="moeify"):
+        try:
+            entry.load()
+        except Exception as failure:
+            package = entry.dist.name if entry.dist is not None else entry.value
+            reason = f"{type(failure).__name__}: {failure}".partition("\n")[0]
+            error(
+                f"the extension {entry.name!r} of {package} could not be loaded: {reason}",
+                f"mend {entry.value}, or uninstall {package}",
+            )

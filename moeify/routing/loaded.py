@@ -1,0 +1,256 @@
+"""The modules of a loaded mixture, found once: each layer's router, what chooses, its experts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from moeify.errors import RoutingError
+from moeify.families.base import MoeLayout, RouterRule
+from moeify.families.registry import is_encoder_type
+from moeify.routing.choosing import Choice, choice
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+__all__ = [
+    "LoadedLayer",
+    "LoadedMixture",
+    "Route",
+    "Routed",
+    "base_model",
+    "is_encoder",
+    "layer_stack",
+    "replaced",
+]
+
+
+Route = Callable[[int, "Tensor", "Tensor", "Tensor"], tuple["Tensor", "Tensor"]]
+"""From layer, logits [N, E], weights [N, K] and experts [N, K] to other weights and experts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Routed:
+    """What one layer did with the N tokens of a forward pass, gradients included.
+
+    ``inputs`` [N, H] are what the router read, [B, H] where it reads whole sequences; the experts
+    then read ``expert_inputs``, None where that is the same. ``logits`` [N, E] are the router's,
+    ``weights`` [N, K] and ``experts`` [N, K] what the model used, the expert with most weight
+    first.
+    """
+
+    layer: LoadedLayer
+    inputs: Tensor
+    logits: Tensor
+    weights: Tensor
+    experts: Tensor
+    expert_inputs: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedLayer:
+    """One layer's mixture in a loaded or outlined model.
+
+    ``router`` gives logits at least, ``chooser`` logits, weights and experts: a module beside the
+    router in moeify's own classes, the router itself in others. ``block`` holds them and the
+    ``experts``; ``bias`` is added for choosing.
+    """
+
+    number: int
+    block: nn.Module
+    router: Any
+    chooser: nn.Module
+    experts: Any
+    rule: RouterRule
+    groups: tuple[int, int] | None
+    top_k: int
+    bias: Tensor | None
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the layer's weights are loaded."""
+        return not next(self.router.parameters()).is_meta
+
+    @property
+    def num_experts(self) -> int:
+        """Experts of the layer, E."""
+        return len(next(self.experts.parameters()))
+
+    def choice(self, logits: Tensor) -> Choice:
+        """Scores and what the best are taken of, by the family's rule, for ``logits`` [T, E]."""
+        return choice(self.rule, self.groups, self.bias, logits)
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Scores that sum to 1 [T, E] for ``logits`` [T, E]: the router's softmax in most rules."""
+        scores = self.choice(logits)["scores"]
+        return logits.softmax(-1) if scores is None else scores
+
+    def read(self, out: tuple[Any, ...]) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits, weights and experts of what the chooser gave, most weight first."""
+        if len(out) == 2:  # Llama 4: a weight for every expert, 0 for those not chosen
+            every, logits = out
+            experts = logits.topk(self.top_k, dim=-1)[1]
+            return logits, every.gather(1, experts), experts
+        logits, weights, experts = out
+        order = weights.argsort(dim=-1, descending=True, stable=True)
+        return logits, weights.gather(1, order), experts.gather(1, order)
+
+    def answer(self, out: tuple[Any, ...], weights: Tensor, experts: Tensor) -> tuple[Any, ...]:
+        """``out`` with other ``weights`` and ``experts``, as the model takes them."""
+        if len(out) == 2:
+            every, logits = out
+            return every.new_zeros(every.shape).scatter_add(1, experts, weights.to(every)), logits
+        return out[0], weights.to(out[1].dtype), experts
+
+    def rerouting(self, route: Route) -> Callable[..., Any]:
+        """A hook for the chooser that replaces its weights and experts by those of ``route``."""
+
+        def hook(_: Any, __: Any, out: tuple[Any, ...]) -> tuple[Any, ...]:
+            return self.answer(out, *route(self.number, *self.read(out)))
+
+        return hook
+
+    def expert(self, number: int, tokens: Tensor) -> Tensor:
+        """Outputs [T, H] of one expert for all ``tokens`` [T, H]."""
+        count, first = len(tokens), next(self.experts.parameters())
+        tokens = tokens.to(device=first.device, dtype=first.dtype)
+        if self.rule.weighs_inputs:  # every expert has rows of its own
+            padded = tokens.new_zeros(len(first), *tokens.shape)
+            padded[number] = tokens
+            outputs: Tensor = self.experts(padded.flatten(0, 1)).view_as(padded)[number]
+            return outputs
+        chosen = first.new_full((count, 1), number).long()
+        outputs = self.experts(tokens, chosen, tokens.new_ones(count, 1))
+        return outputs
+
+    def watch(self, see: Callable[[Routed], None]) -> list[Any]:
+        """Have ``see`` shown what the layer does from now on; returns the hooks to remove."""
+        read: dict[str, Tensor] = {}
+
+        def chosen(_: Any, __: Any, out: tuple[Any, ...]) -> None:
+            logits, weights, experts = self.read(out)
+            inputs, apart = read.pop("router").flatten(0, -2), read.pop("experts", None)
+            see(
+                Routed(
+                    layer=self, inputs=inputs, logits=logits, weights=weights, experts=experts,
+                    expert_inputs=apart,
+                )
+            )  # fmt: skip
+
+        handles = [
+            self.router.register_forward_pre_hook(lambda _, args: read.update(router=args[0])),
+            self.chooser.register_forward_hook(chosen),
+        ]
+        if getattr(self.block, "pool", None) is not None:
+            handles.append(
+                self.block.register_forward_pre_hook(lambda _, args: read.update(experts=args[0]))
+            )
+        return handles
+
+
+class LoadedMixture:
+    """A loaded or outlined model and its MoE layers by number.
+
+    Raises ``RoutingError`` where ``layout`` does not fit the model.
+    """
+
+    def __init__(self, model: nn.Module, layout: MoeLayout) -> None:
+        self.model, self.layout = model, layout
+        config: Any = model.config
+        values = config.to_dict()
+        self.top_k = layout.top_k(values)
+        self.stack = list(layer_stack(model, layout.layer).children())
+        groups = layout.rule.group_counts(values)
+        self.layers = {n: self._layer(n, groups) for n in layout.moe_layers(values)}
+
+    def _layer(self, number: int, groups: tuple[int, int] | None) -> LoadedLayer:
+        layout = self.layout
+        path = layout.router_module or layout.router.removesuffix(".weight")
+        try:
+            layer = self.stack[number]
+            router, block = (layer.get_submodule(p) for p in (path, path.rpartition(".")[0]))
+            experts: Any = block.experts
+        except (AttributeError, IndexError):
+            name = layout.layer.format(layer=number) + path
+            raise RoutingError(f"{type(self.model).__name__} has no router {name!r}") from None
+        return LoadedLayer(
+            number=number, block=block, router=router, chooser=getattr(block, "routing", router),
+            experts=experts, rule=layout.rule, groups=groups, top_k=self.top_k,
+            bias=_selection_bias(layer, layout),
+        )  # fmt: skip
+
+    @contextmanager
+    def rerouted(self, route: Route) -> Iterator[None]:
+        """A while in which every layer that is here uses what ``route`` returns."""
+        handles = []
+        try:
+            for layer in self.layers.values():
+                if layer.is_here:
+                    handles.append(layer.chooser.register_forward_hook(layer.rerouting(route)))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @contextmanager
+    def watched(self, see: Callable[[Routed], None]) -> Iterator[None]:
+        """A while in which ``see`` is shown what every layer that is here does."""
+        handles: list[Any] = []
+        try:
+            for layer in self.layers.values():
+                if layer.is_here:
+                    handles += layer.watch(see)
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+@contextmanager
+def replaced(module: Any, forward: Callable[..., Any]) -> Iterator[None]:
+    """A while in which ``forward`` is called in place of the module's own."""
+    before = vars(module).get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward
+        if before is not None:
+            module.forward = before
+
+
+def base_model(model: nn.Module) -> nn.Module:
+    """``model`` without its head."""
+    base: nn.Module = getattr(model, "base_model", model)
+    return base
+
+
+def layer_stack(model: nn.Module, layer: str) -> nn.Module:
+    """The module whose children are the layers, which are called ``layer`` in the text model."""
+    path = layer.split(".{layer}")[0]
+    base, root = base_model(model), path.split(".")[0]
+    for name in ("", "model", "language_model", "language_model.model"):
+        try:
+            part = base.get_submodule(name)
+        except AttributeError:
+            continue
+        if hasattr(part, root):
+            return part.get_submodule(path)
+    raise RoutingError(f"{type(model).__name__} has no layers {path!r}")
+
+
+def is_encoder(model: nn.Module) -> bool:
+    """Whether ``model`` has no cache to switch off."""
+    config: Any = model.config
+    return is_encoder_type(config.model_type) and not getattr(config, "is_decoder", False)
+
+
+def _selection_bias(layer: nn.Module, layout: MoeLayout) -> Tensor | None:
+    name = layout.loaded_selection_bias or layout.rule.selection_bias
+    if name is None:
+        return None
+    path, _, last = name.rpartition(".")
+    found: Tensor | None = getattr(layer.get_submodule(path), last, None)
+    return found

@@ -1,0 +1,86 @@
+"""Tables of methods, to which code outside moeify may add rows, and what options may name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, Generic, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from moeify.errors import ConfigError
+
+__all__ = ["Citation", "Row", "Table", "check_choices", "choices"]
+
+_NAME = re.compile(r"[a-z][a-z0-9_-]*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Citation:
+    """A paper and what it was used for; ``arxiv`` is its number there, such as 2510.13999."""
+
+    used_for: str
+    authors: str
+    title: str
+    arxiv: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A method: what options call it, a few words for the help, and the paper for the card."""
+
+    name: str
+    help: str = ""
+    paper: Citation | None = None
+
+
+R = TypeVar("R", bound=Row)
+
+
+class Table(Mapping[str, R], Generic[R]):
+    """Rows by name, in the order in which they came; ``what`` is what a row is called."""
+
+    def __init__(self, what: str, *rows: R) -> None:
+        self.what = what
+        self._rows: dict[str, R] = {row.name: row for row in rows}
+
+    def __getitem__(self, name: str) -> R:
+        return self._rows[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __hash__(self) -> int:
+        return id(self)  # a type that names it has to be hashable
+
+    def register(self, row: R) -> None:
+        """Add ``row``; raises ``ConfigError`` for a name that is taken or no word for an option."""
+        if not _NAME.fullmatch(row.name):
+            raise ConfigError(
+                f"{self.what} {row.name!r} has no name that an option can take",
+                "name it with small letters, digits, - and _",
+            )
+        if self._rows.setdefault(row.name, row) != row:
+            raise ConfigError(f"there is a {self.what} {row.name!r} already", "name it otherwise")
+
+
+def choices(hint: Any) -> Collection[str]:
+    """What the type of a field allows to name: a ``Literal``'s values or a table's rows."""
+    if get_origin(hint) is Literal:
+        return get_args(hint)
+    if get_origin(hint) is Annotated:
+        return next((m for m in hint.__metadata__ if isinstance(m, Table)), ())
+    inner = (choices(part) for part in get_args(hint))
+    return next((found for found in inner if found), ())
+
+
+def check_choices(config: Any) -> None:
+    """Raise ``ConfigError`` where a field of ``config`` names what its type does not allow."""
+    hints = get_type_hints(type(config), include_extras=True)
+    for option in (field.name for field in fields(config)):
+        value, allowed = getattr(config, option), choices(hints[option])
+        if allowed and value is not None and value not in allowed:
+            name = option.replace("_", "-")
+            raise ConfigError(f"{name} {value!r} is unknown", f"one of: {', '.join(allowed)}")

@@ -1,0 +1,83 @@
+"""Losses that keep the load even: one row each, a function of the sums over a global batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from moeify.tables import Citation, Row, Table
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from moeify.warming.losses import RouterSums
+
+__all__ = ["BALANCES", "Balance"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Balance(Row):
+    """How unevenly each layer by itself is loaded, averaged over the layers.
+
+    ``formula`` makes a scalar of ``RouterSums``; ``through`` says by which of them its gradient
+    reaches routers: weights of the chosen (``gates``) have none where a rule makes them constant.
+    """
+
+    formula: Callable[[RouterSums], Tensor]
+    through: Literal["probabilities", "gates", "nothing"]
+
+
+def _cited(authors: str, title: str, arxiv: str) -> Citation:
+    return Citation(used_for="the balance loss", authors=authors, title=title, arxiv=arxiv)
+
+
+def _switch(sums: RouterSums) -> Tensor:
+    """E sum_i f_i P_i (arXiv 2101.03961 equations 4-6), f over all K choices.
+
+    It is K when even, E when collapsed.
+    """
+    f = sums.counts / sums.counted.clamp(min=1)
+    p = sums.probabilities / sums.tokens.clamp(min=1)
+    return (sums.counts.shape[1] * (f * p).sum(-1)).mean()
+
+
+def _cv2(sums: RouterSums) -> Tensor:
+    """Squared coefficient of variation of the summed gates (arXiv 1701.06538 equations 6-7)."""
+    return (sums.gates.var(-1, correction=0) / sums.gates.mean(-1).square()).mean()
+
+
+def _kl(sums: RouterSums) -> Tensor:
+    """Divergence of the mean gates from the uniform load."""
+    shares = sums.gates / sums.gates.sum(-1, keepdim=True)
+    return shares.xlogy(shares * sums.counts.shape[1]).sum(-1).mean()
+
+
+BALANCES: Table[Balance] = Table(
+    "balance",
+    Balance(
+        name="switch",
+        help="load times mean score",
+        formula=_switch,
+        through="probabilities",
+        paper=_cited(
+            "Fedus et al.",
+            "Switch Transformers: Scaling to Trillion Parameter Models with Simple and Efficient"
+            " Sparsity",
+            "2101.03961",
+        ),
+    ),
+    Balance(
+        name="cv2",
+        help="variation of summed weights",
+        formula=_cv2,
+        through="gates",
+        paper=_cited(
+            "Shazeer et al.",
+            "Outrageously Large Neural Networks: The Sparsely-Gated Mixture-of-Experts Layer",
+            "1701.06538",
+        ),
+    ),
+    Balance(name="kl", help="their divergence from even", formula=_kl, through="gates"),
+    Balance(name="none", formula=lambda sums: sums.z.new_zeros(()), through="nothing"),
+)
