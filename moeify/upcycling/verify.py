@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,12 +13,12 @@ from moeify.checkpoint.reader import Checkpoint
 from moeify.checkpoint.regular import read_text
 from moeify.checkpoint.source import resolve_source
 from moeify.errors import CheckpointError, ConfigError, DatasetError
-from moeify.families.base import Config, DenseLayout, MoeLayout
+from moeify.families.base import Config
 from moeify.families.dense_tensors import sort_dense
-from moeify.families.registry import DENSE_LAYOUTS, MOE_LAYOUTS, vocabulary_size
+from moeify.families.registry import DENSE_LAYOUTS, vocabulary_size
 from moeify.routing.data import check_vocabulary
 from moeify.routing.loading import encode, load_model, load_tokenizer
-from moeify.routing.passes import Passes, WholeModel, passes_over
+from moeify.routing.passes import Passes, WholeModel, known_layout, passes_over
 from moeify.upcycling.config import VerifyConfig
 
 if TYPE_CHECKING:
@@ -170,8 +170,7 @@ def _outputs(
 def _passes(
     checkpoint: Checkpoint, tokens: int, dtype: str, low_memory: bool | None
 ) -> AbstractContextManager[Passes]:
-    known: Mapping[str, DenseLayout | MoeLayout] = {**DENSE_LAYOUTS, **MOE_LAYOUTS}
-    layout = known.get(str(checkpoint.config.get("model_type")))
+    layout = known_layout(checkpoint.config)
     if layout is not None:
         return passes_over(
             checkpoint, layout, tokens, low_memory=low_memory, head=True, dtype=dtype,
