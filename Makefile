@@ -64,7 +64,7 @@ browser: $(READY_TESTS)
 faults: $(READY_TESTS)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults --kind kill --moments 200
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults --kind disk --moments 200
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.fuzz --inputs 75000 --loading 0
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.fuzz --inputs 100000 --loading 0
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.fuzz --inputs 5000 --seed 1000000 --loading 1
 	if $(PIP) --no-deps atheris==3.0.0; then OMP_NUM_THREADS=1 \
 	  $(BIN)/python -m tests.faults.coverage_guided --inputs 20000 --report .cache/coverage.json; fi

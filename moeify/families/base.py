@@ -69,7 +69,8 @@ class DenseLayout:
     Llama.
     ``aliases`` maps endings of old names to today's; ``buffers`` are endings of tensors that are
     recomputed and not carried over; ``optional`` names tensors, relative to the base model or to a
-    layer, that may be missing. ``canonical`` gives a config its usual keys.
+    layer, that may be missing. ``encoder`` is as in ``MoeLayout``. ``canonical`` gives a config its
+    usual keys.
     """
 
     model_type: str
@@ -88,6 +89,7 @@ class DenseLayout:
     aliases: Mapping[str, str] = field(default_factory=dict)
     buffers: tuple[str, ...] = (".rotary_emb.inv_freq",)
     optional: frozenset[str] = frozenset()
+    encoder: bool = False
     canonical: Callable[[Config], Config] = dict
 
     def tied(self, head: Head, config: Config) -> frozenset[str]:

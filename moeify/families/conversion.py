@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from moeify.errors import CheckpointError
+from moeify.errors import CheckpointError, ConfigError
 from moeify.families.base import DenseLayout
 from moeify.families.engines import NATIVE, Engine, Said, own_engines
 from moeify.families.moe_layout import ExtraTensor, MoeLayout
 from moeify.families.values import Config
 
-__all__ = ["Conversion", "MoeSettings", "own_conversion"]
+__all__ = ["DENSE_TYPE", "Conversion", "MoeSettings", "own_conversion"]
+
+DENSE_TYPE = "dense_model_type"
+"""Under which moeify.json, and config.json where a user adds it, say what a mixture came from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,14 +73,16 @@ class Conversion:
         return next((e.renormalises for e in self.engines if e.name == "llama.cpp"), None)
 
     def moe_config(self, config: Config, settings: MoeSettings) -> Config:
-        """config.json of the mixture that a dense ``config`` becomes."""
+        """config.json of the mixture that a dense ``config`` becomes; raises ``MoeifyError``."""
+        if self.every_layer is not None and settings.dense_layers:
+            raise ConfigError(self.every_layer, "pass --layers all, or leave it out")
         result = self.to_moe(dict(config), settings)
         name = self.moe.class_prefix + self.dense.head_name(config)
         return {**result, "model_type": self.moe.model_type, "architectures": [name]}
 
     def dense_config(self, config: Config) -> Config:
         """config.json of the dense model that a mixture becomes; raises ``CheckpointError``."""
-        result = self.to_dense(dict(config))
+        result = self.to_dense({k: v for k, v in config.items() if k != DENSE_TYPE})
         named = config.get("architectures") or [f"{self.moe.class_prefix}Model"]
         name = str(named[0])
         head = name.removeprefix(self.moe.class_prefix)

@@ -171,7 +171,9 @@ class MoeLayout:
     ``norm`` and ``norm_bias`` are the normalisation whose output the router reads. The router's
     weight is [E, H] and its bias [E] in every family. ``router_module`` is the router's path
     within its layer once transformers has loaded it, where that is not its tensor's name, and
-    ``loaded_selection_bias`` is the same for the bias of the rule.
+    ``loaded_selection_bias`` is the same for the bias of the rule. An ``encoder`` sees every token
+    of a text at once, unless config.json says ``is_decoder``. ``warms_up`` says whether warm-up
+    knows the rule, ``unsharded`` why FSDP cannot hold the class in shards.
     """
 
     model_type: str
@@ -193,6 +195,9 @@ class MoeLayout:
     router_module: str | None = None
     guard: str | None = None
     loaded_selection_bias: str | None = None
+    encoder: bool = False
+    warms_up: bool = False
+    unsharded: str | None = None
 
     def is_guard(self, stored: StoredTensor) -> bool:
         """Whether a tensor only keeps dense classes from loading the mixture."""

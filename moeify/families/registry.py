@@ -8,7 +8,7 @@ from moeify.errors import CheckpointError, ConfigError, UnsupportedModelError
 from moeify.families import conversions, dense, mixtures
 from moeify.families.base import DenseLayout
 from moeify.families.catalogue import Catalogue
-from moeify.families.conversion import Conversion
+from moeify.families.conversion import DENSE_TYPE, Conversion
 from moeify.families.moe_layout import MoeLayout
 from moeify.families.moe_names import as_loaded
 from moeify.families.values import EXPERT_KEYS, Config, positive, text_config
@@ -16,12 +16,12 @@ from moeify.families.values import EXPERT_KEYS, Config, positive, text_config
 __all__ = [
     "CONVERSIONS",
     "DENSE_LAYOUTS",
-    "DENSE_TYPE",
     "MOE_LAYOUTS",
     "conversion_from",
     "conversions_to",
     "default_class",
     "dense_layout",
+    "is_encoder_type",
     "moe_layout",
     "origin",
     "origin_or_none",
@@ -38,9 +38,6 @@ MOE_LAYOUTS: Catalogue[MoeLayout] = Catalogue(mixtures, "LAYOUT")
 
 CONVERSIONS: Catalogue[tuple[Conversion, ...]] = Catalogue(conversions, "CONVERSIONS")
 """What dense types become, each type's default first."""
-
-DENSE_TYPE = "dense_model_type"
-"""Under which moeify.json, and config.json where a user adds it, say what a mixture came from."""
 
 
 def dense_layout(config: Config) -> DenseLayout:
@@ -107,6 +104,12 @@ def origin_or_none(config: Config, recorded: str | None = None) -> Conversion | 
         return origin(config, recorded)
     except (CheckpointError, UnsupportedModelError):
         return None
+
+
+def is_encoder_type(model_type: str) -> bool:
+    """Whether models of this type see every token of a text at once."""
+    found = DENSE_LAYOUTS.get(model_type) or MOE_LAYOUTS.get(model_type)
+    return found is not None and found.encoder
 
 
 def default_class(model_type: str) -> str:

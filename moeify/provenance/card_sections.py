@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from moeify.families.conversion import DENSE_TYPE
 from moeify.families.engines import FOREIGN
-from moeify.families.registry import DENSE_TYPE
 from moeify.provenance.citations import citations
 from moeify.provenance.exports import SCALED_FOR_OTHERS, SET_APART_BY_NOISE, is_as_exported
 from moeify.provenance.markdown import inline, rows, table
@@ -21,19 +21,8 @@ PLACEHOLDER = "FOLDER_OR_REPO"
 
 _EXPERT_COLUMNS = ("experts", "know", "made of")
 _COUNTS = ("params_dense", "params_total", "params_active")
-_HIDDEN = frozenset(
-    {
-        *_COUNTS,
-        "custom_code",
-        "sources",
-        "revision",
-        "force",
-        "max_shard_size",
-        "papers",
-        "push_to",
-        DENSE_TYPE,
-    }
-)
+_UNSHOWN = ("custom_code", "sources", "revision", "force", "max_shard_size", "papers", "push_to")
+_HIDDEN = frozenset((*_COUNTS, *_UNSHOWN, DENSE_TYPE))
 
 
 def card_sections(subject: Subject) -> Iterator[str]:

@@ -16,7 +16,7 @@ from moeify.checkpoint.inside import check_relative, resolve_inside
 from moeify.checkpoint.json_text import read_json
 from moeify.checkpoint.source import Source
 from moeify.errors import CheckpointError
-from moeify.families.registry import DENSE_TYPE
+from moeify.families.conversion import DENSE_TYPE
 
 __all__ = [
     "RECORD_FILE", "FileEntry", "Record", "Step", "expert_sources",

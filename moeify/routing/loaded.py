@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from moeify.errors import RoutingError
 from moeify.families.base import MoeLayout, RouterRule
+from moeify.families.registry import is_encoder_type
 from moeify.routing.choosing import Choice, choice
 
 if TYPE_CHECKING:
@@ -243,7 +244,7 @@ def layer_stack(model: nn.Module, layer: str) -> nn.Module:
 def is_encoder(model: nn.Module) -> bool:
     """Whether ``model`` has no cache to switch off."""
     config: Any = model.config
-    return config.model_type in ("bert", "bert_moe") and not getattr(config, "is_decoder", False)
+    return is_encoder_type(config.model_type) and not getattr(config, "is_decoder", False)
 
 
 def _selection_bias(layer: nn.Module, layout: MoeLayout) -> Tensor | None:

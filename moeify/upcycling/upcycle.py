@@ -11,7 +11,7 @@ from moeify.checkpoint.reader import Checkpoint
 from moeify.checkpoint.source import Source, resolve_source
 from moeify.checkpoint.staging import check_free_space
 from moeify.checkpoint.writer import Progress
-from moeify.families.registry import DENSE_TYPE
+from moeify.families.conversion import DENSE_TYPE
 from moeify.provenance.new_checkpoint import NewCheckpoint
 from moeify.provenance.record import Step
 from moeify.routing.loading import require_accelerate

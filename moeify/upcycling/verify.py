@@ -15,7 +15,7 @@ from moeify.checkpoint.source import resolve_source
 from moeify.errors import CheckpointError, ConfigError, DatasetError
 from moeify.families.base import Config
 from moeify.families.dense_tensors import sort_dense
-from moeify.families.registry import DENSE_LAYOUTS, vocabulary_size
+from moeify.families.registry import DENSE_LAYOUTS, is_encoder_type, vocabulary_size
 from moeify.routing.data import check_vocabulary
 from moeify.routing.loading import encode, load_model, load_tokenizer
 from moeify.routing.passes import Passes, WholeModel, known_layout, passes_over
@@ -111,7 +111,7 @@ def _warnings(dense: Checkpoint, tokens: torch.Tensor) -> Iterator[str]:
 
 def _needs_padding(config: Config) -> bool:
     """Whether the class looks for the last token that is no padding."""
-    decoder = config.get("model_type") not in ("bert", "bert_moe")
+    decoder = not is_encoder_type(str(config.get("model_type")))
     named = (config.get("architectures") or [""])[0]
     classifies = named.endswith("ForSequenceClassification")
     return decoder and classifies and config.get("pad_token_id") is None
@@ -178,7 +178,7 @@ def _passes(
         )  # fmt: skip
     if low_memory:
         raise ConfigError(
-            f"moeify does not know the layers of {checkpoint.config.get('model_type')!r}",
+            f"moeify does not know the layers of {model_type!r}",
             "leave --low-memory out",
         )
     model = load_model(checkpoint.folder, dtype)
@@ -197,7 +197,7 @@ def _inputs(model: Any, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
     inputs = {"input_ids": tokens}
     if "MultipleChoice" in type(model).__name__ or "DoubleHeads" in type(model).__name__:
         inputs = {"input_ids": tokens.unsqueeze(1)}
-    if model.config.model_type in ("bert", "bert_moe"):
+    if is_encoder_type(model.config.model_type):
         inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
     return inputs
 

@@ -13,7 +13,7 @@ from moeify.checkpoint.reader import Checkpoint, read_config
 from moeify.checkpoint.source import Source, resolve_source
 from moeify.errors import CheckpointError, ConfigError, DatasetError, UnsupportedModelError
 from moeify.families.mixture import Mixture, open_mixture
-from moeify.families.registry import moe_layout, vocabulary_size
+from moeify.families.registry import MOE_LAYOUTS, moe_layout, vocabulary_size
 from moeify.provenance.new_checkpoint import NewCheckpoint
 from moeify.provenance.record import Record
 from moeify.routing.data import Blocks, block_length, blocks_for, check_vocabulary
@@ -41,7 +41,6 @@ from moeify.warming.sharding import check_sharding
 
 __all__ = ["Measured", "Progress", "Session", "open_session", "some_blocks"]
 
-SUPPORTED = ("bert_moe", "gpt2_moe", "mixtral", "olmoe", "qwen2_moe", "qwen3_moe")
 Progress = Callable[[str, int, int], None]
 """Told what is being done, how much of it is done and how much there is."""
 
@@ -203,12 +202,13 @@ def open_session(new: NewCheckpoint, config: WarmupConfig, progress: Progress | 
     """
     source = new.source
     opened = Checkpoint.open(source.folder)
-    model_type = moe_layout(opened.config).model_type
-    if model_type not in SUPPORTED:
+    layout = moe_layout(opened.config)
+    if not layout.warms_up:
+        known = {known.model_type for known in MOE_LAYOUTS.values() if known.warms_up}
         raise UnsupportedModelError(
-            model_type, SUPPORTED, "its routers choose by a rule that warm-up does not know"
+            layout.model_type, known, "its routers choose by a rule that warm-up does not know"
         )
-    check_sharding(model_type)
+    check_sharding(layout.unsharded)
     view = open_mixture(opened)
     for layer in view.moe_layers:
         if view.router(layer) is None:

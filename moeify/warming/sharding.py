@@ -18,10 +18,10 @@ def uses_fsdp() -> bool:
     return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
 
-def check_sharding(model_type: str) -> None:
+def check_sharding(unsharded: str | None) -> None:
     """Check what accelerate launch was told about FSDP, and let every process load all weights.
 
-    Raises ``ConfigError`` for FSDP's first version, and for BERT.
+    Raises ``ConfigError`` for FSDP's first version, and with the reason of ``unsharded`` types.
     """
     if not uses_fsdp():
         return
@@ -30,9 +30,9 @@ def check_sharding(model_type: str) -> None:
             "FSDP's first version cannot hold float32 routers among weights of another dtype",
             "pass --fsdp_version 2 to accelerate launch",
         )
-    if model_type == "bert_moe":
+    if unsharded is not None:
         raise ConfigError(
-            "accelerate cannot shard a BERT, whose head has a bias under two names",
+            unsharded,
             "start the processes with torchrun; each holds the whole model then",
         )
     # Otherwise transformers loads them in one process, and the others get theirs when it trains.

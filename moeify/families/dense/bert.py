@@ -43,6 +43,7 @@ _SPANS = {"qa_outputs.weight": ("C", "H"), "qa_outputs.bias": ("C",)}
 LAYOUT = DenseLayout(
     model_type="bert",
     class_prefix="Bert",
+    encoder=True,
     activation=("hidden_act", "gelu"),
     prefixes=("bert.",),
     layer="encoder.layer.{layer}.",

@@ -1,0 +1,206 @@
+"""From one file outside the package, Llama checkpoints become Mixtral mixtures in every command."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+from transformers import AutoTokenizer
+
+import moeify
+from moeify.checkpoint.reader import Checkpoint
+from moeify.errors import CheckpointError, ConfigError, UnsupportedModelError
+from moeify.families import registry
+from moeify.families.catalogue import Catalogue
+from moeify.families.registry import register_conversion, register_mixture
+from moeify.hub.listing import local_files
+from moeify.hub.plan import plan_push
+from moeify.routing.loading import load_model
+from tests.extending.documented import example, installed, run
+from tests.families.test_contract import load_strictly
+
+DEMO = Path(moeify.__file__).parent / "demo"
+HEADS = ("Model", "ForCausalLM", "ForSequenceClassification", "ForTokenClassification",
+         "ForQuestionAnswering")  # fmt: skip
+VOCABULARY = 2048  # the shipped tokenizer's
+
+
+@pytest.fixture
+def clean(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test registers is gone afterwards."""
+    for name in ("DENSE_LAYOUTS", "MOE_LAYOUTS", "CONVERSIONS"):
+        catalogue: Catalogue[Any] = getattr(registry, name)
+        monkeypatch.setattr(catalogue, "_held", dict(catalogue._held))
+
+
+@pytest.fixture
+def llama(clean: None, tmp_path: Path) -> None:
+    """The file of the page, run as an import runs it."""
+    file = tmp_path / "llama_to_mixtral.py"
+    file.write_text(example("A model type"))
+    exec(compile(file.read_text(), str(file), "exec"), {"__name__": "llama_to_mixtral"})
+
+
+def save_llama(folder: Path, head: str = "ForCausalLM", **options: Any) -> Path:
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(**{
+        "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48,
+        "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "max_position_embeddings": 256, "pad_token_id": 0, **options,
+    })  # fmt: skip
+    model = getattr(transformers, f"Llama{head}")(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            spread = 0.1 if parameter.ndim == 1 else 0.3 * parameter.shape[-1] ** -0.5
+            parameter.normal_(1.0 if "norm" in name else 0.0, spread)
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(DEMO / "gpt2").save_pretrained(folder)
+    return folder
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return {k: v for file in folder.glob("*.safetensors") for k, v in load_file(file).items()}
+
+
+LLAMA3 = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0,
+          "high_freq_factor": 4.0, "original_max_position_embeddings": 64}  # fmt: skip
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize(
+    "options",
+    [{"tie_word_embeddings": True}, {"head_dim": 16, "rope_parameters": LLAMA3}],
+    ids=["tied", "llama3"],
+)
+def test_every_head_is_exact_and_comes_back(
+    llama: None, tmp_path: Path, head: str, options: dict[str, Any]
+) -> None:
+    dense = save_llama(tmp_path / "dense", head, **options)
+    report = moeify.upcycle(dense, tmp_path / "moe", num_experts=3, noise=0.0)
+    assert (report.family, report.model_type) == ("llama", "mixtral")
+    assert type(load_strictly(tmp_path / "moe")).__name__ == f"Mixtral{head}"
+    compared = moeify.verify(dense, tmp_path / "moe")
+    assert compared.relative_diff <= 1e-6 and compared.top1_agreement == 1
+    assert moeify.inspect(tmp_path / "moe").problems == []
+    back = moeify.prune(tmp_path / "moe", tmp_path / "back", keep=1, by="random", dense=True)
+    assert back.num_experts == 1
+    before, after = weights(dense), weights(tmp_path / "back")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert moeify.verify(dense, tmp_path / "back").bit_exact
+
+
+def test_every_command_works_on_it(llama: None, tmp_path: Path) -> None:
+    dense, moe = save_llama(tmp_path / "dense"), tmp_path / "moe"
+    said = moeify.inspect(dense)
+    assert said.problems == [] and said.upcycled is not None
+    assert said.upcycled.model_type == "mixtral"
+    report = moeify.upcycle(dense, moe, num_experts=4, noise=0.05)
+    assert report.params_total == load_model(moe).num_parameters()
+    moeify.attach(moe, tmp_path / "attached", router="normal", top_k=1)
+    assert moeify.inspect(tmp_path / "attached").top_k == 1
+    text = {"dataset": DEMO / "text.jsonl", "seq_len": 32}
+    warmed = moeify.warmup(
+        moe, tmp_path / "warmed", steps=2, batch=2, fit_tokens=512, eval_tokens=512,
+        device="cpu", **text,
+    )  # fmt: skip
+    assert warmed.steps == 2
+    assert (
+        weights(moe)["model.layers.0.block_sparse_moe.gate.weight"]
+        .ne(weights(tmp_path / "warmed")["model.layers.0.block_sparse_moe.gate.weight"])
+        .any()
+    )
+    moeify.extract(tmp_path / "warmed", tmp_path / "expert", expert=2)
+    assert type(load_model(tmp_path / "expert")).__name__ == "LlamaForCausalLM"
+    assert moeify.inspect(moe, reference=dense, weights=True).problems == []
+    added = moeify.add_experts(moe, tmp_path / "added", experts=(str(dense),))
+    assert added.num_experts == 5
+    local, left = local_files(Checkpoint.open(tmp_path / "warmed"), "me/llama-moe")
+    plan = plan_push("me/llama-moe", "main", local, None, left, None)
+    assert {file.name for file in plan.uploads} >= {"config.json", "README.md"}
+    assert any(file.name.endswith(".safetensors") for file in plan.uploads)
+    card = (tmp_path / "warmed" / "README.md").read_text()
+    assert "- llama\n" in card
+
+
+def test_layers_cannot_stay_dense_and_biases_are_refused(llama: None, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no dense layers"):
+        moeify.upcycle(save_llama(tmp_path / "a"), tmp_path / "moe", layers="odd")
+    biased = save_llama(tmp_path / "b", attention_bias=True, mlp_bias=True)
+    assert moeify.inspect(biased).problems == []
+    with pytest.raises(ConfigError, match="attention_bias is set"):
+        moeify.upcycle(biased, tmp_path / "moe")
+    assert not (tmp_path / "moe").exists()
+
+
+def test_a_second_conversion_is_named_and_going_back_never_guesses(
+    llama: None, tmp_path: Path
+) -> None:
+    from dataclasses import replace
+
+    first = registry.CONVERSIONS["llama"][0]
+    register_mixture(replace(first.moe, model_type="mixtral_two"))
+    register_conversion(replace(first, moe=registry.MOE_LAYOUTS["mixtral_two"]))
+    mistral = replace(first.dense, model_type="mistral", class_prefix="Mistral")
+    register_conversion(replace(first, dense=mistral))
+    dense, moe = save_llama(tmp_path / "dense"), tmp_path / "moe"
+    moeify.upcycle(dense, moe, num_experts=2, arch="mixtral_two", noise=0.0)
+    assert json.loads((moe / "config.json").read_text())["model_type"] == "mixtral_two"
+    with pytest.raises(ConfigError, match="does not become olmoe, but mixtral, mixtral_two"):
+        moeify.upcycle(dense, tmp_path / "other", arch="olmoe")
+    moeify.upcycle(dense, tmp_path / "default", num_experts=2, noise=0.0)
+    moeify.extract(tmp_path / "default", tmp_path / "back", expert=0)  # moeify.json says llama
+    assert moeify.inspect(tmp_path / "back").model_type == "llama"
+    (tmp_path / "default" / "moeify.json").unlink()
+    with pytest.raises(CheckpointError, match="made of a llama or mistral") as caught:
+        moeify.extract(tmp_path / "default", tmp_path / "unknown", expert=0)
+    assert '"dense_model_type"' in str(caught.value.hint)
+    config = tmp_path / "default" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"dense_model_type": "llama"}))
+    moeify.extract(tmp_path / "default", tmp_path / "said", expert=0)
+    found = json.loads((tmp_path / "said" / "config.json").read_text())
+    assert found["model_type"] == "llama" and "dense_model_type" not in found
+
+
+def test_what_cannot_be_registered_says_why(llama: None) -> None:
+    from dataclasses import replace
+
+    conversion = registry.CONVERSIONS["llama"][0]
+    with pytest.raises(ConfigError, match="from 'llama' to 'mixtral' is there already"):
+        register_conversion(conversion)
+    with pytest.raises(ConfigError, match="there already with another layout"):
+        register_conversion(replace(conversion, dense=replace(conversion.dense, class_prefix="X")))
+    with pytest.raises(ConfigError, match="'mixtral' is there already"):
+        register_mixture(conversion.moe)
+    with pytest.raises(ConfigError, match="'new' is not registered") as caught:
+        register_conversion(replace(conversion, moe=replace(conversion.moe, model_type="new")))
+    assert "register_mixture" in str(caught.value.hint)
+    plain = replace(conversion.dense, model_type="plain", ffn=conversion.dense.ffn[1:])
+    with pytest.raises(ConfigError, match="have a gate, which no part of the FFN of 'plain'"):
+        register_conversion(replace(conversion, dense=plain))
+
+
+def test_before_it_is_registered_llama_is_unknown(clean: None, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModelError, match="'llama' is not supported"):
+        moeify.upcycle(save_llama(tmp_path / "dense"), tmp_path / "moe")
+
+
+@pytest.mark.parametrize("name", ["../qwen2", "qwen2.x", "__init__", "os", "", "catalogue"])
+def test_a_name_from_config_json_is_never_imported_as_a_path(name: str) -> None:
+    for catalogue in (registry.DENSE_LAYOUTS, registry.MOE_LAYOUTS, registry.CONVERSIONS):
+        assert name not in catalogue
+        assert catalogue.get(name) is None
+
+
+def test_the_command_line_finds_it_by_its_entry_point(tmp_path: Path) -> None:
+    place = installed(tmp_path / "site", example("A model type"), "llama_to_mixtral")
+    save_llama(tmp_path / "dense")
+    done = run(place, "upcycle", "dense", "moe", "--arch", "mixtral", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["model_type"] == "mixtral"
+    assert run(place, "inspect", "moe", cwd=tmp_path).returncode == 0
