@@ -27,6 +27,8 @@ from moeify.warming.fits import FITS
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from moeify.warming.session import Session
+
 __all__ = ["check_new", "router_tensors", "write_output"]
 
 _UNRECORDED = ("resume", "plot", "device")
@@ -64,15 +66,18 @@ def check_new(new: NewCheckpoint, view: Mixture, config: WarmupConfig) -> None:
     new.check(files, view.checkpoint.config, more_bytes=scratch)
 
 
-def router_tensors(view: Mixture, model: Any) -> Iterator[tuple[StoredTensor, Tensor]]:
-    """What the files hold of each router and what the model does: its weight and its biases.
+def router_tensors(session: Session) -> Iterator[tuple[StoredTensor, Tensor]]:
+    """What the files hold of each router and what it has become: its weight and its biases.
 
-    A bias that is added for choosing is not trained: where a fit did not set it to zero, it stays.
+    A bias that is added for choosing is not trained: where no fit set it to zero, it stays.
     """
-    for number, layer in LoadedMixture(model, view.layout).layers.items():
-        bias = None if layer.bias is None or layer.bias.any() else layer.bias
-        held = (layer.router.weight, getattr(layer.router, "bias", None), bias)
-        for stored, tensor in zip(_stored(view, number), held, strict=True):
+    view, routers = session.view, session.routers
+    if not session.by_layer:
+        layers = LoadedMixture(session.model, view.layout).layers
+        routers = {number: layer.router_tensors for number, layer in layers.items()}
+    for number, (weight, bias, choosing) in routers.items():
+        kept = None if choosing is None or choosing.any() else choosing
+        for stored, tensor in zip(_stored(view, number), (weight, bias, kept), strict=True):
             if stored is not None and tensor is not None:
                 yield stored, tensor
 
@@ -84,27 +89,24 @@ def _stored(view: Mixture, layer: int) -> list[StoredTensor | None]:
     return [view.checkpoint.tensors.get(f"{prefix}{name}") for name in names]
 
 
-def _router_jobs(view: Mixture, model: Any) -> Iterator[Job]:
-    for stored, tensor in router_tensors(view, model):
+def _router_jobs(session: Session) -> Iterator[Job]:
+    for stored, tensor in router_tensors(session):
         array = np.ascontiguousarray(tensor.detach().float().cpu().numpy())
         piece = Held(array=array, dtype=stored.dtype)
         yield Job(stored.name, stored.dtype, stored.shape, (piece,))
 
 
 def write_output(
-    new: NewCheckpoint, view: Mixture, model: Any, config: WarmupConfig,
-    results: dict[str, Any], weights: dict[str, Any],
+    new: NewCheckpoint, session: Session, results: dict[str, Any]
 ) -> PlannedFiles:  # fmt: skip
-    """Write weights, companions and record of ``new``; returns what was written.
-
-    ``weights`` are those that were trained, float32, where more than routers were.
-    """
+    """Write weights, companions and record of ``new``; returns what was written."""
+    config, view = session.config, session.view
     with new.opened() as stage:
         with TemporaryDirectory(dir=stage) as scratch:
-            jobs: Iterable[Job] = _router_jobs(view, model)
-            if weights:
+            jobs: Iterable[Job] = _router_jobs(session)
+            if session.weights:
                 trained = Path(scratch, "trained.safetensors")
-                jobs = _changed(view.checkpoint, model, weights, trained)
+                jobs = _changed(view.checkpoint, session.model, session.weights, trained)
             plan = plan_rewrite(view.checkpoint, jobs, stage)
             new.write(plan)
         options = config.recorded().items()
