@@ -14,6 +14,7 @@ __all__ = [
     "RouteBy",
     "RouterInit",
     "RouterStart",
+    "check_seed",
 ]
 
 RouterInit = Literal["calibrated", "normal", "zeros"]
@@ -65,3 +66,9 @@ class DataConfig:
             if value is not None and value < 1:
                 name = option.replace("_", "-")
                 raise ConfigError(f"{name} must be positive, not {value}", f"leave --{name} out")
+
+
+def check_seed(seed: int) -> None:
+    """Raise ``ConfigError`` for a seed that the generator cannot take."""
+    if not 0 <= seed < 1 << 63:
+        raise ConfigError(f"the seed must lie between 0 and 2^63 - 1, not {seed}", "pass --seed 0")

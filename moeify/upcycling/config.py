@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from moeify.errors import ConfigError
 from moeify.provenance.config import OutputOptions, ShardedOutput
 from moeify.provenance.exports import check_flat_routers
-from moeify.routing.config import MemoryOptions, RouteBy, RouterInit, RouterStart
+from moeify.routing.config import MemoryOptions, RouteBy, RouterInit, RouterStart, check_seed
 from moeify.tables import check_choices
 from moeify.upcycling.recipes import RECIPES, recipe_for
 
@@ -266,12 +266,6 @@ def check_top_k(top_k: int, num_experts: int) -> None:
             f"top-k must lie between 1 and the number of experts, {num_experts}, not {top_k}",
             f"pass --top-k {max(1, min(2, num_experts))}",
         )
-
-
-def check_seed(seed: int) -> None:
-    """Raise ``ConfigError`` for a seed that the generator cannot take."""
-    if not 0 <= seed < 1 << 63:
-        raise ConfigError(f"the seed must lie between 0 and 2^63 - 1, not {seed}", "pass --seed 0")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -87,14 +87,14 @@ RECIPES = Table[Recipe](
     "recipe",
     _Copies(name="copies", help="of the checkpoint itself", paper=_UPCYCLING),
     _Sources(name="sources", help="of --experts-from", paper=_MIXING),
+    used_for="the way its experts were made, {name}",
 )
 
 
 def papers(recipe: Recipe, origins: Iterable[ExpertOrigin], router: str) -> list[Citation]:
     """What the experts of ``recipe`` and a start of their routers rest on."""
-    found = [recipe.paper] if recipe.paper is not None else []
-    found += [_LORA] if any(origin.adapter for origin in origins) else []
-    return [*found, DOMAINS] if router == "data" else found
+    adapted = [_LORA] if any(origin.adapter for origin in origins) else []
+    return [*RECIPES.cited(recipe.name), *adapted, *([DOMAINS] if router == "data" else [])]
 
 
 def register_recipe(row: Recipe) -> None:

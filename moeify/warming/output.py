@@ -19,7 +19,7 @@ from moeify.families.mixture import Mixture
 from moeify.provenance.new_checkpoint import NewCheckpoint
 from moeify.provenance.record import Step
 from moeify.routing.loaded import LoadedMixture
-from moeify.tables import Citation, Row
+from moeify.tables import Citation
 from moeify.warming.balances import BALANCES
 from moeify.warming.config import WarmupConfig
 from moeify.warming.fits import FITS
@@ -112,18 +112,18 @@ def write_output(
         options = config.recorded().items()
         kept = {k: v for k, v in options if k not in _UNRECORDED and v is not None}
         step = Step(
-            command="warmup", options=kept, results=results | {"papers": _papers(config, results)}
+            command="warmup",
+            options=kept,
+            results=results | {"papers": _papers(config, session.fit)},
         )
         new.finish(view.checkpoint.config, step)
     return plan
 
 
-def _papers(config: WarmupConfig, results: dict[str, Any]) -> list[Citation]:
-    rows: list[Row] = [FITS[results["fit"]]]
-    if config.steps:
-        rows.append(BALANCES[config.balance])
-    cited = [row.paper for row in rows if row.paper is not None]
-    return [*cited, *([_Z_LOSS] if config.steps and config.z_coef else []), _MAX_VIO]
+def _papers(config: WarmupConfig, fit: str) -> list[Citation]:
+    trained = BALANCES.cited(config.balance) if config.steps else []
+    z_loss = [_Z_LOSS] if config.steps and config.z_coef else []
+    return [*FITS.cited(fit), *trained, *z_loss, _MAX_VIO]
 
 
 def _changed(checkpoint: Checkpoint, model: Any, weights: dict[str, Any], file: Path) -> list[Job]:
