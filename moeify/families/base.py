@@ -67,10 +67,11 @@ class DenseLayout:
     ``class_prefix`` is the class's name without its head, ``activation`` config.json's key of what
     the FFN applies, and what it is where the key is missing. What has a default is called as in
     Llama.
-    ``aliases`` maps endings of old names to today's; ``buffers`` are endings of tensors that are
-    recomputed and not carried over; ``optional`` names tensors, relative to the base model or to a
-    layer, that may be missing. ``encoder`` is as in ``MoeLayout``. ``canonical`` gives a config its
-    usual keys.
+    ``aliases`` maps endings of old names to today's; ``joined`` maps a tensor that files have in a
+    layer to those of ``per_layer`` and ``ffn`` whose rows it holds, one after the other;
+    ``buffers`` are endings of tensors that are recomputed and not carried over; ``optional`` names
+    tensors, relative to the base model or to a layer, that may be missing. ``encoder`` is as in
+    ``MoeLayout``. ``canonical`` gives a config its usual keys.
     """
 
     model_type: str
@@ -87,6 +88,7 @@ class DenseLayout:
     activation: tuple[str, str] = ("hidden_act", "silu")
     ties_by_default: bool = False
     aliases: Mapping[str, str] = field(default_factory=dict)
+    joined: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     buffers: tuple[str, ...] = (".rotary_emb.inv_freq",)
     optional: frozenset[str] = frozenset()
     encoder: bool = False
@@ -109,6 +111,13 @@ class DenseLayout:
             prefix = self.layer.format(layer=number)
             names |= {prefix + name: resolve_shape(shape, dims) for name, shape in layer.items()}
         return names
+
+    def modern_name(self, name: str) -> str:
+        """A tensor's name as transformers spells it today."""
+        for old, new in self.aliases.items():
+            if name.endswith(old):
+                name = name.removesuffix(old) + new
+        return name
 
     def architecture(self, config: Config) -> str:
         """Name of the class, by ``architectures``; the base class where nothing is said."""

@@ -68,6 +68,13 @@ class Conversion:
     notes: Said = ()
 
     @property
+    def parameters(self) -> tuple[ExtraTensor, ...]:
+        """Those of ``extras`` that the class counts: a bias for choosing may be a buffer."""
+        rule = self.moe.rule
+        buffer = None if rule.selection_bias_trained else rule.selection_bias
+        return tuple(extra for extra in self.extras if extra.name != buffer)
+
+    @property
     def gguf_renormalises(self) -> bool | None:
         """Whether llama.cpp divides the chosen experts' weights by their sum; None: unknown."""
         return next((e.renormalises for e in self.engines if e.name == "llama.cpp"), None)

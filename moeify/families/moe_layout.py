@@ -53,12 +53,18 @@ class ExpertTensor:
 class ExtraTensor:
     """A tensor that the MoE class demands and the dense model lacks.
 
-    ``std`` 0 means zeros; otherwise values are drawn from N(0, std^2).
+    Values are drawn from N(mean, std^2), so that without ``std`` all are ``mean``; with a ``role``
+    they are the dense FFN's tensor of that role times ``weight``. ``dtype`` is its own, where it is
+    not the FFN's.
     """
 
     name: str
     shape: Shape
+    mean: float = 0.0
     std: float = 0.0
+    role: str | None = None
+    weight: float = 1.0
+    dtype: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from moeify.checkpoint.regular import read_text
 from moeify.checkpoint.source import resolve_source
 from moeify.errors import CheckpointError, ConfigError, DatasetError
 from moeify.families.base import Config
-from moeify.families.dense_tensors import sort_dense
+from moeify.families.dense_checkpoint import sort_dense
 from moeify.families.registry import DENSE_LAYOUTS, MOE_LAYOUTS, is_encoder_type, vocabulary_size
 from moeify.routing.data import check_vocabulary
 from moeify.routing.loading import encode, load_model, load_tokenizer
@@ -101,7 +101,7 @@ def _warnings(dense: Checkpoint, tokens: torch.Tensor) -> Iterator[str]:
     yield from (*dense.notes, *code_note(dense.folder))
     model_type = dense.config.get("model_type")
     if model_type in DENSE_LAYOUTS:
-        yield from sort_dense(dense.tensors, dense.config, DENSE_LAYOUTS[str(model_type)]).notes
+        yield from sort_dense(dense, DENSE_LAYOUTS[str(model_type)]).notes
     if len(tokens) > 1 and _needs_padding(dense.config):
         yield (
             "config.json names no pad_token_id, without which this class takes one sequence at a"

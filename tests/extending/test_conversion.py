@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,16 @@ from moeify.checkpoint.reader import Checkpoint
 from moeify.errors import CheckpointError, ConfigError, UnsupportedModelError
 from moeify.families import registry
 from moeify.families.catalogue import Catalogue
+from moeify.families.conversion import Conversion, MoeSettings
+from moeify.families.moe_layout import ExtraTensor
 from moeify.families.registry import register_conversion, register_mixture
+from moeify.families.values import Config
 from moeify.hub.listing import local_files
 from moeify.hub.plan import plan_push
 from moeify.routing.loading import load_model
 from tests.extending.documented import example, installed, run
 from tests.families.test_contract import load_strictly
+from tests.tiny import save_tiny
 
 DEMO = Path(moeify.__file__).parent / "demo"
 HEADS = ("Model", "ForCausalLM", "ForSequenceClassification", "ForTokenClassification",
@@ -128,6 +133,92 @@ def test_every_command_works_on_it(llama: None, tmp_path: Path) -> None:
     assert "- llama\n" in card
 
 
+def save_phi3(folder: Path) -> Path:
+    torch.manual_seed(0)
+    config = transformers.Phi3Config(
+        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=3,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256,
+        original_max_position_embeddings=256, pad_token_id=0,
+    )  # fmt: skip
+    model = transformers.Phi3ForCausalLM(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape))
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_tensors_that_a_dense_class_joins_are_taken_apart_and_joined_again(
+    llama: None, tmp_path: Path
+) -> None:
+    first = registry.CONVERSIONS["llama"][0]
+    joined = {
+        "self_attn.qkv_proj.weight": tuple(f"self_attn.{part}_proj.weight" for part in "qkv"),
+        "mlp.gate_up_proj.weight": ("mlp.gate_proj.weight", "mlp.up_proj.weight"),
+    }
+    phi3 = replace(first.dense, model_type="phi3", class_prefix="Phi3", joined=joined)
+    register_conversion(replace(first, dense=phi3))
+    dense, moe = save_phi3(tmp_path / "dense"), tmp_path / "moe"
+    said = moeify.inspect(dense)
+    assert said.problems == []
+    assert said.params_total == load_model(dense).num_parameters()
+    moeify.upcycle(dense, moe, num_experts=3, noise=0.0)
+    load_strictly(moe)
+    assert moeify.verify(dense, moe).relative_diff <= 1e-6
+    moeify.extract(moe, tmp_path / "back", expert=1)
+    before, after = weights(dense), weights(tmp_path / "back")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    config = json.loads((dense / "config.json").read_text())
+    (dense / "config.json").write_text(json.dumps(config | {"intermediate_size": 40}))
+    kinds = {problem.kind for problem in moeify.inspect(dense).problems}
+    assert kinds == {"shape"}
+    with pytest.raises(CheckpointError, match="has shape"):
+        moeify.upcycle(dense, tmp_path / "other")
+
+
+def _to_glm4(config: Config, settings: MoeSettings) -> Config:
+    return {
+        **config, "head_dim": config["head_dim"], "partial_rotary_factor": 1.0, "use_qk_norm": True,
+        "moe_intermediate_size": config["intermediate_size"], "first_k_dense_replace": 0,
+        "n_routed_experts": settings.num_experts, "num_experts_per_tok": settings.top_k,
+        "n_group": 1, "topk_group": 1, "n_shared_experts": 1, "routed_scaling_factor": 0.75,
+        "norm_topk_prob": True,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_extras_are_weighted_copies_and_constants_with_a_dtype_of_their_own(
+    clean: None, tmp_path: Path, dtype: str
+) -> None:
+    """A quarter of the output is the shared expert's, three quarters are the routed ones'."""
+    qwen3, glm4 = registry.DENSE_LAYOUTS["qwen3"], registry.MOE_LAYOUTS["glm4_moe"]
+    shared = "mlp.shared_experts.{}_proj.weight"
+    register_conversion(
+        Conversion(
+            dense=qwen3, moe=glm4, to_moe=_to_glm4, to_dense=dict,
+            extras=(
+                ExtraTensor(name=shared.format("gate"), shape=("F", "H"), role="gate"),
+                ExtraTensor(name=shared.format("up"), shape=("F", "H"), role="up"),
+                ExtraTensor(name=shared.format("down"), shape=("H", "F"), role="down", weight=0.25),
+                ExtraTensor(name="mlp.gate.e_score_correction_bias", shape=(4,), mean=1.0,
+                            dtype="F32"),
+            ),
+        )
+    )  # fmt: skip
+    dense, moe = save_tiny(tmp_path / "dense", "qwen3", dtype=dtype), tmp_path / "moe"
+    report = moeify.upcycle(dense, moe, num_experts=4, noise=0.0, arch="glm4_moe")
+    model = load_strictly(moe)
+    assert report.params_total == sum(p.numel() for p in model.parameters())
+    bias = weights(moe)["model.layers.0.mlp.gate.e_score_correction_bias"]
+    assert bias.dtype == torch.float32 and bias.eq(1).all()
+    down = weights(dense)["model.layers.0.mlp.down_proj.weight"]
+    copied = weights(moe)["model.layers.0.mlp.shared_experts.down_proj.weight"]
+    assert copied.dtype == down.dtype and torch.equal(copied, down * 0.25)
+    assert moeify.inspect(moe).problems == []
+    assert moeify.verify(dense, moe).relative_diff <= (1e-6 if dtype == "float32" else 2e-2)
+
+
 def test_layers_cannot_stay_dense_and_biases_are_refused(llama: None, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no dense layers"):
         moeify.upcycle(save_llama(tmp_path / "a"), tmp_path / "moe", layers="odd")
@@ -141,8 +232,6 @@ def test_layers_cannot_stay_dense_and_biases_are_refused(llama: None, tmp_path: 
 def test_a_second_conversion_is_named_and_going_back_never_guesses(
     llama: None, tmp_path: Path
 ) -> None:
-    from dataclasses import replace
-
     first = registry.CONVERSIONS["llama"][0]
     register_mixture(replace(first.moe, model_type="mixtral_two"))
     register_conversion(replace(first, moe=registry.MOE_LAYOUTS["mixtral_two"]))
@@ -168,8 +257,6 @@ def test_a_second_conversion_is_named_and_going_back_never_guesses(
 
 
 def test_what_cannot_be_registered_says_why(llama: None) -> None:
-    from dataclasses import replace
-
     conversion = registry.CONVERSIONS["llama"][0]
     with pytest.raises(ConfigError, match="from 'llama' to 'mixtral' is there already"):
         register_conversion(conversion)
