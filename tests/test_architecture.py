@@ -131,7 +131,7 @@ def test_files_stay_short() -> None:
     [
         "import moeify",
         "import moeify.cli.app",
-        "import moeify.extend; moeify.extend.Criterion, moeify.extend.Balance",
+        "import moeify.extend as e; e.Criterion, e.Balance, e.Recipe, e.Conversion",
         "import moeify.families.registry",
         "import moeify.checkpoint.source, moeify.checkpoint.header, moeify.checkpoint.staging",
     ],

@@ -26,7 +26,6 @@ METAVARS = {
     "layers": "LAYERS",
     "max_shard_size": "SIZE",
     "plot": "FILE.svg|.png",
-    "recipe": "NAME",
     "reference": "DIR|ID",
     "revision": "REV",
     "shares": "W,...",

@@ -9,7 +9,7 @@ from typing import Any
 from moeify.errors import ConfigError
 from moeify.tables import Citation, Row, Table
 
-__all__ = ["CRITERIA", "DRAWS", "TEXT_SUMS", "WEIGHT_SUMS", "Criterion", "check_criterion"]
+__all__ = ["CRITERIA", "DRAWS", "TEXT_SUMS", "WEIGHT_SUMS", "Criterion", "register_criterion"]
 
 TEXT_SUMS = ("frequency", "gate", "ean", "weighted_norm", "max_norm", "probability")
 """Sums over text, [E] in float64; X_j are the tokens routed to expert j, g_j the weights that
@@ -123,11 +123,15 @@ CRITERIA: Table[Criterion] = Table(
 )
 
 
-def check_criterion(row: Criterion) -> None:
-    """Raise ``ConfigError`` where ``row`` needs what no pass collects."""
+def register_criterion(row: Criterion) -> None:
+    """Let ``prune`` and ``extract`` choose experts ``by`` a further score.
+
+    Raises ``ConfigError`` for a name that is taken and for quantities that no pass collects.
+    """
     known = (*TEXT_SUMS, *WEIGHT_SUMS, *DRAWS)
     if unknown := [name for name in row.needs if name not in known]:
         raise ConfigError(
             f"the criterion {row.name!r} needs {', '.join(unknown)}, which no pass collects",
             f"name some of: {', '.join(known)}",
         )
+    CRITERIA.register(row)

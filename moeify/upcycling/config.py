@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 from moeify.errors import ConfigError
 from moeify.provenance.config import OutputOptions, ShardedOutput
@@ -20,7 +20,8 @@ from moeify.routing.config import (
     RouterInit,
     RouterStart,
 )
-from moeify.upcycling.recipes import recipe_for
+from moeify.tables import check_choices
+from moeify.upcycling.recipes import RECIPES, recipe_for
 
 __all__ = [
     "AddConfig",
@@ -102,9 +103,8 @@ class UpcycleConfig(RouterTextConfig):
     """Checkpoints or LoRA adapters that the experts are made of, dealt out in turn."""
     labels: tuple[str, ...] = ()
     """What each entry of ``experts_from`` knows; left out, the entries' own names."""
-    recipe: str | None = None
-    """How experts are made: copies, sources or a registered recipe; left out, sources with
-    ``experts_from`` and copies without."""
+    recipe: Annotated[str, RECIPES] | None = None
+    """How experts are made; left out, sources with ``experts_from`` and copies without."""
     rest: RestFrom = "base"
     """Where attention, norms and embeddings come from: the base, or the mean of all entries."""
     shares: tuple[float, ...] = ()
@@ -148,6 +148,7 @@ class UpcycleConfig(RouterTextConfig):
                 "pass --experts-from and --labels",
             )
         check_flat_routers(self.compat, self.router, self.needs_text)
+        check_choices(self)
         recipe_for(self)
 
 

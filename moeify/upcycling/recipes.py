@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from moeify.errors import ConfigError
+from moeify.tables import Row, Table
 
 if TYPE_CHECKING:
     from moeify.checkpoint.jobs import Piece
@@ -15,7 +17,8 @@ if TYPE_CHECKING:
 __all__ = ["RECIPES", "Recipe", "recipe_for", "register_recipe"]
 
 
-class Recipe(ABC):
+@dataclass(frozen=True, kw_only=True)
+class Recipe(Row, ABC):
     """How many experts a layer has, how wide one is, and what each of their tensors is made of.
 
     ``from_sources`` says whether it takes the entries of ``experts_from``; ``notes`` are what the
@@ -58,23 +61,27 @@ class _Sources(Recipe):
         return of.piece(layer, role, expert, entry=number, noisy=repeated)
 
 
-RECIPES: dict[str, Recipe] = {"copies": _Copies(), "sources": _Sources()}
+RECIPES = Table[Recipe](
+    "recipe",
+    _Copies(name="copies", help="of the checkpoint itself"),
+    _Sources(name="sources", help="of --experts-from"),
+)
 
 
-def register_recipe(name: str, recipe: Recipe) -> None:
-    """Have ``upcycle --recipe NAME`` make experts by ``recipe``."""
-    if RECIPES.setdefault(name, recipe) is not recipe:
-        raise ConfigError(f"there is a recipe {name!r} already", "choose another name")
+def register_recipe(row: Recipe) -> None:
+    """Let ``upcycle`` make experts in a further way.
+
+    Raises ``ConfigError`` for a name that is taken.
+    """
+    RECIPES.register(row)
 
 
 def recipe_for(options: UpcycleConfig) -> Recipe:
     """The recipe that ``options`` name, or that follows from them.
 
-    Raises ``ConfigError`` for an unknown one, and for options that it cannot follow.
+    Raises ``ConfigError`` for options that it cannot follow.
     """
     name = options.recipe or ("sources" if options.experts_from else "copies")
-    if name not in RECIPES:
-        raise ConfigError(f"recipe {name!r} is unknown", f"one of: {', '.join(RECIPES)}")
     recipe = RECIPES[name]
     if recipe.from_sources and not options.experts_from:
         raise ConfigError(

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from moeify.warming.losses import RouterSums
 
-__all__ = ["BALANCES", "Balance"]
+__all__ = ["BALANCES", "Balance", "register_balance"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,3 +81,11 @@ BALANCES: Table[Balance] = Table(
     Balance(name="kl", help="their divergence from even", formula=_kl, through="gates"),
     Balance(name="none", formula=lambda sums: sums.z.new_zeros(()), through="nothing"),
 )
+
+
+def register_balance(row: Balance) -> None:
+    """Let ``warmup`` keep the load even by a further loss.
+
+    Raises ``ConfigError`` for a name that is taken.
+    """
+    BALANCES.register(row)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,23 +13,17 @@ import transformers
 from safetensors.torch import load_file
 
 import moeify
-from moeify.upcycling.recipes import RECIPES, Recipe, register_recipe
+from moeify.extend import register_recipe
+from moeify.upcycling.recipes import RECIPES, Recipe
+from tests.extending.documented import example, installed, run
 from tests.tiny import save_tiny
-
-PAGE = Path(__file__).parents[2] / "docs" / "extending.md"
-
-
-def example() -> str:
-    section = PAGE.read_text().split("## A recipe\n")[1].split("\n## ")[0]
-    return re.findall(r"```python\n(.*?)```", section, re.DOTALL)[0]
 
 
 @pytest.fixture(autouse=True)
 def as_it_was() -> Iterator[None]:
     before = dict(RECIPES)
     yield
-    RECIPES.clear()
-    RECIPES.update(before)
+    RECIPES._rows = before
 
 
 class Shuffled(Recipe):
@@ -46,7 +37,7 @@ class Shuffled(Recipe):
 @torch.no_grad()
 @pytest.mark.parametrize("family", ["bert", "gpt2", "qwen2", "qwen3"])
 def test_shuffled_neurons_compute_the_dense_function(family: str, tmp_path: Path) -> None:
-    register_recipe("shuffled", Shuffled())
+    register_recipe(Shuffled(name="shuffled"))
     dense = save_tiny(tmp_path / "dense", family)
     moeify.upcycle(dense, tmp_path / "copies", num_experts=3, noise=0)
     moeify.upcycle(dense, tmp_path / "moe", num_experts=3, noise=0, recipe="shuffled")
@@ -64,7 +55,7 @@ def test_shuffled_neurons_compute_the_dense_function(family: str, tmp_path: Path
 
 @torch.no_grad()
 def test_the_recipe_of_the_page(tmp_path: Path) -> None:
-    exec(example(), {})
+    exec(example("A recipe"), {})
     dense = save_tiny(tmp_path / "dense", "qwen3")
     report = moeify.upcycle(dense, tmp_path / "moe", num_experts=3, noise=0, recipe="halves")
     assert any("half the neurons" in warning for warning in report.warnings)
@@ -82,7 +73,7 @@ def test_the_recipe_of_the_page(tmp_path: Path) -> None:
 
 
 def test_a_class_without_a_place_for_the_width_is_refused(tmp_path: Path) -> None:
-    exec(example(), {})
+    exec(example("A recipe"), {})
     dense = save_tiny(tmp_path / "dense", "bert")
     with pytest.raises(moeify.MoeifyError, match="24 neurons, and in bert_moe they have 48"):
         moeify.upcycle(dense, tmp_path / "moe", recipe="halves")
@@ -101,14 +92,14 @@ def test_recipes_that_do_not_fit_the_other_options(options: dict, message: str) 
     with pytest.raises(moeify.MoeifyError, match=message):
         moeify.UpcycleConfig(**options)
     with pytest.raises(moeify.MoeifyError, match="there is a recipe 'copies' already"):
-        register_recipe("copies", Shuffled())
+        register_recipe(Shuffled(name="copies"))
 
 
 def test_the_command_line_takes_it(tmp_path: Path) -> None:
     dense = save_tiny(tmp_path / "dense", "qwen3")
-    start = f"{example()}\nfrom moeify.__main__ import main\nmain()"
-    arguments = ["upcycle", dense, tmp_path / "moe", "--experts", 2, "--recipe", "halves", "--json"]
-    command = [sys.executable, "-c", start, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    place = installed(tmp_path / "installed", example("A recipe"))
+    assert "half of the neurons" in run(place, "upcycle", "--help", cwd=tmp_path).stdout
+    arguments = ["upcycle", dense, "moe", "--experts", 2, "--recipe", "halves", "--json"]
+    done = run(place, *arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["num_experts"] == 2
