@@ -83,7 +83,7 @@ class DenseLayout:
     dims: Callable[[Config], Dims]
     prefixes: tuple[str, ...] = ("model.", "transformer.")
     layer: str = "layers.{layer}."
-    norm: str = "post_attention_layernorm.weight"
+    norm: str | None = "post_attention_layernorm.weight"
     norm_bias: str | None = None
     activation: tuple[str, str] = ("hidden_act", "silu")
     ties_by_default: bool = False

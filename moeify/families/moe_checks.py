@@ -160,7 +160,7 @@ def _missing_rest(mixture: Mixture) -> Iterator[Problem]:
     ):
         for group in alike:
             held = {layer: mixture.layers.get(layer, set()) & names for layer in group}
-            expected = set[str]().union(*held.values()) | ({layout.norm} & names)
+            expected = set[str]().union(*held.values()) | (names & {layout.norm or ""})
             for layer, present in held.items():
                 if missing := expected - present:
                     lacking.setdefault(layer, set()).update(missing)

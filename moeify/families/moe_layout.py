@@ -174,7 +174,8 @@ class MoeLayout:
     ``guard`` is the dense class's name for a tensor of a layer that holds experts: one element of
     that name, in the first such layer, makes the dense class refuse the mixture by its shape, and
     is no parameter.
-    ``norm`` and ``norm_bias`` are the normalisation whose output the router reads. The router's
+    ``norm`` and ``norm_bias`` are the normalisation whose output the router reads, None where it
+    reads the residual stream itself. The router's
     weight is [E, H] and its bias [E] in every family. ``router_module`` is the router's path
     within its layer once transformers has loaded it, where that is not its tensor's name, and
     ``loaded_selection_bias`` is the same for the bias of the rule. An ``encoder`` sees every token
@@ -191,7 +192,7 @@ class MoeLayout:
     prefixes: tuple[str, ...] = ("model.",)
     layer: str = "layers.{layer}."
     router: str = "mlp.gate.weight"
-    norm: str = "post_attention_layernorm.weight"
+    norm: str | None = "post_attention_layernorm.weight"
     norm_bias: str | None = None
     router_bias: str | None = None
     rule: RouterRule = RouterRule()

@@ -264,8 +264,10 @@ class _Planner:
         for layer in self.settings.moe_layers:
             source = dense.layer.format(layer=layer)
             name = self.prefix + moe.layer.format(layer=layer) + moe.router
-            norm = self.view.base[source + dense.norm]
-            dtype, shape = self.of.dtype(norm), (self.settings.num_experts, self.dims["H"])
+            norm, bias = (None if n is None else self.view.base[source + n]
+                          for n in (dense.norm, dense.norm_bias))  # fmt: skip
+            dtype = self.of.dtype(norm or self.view.ffn(layer)["up"])
+            shape = self.settings.num_experts, self.dims["H"]
             if not self.settings.renormalise:
                 yield self._drawn(name, shape, FLAT_ROUTER_STD, "router", dtype)
                 continue
@@ -276,7 +278,7 @@ class _Planner:
                 dtype=dtype,
                 key=(self.options.seed, "router", moe.layer.format(layer=layer)),
                 norm=norm,
-                norm_bias=self.view.base[source + dense.norm_bias] if dense.norm_bias else None,
+                norm_bias=bias,
                 up=self._up_projection(layer),
             )
             yield Job(name, dtype, shape, (piece,))

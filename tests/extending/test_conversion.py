@@ -16,7 +16,8 @@ from transformers import AutoTokenizer
 import moeify
 from moeify.checkpoint.reader import Checkpoint
 from moeify.errors import CheckpointError, ConfigError, UnsupportedModelError
-from moeify.families import registry
+from moeify.families import dense_names, registry
+from moeify.families.base import DenseLayout
 from moeify.families.catalogue import Catalogue
 from moeify.families.conversion import Conversion, MoeSettings
 from moeify.families.moe_layout import ExtraTensor
@@ -217,6 +218,61 @@ def test_extras_are_weighted_copies_and_constants_with_a_dtype_of_their_own(
     assert copied.dtype == down.dtype and torch.equal(copied, down * 0.25)
     assert moeify.inspect(moe).problems == []
     assert moeify.verify(dense, moe).relative_diff <= (1e-6 if dtype == "float32" else 2e-2)
+
+
+OLMO_LAYER: dict[str, tuple[str, ...]] = {
+    **dense_names.LLAMA_LAYER, "self_attn.q_norm.weight": ("A",), "self_attn.k_norm.weight": ("K",),
+    "post_feedforward_layernorm.weight": ("H",),
+}  # fmt: skip
+OLMO_LAYER.pop("input_layernorm.weight")
+
+
+def _to_flex(config: Config, settings: MoeSettings) -> Config:
+    counts = {"num_experts": settings.num_experts, "num_experts_per_tok": settings.top_k}
+    return {**config, **counts, "norm_topk_prob": True}
+
+
+def test_a_new_mixture_whose_router_reads_the_residual_stream(clean: None, tmp_path: Path) -> None:
+    dense = DenseLayout(
+        model_type="olmo2", class_prefix="Olmo2", norm=None, outer=dense_names.DECODER_OUTER,
+        per_layer=OLMO_LAYER, ffn=dense_names.GATED_FFN, heads=dense_names.DECODER_HEADS,
+        dims=dense_names.grouped_query_dims,
+    )  # fmt: skip
+    mixture = replace(
+        registry.MOE_LAYOUTS["olmoe"], model_type="flex_olmo", class_prefix="FlexOlmo", norm=None,
+        rest=dense.rest(),
+    )  # fmt: skip
+    register_mixture(mixture)
+    register_conversion(Conversion(dense=dense, moe=mixture, to_moe=_to_flex, to_dense=_from_flex))
+    torch.manual_seed(0)
+    config = transformers.Olmo2Config(
+        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=3,
+        num_attention_heads=4, num_key_value_heads=2, pad_token_id=0,
+    )  # fmt: skip
+    model = transformers.Olmo2ForCausalLM(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape))
+    model.save_pretrained(tmp_path / "dense")
+    AutoTokenizer.from_pretrained(DEMO / "gpt2").save_pretrained(tmp_path / "dense")
+    moe = tmp_path / "moe"
+    moeify.upcycle(tmp_path / "dense", moe, num_experts=4, noise=0.0)
+    load_strictly(moe)
+    assert moeify.verify(tmp_path / "dense", moe).relative_diff <= 1e-6
+    assert moeify.inspect(moe).problems == []
+    moeify.attach(moe, tmp_path / "attached", router="calibrated")
+    moeify.add_experts(moe, tmp_path / "added", experts=(str(tmp_path / "dense"),))
+    routed = moeify.inspect(
+        tmp_path / "added", dataset=DEMO / "text.jsonl", max_tokens=512, seq_len=64
+    )
+    assert routed.routing is not None and routed.problems == []
+    moeify.prune(tmp_path / "added", tmp_path / "back", keep=1, by="random", dense=True)
+    assert moeify.verify(tmp_path / "dense", tmp_path / "back").bit_exact
+
+
+def _from_flex(config: Config) -> Config:
+    keys = ("num_experts", "num_experts_per_tok", "norm_topk_prob", "router_aux_loss_coef")
+    return {key: value for key, value in config.items() if key not in keys}
 
 
 def test_layers_cannot_stay_dense_and_biases_are_refused(llama: None, tmp_path: Path) -> None:
