@@ -13,6 +13,7 @@ from moeify.families.base import resolve_shape
 from moeify.families.conversion import MoeSettings
 from moeify.families.dense_checkpoint import Dense
 from moeify.families.mixture import PartSize
+from moeify.families.mixture_places import layer_part, outer_part
 from moeify.families.moe_checks import unknown_tensors
 from moeify.families.problems import Problem, by_pattern
 from moeify.families.quantization import packed_values, split_quantized
@@ -21,9 +22,7 @@ from moeify.families.registry import conversion_from
 __all__ = ["Outlook", "dense_parts", "dense_problems", "outlook"]
 
 _EXPERTS, _TOP_K = 8, 2  # the defaults of upcycle
-_ATTENTION = ("attn", "self_attn", "attention", "crossattention")
 _PACKED = "U8"  # bitsandbytes has two weights of 4 bit in one such element
-_EMBEDDINGS = ("embed_tokens", "embeddings", "wte", "wpe")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,9 +85,8 @@ def _part(name: str, found: Dense) -> str:
         inner = name.removeprefix(layer_root).partition(".")[2]
         if inner in {part.name for part in found.layout.ffn}:
             return "dense_ffn"
-        return "attention" if inner.split(".")[0] in _ATTENTION else "norms"
-    root = name.split(".")[0]
-    return "embeddings" if root in _EMBEDDINGS else "heads" if root == "pooler" else "norms"
+        return layer_part(inner)
+    return outer_part(name)
 
 
 def _problems(found: Dense) -> Iterator[Problem]:

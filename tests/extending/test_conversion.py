@@ -262,9 +262,8 @@ def test_a_new_mixture_whose_router_reads_the_residual_stream(clean: None, tmp_p
     assert moeify.inspect(moe).problems == []
     moeify.attach(moe, tmp_path / "attached", router="calibrated")
     moeify.add_experts(moe, tmp_path / "added", experts=(str(tmp_path / "dense"),))
-    routed = moeify.inspect(
-        tmp_path / "added", dataset=DEMO / "text.jsonl", max_tokens=512, seq_len=64
-    )
+    text = {"dataset": DEMO / "text.jsonl", "max_tokens": 512, "seq_len": 64}
+    routed = moeify.inspect(tmp_path / "added", **text)
     assert routed.routing is not None and routed.problems == []
     moeify.prune(tmp_path / "added", tmp_path / "back", keep=1, by="random", dense=True)
     assert moeify.verify(tmp_path / "dense", tmp_path / "back").bit_exact
@@ -275,9 +274,15 @@ def _from_flex(config: Config) -> Config:
     return {key: value for key, value in config.items() if key not in keys}
 
 
-def test_layers_cannot_stay_dense_and_biases_are_refused(llama: None, tmp_path: Path) -> None:
+def test_layers_heads_and_biases_that_the_class_lacks_are_refused(
+    llama: None, tmp_path: Path
+) -> None:
     with pytest.raises(ConfigError, match="no dense layers"):
         moeify.upcycle(save_llama(tmp_path / "a"), tmp_path / "moe", layers="odd")
+    few = replace(registry.CONVERSIONS["llama"][0], heads=("ForCausalLM",))
+    registry.CONVERSIONS["llama"] = (few,)
+    with pytest.raises(CheckpointError, match="become a MixtralModel, which does not exist"):
+        moeify.upcycle(save_llama(tmp_path / "c", "Model"), tmp_path / "moe")
     biased = save_llama(tmp_path / "b", attention_bias=True, mlp_bias=True)
     assert moeify.inspect(biased).problems == []
     with pytest.raises(ConfigError, match="attention_bias is set"):
