@@ -23,6 +23,7 @@ QUICK_LAYERS, FULL_LAYERS = 4, 24
 EXPERT_BYTES = 3 * 896 * 4864 * 2  # of one expert in one layer
 REST_BYTES = 350_000_000
 MEMORY_RUNS = ((4, "5GB"), (8, "5GB"), (16, "5GB"), (8, "1GB"))
+MEMORY, MEMORY_LAYERS, MEMORY_SHARDS = "/dev/shm", 8, ("5GB", "500MB")
 PEER_GIB = 16
 MOEIFY = [sys.executable, "-m", "moeify"]
 
@@ -92,6 +93,25 @@ class Bench:
             ]
             note(f"{num_experts} experts, {shard}: {peaks[0].peak_mib:.0f} MiB")
             rows.append((str(num_experts), shard, *(f"{peak.peak_mib:.1f}" for peak in peaks)))
+        return rows
+
+    def in_memory(self) -> list[tuple[str, ...]]:
+        """Plain copies on a memory file system by one core and by all: one file, and several."""
+        rows = []
+        with tempfile.TemporaryDirectory(prefix="moeify-bench-", dir=MEMORY) as folder:
+            bench = Bench(Path(folder), MEMORY_LAYERS, self.runs)
+            write_checkpoint(bench.source, MEMORY_LAYERS)
+            for shard in MEMORY_SHARDS:
+                command = bench.upcycle(bench.output, 0.0, shard=shard)
+                alone = ["taskset", "-c", str(min(os.sched_getaffinity(0))), *command]
+                found = [
+                    (bench.timed(alone, bench.output), bench.timed(command, bench.output))
+                    for _ in range(self.runs)
+                ]
+                times = ([pair[place].seconds for pair in found] for place in (0, 1))
+                ratio = spread([every.seconds / one.seconds for one, every in found])
+                peak = max(every.peak_mib for _, every in found)
+                rows.append((shard, *map(spread, times), ratio, f"{peak:.0f}"))
         return rows
 
     def light(self) -> list[tuple[str, ...]]:
@@ -221,6 +241,9 @@ def main() -> None:
             table(
                 f"{title}, sources read from disk", head, comparison(bench.interleaved(cold=True))
             )
+        if os.path.isdir(MEMORY):
+            head = ("shards", "seconds, one core", "every core", "ratio", "peak MiB")
+            table("In memory, 2 GB written, no noise", head, bench.in_memory())
         table("Light commands", ("", "seconds", "peak MiB"), bench.light())
         if not options.no_memory:
             head = ("experts", "shards", "peak MiB, no noise", "peak MiB, noise 0.01")

@@ -18,7 +18,7 @@ import moeify
 from moeify.families.registry import moe_layout
 from moeify.routing.loaded import LoadedMixture
 from moeify.routing.loading import load_model
-from moeify.warming.routes import one_expert
+from moeify.routing.routes import one_expert
 
 PROMPTS_PER_DOMAIN = 16
 WARMUP_STEPS = 80

@@ -26,9 +26,10 @@ def measure(folder: Path, what: str, steps: int) -> dict[str, float]:
 
     from moeify.families.registry import moe_layout
     from moeify.routing.data import Blocks
+    from moeify.routing.examples import Examples
     from moeify.routing.loading import load_model
     from moeify.warming.config import WarmupConfig
-    from moeify.warming.objective import Examples, Objective
+    from moeify.warming.objective import Objective
     from moeify.warming.train import RouterTrainer, prepare
 
     torch.set_num_threads(1)

@@ -28,9 +28,10 @@ import moeify
 from moeify.families.registry import moe_layout
 from moeify.routing.config import DataConfig
 from moeify.routing.data import read_blocks, tokenizer_for
+from moeify.routing.examples import Examples
+from moeify.routing.held_out import Reading, read_held_out
 from moeify.routing.loading import load_model
-from moeify.warming.measuring import measure
-from moeify.warming.objective import Examples, Objective
+from moeify.routing.passes import WholeModel
 
 DOMAINS, SEQ_LEN = ("english", "german", "logs", "python"), 128
 NAMES = {
@@ -92,7 +93,7 @@ def oracle_loss(folder: Path, data: Path, seed: int, held_out: float, eval_token
     config = DataConfig(dataset=str(data), domain_column="domain", seed=seed)
     blocks = read_blocks(config, tokenizer, SEQ_LEN)
     slice_ = some_blocks(blocks.split(held_out)[1], eval_tokens, seed)
-    objective = Objective(loss="causal", layout=moe_layout(model.config.to_dict()))
+    layout, passes = moe_layout(model.config.to_dict()), WholeModel(model, head=True)
     total = count = 0.0
     for domain in range(len(DOMAINS)):
 
@@ -102,7 +103,9 @@ def oracle_loss(folder: Path, data: Path, seed: int, held_out: float, eval_token
         part = slice_.take(slice_.domains == domain)
         examples = Examples(part, "causal", tokenizer, seed)
         labels = float(part.tokens - len(part))
-        total += measure(model, objective, examples, 8, route=own).mean() * labels
+        readings = [Reading(route=own)]
+        (losses,) = read_held_out(passes, layout, examples, readings, batch_size=8)
+        total += losses.mean() * labels
         count += labels
     return total / count
 

@@ -1,4 +1,4 @@
-"""Who scans sources and makes chunks: this process, and others beside it."""
+"""Who scans sources and makes chunks: threads of this process, and others beside it."""
 
 from __future__ import annotations
 
@@ -89,24 +89,25 @@ class Maker:
 
 
 class Makers:
-    """One maker here and ``processes`` others, each busy with one task at a time.
+    """``threads`` makers here and ``processes`` others, each busy with one task at a time.
 
-    One keeps the disk busy. What is computed is worth processes and not threads: NumPy takes the
-    interpreter back after every operation, so that threads would mostly wait for one another.
-    Close it before the source files, and before the outputs are removed.
+    One keeps a disk busy, and memory takes several. What is computed is worth processes and not
+    threads: NumPy takes the interpreter back after every operation, so that threads would mostly
+    wait for one another. Close it before the source files, and before the outputs are removed.
     """
 
-    def __init__(self, files: SourceFiles, processes: int) -> None:
-        self.count = 1 + processes
+    def __init__(self, files: SourceFiles, processes: int, threads: int = 1) -> None:
+        self.count = threads + processes
         self._idle: queue.SimpleQueue[Maker | WorkerProcess[Maker]] = queue.SimpleQueue()
         with ExitStack() as stack:
             for _ in range(processes):  # first, because they take a while to start
                 worker = WorkerProcess(Maker.inheriting, files.handles.values(), files.handles)
                 stack.callback(worker.close)
                 self._idle.put(worker)
-            maker = Maker(files)
-            stack.callback(maker.close)
-            self._idle.put(maker)
+            for _ in range(threads):
+                maker = Maker(files)
+                stack.callback(maker.close)
+                self._idle.put(maker)
             self._pool = stack.enter_context(ThreadPoolExecutor(self.count))
             self._stack = stack.pop_all()
 

@@ -9,7 +9,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["ALIGNMENT", "OutputFile", "aligned_buffer", "create_file", "cut_file"]
+__all__ = ["ALIGNMENT", "OutputFile", "aligned_buffer", "create_file", "cut_file", "is_memory"]
 
 ALIGNMENT = 4096
 """What memory, length and position of a direct write must be multiples of."""
@@ -24,11 +24,27 @@ def aligned_buffer(nbytes: int) -> memoryview:
     return memoryview(memory)
 
 
-def create_file(path: Path, nbytes: int) -> None:
-    """Make a new file with room for ``nbytes`` and what a last whole page takes beyond them."""
+def is_memory(folder: Path) -> bool:
+    """Whether files in ``folder`` lie in memory, which takes more than one core can give."""
+    device = os.stat(folder).st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
+    try:
+        mounts = Path("/proc/self/mountinfo").read_text("utf-8", "replace").splitlines()
+    except OSError:
+        return False
+    kinds = (line.split(" - ")[1].split()[0] for line in mounts if line.split()[2] == number)
+    return next(kinds, None) in ("tmpfs", "ramfs")
+
+
+def create_file(path: Path, nbytes: int, *, reserve: bool = True) -> None:
+    """Make a new file with room for ``nbytes`` and what a last whole page takes beyond them.
+
+    Without ``reserve`` the room is taken as it is written to.
+    """
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
-        _reserve(handle, -(-nbytes // ALIGNMENT) * ALIGNMENT)
+        if reserve:
+            _reserve(handle, -(-nbytes // ALIGNMENT) * ALIGNMENT)
     finally:
         os.close(handle)
 

@@ -6,18 +6,19 @@ import itertools
 import os
 import re
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 from moeify.checkpoint.chunks import Chunk, chunks
 from moeify.checkpoint.files import SourceFiles
 from moeify.checkpoint.header import DTYPE_BITS, StoredTensor, encode_header
 from moeify.checkpoint.jobs import Job, Literal, Piece, Tally
 from moeify.checkpoint.makers import Maker, Makers
-from moeify.checkpoint.output_file import ALIGNMENT, create_file, cut_file
+from moeify.checkpoint.output_file import ALIGNMENT, create_file, cut_file, is_memory
 from moeify.checkpoint.weight_files import WEIGHTS_FILE
 from moeify.errors import ConfigError
 
@@ -25,12 +26,15 @@ __all__ = [
     "Progress", "Shard", "aligned_jobs", "grouped", "parse_size", "plan_shards", "write_shards",
 ]  # fmt: skip
 
+T = TypeVar("T")
 Progress = Callable[[int, int], None]
 """Called with bytes done and bytes in all."""
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B", re.IGNORECASE)
 _WORTH_A_PROCESS = 256 << 20
 """Bytes to compute for which another process is started: its start takes 0.2 CPU seconds."""
+_WORTH_A_THREAD = 64 << 20
+_MOST_THREADS = 4
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
 
@@ -103,13 +107,15 @@ def aligned_jobs(jobs: Iterable[Job]) -> tuple[Job, ...]:
 def write_shards(
     folder: Path, shards: Sequence[Shard], progress: Progress | None = None,
     check: Iterable[StoredTensor] = (), processes: int | None = None,
+    threads: int | None = None,
 ) -> Tally:  # fmt: skip
     """Write ``shards`` into ``folder``; returns what noise survived.
 
-    Every tensor in ``check`` is scanned for NaN and infinity first. Chunks are made here and by
-    as many ``processes``, by default those that are worth it, and written in place; memory holds
-    two chunks for each. ``progress`` counts the bytes of the files. Raises ``CheckpointError`` and
-    ``OSError``, leaving files behind: call it inside ``staged``.
+    Every tensor in ``check`` is scanned for NaN and infinity first. Chunks are made by ``threads``
+    and ``processes``, by default as many as are worth it, and written in place; memory holds two
+    chunks for each. There are as many files at a time as threads. ``progress`` counts the bytes of
+    the files. Raises ``CheckpointError`` and ``OSError``, leaving files behind: call it inside
+    ``staged``.
     """
     total, done = sum(shard.nbytes for shard in shards), 0
 
@@ -128,14 +134,19 @@ def write_shards(
             files.handle(path)  # opened here, because handle() is for one thread
         if processes is None:
             processes = _processes(pieces)
-        with Makers(files, processes) as makers:
+        if threads is None:
+            threads = 1 if processes else _threads(folder, shards)
+        with Makers(files, processes, threads) as makers:
             stds = dict(zip(scanned, makers.map(Maker.scan, scanned), strict=True))
             makers.everyone(Maker.learn, stds)
             for _ in makers.map(Maker.check_finite, checked):
                 pass
             queue = _Queue(makers, advance)
-            for shard in shards:
-                queue.write(folder / shard.file, shard)
+            # In memory, to reserve room is most of the work, and threads share it.
+            streams = (_chunks(folder, shard, threads == 1) for shard in shards)
+            queue.write(_in_turn(streams, threads))
+        for shard in shards:
+            cut_file(folder / shard.file, shard.nbytes)
         files.check_unchanged()
     return queue.tally
 
@@ -146,6 +157,34 @@ def _processes(pieces: Sequence[Piece]) -> int:
     return min(7, (os.cpu_count() or 1) - 1, computed // _WORTH_A_PROCESS)
 
 
+def _threads(folder: Path, shards: Sequence[Shard]) -> int:
+    """How many threads copy: a disk is slower than one; memory takes one for each file."""
+    large = sum(shard.nbytes >= _WORTH_A_THREAD for shard in shards)
+    return max(1, min(_MOST_THREADS, os.cpu_count() or 1, large)) if is_memory(folder) else 1
+
+
+def _chunks(folder: Path, shard: Shard, reserve: bool) -> Iterator[tuple[Path, Chunk]]:
+    """The chunks of a file, which is there from the first one on."""
+    path = folder / shard.file
+    create_file(path, shard.nbytes, reserve=reserve)
+    pieces = (piece for job in shard.jobs for piece in job.pieces)
+    for chunk in chunks(itertools.chain([Literal(shard.header)], pieces)):
+        yield path, chunk
+
+
+def _in_turn(streams: Iterable[Iterator[T]], count: int) -> Iterator[T]:
+    """What ``streams`` have, from ``count`` of them in turn: a file takes one writer at a time."""
+    waiting = iter(streams)
+    active = deque(itertools.islice(waiting, count))
+    while active:
+        stream = active.popleft()
+        try:
+            yield next(stream)
+            active.append(stream)
+        except StopIteration:
+            active.extend(itertools.islice(waiting, 1))
+
+
 class _Queue:
     """Chunks on their way, and what has come of those that are done."""
 
@@ -154,12 +193,10 @@ class _Queue:
         self._pending: deque[tuple[Future[Tally], Chunk]] = deque()
         self.tally = Tally()
 
-    def write(self, path: Path, shard: Shard) -> None:
-        """Write one file."""
-        create_file(path, shard.nbytes)
-        pieces = (piece for job in shard.jobs for piece in job.pieces)
+    def write(self, chunks: Iterable[tuple[Path, Chunk]]) -> None:
+        """Write chunks into their files."""
         try:
-            for chunk in chunks(itertools.chain([Literal(shard.header)], pieces)):
+            for path, chunk in chunks:
                 if len(self._pending) >= 2 * self._makers.count:
                     self._collect()
                 self._pending.append((self._makers.submit(Maker.write, path, chunk), chunk))
@@ -170,7 +207,6 @@ class _Queue:
             for future, _ in self._pending:
                 future.cancel()
             wait([future for future, _ in self._pending])
-        cut_file(path, shard.nbytes)
 
     def _collect(self) -> None:
         future, chunk = self._pending.popleft()

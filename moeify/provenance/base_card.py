@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ __all__ = ["inherited_metadata"]
 CARD_FILE = "README.md"
 MAX_CARD_BYTES = 4_000_000
 _INHERITED = ("license", "license_name", "license_link", "language", "datasets", "base_model")
+_HEADER = re.compile(r"\s*---[\r\n]+(.*?)[\r\n]+---(?:\r?\n|$)", re.DOTALL)
 _LONGEST, _MOST = 200, 100
 
 
@@ -22,18 +24,18 @@ def inherited_metadata(folder: Path | None) -> dict[str, Any]:
 
     Only short texts and lists of them are taken: whoever wrote the card may have meant harm.
     """
-    from huggingface_hub import ModelCard
-    from yaml import YAMLError
+    import yaml  # huggingface_hub's own reader of cards would bring its whole client along
 
     if folder is None:
         return {}
     try:
         text = read_text(resolve_inside(folder, CARD_FILE), MAX_CARD_BYTES)
-        if not text.lstrip().startswith("---"):  # of which huggingface_hub would warn
-            return {}
-        found = vars(ModelCard(text, ignore_metadata_errors=True).data)
-    except (CheckpointError, ValueError, TypeError, AttributeError, YAMLError, RecursionError):
+        header = _HEADER.match(text)
+        found = yaml.safe_load(header[1]) if header else None
+    except (CheckpointError, ValueError, TypeError, AttributeError, yaml.YAMLError, RecursionError):
         return {}  # a card without readable metadata has nothing to hand on
+    if not isinstance(found, dict):
+        return {}
     return {key: found[key] for key in _INHERITED if _is_plain(found.get(key))}
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 __all__ = ["OutputOptions", "ShardedOutput"]
 
-_WITHOUT_TRACE = ("force", "checksum")  # they change nothing in what is written
+_WITHOUT_TRACE = ("force", "checksum", "low_memory")  # they change nothing in what is written
 _LAST = ("max_shard_size", "revision")
 
 

@@ -32,7 +32,7 @@ def compare_losses(
     """
 
     def loss_in(folder: Path) -> float:
-        return held_out_loss(folder, blocks, config.batch, pruned, config.low_memory)
+        return held_out_loss(folder, blocks, config, pruned)
 
     def loss_of(kept: Kept) -> float:
         # inside the folder that is being written, which the next run clears after a kill

@@ -3,94 +3,51 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from moeify.checkpoint.reader import Checkpoint
 from moeify.errors import ConfigError
 from moeify.families.base import Config
-from moeify.families.registry import moe_layout
+from moeify.families.registry import moe_layout, vocabulary_size
+from moeify.pruning.config import PruneConfig
 from moeify.routing.data import Blocks, tokenizer_for
+from moeify.routing.examples import Examples, text_loss
+from moeify.routing.held_out import Reading, read_held_out
 from moeify.routing.passes import passes_over
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 __all__ = ["check_evaluation", "held_out_loss", "summary"]
-
-MASKED_FRACTION = 0.15
-_CAUSAL = ("CausalLM", "LMHeadModel", "DoubleHeadsModel", "ForConditionalGeneration")
-_MASKED = ("ForMaskedLM", "ForPreTraining")
 
 
 def check_evaluation(config: Config) -> None:
     """Raise ``ConfigError`` for a class without a language-model head."""
-    name = str((config.get("architectures") or ["?"])[0])
-    if not name.endswith((*_CAUSAL, *_MASKED)):
+    name = _class(config)
+    if text_loss(name) is None:
         raise ConfigError(
             f"the class {name!r} has no language-model head to measure a loss with",
             "leave --eval out, and measure the result on your own task",
         )
 
 
-def held_out_loss(
-    folder: Path, blocks: Blocks, batch_size: int, scratch: Path, low_memory: bool | None = None
-) -> float:
+def held_out_loss(folder: Path, blocks: Blocks, config: PruneConfig, scratch: Path) -> float:
     """Mean loss of the mixture in ``folder`` on ``blocks``, in nats per predicted token.
 
     ``scratch`` is a folder for what layers give, where they run one by one.
-
-    Masked models fill the same 15 % of the tokens in every call.
     """
-    import torch
-
     checkpoint = Checkpoint.open(folder)
     layout = moe_layout(checkpoint.config, checkpoint.tensors)
-    masked = str((checkpoint.config.get("architectures") or [""])[0]).endswith(_MASKED)
-    mask_token = int(tokenizer_for(folder).mask_token_id or 0) if masked else None
-    total, count = 0.0, 0
+    loss = str(text_loss(_class(checkpoint.config)))
+    tokenizer = tokenizer_for(folder) if loss == "masked" else None
+    known = vocabulary_size(checkpoint.config)
+    examples = Examples(blocks, loss, tokenizer, config.seed, known)
     with passes_over(
-        checkpoint, layout, blocks.input_ids.size, low_memory=low_memory, scratch=scratch, head=True
-    ) as passes:
-        for place in range(len(passes)):
-            generator = torch.Generator().manual_seed(0)
-            with torch.no_grad(), passes.opened(place) as step:
-                for number, (inputs, _) in enumerate(blocks.batches(batch_size)):
-                    chosen, targets = _targets(inputs, mask_token, generator)
-                    output = step.run(number, inputs)
-                    if place == len(passes) - 1:
-                        loss = _loss(_logits(output), chosen, targets)
-                        total, count = total + loss, count + len(targets)
-    return total / max(count, 1)
+        checkpoint, layout, blocks.input_ids.size, low_memory=config.low_memory, scratch=scratch,
+        head=True,
+    ) as passes:  # fmt: skip
+        (losses,) = read_held_out(passes, layout, examples, [Reading()], batch_size=config.batch)
+    return losses.mean()
 
 
-def _targets(
-    inputs: dict[str, Tensor], mask_token: int | None, generator: Any
-) -> tuple[Tensor, Tensor]:
-    """Which places [B, S] are to be predicted, and their tokens; masked ones are hidden."""
-    import torch
-
-    ids, real = inputs["input_ids"], inputs["attention_mask"].bool()
-    if mask_token is None:
-        chosen = torch.zeros_like(real)
-        chosen[:, :-1] = real[:, 1:]
-        return chosen, ids[:, 1:][real[:, 1:]]
-    chosen = (torch.rand(ids.shape, generator=generator) < MASKED_FRACTION) & real
-    inputs["input_ids"] = ids.masked_fill(chosen, mask_token)
-    return chosen, ids[chosen]
-
-
-def _loss(logits: Tensor, chosen: Tensor, targets: Tensor) -> float:
-    import torch
-
-    losses = torch.nn.functional.cross_entropy(
-        logits[chosen].double(), targets, reduction="sum"
-    )  # fmt: skip
-    return float(losses)
-
-
-def _logits(output: Any) -> Tensor:
-    found: Tensor = output.prediction_logits if "prediction_logits" in output else output.logits
-    return found
+def _class(config: Config) -> str:
+    return str((config.get("architectures") or ["?"])[0])
 
 
 def summary(losses: tuple[float, ...]) -> tuple[float, float]:

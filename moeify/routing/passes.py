@@ -16,18 +16,20 @@ from typing import TYPE_CHECKING, Any, Protocol
 from moeify.checkpoint.reader import Checkpoint
 from moeify.checkpoint.staging import check_free_space
 from moeify.errors import RoutingError
-from moeify.families.base import DenseLayout, MoeLayout
+from moeify.families.base import Config, DenseLayout, MoeLayout
+from moeify.families.registry import DENSE_LAYOUTS, MOE_LAYOUTS
 from moeify.routing.loaded import base_model, is_encoder, layer_stack, replaced
 from moeify.routing.loading import load_model, outline, require_accelerate
 from moeify.routing.memory import fits_memory
 from moeify.routing.running import run_model
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
 __all__ = [
-    "LayerByLayer", "Pass", "Passes", "WholeModel", "check_state_room", "passes_over",
-    "runs_by_layer", "state_bytes", "walk_by_layer",
+    "LayerByLayer", "Pass", "Passes", "WholeModel", "check_state_room", "device_of",
+    "known_layout", "passes_over", "runs_by_layer", "state_bytes", "walk_by_layer",
 ]  # fmt: skip
 
 Layout = DenseLayout | MoeLayout
@@ -156,6 +158,12 @@ class LayerByLayer:
         }
 
 
+def known_layout(config: Config) -> Layout | None:
+    """Where the layers of a model are, dense or a mixture; None for types that nobody described."""
+    known = str(config.get("model_type"))
+    return DENSE_LAYOUTS.get(known) or MOE_LAYOUTS.get(known)
+
+
 def runs_by_layer(checkpoint: Checkpoint, low_memory: bool | None) -> bool:
     """What the user says, and where nothing is said, whether the weights fit into memory."""
     return not fits_memory(checkpoint) if low_memory is None else low_memory
@@ -247,9 +255,13 @@ class _States:
         save_file({"hidden": hidden.contiguous()}, self._path(layer, number))
 
 
+def device_of(model: nn.Module) -> torch.device:
+    """Where the weights are that are in memory."""
+    return next(p.device for p in model.parameters() if not p.is_meta)
+
+
 def _forward(model: nn.Module, head: bool, number: int, inputs: Mapping[str, Tensor]) -> Any:
-    device = next(p.device for p in model.parameters() if not p.is_meta)
-    placed: dict[str, Any] = {name: tensor.to(device) for name, tensor in inputs.items()}
+    placed: dict[str, Any] = {name: tensor.to(device_of(model)) for name, tensor in inputs.items()}
     called = model if head else base_model(model)
     if not is_encoder(model):
         placed["use_cache"] = False

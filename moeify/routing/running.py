@@ -11,6 +11,8 @@ __all__ = ["first_line", "run_model"]
 _BY_VALUES = (RuntimeError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError,
               AssertionError)  # fmt: skip
 """What a class raises for values that it cannot compute with."""
+_SCARCE = ("DefaultCPUAllocator", "Cannot allocate memory")
+"""How torch says that memory was not enough."""
 
 
 def run_model(model: Any, **inputs: Any) -> Any:
@@ -34,6 +36,6 @@ def first_line(error: BaseException) -> str:
     if not (foreign or isinstance(error, Exception)) or isinstance(error, MemoryError):
         raise error
     text = str(error)
-    if type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in text:  # torch's own
+    if type(error).__name__ == "OutOfMemoryError" or any(said in text for said in _SCARCE):
         raise MemoryError(text) from error
     return (text.splitlines() or [type(error).__name__])[0]

@@ -32,7 +32,15 @@ from moeify.routing.config import ROUTER_INITS, RouterInit
 from moeify.routing.initialization import RouterRows, logit_std
 from moeify.upcycling.comparing import compare_joining
 from moeify.upcycling.config import MAX_EXPERTS, AddConfig
-from moeify.upcycling.routers import joining_rows, labelled_text, recorded_options
+from moeify.upcycling.routers import (
+    FittedRouters,
+    LabelledText,
+    joining_rows,
+    labelled_text,
+    recorded_options,
+    write_routers,
+    written_layers,
+)
 from moeify.upcycling.sources import ExpertOrigin, ExpertSource, of_sources, open_dense
 
 __all__ = ["AddReport", "add_experts"]
@@ -119,19 +127,31 @@ def add_experts(
         new.check(plan, _config(view, number), beside=folders)
     warnings = (*view.checkpoint.notes, *new.along.notes, *of_sources(joining.entries), *compared)
     report = _report(joining, plan, new, config)
+    text = None
     if config.needs_text:
         text = labelled_text(config, view.checkpoint, labels, others=True)
         warnings = (*warnings, *text.fit.notes)
-        if not dry_run:
-            fitted = joining_rows(source.folder, view.layout, text, labels, config)
-            plan = _plan(joining, fitted.rows, target, config)
-            report = replace(report, label_agreement=fitted.agreement)
     report = replace(report, warnings=warnings, dry_run=dry_run)
     if not dry_run:
-        with new.opened():
+        with new.opened() as stage:
             new.write(plan, progress, check=_newcomers(joining))
+            if text is not None:
+                fitted = _fitted(joining, stage, text, labels, config)
+                write_routers(stage, _plan(joining, fitted.rows, target, config))
+                report = replace(report, label_agreement=fitted.agreement)
             new.finish(_config(view, number), _step(config, report))
     return replace(report, seconds=time.perf_counter() - started)
+
+
+def _fitted(
+    joining: _Joining, stage: Path, text: LabelledText, labels: list[str], config: AddConfig
+) -> FittedRouters:
+    """Rows of the newcomers, computed from text in the mixture that ``stage`` holds by now."""
+    view = joining.view
+    grown = _config(view, view.num_experts + len(joining.entries))
+    with written_layers(stage, view.layout, grown, text, config.low_memory) as passes:
+        found = joining_rows(passes, view, text, labels, config)
+    return replace(found, rows={n: rows[view.num_experts :] for n, rows in found.rows.items()})
 
 
 def _base_name(source: Source) -> str:

@@ -70,6 +70,8 @@ class RouterTextConfig(ShardedOutput):
     entropy: float | None = None
     """Normalised entropy of routers from text: 1 undecided, 0 certain; left out, as sure as
     the text allows."""
+    low_memory: bool = True
+    """Hold one layer's weights at a time while routers are computed from text."""
 
     def __post_init__(self) -> None:
         check_choice("router", self.router, ROUTER_STARTS)

@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from moeify.checkpoint.arithmetic import Float32
+from moeify.checkpoint.planned_files import PlannedFiles
 from moeify.checkpoint.reader import Checkpoint
+from moeify.checkpoint.writer import write_shards
 from moeify.errors import DatasetError
+from moeify.families.base import Config
+from moeify.families.mixture import Mixture
 from moeify.families.moe_layout import MoeLayout
 from moeify.families.registry import vocabulary_size
-from moeify.routing.collection import (
-    InputReservoir,
-    RoutedTokens,
-    collect,
-    observed,
-)
+from moeify.provenance.companions import write_config
+from moeify.routing.collection import InputReservoir
 from moeify.routing.config import DataConfig
 from moeify.routing.data import Blocks, block_length, blocks_for, check_vocabulary, tokenizer_for
-from moeify.routing.loaded import LoadedMixture
-from moeify.routing.passes import LayerByLayer, Pass, WholeModel
+from moeify.routing.fitting import fit_in_order
+from moeify.routing.loaded import LoadedLayer
+from moeify.routing.passes import LayerByLayer, walk_by_layer
 from moeify.routing.prompts import prompt_blocks, read_prompts
 from moeify.upcycling.config import RouterTextConfig
 from moeify.upcycling.plan import UpcyclePlan
@@ -41,7 +41,8 @@ __all__ = [
     "labelled_text",
     "recorded_options",
     "router_owners",
-    "state_bytes",
+    "write_routers",
+    "written_layers",
 ]
 
 _OVERSAMPLING = 8
@@ -70,6 +71,11 @@ class LabelledText:
 
     fit: Blocks
     held_out: Blocks
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of both, padding included."""
+        return int(self.fit.input_ids.size + self.held_out.input_ids.size)
 
 
 def labelled_text(
@@ -113,114 +119,93 @@ def recorded_options(config: RouterTextConfig) -> dict[str, Any]:
 
 
 def fit_routers(
-    folder: Path, plan: UpcyclePlan, text: LabelledText, owners: Sequence[int], scratch: Path,
+    passes: LayerByLayer, plan: UpcyclePlan, text: LabelledText, owners: Sequence[int],
     config: RouterTextConfig, progress: Callable[[int, int], None] | None = None,
 ) -> FittedRouters:  # fmt: skip
-    """Rows for every router of ``plan``, from the mixture in ``folder`` that has any routers.
+    """Rows for every router of ``plan``, from the mixture of ``passes`` that has any routers.
 
-    From the first layer to the last, each router is fitted to what it reads once those before it
-    are fitted: experts that differ change the inputs of later layers, and so do tokens that went to
-    another label's expert. ``owners`` are those of ``router_owners``. Memory holds the weights of
-    one layer and ``fit_tokens`` of its inputs; what layers give lies in ``scratch``, see
-    ``state_bytes``. ``progress`` is called with layers done and layers in all.
+    ``owners`` are those of ``router_owners``.
     """
-    import torch
 
-    layout = plan.conversion.moe
-    passes = LayerByLayer(folder, layout, scratch)
-    judged = [text.fit] if text.held_out is text.fit else [text.fit, text.held_out]
-    rows, agreement = {}, []
-    places = max(plan.settings.moe_layers) + 1
-    for place in range(places):
-        with torch.no_grad(), passes.opened(place) as current:
-            mixture = LoadedMixture(current.model, layout)
-            if place in mixture.layers:
-                seen = [
-                    InputReservoir(min(config.fit_tokens, blocks.tokens), config.seed)
-                    for blocks in judged
-                ]
-                _read_inputs(current, mixture, judged, seen)
-                fitted = _fit(seen[0], owners, place, config)
-                rows[place] = np.ascontiguousarray(fitted.numpy())
-                agreement.append(_agreement(seen[-1], fitted, owners, place, config))
-                mixture.layers[place].router.weight.copy_(fitted)
-            if place + 1 < places:
-                _run_on(current, judged)
-        if progress is not None:
-            progress(place + 1, places)
-    return FittedRouters(rows=rows, agreement=sum(agreement) / len(agreement))
+    def fit(layer: LoadedLayer, seen: InputReservoir) -> Tensor:
+        return _fit(seen, owners, layer.number, config)
 
+    def agree(layer: int, unseen: InputReservoir, rows: Tensor) -> float:
+        return _agreement(unseen, rows, owners, layer, config)
 
-def state_bytes(text: LabelledText, hidden_size: int) -> int:
-    """Disk that ``fit_routers`` takes for what two layers give, in float32."""
-    return 2 * 4 * hidden_size * (text.fit.input_ids.size + text.held_out.input_ids.size)
-
-
-class _SeenEnoughError(Exception):
-    """Ends a forward pass where a router has been reached."""
-
-
-def _read_inputs(
-    current: Pass, mixture: LoadedMixture, texts: Sequence[Blocks], seen: Sequence[InputReservoir]
-) -> None:
-    """Show the reservoir of each text what the router of this pass reads of it."""
-    number = 0
-    for blocks, reservoir in zip(texts, seen, strict=True):
-
-        def observe(tokens: RoutedTokens, reservoir: InputReservoir = reservoir) -> None:
-            reservoir(tokens)
-            raise _SeenEnoughError  # before experts, the most expensive part, compute in vain
-
-        with observed(mixture, observe) as expect:
-            for inputs, part in blocks.batches(BATCH_SIZE):
-                expect(inputs["attention_mask"], part)
-                with suppress(_SeenEnoughError):
-                    current.run(number, inputs)
-                number += 1
-
-
-def _run_on(current: Pass, texts: Sequence[Blocks]) -> None:
-    """Take the texts through the layer of this pass."""
-    batches = chain.from_iterable(blocks.batches(BATCH_SIZE) for blocks in texts)
-    for number, (inputs, _) in enumerate(batches):
-        current.run(number, inputs)
+    last = max(plan.settings.moe_layers)
+    return _fitted(passes, plan.conversion.moe, last, text, config, fit, agree, progress)
 
 
 def joining_rows(
-    folder: Path, layout: MoeLayout, text: LabelledText, labels: Sequence[str],
-    config: RouterTextConfig,
+    passes: LayerByLayer, view: Mixture, text: LabelledText, labels: Sequence[str],
+    config: RouterTextConfig, progress: Callable[[int, int], None] | None = None,
 ) -> FittedRouters:  # fmt: skip
-    """Rows [N, H] of each layer for N experts that join the mixture in ``folder``.
+    """Rows of every router of ``passes``, where experts joined those of ``view`` as the last.
 
-    The rows that are there stay as they are; a new one wins the tokens of its label from them.
-    Memory holds the mixture and ``fit_tokens`` inputs a layer.
+    The rows that were there stay as they are; a new one wins the tokens of its label from them.
     """
     import torch
 
     from moeify.routing.fit import joining_row
-    from moeify.routing.loading import load_model
 
-    whole = WholeModel(load_model(folder))
-
-    def collected(blocks: Blocks) -> InputReservoir:
-        reservoir = InputReservoir(min(config.fit_tokens, blocks.tokens), config.seed)
-        collect(whole, layout, blocks, reservoir, batch_size=BATCH_SIZE)
-        return reservoir
-
-    known, unseen = collected(text.fit), collected(text.held_out)
-    rows, agreement = {}, 0.0
-    for layer, loaded in LoadedMixture(whole.model, layout).layers.items():
-        old: Tensor = loaded.router.weight.detach().float()
-        every = old
+    def fit(layer: LoadedLayer, seen: InputReservoir) -> Tensor:
+        number = layer.number
+        every: Tensor = layer.router.weight[: view.num_experts].float()
         for label in labels:
-            own = known.domains(layer) == _place(text.fit, label, config)
-            every = torch.cat([every, joining_row(known.inputs(layer), own, every)[None]])
-        first = (unseen.inputs(layer) @ every.T).argmax(-1) - len(old)
-        for number, label in enumerate(labels):
-            own = unseen.domains(layer) == _place(text.held_out, label, config)
-            agreement += float((first[own] == number).float().mean()) / len(labels)
-        rows[layer] = np.ascontiguousarray(every[len(old) :].numpy())
-    return FittedRouters(rows=rows, agreement=agreement / len(rows))
+            own = seen.domains(number) == _place(text.fit, label, config)
+            every = torch.cat([every, joining_row(seen.inputs(number), own, every)[None]])
+        return every
+
+    def agree(layer: int, unseen: InputReservoir, rows: Tensor) -> float:
+        first = (unseen.inputs(layer) @ rows.T).argmax(-1) - view.num_experts
+        places = [_place(text.held_out, label, config) for label in labels]
+        own = (first[unseen.domains(layer) == place] == n for n, place in enumerate(places))
+        return sum(float(hit.float().mean()) for hit in own) / len(labels)
+
+    last = max(view.moe_layers)
+    return _fitted(passes, view.layout, last, text, config, fit, agree, progress)
+
+
+@contextmanager
+def written_layers(
+    stage: Path, layout: MoeLayout, config: Config, text: LabelledText, low_memory: bool
+) -> Iterator[LayerByLayer]:
+    """The layers of a mixture that is being written into ``stage`` with ``config``."""
+    write_config(stage, config)
+    with walk_by_layer(
+        Checkpoint.open(stage), layout, text.tokens, low_memory=low_memory, scratch=stage
+    ) as passes:
+        yield passes
+
+
+def write_routers(stage: Path, files: PlannedFiles) -> None:
+    """Write the last of ``files``, which holds the routers, in place of what ``stage`` has."""
+    routers = files.shards[-1]
+    (stage / routers.file).unlink()
+    write_shards(stage, [routers])
+
+
+def _fitted(
+    passes: LayerByLayer, layout: MoeLayout, last: int, text: LabelledText,
+    config: RouterTextConfig, fit: Callable[[LoadedLayer, InputReservoir], Tensor],
+    agree: Callable[[int, InputReservoir, Tensor], float],
+    progress: Callable[[int, int], None] | None,
+) -> FittedRouters:  # fmt: skip
+    rows, agreement = {}, []
+
+    def fit_layer(layer: LoadedLayer, seen: Sequence[InputReservoir]) -> Tensor:
+        fitted = fit(layer, seen[0])
+        rows[layer.number] = np.ascontiguousarray(fitted.numpy())
+        agreement.append(agree(layer.number, seen[-1], fitted))
+        return fitted
+
+    judged = [text.fit] if text.held_out is text.fit else [text.fit, text.held_out]
+    fit_in_order(
+        passes, layout, last, judged, fit_layer, keep=config.fit_tokens, seed=config.seed,
+        batch_size=BATCH_SIZE, progress=progress,
+    )  # fmt: skip
+    return FittedRouters(rows=rows, agreement=sum(agreement) / len(agreement))
 
 
 def _place(blocks: Blocks, label: str, config: RouterTextConfig) -> int:

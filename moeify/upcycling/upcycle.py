@@ -5,18 +5,17 @@ from __future__ import annotations
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from moeify.checkpoint.reader import Checkpoint
 from moeify.checkpoint.source import Source, resolve_source
 from moeify.checkpoint.staging import check_free_space
-from moeify.checkpoint.writer import Progress, write_shards
+from moeify.checkpoint.writer import Progress
 from moeify.families.conversion import DENSE_TYPE
-from moeify.provenance.companions import write_config
 from moeify.provenance.new_checkpoint import NewCheckpoint
 from moeify.provenance.record import Step
 from moeify.routing.loading import require_accelerate
+from moeify.routing.passes import state_bytes
 from moeify.upcycling.config import UpcycleConfig
 from moeify.upcycling.plan import UpcyclePlan, plan_upcycle
 from moeify.upcycling.routers import (
@@ -25,7 +24,8 @@ from moeify.upcycling.routers import (
     labelled_text,
     recorded_options,
     router_owners,
-    state_bytes,
+    write_routers,
+    written_layers,
 )
 from moeify.upcycling.sources import ExpertOrigin, of_sources
 
@@ -124,7 +124,9 @@ def _read_text(plan: UpcyclePlan, config: UpcycleConfig) -> _RouterFit:
     labels = [origin.label for origin in plan.origins]
     text = labelled_text(config, checkpoint, labels)
     return _RouterFit(
-        text=text, owners=router_owners(plan, text, config), nbytes=state_bytes(text, dims["H"])
+        text=text,
+        owners=router_owners(plan, text, config),
+        nbytes=state_bytes(text.tokens, dims["H"]),
     )
 
 
@@ -192,12 +194,10 @@ def _fit_routers(
     progress: Progress | None,
 ) -> float:  # fmt: skip
     """Compute the routers of the mixture in ``stage`` and write them in place of its own."""
-    write_config(stage, plan.config)
-    with TemporaryDirectory(dir=stage, prefix=".states-") as scratch:
-        fitted = fit_routers(stage, plan, fit.text, fit.owners, Path(scratch), config, progress)
-    routers = plan.with_routers(fitted.rows).files.shards[-1]
-    (stage / routers.file).unlink()
-    write_shards(stage, [routers])
+    layout = plan.conversion.moe
+    with written_layers(stage, layout, plan.config, fit.text, config.low_memory) as passes:
+        fitted = fit_routers(passes, plan, fit.text, fit.owners, config, progress)
+    write_routers(stage, plan.with_routers(fitted.rows).files)
     return fitted.agreement
 
 

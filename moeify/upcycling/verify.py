@@ -15,10 +15,10 @@ from moeify.checkpoint.source import resolve_source
 from moeify.errors import CheckpointError, ConfigError, DatasetError
 from moeify.families.base import Config
 from moeify.families.dense_checkpoint import sort_dense
-from moeify.families.registry import DENSE_LAYOUTS, MOE_LAYOUTS, is_encoder_type, vocabulary_size
+from moeify.families.registry import DENSE_LAYOUTS, is_encoder_type, vocabulary_size
 from moeify.routing.data import check_vocabulary
 from moeify.routing.loading import encode, load_model, load_tokenizer
-from moeify.routing.passes import Passes, WholeModel, passes_over
+from moeify.routing.passes import Passes, WholeModel, known_layout, passes_over
 from moeify.upcycling.config import VerifyConfig
 
 if TYPE_CHECKING:
@@ -170,8 +170,7 @@ def _outputs(
 def _passes(
     checkpoint: Checkpoint, tokens: int, dtype: str, low_memory: bool | None
 ) -> AbstractContextManager[Passes]:
-    model_type = str(checkpoint.config.get("model_type"))
-    layout = DENSE_LAYOUTS.get(model_type) or MOE_LAYOUTS.get(model_type)
+    layout = known_layout(checkpoint.config)
     if layout is not None:
         return passes_over(
             checkpoint, layout, tokens, low_memory=low_memory, head=True, dtype=dtype,
@@ -179,7 +178,7 @@ def _passes(
         )  # fmt: skip
     if low_memory:
         raise ConfigError(
-            f"moeify does not know the layers of {model_type!r}",
+            f"moeify does not know the layers of {checkpoint.config.get('model_type')!r}",
             "leave --low-memory out",
         )
     model = load_model(checkpoint.folder, dtype)

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from moeify.errors import ConfigError
 from moeify.provenance.config import OutputOptions
-from moeify.routing.config import DataConfig
+from moeify.routing.config import DataConfig, MemoryOptions
 from moeify.tables import check_choices
 from moeify.warming.balances import BALANCES
 from moeify.warming.fits import FITS
@@ -21,7 +21,7 @@ Loss = Literal["auto", "causal", "masked", "distill"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class WarmupConfig(DataConfig, OutputOptions):
+class WarmupConfig(DataConfig, OutputOptions, MemoryOptions):
     """How the routers of a mixture are fitted and trained, and on which text.
 
     Raises ``ConfigError`` for values that cannot work, whatever the checkpoint.
@@ -77,6 +77,11 @@ class WarmupConfig(DataConfig, OutputOptions):
         for option in ("batch", "accumulate", "fit_tokens", "eval_tokens", "save_steps"):
             self._check(option, getattr(self, option) >= 1, "at least 1")
         self._check("steps", self.steps >= 0, "0 or more")
+        if self.low_memory and self.steps:
+            raise ConfigError(
+                f"{self.steps} training steps need all weights in memory",
+                "pass --steps 0 to fit routers layer by layer, or leave --low-memory out",
+            )
         self._check("held_out", 0 < self.held_out < 1, "between 0 and 1")
         self._check("entropy", 0 < self.entropy < 1, "between 0 and 1")
         for option in ("balance_coef", "z_coef", "learning_rate"):

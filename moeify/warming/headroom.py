@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moeify.routing.collection import InputReservoir
-from moeify.routing.loaded import LoadedMixture
-from moeify.warming.measuring import BlockLosses
-from moeify.warming.routes import one_expert, random_experts
+from moeify.routing.held_out import BlockLosses, Reading
+from moeify.routing.loaded import LoadedLayer
+from moeify.routing.routes import one_expert, random_experts
 from moeify.warming.session import Session
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["Headroom", "expert_difference", "measure_headroom"]
 
@@ -48,13 +51,13 @@ def measure_headroom(session: Session, difference: float, learned: BlockLosses) 
     count = max(1, min(len(learned.sums), _STATIC_TOKENS // session.held_out.seq_len))
     part = np.linspace(0, len(learned.sums) - 1, count).round().astype(int)
 
-    def gain(expert: int) -> float:
-        static = session.losses(session.model, route=one_expert(expert), rows=part)
-        return static.mean() - learned.mean(part)
-
-    gains = [gain(expert) for expert in range(min(session.view.num_experts, _MOST_STATIC))]
+    experts = range(min(session.view.num_experts, _MOST_STATIC))
+    random, *static = session.read(
+        Reading(route=random_experts(session.config.seed)),
+        *(Reading(route=one_expert(expert), rows=part) for expert in experts),
+    )
+    gains = [losses.mean() - learned.mean(part) for losses in static]
     best = int(np.argmin(gains))
-    random = session.losses(session.model, route=random_experts(session.config.seed))
     return Headroom(
         experts_identical=False,
         expert_difference=difference,
@@ -65,16 +68,14 @@ def measure_headroom(session: Session, difference: float, learned: BlockLosses) 
     )
 
 
-def expert_difference(mixture: LoadedMixture, inputs: InputReservoir) -> float:
-    """Relative distance of the experts' outputs from their mean, over layers and sampled tokens."""
+def expert_difference(layer: LoadedLayer, tokens: Tensor) -> float:
+    """Mean square distance of a layer's experts from their mean, relative to the mean's square.
+
+    It is over outputs for ``tokens`` [T, H].
+    """
     import torch
 
-    ratios = []
-    with torch.no_grad():
-        for number, layer in mixture.layers.items():
-            tokens, every = inputs.expert_inputs(number), range(layer.num_experts)
-            outputs = torch.stack([layer.expert(n, tokens) for n in every]).float()
-            mean = outputs.mean(0)
-            spread = (outputs - mean).square().sum(-1).mean()
-            ratios.append(spread / mean.square().sum(-1).mean().clamp_min(1e-30))
-    return float(torch.stack(ratios).mean().sqrt())
+    outputs = torch.stack([layer.expert(n, tokens) for n in range(layer.num_experts)]).float()
+    mean = outputs.mean(0)
+    spread = (outputs - mean).square().sum(-1)
+    return float(spread.mean() / mean.square().sum(-1).mean().clamp_min(1e-30))

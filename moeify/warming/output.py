@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,6 +23,9 @@ from moeify.tables import Citation, Row
 from moeify.warming.balances import BALANCES
 from moeify.warming.config import WarmupConfig
 from moeify.warming.fits import FITS
+
+if TYPE_CHECKING:
+    from moeify.warming.session import Session
 
 __all__ = ["check_new", "write_output"]
 
@@ -61,28 +64,29 @@ def check_new(new: NewCheckpoint, view: Mixture, config: WarmupConfig) -> None:
     new.check(files, view.checkpoint.config, more_bytes=scratch)
 
 
-def _router_jobs(view: Mixture, model: Any) -> Iterator[Job]:
-    for number, layer in LoadedMixture(model, view.layout).layers.items():
+def _router_jobs(session: Session) -> Iterator[Job]:
+    view, routers = session.view, session.routers
+    if not session.by_layer:
+        layers = LoadedMixture(session.model, view.layout).layers
+        routers = {number: layer.router.weight.detach() for number, layer in layers.items()}
+    for number, weight in routers.items():
         stored = view.checkpoint[view.router_name(number)]
-        array = np.ascontiguousarray(layer.router.weight.detach().float().cpu().numpy())
+        array = np.ascontiguousarray(weight.float().cpu().numpy())
         piece = Held(array=array, dtype=stored.dtype)
         yield Job(stored.name, stored.dtype, stored.shape, (piece,))
 
 
 def write_output(
-    new: NewCheckpoint, view: Mixture, model: Any, config: WarmupConfig,
-    results: dict[str, Any], weights: dict[str, Any],
+    new: NewCheckpoint, session: Session, results: dict[str, Any]
 ) -> PlannedFiles:  # fmt: skip
-    """Write weights, companions and record of ``new``; returns what was written.
-
-    ``weights`` are those that were trained, float32, where more than routers were.
-    """
+    """Write weights, companions and record of ``new``; returns what was written."""
+    config, view = session.config, session.view
     with new.opened() as stage:
         with TemporaryDirectory(dir=stage) as scratch:
-            jobs: Iterable[Job] = _router_jobs(view, model)
-            if weights:
+            jobs: Iterable[Job] = _router_jobs(session)
+            if session.weights:
                 trained = Path(scratch, "trained.safetensors")
-                jobs = _changed(view.checkpoint, model, weights, trained)
+                jobs = _changed(view.checkpoint, session.model, session.weights, trained)
             plan = plan_rewrite(view.checkpoint, jobs, stage)
             new.write(plan)
         options = config.recorded().items()

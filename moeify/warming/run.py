@@ -39,6 +39,7 @@ _MAY_CHANGE = (
     "reference",
     "dataset",
     "checksum",
+    "low_memory",
 )
 
 

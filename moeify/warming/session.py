@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,13 +17,24 @@ from moeify.families.registry import MOE_LAYOUTS, moe_layout, vocabulary_size
 from moeify.provenance.new_checkpoint import NewCheckpoint
 from moeify.provenance.record import Record
 from moeify.routing.data import Blocks, block_length, blocks_for, check_vocabulary
+from moeify.routing.examples import Examples
+from moeify.routing.held_out import BlockLosses, Hidden, Reading, hidden_states, read_held_out
+from moeify.routing.loaded import LoadedMixture
 from moeify.routing.loading import load_model
+from moeify.routing.passes import (
+    LayerByLayer,
+    Passes,
+    WholeModel,
+    known_layout,
+    passes_over,
+    runs_by_layer,
+    walk_by_layer,
+)
 from moeify.routing.statistics import RoutingStatistics
 from moeify.warming.config import Loss, WarmupConfig
 from moeify.warming.feasibility import check_names, check_trainable
 from moeify.warming.fitting import expert_owners, fit_method
-from moeify.warming.measuring import BlockLosses, measure
-from moeify.warming.objective import Examples, Objective, choose_loss
+from moeify.warming.objective import Objective, choose_loss
 from moeify.warming.output import check_new
 from moeify.warming.run import is_main_process, world_size
 from moeify.warming.sharding import check_sharding
@@ -62,19 +74,22 @@ class Session:
     data_fingerprint: str
     tokenizer: Any
     progress: Progress | None
+    by_layer: bool = False
     model: Any = None
+    routers: dict[int, Any] = field(default_factory=dict)
     objective: Objective | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     curve: list[dict[str, float]] = field(default_factory=list)
     weights: dict[str, Any] = field(default_factory=dict)
     failed: str | None = None
+    _goals: Hidden | None = None
 
     def measured(self, *, routing: bool = True) -> Measured:
         """The mixture on the held-out text, in one pass; without ``routing`` its losses alone."""
         domains = self.held_out.domain_names
         statistics = RoutingStatistics(len(domains))
-        losses = self.losses(self.model, observe=statistics if routing else None)
+        (losses,) = self.read(Reading(observe=statistics if routing else None))
         rows = {name: np.flatnonzero(self.held_out.domains == n) for n, name in enumerate(domains)}
         return Measured(
             losses=losses,
@@ -82,11 +97,76 @@ class Session:
             statistics=statistics,
         )
 
-    def losses(self, model: Any, **how: Any) -> BlockLosses:
-        """The losses of ``model`` on the held-out text; ``how`` as ``measure`` takes it."""
-        assert self.objective is not None
-        examples = self.examples(self.held_out)
-        return measure(model, self.objective, examples, self.config.batch, **how)
+    def read(self, *readings: Reading) -> list[BlockLosses]:
+        """The mixture's losses on the held-out text in each of ``readings``, in one walk."""
+        examples, goals = self.examples(self.held_out), None
+        if self.loss == "distill" and self.config.reference is not None:
+            if self._goals is None:
+                with self._dense_passes() as passes:
+                    self._goals = hidden_states(passes, examples, self.config.batch)
+            goals = self._goals
+        with self._passes() as passes:
+            return read_held_out(
+                passes, self.view.layout, examples, readings, batch_size=self.config.batch,
+                goals=goals,
+            )  # fmt: skip
+
+    def dense_loss(self) -> float | None:
+        """The loss of the dense model, where one is given and it is no teacher."""
+        if self.config.reference is None or self.loss == "distill":
+            return None
+        examples, batch = self.examples(self.held_out), self.config.batch
+        with self._dense_passes() as passes:
+            (losses,) = read_held_out(passes, None, examples, [Reading()], batch_size=batch)
+        return losses.mean()
+
+    @contextmanager
+    def _passes(self) -> Iterator[Passes]:
+        head = self.loss != "distill"
+        if not self.by_layer:
+            yield WholeModel(self.model, head=head)
+            return
+        with walk_by_layer(
+            self.view.checkpoint, self.view.layout, self.held_out.input_ids.size, low_memory=True,
+            head=head, dtype=self.config.dtype, prepare=self._set_routers,
+        ) as passes:  # fmt: skip
+            yield passes
+
+    @contextmanager
+    def _dense_passes(self) -> Iterator[Passes]:
+        """Passes of the dense model, which is loaded with the mixture unless layers are."""
+        head, objective = self.loss != "distill", self.objective
+        if objective is not None and objective.teacher is not None:
+            yield WholeModel(objective.teacher, head=head)
+            return
+        dense = Checkpoint.open(resolve_source(str(self.config.reference)).folder)
+        layout = known_layout(dense.config)
+        if layout is None:
+            yield WholeModel(load_model(dense.folder, self.config.dtype), head=head)
+            return
+        with passes_over(
+            dense, layout, self.held_out.input_ids.size, low_memory=self.config.low_memory,
+            head=head, dtype=self.config.dtype,
+        ) as passes:  # fmt: skip
+            yield passes
+
+    @contextmanager
+    def layers(self, tokens: int) -> Iterator[LayerByLayer]:
+        """The mixture layer by layer, for the fit to ``tokens``."""
+        if not self.by_layer:
+            yield LayerByLayer(self.model, self.view.layout)
+            return
+        with walk_by_layer(
+            self.view.checkpoint, self.view.layout, tokens, low_memory=True,
+            dtype=self.config.dtype,
+        ) as passes:  # fmt: skip
+            yield passes
+
+    def _set_routers(self, model: Any) -> None:
+        """Give layers that were loaded the routers that they were fitted."""
+        for number, layer in LoadedMixture(model, self.view.layout).layers.items():
+            if layer.is_here and number in self.routers:
+                layer.router.weight.data.copy_(self.routers[number])
 
     def examples(self, blocks: Blocks) -> Examples:
         """``blocks`` with labels for the loss."""
@@ -94,8 +174,10 @@ class Session:
         return Examples(blocks, self.loss, self.tokenizer, self.config.seed, known)
 
     def load(self) -> None:
-        """Load the mixture, and the dense model where one is given."""
+        """Load the mixture, and the dense model where one is given, if they fit into memory."""
         config, teacher = self.config, None
+        if self.by_layer:
+            return
         self.load_mixture()
         if config.reference is not None:
             teacher = load_model(resolve_source(config.reference).folder, config.dtype)
@@ -148,7 +230,9 @@ def open_session(new: NewCheckpoint, config: WarmupConfig, progress: Progress | 
     _check_domains(blocks, config, view.num_experts)
     train, held_out = blocks.split(config.held_out)
     return Session(
-        config=config, source=source, view=view, loss=loss, fit=fit, tokenizer=tokenizer,
+        config=config, source=source, view=view,
+        by_layer=not config.steps and runs_by_layer(opened, config.low_memory),
+        loss=loss, fit=fit, tokenizer=tokenizer,
         owners=expert_owners(record, blocks, view.num_experts),
         train_blocks=train, held_out=some_blocks(held_out, config.eval_tokens, config.seed),
         data_fingerprint=blocks.fingerprint, progress=progress,

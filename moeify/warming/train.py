@@ -18,12 +18,13 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback, Tra
 
 from moeify.errors import OutputError
 from moeify.families.base import MoeLayout
+from moeify.routing.examples import Examples
 from moeify.routing.loaded import LoadedMixture
 from moeify.warming.activations import bound_activations, room_for_activations
 from moeify.warming.balances import BALANCES
 from moeify.warming.config import Trained, WarmupConfig
 from moeify.warming.losses import RouterSums, router_sums, z_loss
-from moeify.warming.objective import Examples, Objective
+from moeify.warming.objective import Objective
 from moeify.warming.run import TRAINED_FILE
 from moeify.warming.sharding import fill, is_sharded, name_layers, whole
 

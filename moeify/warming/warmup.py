@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from moeify.checkpoint.source import Source, resolve_source
 from moeify.errors import TrainingError
 from moeify.provenance.new_checkpoint import NewCheckpoint
-from moeify.routing.collection import InputReservoir, collect
+from moeify.routing.collection import InputReservoir
 from moeify.routing.fit import domain_router, kmeans_router, label_router
-from moeify.routing.loaded import LoadedMixture
-from moeify.routing.passes import WholeModel
+from moeify.routing.fitting import fit_in_order
+from moeify.routing.loaded import LoadedLayer, LoadedMixture
 from moeify.warming.config import WarmupConfig
 from moeify.warming.feasibility import learns_from_task
 from moeify.warming.headroom import Headroom, expert_difference, measure_headroom
@@ -31,6 +33,9 @@ from moeify.warming.run import (
     world_size,
 )
 from moeify.warming.session import Progress, Session, open_session, some_blocks
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["WarmupReport", "warmup"]
 
@@ -75,7 +80,7 @@ def warmup(
 def _written(session: Session, report: WarmupReport, new: NewCheckpoint) -> WarmupReport:
     """Publish the output, and the plot where one is asked for."""
     config = session.config
-    plan = write_output(new, session.view, session.model, config, report.results(), session.weights)
+    plan = write_output(new, session, report.results())
     report = replace(
         report, bytes_written=plan.nbytes, files_linked=len(plan.linked),
         files_copied=len(plan.copied),
@@ -93,11 +98,7 @@ def _measured(session: Session, target: Path) -> WarmupReport:
     """Run the stages and measure before, between and after them."""
     config, view = session.config, session.view
     before = session.measured()
-    reservoir = _collect_inputs(session)
-    _fit(session, reservoir)
-    difference = expert_difference(LoadedMixture(session.model, view.layout), reservoir)
-    reservoir_bytes = reservoir.nbytes
-    del reservoir
+    difference, reservoir_bytes = _fit(session)
     fitted = session.measured(routing=not config.steps) if session.fit != "none" else before
     headroom = measure_headroom(session, difference, fitted.losses)
     learns = session.config.train != "routers" or learns_from_task(view)
@@ -108,7 +109,7 @@ def _measured(session: Session, target: Path) -> WarmupReport:
         name: DomainLoss(before=before.domains[name], after=loss)
         for name, loss in after.domains.items()
     }
-    dense = _dense_loss(session)
+    dense = session.dense_loss()
     random = headroom.loss_random if headroom.loss_random is not None else before.loss
     if trained and not learns_from_task(view):
         session.notes.append(_NO_GRADIENT)
@@ -141,54 +142,47 @@ _NO_GRADIENT = (
 )
 
 
-def _dense_loss(session: Session) -> float | None:
-    """The loss of the dense model, where one is given and it is no teacher."""
-    assert session.objective is not None
-    teacher = session.objective.teacher
-    if teacher is None or session.loss == "distill":
-        return None
-    return session.losses(teacher).mean()
-
-
-def _collect_inputs(session: Session) -> InputReservoir:
-    config, started = session.config, time.perf_counter()
+def _fit(session: Session) -> tuple[float, int]:
+    """Fit the routers; returns how much experts differ, and the bytes of a layer's inputs."""
+    config, started, fitting = session.config, time.perf_counter(), 0.0
     wanted = config.fit_tokens if session.fit != "none" else 2 * config.batch
     blocks = some_blocks(session.train_blocks, wanted, config.seed)
-    reservoir = InputReservoir(min(config.fit_tokens, blocks.tokens), config.seed)
+    differences, held = [], 0
+
+    def fit(layer: LoadedLayer, seen: Sequence[InputReservoir]) -> Tensor | None:
+        nonlocal fitting, held
+        begun, held = time.perf_counter(), max(held, seen[0].nbytes)
+        differences.append(expert_difference(layer, seen[0].expert_inputs(layer.number)))
+        rows = _rows(session, layer.number, seen[0])
+        kept: Tensor = layer.router.weight.detach() if rows is None else rows
+        if session.by_layer:
+            session.routers[layer.number] = kept.to(layer.router.weight.dtype, copy=True)
+        fitting += time.perf_counter() - begun
+        return rows
+
     report = session.progress
-
-    def told(done: int, total: int) -> None:
-        if report is not None:
-            report("collecting inputs", done, total)
-
-    collect(
-        WholeModel(session.model), session.view.layout, blocks, reservoir,
-        batch_size=config.batch, progress=told,
-    )  # fmt: skip
-    session.seconds["collect"] = time.perf_counter() - started
-    return reservoir
+    with session.layers(blocks.input_ids.size) as passes:
+        fit_in_order(
+            passes, session.view.layout, max(session.view.moe_layers), [blocks], fit,
+            keep=config.fit_tokens, seed=config.seed, batch_size=config.batch,
+            progress=None if report is None else lambda *done: report("fitting routers", *done),
+        )  # fmt: skip
+    session.seconds["collect"] = time.perf_counter() - started - fitting
+    session.seconds["fit"] = fitting
+    return math.sqrt(sum(differences) / len(differences)), held
 
 
-def _fit(session: Session, reservoir: InputReservoir) -> None:
-    import torch
-
-    config, started = session.config, time.perf_counter()
-    mixture = LoadedMixture(session.model, session.view.layout)
-    for layer, loaded in mixture.layers.items():
-        inputs, count = reservoir.inputs(layer), (session.view.num_experts, session.view.top_k)
-        seed, entropy = config.seed + layer, config.entropy
-        if session.fit == "kmeans":
-            rows = kmeans_router(inputs, *count, entropy=entropy, seed=seed)
-        elif session.fit == "domains" and session.owners is not None:
-            rows = label_router(inputs, reservoir.domains(layer), owners=session.owners, seed=seed)
-        elif session.fit == "domains":
-            domains = reservoir.domains(layer)
-            rows = domain_router(inputs, domains, *count, entropy=entropy, seed=seed)
-        else:
-            continue
-        with torch.no_grad():
-            loaded.router.weight.copy_(rows)
-    session.seconds["fit"] = time.perf_counter() - started
+def _rows(session: Session, layer: int, seen: InputReservoir) -> Tensor | None:
+    """The rows of a router, by the method of the session."""
+    config, count = session.config, (session.view.num_experts, session.view.top_k)
+    inputs, domains, seed = seen.inputs(layer), seen.domains(layer), config.seed + layer
+    if session.fit == "kmeans":
+        return kmeans_router(inputs, *count, entropy=config.entropy, seed=seed)
+    if session.fit != "domains":
+        return None
+    if session.owners is not None:
+        return label_router(inputs, domains, owners=session.owners, seed=seed)
+    return domain_router(inputs, domains, *count, entropy=config.entropy, seed=seed)
 
 
 def _train(session: Session, target: Path, *, task: bool) -> None:

@@ -17,6 +17,7 @@ from moeify.checkpoint.output_file import (
     aligned_buffer,
     create_file,
     cut_file,
+    is_memory,
 )
 
 CONTENT = os.urandom(5 * ALIGNMENT + 123)
@@ -30,6 +31,11 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(dir="/dev/shm") as temporary:
         yield Path(temporary)
+
+
+def test_what_lies_in_memory() -> None:
+    assert is_memory(Path("/dev/shm"))
+    assert not is_memory(Path("/proc"))
 
 
 def write(path: Path) -> None:

@@ -78,9 +78,9 @@ def test_copies_casts_and_slices(tmp_path: Path, source: dict[str, StoredTensor]
 
 
 @pytest.mark.parametrize("shard_bytes", [10**9, 4_000_000, 1])
-@pytest.mark.parametrize("processes", [0, 1, 2])
+@pytest.mark.parametrize(("processes", "threads"), [(0, 1), (0, 3), (1, 1), (2, 2)])
 def test_noise_has_the_same_bytes_however_it_is_written(
-    tmp_path: Path, source: dict[str, StoredTensor], shard_bytes: int, processes: int
+    tmp_path: Path, source: dict[str, StoredTensor], shard_bytes: int, processes: int, threads: int
 ) -> None:
     reference = tmp_path / "reference"
     reference.mkdir()
@@ -88,7 +88,8 @@ def test_noise_has_the_same_bytes_however_it_is_written(
     write_shards(reference, plan_shards(jobs, 10**9))
     out = tmp_path / "out"
     out.mkdir()
-    tally = write_shards(out, plan_shards(reversed(jobs), shard_bytes), processes=processes)
+    shards = plan_shards(reversed(jobs), shard_bytes)
+    tally = write_shards(out, shards, processes=processes, threads=threads)
     assert {k: v.tobytes() for k, v in written(out).items()} == {
         k: v.tobytes() for k, v in written(reference).items()
     }

@@ -15,6 +15,7 @@ from moeify.checkpoint.reader import Checkpoint
 from moeify.errors import RoutingError
 from moeify.families.mixture import Mixture
 from moeify.pruning.calibration import calibrate
+from moeify.pruning.config import PruneConfig
 from moeify.pruning.criteria import CRITERIA
 from moeify.pruning.evaluation import held_out_loss
 from moeify.pruning.opening import open_prunable
@@ -83,9 +84,15 @@ def test_losses_are_those_of_the_whole_model(
     class Tokenizer:
         mask_token_id = 1
 
-    monkeypatch.setattr("moeify.pruning.evaluation.tokenizer_for", lambda _: Tokenizer)
+        def __len__(self) -> int:
+            return 60
+
+    monkeypatch.setattr("moeify.pruning.evaluation.tokenizer_for", lambda _: Tokenizer())
     saved(model_type, tmp_path / "m", tied=True)
-    losses = [held_out_loss(tmp_path / "m", text(), 4, tmp_path, low) for low in (False, True)]
+    losses = [
+        held_out_loss(tmp_path / "m", text(), PruneConfig(keep=2, low_memory=low), tmp_path)
+        for low in (False, True)
+    ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-6) and losses[0] > 1
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
 

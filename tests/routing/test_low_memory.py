@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 import moeify
 from moeify.errors import ConfigError
@@ -11,6 +13,7 @@ from moeify.routing.passes import LayerByLayer
 from tests.real.checkpoints import demo_gpt2
 from tests.tiny import HEADS, save_tiny
 
+ROUTERS = "model-00002-of-00002.safetensors"
 TEXT = Path(moeify.__file__).parent / "demo" / "text.jsonl"
 
 
@@ -73,3 +76,54 @@ def test_a_type_whose_layers_are_not_known_is_refused(tmp_path: Path) -> None:
     assert moeify.verify(tmp_path, tmp_path).bit_exact
     with pytest.raises(ConfigError, match="does not know the layers of 'opt'"):
         moeify.verify(tmp_path, tmp_path, low_memory=True)
+
+
+@pytest.mark.parametrize(
+    ("fit", "extra"),
+    [("kmeans", {}), ("domains", {"reference": True}), ("none", {"loss": "distill"}),
+     ("none", {"loss": "distill", "reference": True})],
+)  # fmt: skip
+def test_warmup(
+    fit: str, extra: dict[str, object], mixture: Path, tmp_path: Path, layers: list[int]
+) -> None:
+    options = {
+        "dataset": str(TEXT), "domain_column": "domain", "seq_len": 32, "fit_tokens": 2048,
+        "eval_tokens": 1024, "steps": 0, "fit": fit, "device": "cpu", **extra,
+    }  # fmt: skip
+    if "reference" in extra:
+        options["reference"] = str(demo_gpt2())
+    reports = {
+        low: moeify.warmup(mixture, tmp_path / str(low), low_memory=low, **options).to_dict()
+        for low in (False, True)
+    }
+    assert layers
+    for report in reports.values():
+        for key in list(report):
+            if key.endswith("seconds") or key in ("output", "bytes_carried"):
+                report.pop(key)
+    assert close(json.loads(json.dumps(reports[False])), json.loads(json.dumps(reports[True])))
+    one, two = (load_file(tmp_path / str(low) / ROUTERS) for low in (False, True))
+    assert one.keys() == two.keys()
+    for name, tensor in one.items():
+        assert torch.allclose(tensor, two[name], rtol=1e-5, atol=1e-6), name
+
+
+def test_warmup_that_trains_needs_all_weights(mixture: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="200 training steps need all weights in memory"):
+        moeify.warmup(mixture, tmp_path / "out", dataset=str(TEXT), low_memory=True)
+
+
+def test_upcycle_and_add(tmp_path: Path, layers: list[int]) -> None:
+    base, found = demo_gpt2(), []
+    domains = sorted({json.loads(line)["domain"] for line in TEXT.read_text().splitlines()})
+    text = {"dataset": str(TEXT), "domain_column": "domain", "router": "data", "fit_tokens": 2048,
+            "seq_len": 32}  # fmt: skip
+    for low in (False, True):
+        moe, more = tmp_path / f"moe-{low}", tmp_path / f"more-{low}"
+        one = moeify.upcycle(base, moe, experts_from=[base] * len(domains), labels=domains,
+                             noise=0.3, low_memory=low, **text)  # fmt: skip
+        two = moeify.add_experts(moe, more, experts=[base], labels=domains[:1], low_memory=low,
+                                 **text)  # fmt: skip
+        found.append((one.label_agreement, two.label_agreement))
+        assert bool(layers) is low
+    assert found[0] == pytest.approx(found[1], abs=1e-3)

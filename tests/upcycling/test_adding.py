@@ -14,7 +14,7 @@ from moeify.families.mixture import open_mixture
 from moeify.families.registry import moe_layout
 from moeify.routing.loaded import LoadedMixture
 from moeify.routing.loading import load_model
-from moeify.warming.routes import one_expert
+from moeify.routing.routes import one_expert
 from tests.tiny import LM_HEADS, VOCAB, save_tiny, state, tree
 from tests.upcycling.specialists import change_config, ffn_tensors, specialist
 from tests.upcycling.test_text_routers import own_share

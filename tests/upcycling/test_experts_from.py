@@ -15,7 +15,7 @@ from moeify.provenance.card import _origins
 from moeify.provenance.record import Record, Step
 from moeify.routing.loaded import LoadedMixture
 from moeify.routing.loading import load_model
-from moeify.warming.routes import one_expert
+from moeify.routing.routes import one_expert
 from tests.tiny import LM_HEADS, VOCAB, save_tiny, state, tree
 from tests.upcycling.specialists import change_config, dense_view, ffn_tensors, specialist, spoil
 

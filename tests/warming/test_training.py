@@ -17,9 +17,10 @@ from moeify.errors import ConfigError, OutputError
 from moeify.families.registry import moe_layout
 from moeify.routing.config import DataConfig
 from moeify.routing.data import read_blocks, tokenizer_for
+from moeify.routing.examples import Examples
 from moeify.routing.loading import load_model
 from moeify.warming.config import WarmupConfig
-from moeify.warming.objective import Examples, Objective
+from moeify.warming.objective import Objective
 from moeify.warming.report import WarmupReport
 from moeify.warming.train import RouterTrainer, prepare, trainable
 from moeify.warming.warmup import warmup

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from moeify.routing.loaded import replaced
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -35,7 +37,7 @@ def token_losses(model: nn.Module, labels: Tensor, logits: Callable[[], Tensor])
             given.append(_in_parts(head, original, hidden, labels))
             return given[-1]
 
-        with _replaced(head, forward):
+        with replaced(head, forward):
             found = logits()
         if given and found is given[-1]:
             return found
@@ -51,25 +53,13 @@ def headless(model: nn.Module) -> Iterator[None]:
     if head is None:
         yield
         return
-    with _replaced(head, lambda hidden: hidden):
+    with replaced(head, lambda hidden: hidden):
         yield
 
 
 def _head(model: Any) -> nn.Module | None:
     found: nn.Module | None = model.get_output_embeddings()
     return found
-
-
-@contextmanager
-def _replaced(head: Any, forward: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    before = vars(head).get("forward")
-    head.forward = forward
-    try:
-        yield
-    finally:
-        del head.forward
-        if before is not None:
-            head.forward = before
 
 
 def _in_parts(

@@ -1,0 +1,75 @@
+"""Routers fitted to text, each to what it reads behind the routers before it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from itertools import chain
+from typing import TYPE_CHECKING
+
+from moeify.families.base import MoeLayout
+from moeify.routing.collection import InputReservoir, RoutedTokens, observed
+from moeify.routing.data import Blocks
+from moeify.routing.loaded import LoadedLayer, LoadedMixture
+from moeify.routing.passes import LayerByLayer, Pass
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["FitLayer", "fit_in_order"]
+
+FitLayer = Callable[[LoadedLayer, Sequence[InputReservoir]], "Tensor | None"]
+"""From a layer and what its router reads of each text to its rows [E, H]; None leaves it alone."""
+
+
+def fit_in_order(
+    passes: LayerByLayer, layout: MoeLayout, last: int, texts: Sequence[Blocks], fit: FitLayer, *,
+    keep: int, seed: int, batch_size: int, progress: Callable[[int, int], None] | None = None,
+) -> None:  # fmt: skip
+    """Set every router, up to layer ``last``, to what ``fit`` says of its inputs.
+
+    Experts that differ change the inputs of later layers, and so do tokens that are sent
+    elsewhere: a router reads them once those before it are set. Memory holds ``keep`` inputs of one
+    layer, drawn by ``seed``. ``progress`` is called with layers done and layers in all.
+    """
+    import torch
+
+    for place in range(last + 1):
+        with torch.no_grad(), passes.opened(place) as step:
+            mixture = LoadedMixture(step.model, layout)
+            if layer := mixture.layers.get(place):
+                seen = [InputReservoir(min(keep, blocks.tokens), seed) for blocks in texts]
+                _read_inputs(step, mixture, texts, seen, batch_size)
+                rows = fit(layer, seen)
+                if rows is not None:
+                    layer.router.weight.copy_(rows)
+            if place < last:
+                batches = chain.from_iterable(blocks.batches(batch_size) for blocks in texts)
+                for number, (inputs, _) in enumerate(batches):
+                    step.run(number, inputs)
+        if progress is not None:
+            progress(place + 1, last + 1)
+
+
+class _SeenEnoughError(Exception):
+    """Ends a forward pass where a router has been reached."""
+
+
+def _read_inputs(
+    step: Pass, mixture: LoadedMixture, texts: Sequence[Blocks], seen: Sequence[InputReservoir],
+    batch_size: int,
+) -> None:  # fmt: skip
+    """Show the reservoir of each text what the router of this pass reads of it."""
+    number = 0
+    for blocks, reservoir in zip(texts, seen, strict=True):
+
+        def observe(tokens: RoutedTokens, reservoir: InputReservoir = reservoir) -> None:
+            reservoir(tokens)
+            raise _SeenEnoughError  # before experts, the most expensive part, compute in vain
+
+        with observed(mixture, observe) as expect:
+            for inputs, part in blocks.batches(batch_size):
+                expect(inputs["attention_mask"], part)
+                with suppress(_SeenEnoughError):
+                    step.run(number, inputs)
+                number += 1

@@ -1,0 +1,55 @@
+"""One held-out loss: what prune and warm-up report of the same text is the same number."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import PreTrainedTokenizerFast
+
+import moeify
+from tests.real.checkpoints import demo_gpt2
+from tests.tiny import save_tiny
+from tests.warming.mixtures import DEMO, corpus
+
+
+def masked(folder: Path) -> Path:
+    """A BERT that fills gaps, with the shipped tokenizer and a token for them."""
+    dense = save_tiny(folder, "bert", "BertForMaskedLM", vocab_size=2048)
+    known = str(DEMO / "gpt2" / "tokenizer.json")
+    PreTrainedTokenizerFast(tokenizer_file=known, mask_token="!").save_pretrained(dense)
+    return dense
+
+
+@pytest.mark.parametrize("loss", ["causal", "masked"])
+def test_prune_and_warmup_report_the_same(loss: str, tmp_path: Path) -> None:
+    dense = demo_gpt2() if loss == "causal" else masked(tmp_path / "dense")
+    moeify.upcycle(dense, tmp_path / "moe", num_experts=4, noise=0.3)
+    text = {"dataset": str(corpus(tmp_path)), "seq_len": 32, "seed": 3}
+    pruned = moeify.prune(
+        tmp_path / "moe", tmp_path / "p", keep=2, evaluate=True, random_seeds=1, **text
+    )
+    warmed = moeify.warmup(
+        tmp_path / "moe", tmp_path / "w", steps=0, fit="none", device="cpu", fit_tokens=256, **text
+    )
+    assert pruned.held_out is not None
+    assert pruned.held_out.tokens == warmed.eval_tokens
+    assert pruned.held_out.before == pytest.approx(warmed.eval_loss_before, rel=1e-6)
+    if loss == "causal":
+        assert pruned.held_out.before == pytest.approx(directly(tmp_path / "moe", text), rel=1e-5)
+
+
+def directly(folder: Path, text: dict[str, object]) -> float:
+    """The mean over all next tokens, from whole logits."""
+    from moeify.checkpoint.reader import Checkpoint
+    from moeify.routing.config import DataConfig
+    from moeify.routing.data import blocks_for
+    from moeify.routing.loading import load_model
+
+    blocks, _ = blocks_for(Checkpoint.open(folder), DataConfig(**text), 131_072)
+    held_out = blocks.split(0.1)[1]
+    inputs, model = held_out.inputs(), load_model(folder)
+    with torch.no_grad():
+        logits = model(**inputs).logits[:, :-1]
+    labels = inputs["input_ids"][:, 1:].masked_fill(inputs["attention_mask"][:, 1:] == 0, -100)
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).double(), labels.flatten())
+    return float(loss)
