@@ -78,6 +78,12 @@ class Dense:
         heads = {name: resolve_shape(shape, dims) for name, shape in self.head.tensors.items()}
         return self.expected | heads
 
+    @property
+    def misshapen(self) -> list[str]:
+        """Names of what has another shape than config.json says."""
+        held = self.held
+        return [n for n, shape in self.shapes.items() if n in held and held[n].shape != shape]
+
     @cached_property
     def joined(self) -> dict[str, tuple[str, ...]]:
         """Tensors that hold several of ``base`` one after the other, by their relative names."""
@@ -166,14 +172,14 @@ def open_dense(checkpoint: Checkpoint, layout: DenseLayout, *, headless: bool = 
                 f"{layout.architecture(found.config)} needs it: set architectures in"
                 " config.json to the class that the checkpoint holds",
             )
-    for name, stored in found.held.items():
-        if stored.shape != found.shapes[name]:
-            raise CheckpointError(
-                f"tensor {stored.name!r} has shape {list(stored.shape)}, config.json says"
-                f" {list(found.shapes[name])}",
-                "mend config.json, or use the one that belongs to these weights",
-                path=stored.path,
-            )
+    for name in found.misshapen:
+        stored = found.held[name]
+        raise CheckpointError(
+            f"tensor {stored.name!r} has shape {list(stored.shape)}, config.json says"
+            f" {list(found.shapes[name])}",
+            "mend config.json, or use the one that belongs to these weights",
+            path=stored.path,
+        )
     return found
 
 
@@ -186,7 +192,7 @@ def _place(found: Dense, stored: StoredTensor) -> None:
         _take_apart(found, stored, relative)
     elif relative in found.expected:
         _keep(found, found.base, relative, stored)
-    elif name in found.head.tensors:
+    elif name in found.head.tensors or name.startswith(found.layout.towers):
         _keep(found, found.heads, name, stored)
     else:
         name = name if relative is None else found.head.prefix + relative

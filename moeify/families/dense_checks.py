@@ -79,7 +79,7 @@ def dense_parts(found: Dense) -> dict[str, PartSize]:
 
 def _part(name: str, found: Dense) -> str:
     if name not in found.expected:
-        return "heads"
+        return "towers" if name.startswith(found.layout.towers) else "heads"
     layer_root = found.layout.layer.split("{")[0]
     if name.startswith(layer_root):
         inner = name.removeprefix(layer_root).partition(".")[2]
@@ -95,17 +95,14 @@ def _problems(found: Dense) -> Iterator[Problem]:
             kind="duplicate_tensor", message=f"{first.name} and {second.name} are both {name}"
         )
     yield from by_pattern("missing_tensor", [*found.missing, *sorted(found.filled)], "missing")
-    wrong = [n for n, stored in found.held.items() if stored.shape != found.shapes[n]]
-    yield from by_pattern("shape", wrong, "of another shape than config.json says")
+    yield from by_pattern("shape", found.misshapen, "of another shape than config.json says")
     unknown = [stored.name for stored in found.unknown.values()]
     yield from unknown_tensors(unknown, found.layout.model_type)
 
 
 def outlook(found: Dense, parts: dict[str, PartSize]) -> Outlook | None:
     """What upcycling would make of it; None where it would be refused for a tensor."""
-    if found.quantised or found.missing or found.twice:
-        return None
-    if any(stored.shape != found.shapes[name] for name, stored in found.held.items()):
+    if found.quantised or found.missing or found.twice or found.misshapen:
         return None
     layout = found.layout
     conversion = conversion_from(layout)

@@ -9,68 +9,21 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
-from safetensors.torch import load_file
-from transformers import AutoTokenizer
 
 import moeify
 from moeify.checkpoint.reader import Checkpoint
 from moeify.errors import CheckpointError, ConfigError, UnsupportedModelError
-from moeify.families import dense_names, registry
-from moeify.families.base import DenseLayout
-from moeify.families.catalogue import Catalogue
-from moeify.families.conversion import Conversion, MoeSettings
-from moeify.families.moe_layout import ExtraTensor
+from moeify.families import registry
 from moeify.families.registry import register_conversion, register_mixture
-from moeify.families.values import Config
 from moeify.hub.listing import local_files
 from moeify.hub.plan import plan_push
 from moeify.routing.loading import load_model
 from tests.extending.documented import example, installed, run
+from tests.extending.llamas import DEMO, save_llama, weights
 from tests.families.test_contract import load_strictly
-from tests.tiny import save_tiny
 
-DEMO = Path(moeify.__file__).parent / "demo"
 HEADS = ("Model", "ForCausalLM", "ForSequenceClassification", "ForTokenClassification",
          "ForQuestionAnswering")  # fmt: skip
-VOCABULARY = 2048  # the shipped tokenizer's
-
-
-@pytest.fixture
-def clean(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a test registers is gone afterwards."""
-    for name in ("DENSE_LAYOUTS", "MOE_LAYOUTS", "CONVERSIONS"):
-        catalogue: Catalogue[Any] = getattr(registry, name)
-        monkeypatch.setattr(catalogue, "_held", dict(catalogue._held))
-
-
-@pytest.fixture
-def llama(clean: None, tmp_path: Path) -> None:
-    """The file of the page, run as an import runs it."""
-    file = tmp_path / "llama_to_mixtral.py"
-    file.write_text(example("A model type"))
-    exec(compile(file.read_text(), str(file), "exec"), {"__name__": "llama_to_mixtral"})
-
-
-def save_llama(folder: Path, head: str = "ForCausalLM", **options: Any) -> Path:
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(**{
-        "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48,
-        "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
-        "max_position_embeddings": 256, "pad_token_id": 0, **options,
-    })  # fmt: skip
-    model = getattr(transformers, f"Llama{head}")(config)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            spread = 0.1 if parameter.ndim == 1 else 0.3 * parameter.shape[-1] ** -0.5
-            parameter.normal_(1.0 if "norm" in name else 0.0, spread)
-    model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(DEMO / "gpt2").save_pretrained(folder)
-    return folder
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return {k: v for file in folder.glob("*.safetensors") for k, v in load_file(file).items()}
 
 
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0,
@@ -134,149 +87,7 @@ def test_every_command_works_on_it(llama: None, tmp_path: Path) -> None:
     assert "- llama\n" in card
 
 
-def save_phi3(folder: Path) -> Path:
-    torch.manual_seed(0)
-    config = transformers.Phi3Config(
-        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=3,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256,
-        original_max_position_embeddings=256, pad_token_id=0,
-    )  # fmt: skip
-    model = transformers.Phi3ForCausalLM(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape))
-    model.save_pretrained(folder)
-    return folder
-
-
-def test_tensors_that_a_dense_class_joins_are_taken_apart_and_joined_again(
-    llama: None, tmp_path: Path
-) -> None:
-    first = registry.CONVERSIONS["llama"][0]
-    joined = {
-        "self_attn.qkv_proj.weight": tuple(f"self_attn.{part}_proj.weight" for part in "qkv"),
-        "mlp.gate_up_proj.weight": ("mlp.gate_proj.weight", "mlp.up_proj.weight"),
-    }
-    phi3 = replace(first.dense, model_type="phi3", class_prefix="Phi3", joined=joined)
-    register_conversion(replace(first, dense=phi3))
-    dense, moe = save_phi3(tmp_path / "dense"), tmp_path / "moe"
-    said = moeify.inspect(dense)
-    assert said.problems == []
-    assert said.params_total == load_model(dense).num_parameters()
-    moeify.upcycle(dense, moe, num_experts=3, noise=0.0)
-    load_strictly(moe)
-    assert moeify.verify(dense, moe).relative_diff <= 1e-6
-    moeify.extract(moe, tmp_path / "back", expert=1)
-    before, after = weights(dense), weights(tmp_path / "back")
-    assert before.keys() == after.keys()
-    assert all(torch.equal(before[name], after[name]) for name in before)
-    config = json.loads((dense / "config.json").read_text())
-    (dense / "config.json").write_text(json.dumps(config | {"intermediate_size": 40}))
-    kinds = {problem.kind for problem in moeify.inspect(dense).problems}
-    assert kinds == {"shape"}
-    with pytest.raises(CheckpointError, match="has shape"):
-        moeify.upcycle(dense, tmp_path / "other")
-
-
-def _to_glm4(config: Config, settings: MoeSettings) -> Config:
-    return {
-        **config, "head_dim": config["head_dim"], "partial_rotary_factor": 1.0, "use_qk_norm": True,
-        "moe_intermediate_size": config["intermediate_size"], "first_k_dense_replace": 0,
-        "n_routed_experts": settings.num_experts, "num_experts_per_tok": settings.top_k,
-        "n_group": 1, "topk_group": 1, "n_shared_experts": 1, "routed_scaling_factor": 0.75,
-        "norm_topk_prob": True,
-    }  # fmt: skip
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_extras_are_weighted_copies_and_constants_with_a_dtype_of_their_own(
-    clean: None, tmp_path: Path, dtype: str
-) -> None:
-    """A quarter of the output is the shared expert's, three quarters are the routed ones'."""
-    qwen3, glm4 = registry.DENSE_LAYOUTS["qwen3"], registry.MOE_LAYOUTS["glm4_moe"]
-    shared = "mlp.shared_experts.{}_proj.weight"
-    register_conversion(
-        Conversion(
-            dense=qwen3, moe=glm4, to_moe=_to_glm4, to_dense=dict,
-            extras=(
-                ExtraTensor(name=shared.format("gate"), shape=("F", "H"), role="gate"),
-                ExtraTensor(name=shared.format("up"), shape=("F", "H"), role="up"),
-                ExtraTensor(name=shared.format("down"), shape=("H", "F"), role="down", weight=0.25),
-                ExtraTensor(name="mlp.gate.e_score_correction_bias", shape=(4,), mean=1.0,
-                            dtype="F32"),
-            ),
-        )
-    )  # fmt: skip
-    dense, moe = save_tiny(tmp_path / "dense", "qwen3", dtype=dtype), tmp_path / "moe"
-    report = moeify.upcycle(dense, moe, num_experts=4, noise=0.0, arch="glm4_moe")
-    model = load_strictly(moe)
-    assert report.params_total == sum(p.numel() for p in model.parameters())
-    bias = weights(moe)["model.layers.0.mlp.gate.e_score_correction_bias"]
-    assert bias.dtype == torch.float32 and bias.eq(1).all()
-    down = weights(dense)["model.layers.0.mlp.down_proj.weight"]
-    copied = weights(moe)["model.layers.0.mlp.shared_experts.down_proj.weight"]
-    assert copied.dtype == down.dtype and torch.equal(copied, down * 0.25)
-    assert moeify.inspect(moe).problems == []
-    assert moeify.verify(dense, moe).relative_diff <= (1e-6 if dtype == "float32" else 2e-2)
-
-
-OLMO_LAYER: dict[str, tuple[str, ...]] = {
-    **dense_names.LLAMA_LAYER, "self_attn.q_norm.weight": ("A",), "self_attn.k_norm.weight": ("K",),
-    "post_feedforward_layernorm.weight": ("H",),
-}  # fmt: skip
-OLMO_LAYER.pop("input_layernorm.weight")
-
-
-def _to_flex(config: Config, settings: MoeSettings) -> Config:
-    counts = {"num_experts": settings.num_experts, "num_experts_per_tok": settings.top_k}
-    return {**config, **counts, "norm_topk_prob": True}
-
-
-def test_a_new_mixture_whose_router_reads_the_residual_stream(clean: None, tmp_path: Path) -> None:
-    dense = DenseLayout(
-        model_type="olmo2", class_prefix="Olmo2", norm=None, outer=dense_names.DECODER_OUTER,
-        per_layer=OLMO_LAYER, ffn=dense_names.GATED_FFN, heads=dense_names.DECODER_HEADS,
-        dims=dense_names.grouped_query_dims,
-    )  # fmt: skip
-    mixture = replace(
-        registry.MOE_LAYOUTS["olmoe"], model_type="flex_olmo", class_prefix="FlexOlmo", norm=None,
-        rest=dense.rest(),
-    )  # fmt: skip
-    register_mixture(mixture)
-    register_conversion(Conversion(dense=dense, moe=mixture, to_moe=_to_flex, to_dense=_from_flex))
-    torch.manual_seed(0)
-    config = transformers.Olmo2Config(
-        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=3,
-        num_attention_heads=4, num_key_value_heads=2, pad_token_id=0,
-    )  # fmt: skip
-    model = transformers.Olmo2ForCausalLM(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape))
-    model.save_pretrained(tmp_path / "dense")
-    AutoTokenizer.from_pretrained(DEMO / "gpt2").save_pretrained(tmp_path / "dense")
-    moe = tmp_path / "moe"
-    moeify.upcycle(tmp_path / "dense", moe, num_experts=4, noise=0.0)
-    load_strictly(moe)
-    assert moeify.verify(tmp_path / "dense", moe).relative_diff <= 1e-6
-    assert moeify.inspect(moe).problems == []
-    moeify.attach(moe, tmp_path / "attached", router="calibrated")
-    moeify.add_experts(moe, tmp_path / "added", experts=(str(tmp_path / "dense"),))
-    text = {"dataset": DEMO / "text.jsonl", "max_tokens": 512, "seq_len": 64}
-    routed = moeify.inspect(tmp_path / "added", **text)
-    assert routed.routing is not None and routed.problems == []
-    moeify.prune(tmp_path / "added", tmp_path / "back", keep=1, by="random", dense=True)
-    assert moeify.verify(tmp_path / "dense", tmp_path / "back").bit_exact
-
-
-def _from_flex(config: Config) -> Config:
-    keys = ("num_experts", "num_experts_per_tok", "norm_topk_prob", "router_aux_loss_coef")
-    return {key: value for key, value in config.items() if key not in keys}
-
-
-def test_layers_heads_and_biases_that_the_class_lacks_are_refused(
-    llama: None, tmp_path: Path
-) -> None:
+def test_what_the_class_lacks_is_refused(llama: None, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no dense layers"):
         moeify.upcycle(save_llama(tmp_path / "a"), tmp_path / "moe", layers="odd")
     few = replace(registry.CONVERSIONS["llama"][0], heads=("ForCausalLM",))
