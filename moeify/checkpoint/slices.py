@@ -10,7 +10,7 @@ from moeify.checkpoint.header import StoredTensor, tensor_nbytes
 if TYPE_CHECKING:
     from moeify.checkpoint.files import SourceFiles
 
-__all__ = ["Slice"]
+__all__ = ["Slice", "rows_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,3 +34,11 @@ class Slice:
     def read_into(self, files: SourceFiles, start: int, out: memoryview) -> None:
         """Fill ``out`` with the bytes from ``start`` on."""
         files.read_into(out, self.tensor.path, self.byte_start + start)
+
+
+def rows_of(stored: StoredTensor, name: str, first: int, count: int) -> StoredTensor:
+    """``count`` rows of a stored tensor, from row ``first`` on, as a tensor of their own."""
+    row = stored.nbytes // max(stored.shape[0], 1)
+    shape = (count, *stored.shape[1:])
+    start = stored.start + first * row
+    return StoredTensor(name, stored.dtype, shape, stored.path, start, count * row)

@@ -202,8 +202,10 @@ def _calibrated(joining: _Joining, config: AddConfig) -> dict[int, Float32]:
                 key=(config.seed, "joining", view.layout.layer.format(layer=layer)),
             )  # fmt: skip
             drawn = piece.values(files)
-            old, gain = (decode(files.read(t.path, t.start, t.nbytes), t.dtype)
-                         for t in (router, norm))  # fmt: skip
+            old = decode(files.read(router.path, router.start, router.nbytes), router.dtype)
+            gain = None
+            if norm is not None:
+                gain = decode(files.read(norm.path, norm.start, norm.nbytes), norm.dtype)
             size = logit_std(old.reshape(view.num_experts, -1), gain)
             own = logit_std(drawn, gain)
             rows[layer] = drawn * np.float32(size / own) if init == "calibrated" and own else drawn

@@ -131,7 +131,7 @@ def _rows(view: Mixture, layer: int, config: AttachConfig) -> RouterRows:
         init=config.router,
         num_experts=view.num_experts,
         hidden_size=view.hidden_size,
-        dtype=(present or norm).dtype,
+        dtype=(present or norm or view.up(layer)[0].tensor).dtype,
         key=(config.seed, "router", view.layout.layer.format(layer=layer)),
         norm=norm,
         norm_bias=view.norm_bias(layer),
@@ -174,7 +174,7 @@ def _outlooks(
             return decode(files.read(stored.path, stored.start, stored.nbytes), stored.dtype)
 
         for layer, piece in pieces.items():
-            gain = read(view.norm(layer))
+            gain = None if piece.norm is None else read(piece.norm)
             shape = (view.num_experts, view.hidden_size)
             present = view.router(layer)
             rows = None if present is None else read(present).reshape(shape)

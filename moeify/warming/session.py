@@ -13,7 +13,7 @@ from moeify.checkpoint.reader import Checkpoint, read_config
 from moeify.checkpoint.source import Source, resolve_source
 from moeify.errors import CheckpointError, ConfigError, DatasetError
 from moeify.families.mixture import Mixture, open_mixture
-from moeify.families.registry import moe_layout, vocabulary_size
+from moeify.families.registry import known_layout, moe_layout, vocabulary_size
 from moeify.provenance.new_checkpoint import NewCheckpoint
 from moeify.provenance.record import Record
 from moeify.routing.data import Blocks, block_length, blocks_for, check_vocabulary
@@ -25,7 +25,6 @@ from moeify.routing.passes import (
     LayerByLayer,
     Passes,
     WholeModel,
-    known_layout,
     passes_over,
     runs_by_layer,
     walk_by_layer,
@@ -140,7 +139,7 @@ class Session:
             yield WholeModel(objective.teacher, head=head)
             return
         dense = Checkpoint.open(resolve_source(str(self.config.reference)).folder)
-        layout = known_layout(dense.config)
+        layout = known_layout(dense.config.get("model_type"))
         if layout is None:
             yield WholeModel(load_model(dense.folder, self.config.dtype), head=head)
             return
