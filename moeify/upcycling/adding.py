@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from moeify.checkpoint.arithmetic import FLOAT_DTYPES, Float32, decode
-from moeify.checkpoint.files import Slice, SourceFiles
+from moeify.checkpoint.arithmetic import FLOAT_DTYPES, Float32
+from moeify.checkpoint.files import SourceFiles
 from moeify.checkpoint.header import StoredTensor
 from moeify.checkpoint.jobs import Copy, Held, Job, copy_of
 from moeify.checkpoint.planned_files import PlannedFiles
 from moeify.checkpoint.reader import Checkpoint
 from moeify.checkpoint.rewrite import plan_rewrite
+from moeify.checkpoint.slices import whole
 from moeify.checkpoint.source import Source, resolve_source
 from moeify.checkpoint.writer import Progress, parse_size
 from moeify.errors import CheckpointError, ConfigError
@@ -201,8 +202,7 @@ def _calibrated(joining: _Joining, config: AddConfig) -> dict[int, Float32]:
                 key=(config.seed, "joining", view.layout.layer.format(layer=layer)),
             )  # fmt: skip
             drawn = piece.values(files)
-            old, gain = (decode(files.read(t.path, t.start, t.nbytes), t.dtype)
-                         for t in (router, norm))  # fmt: skip
+            old, gain = (files.values(whole(tensor)) for tensor in (router, norm))
             size = logit_std(old.reshape(view.num_experts, -1), gain)
             own = logit_std(drawn, gain)
             rows[layer] = drawn * np.float32(size / own) if init == "calibrated" and own else drawn
@@ -234,7 +234,7 @@ def _expert_jobs(joining: _Joining, layer: int) -> Iterator[Job]:
         pieces = [copy_of(tensor, old.dtype) for entry in joined for tensor in entry]
         if spec.fused:
             shape = (view.num_experts + count, *old.shape[1:])
-            kept = Copy(Slice(old, 0, old.elements))
+            kept = Copy(whole(old))
             yield Job(old.name, old.dtype, shape, (kept, *pieces))
             continue
         for place, piece in enumerate(pieces, view.num_experts):
@@ -244,7 +244,7 @@ def _expert_jobs(joining: _Joining, layer: int) -> Iterator[Job]:
 def _router_job(view: Mixture, layer: int, rows: Float32) -> Job:
     old = view.router(layer)
     assert old is not None, "checked when it was opened"
-    pieces = (Copy(Slice(old, 0, old.elements)), Held(array=rows, dtype=old.dtype))
+    pieces = (Copy(whole(old)), Held(array=rows, dtype=old.dtype))
     return Job(old.name, old.dtype, (view.num_experts + len(rows), view.hidden_size), pieces)
 
 

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from moeify.checkpoint.arithmetic import Float32
-from moeify.checkpoint.files import Slice
 from moeify.checkpoint.header import StoredTensor
 from moeify.checkpoint.jobs import Held, Job, copy_of
 from moeify.checkpoint.planned_files import PlannedFiles
 from moeify.checkpoint.reader import Checkpoint
+from moeify.checkpoint.slices import whole
 from moeify.checkpoint.source import Source
 from moeify.checkpoint.writer import parse_size, plan_shards
 from moeify.errors import ConfigError
@@ -284,7 +284,7 @@ class _Planner:
         spec = next(part for part in self.dense.ffn if part.role == "up")
         tensor = self.view.ffn(layer)["up"]
         return UpProjection(
-            part=Slice(tensor, 0, tensor.elements),
+            part=whole(tensor),
             hidden_size=self.dims["H"],
             hidden_axis=spec.shape.index("H"),
         )

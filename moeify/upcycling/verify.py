@@ -178,7 +178,7 @@ def _passes(
         )  # fmt: skip
     if low_memory:
         raise ConfigError(
-            f"moeify does not know the layers of {model_type!r}",
+            f"moeify does not know the layers of {checkpoint.config.get('model_type')!r}",
             "leave --low-memory out",
         )
     model = load_model(checkpoint.folder, dtype)
