@@ -31,7 +31,6 @@ from moeify.errors import CheckpointError
 __all__ = [
     "Blend",
     "Copy",
-    "Held",
     "Job",
     "Literal",
     "Noise",
@@ -285,21 +284,6 @@ class Values(Piece):
         """Compute the elements and keep those asked for."""
         out[:] = encode(self.values(files), self.dtype)[start : start + len(out)]
         return None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Held(Values):
-    """Elements that are in memory already."""
-
-    array: Float32
-    dtype: str
-
-    @property
-    def elements(self) -> int:
-        return self.array.size
-
-    def values(self, files: SourceFiles) -> Float32:
-        return self.array
 
 
 def copy_of(tensor: StoredTensor, dtype: str) -> Piece:

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from moeify.checkpoint.arithmetic import FLOAT_DTYPES, Float32
+from moeify.checkpoint.arithmetic import FLOAT_DTYPES, Float32, encode
 from moeify.checkpoint.files import SourceFiles
 from moeify.checkpoint.header import StoredTensor
-from moeify.checkpoint.jobs import Copy, Held, Job, copy_of
+from moeify.checkpoint.jobs import Copy, Job, Literal, copy_of
 from moeify.checkpoint.planned_files import PlannedFiles
 from moeify.checkpoint.reader import Checkpoint
 from moeify.checkpoint.rewrite import plan_rewrite
@@ -119,7 +119,7 @@ def add_experts(
     joining = _open(source, config)
     view, labels = joining.view, [entry.label for entry in joining.entries]
     number = view.num_experts + len(joining.entries)
-    target = Path(output) if output is not None else Path(f"{_base_name(source)}-e{number}")
+    target = source.output(output, f"e{number}")
     new = NewCheckpoint(source, target, config, written=not dry_run)
     compared = compare_joining(view, joining.conversion.dense, joining.entries)
     plan = _plan(joining, _calibrated(joining, config), target, config)
@@ -153,10 +153,6 @@ def _fitted(
     with written_layers(stage, view.layout, grown, text, config.low_memory) as passes:
         found = joining_rows(passes, view, text, labels, config)
     return replace(found, rows={n: rows[view.num_experts :] for n, rows in found.rows.items()})
-
-
-def _base_name(source: Source) -> str:
-    return source.name.rsplit("/", 1)[-1]
 
 
 def _open(source: Source, config: AddConfig) -> _Joining:
@@ -244,7 +240,7 @@ def _expert_jobs(joining: _Joining, layer: int) -> Iterator[Job]:
 def _router_job(view: Mixture, layer: int, rows: Float32) -> Job:
     old = view.router(layer)
     assert old is not None, "checked when it was opened"
-    pieces = (Copy(whole(old)), Held(array=rows, dtype=old.dtype))
+    pieces = (Copy(whole(old)), Literal(encode(rows, old.dtype)))
     return Job(old.name, old.dtype, (view.num_experts + len(rows), view.hidden_size), pieces)
 
 

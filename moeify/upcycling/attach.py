@@ -85,9 +85,7 @@ def attach(
     started = time.perf_counter()
     config = replace(config or AttachConfig(), **options)
     source = resolve_source(checkpoint, config.revision)
-    target = (
-        Path(output) if output is not None else Path(f"{source.name.rsplit('/', 1)[-1]}-routers")
-    )
+    target = source.output(output, "routers")
     new = NewCheckpoint(source, target, config)
     opened = Checkpoint.open(source.folder)
     view = open_mixture(opened)

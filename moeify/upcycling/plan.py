@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from moeify.checkpoint.arithmetic import Float32
+from moeify.checkpoint.arithmetic import Float32, encode
 from moeify.checkpoint.header import StoredTensor
-from moeify.checkpoint.jobs import Held, Job, copy_of
+from moeify.checkpoint.jobs import Job, Literal, copy_of
 from moeify.checkpoint.planned_files import PlannedFiles
 from moeify.checkpoint.reader import Checkpoint
 from moeify.checkpoint.slices import whole
@@ -74,7 +74,7 @@ class UpcyclePlan:
         prefix = self.conversion.moe_prefix(self.view.checkpoint.config)
         held = {prefix + moe.layer.format(layer=n) + moe.router: array for n, array in rows.items()}
         jobs = tuple(
-            replace(job, pieces=(Held(array=held[job.name], dtype=job.dtype),))
+            replace(job, pieces=(Literal(encode(held[job.name], job.dtype)),))
             if job.name in held
             else job
             for job in last.jobs

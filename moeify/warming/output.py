@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from moeify.checkpoint.arithmetic import encode
 from moeify.checkpoint.files import SourceFiles
 from moeify.checkpoint.header import StoredTensor, read_header
-from moeify.checkpoint.jobs import Held, Job, copy_of
+from moeify.checkpoint.jobs import Job, Literal, copy_of
 from moeify.checkpoint.planned_files import PlannedFiles
 from moeify.checkpoint.reader import Checkpoint
 from moeify.checkpoint.rewrite import plan_rewrite
@@ -72,7 +73,7 @@ def _router_jobs(session: Session) -> Iterator[Job]:
     for number, weight in routers.items():
         stored = view.checkpoint[view.router_name(number)]
         array = np.ascontiguousarray(weight.float().cpu().numpy())
-        piece = Held(array=array, dtype=stored.dtype)
+        piece = Literal(encode(array, stored.dtype))
         yield Job(stored.name, stored.dtype, stored.shape, (piece,))
 
 
