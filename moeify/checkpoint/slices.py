@@ -10,7 +10,7 @@ from moeify.checkpoint.header import StoredTensor, tensor_nbytes
 if TYPE_CHECKING:
     from moeify.checkpoint.files import SourceFiles
 
-__all__ = ["Run", "Slice", "whole"]
+__all__ = ["Run", "Slice", "rows_of", "whole"]
 
 
 class Run(Protocol):
@@ -58,3 +58,11 @@ class Slice:
 def whole(tensor: StoredTensor) -> Slice:
     """All elements of ``tensor``."""
     return Slice(tensor, 0, tensor.elements)
+
+
+def rows_of(stored: StoredTensor, name: str, first: int, count: int) -> StoredTensor:
+    """``count`` rows of a stored tensor, from row ``first`` on, as a tensor of their own."""
+    row = stored.nbytes // max(stored.shape[0], 1)
+    shape = (count, *stored.shape[1:])
+    start = stored.start + first * row
+    return StoredTensor(name, stored.dtype, shape, stored.path, start, count * row)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from moeify.errors import CheckpointError
@@ -67,10 +67,13 @@ class DenseLayout:
     ``class_prefix`` is the class's name without its head, ``activation`` config.json's key of what
     the FFN applies, and what it is where the key is missing. What has a default is called as in
     Llama.
-    ``aliases`` maps endings of old names to today's; ``buffers`` are endings of tensors that are
-    recomputed and not carried over; ``optional`` names tensors, relative to the base model or to a
-    layer, that may be missing. ``encoder`` is as in ``MoeLayout``. ``canonical`` gives a config its
-    usual keys.
+    ``aliases`` maps endings of old names to today's; ``joined`` maps a tensor that files have in a
+    layer to those of ``per_layer`` and ``ffn`` whose rows it holds, one after the other; ``kinds``
+    gives each layer's kind, where each has tensors of its own ``by_kind``; ``towers`` lead the full
+    names of other modalities' tensors, which are carried along;
+    ``buffers`` are endings of tensors that are recomputed and not carried over; ``optional`` names
+    tensors, relative to the base model or to a layer, that may be missing. ``encoder`` is as in
+    ``MoeLayout``. ``canonical`` gives a config its usual keys.
     """
 
     model_type: str
@@ -82,11 +85,15 @@ class DenseLayout:
     dims: Callable[[Config], Dims]
     prefixes: tuple[str, ...] = ("model.", "transformer.")
     layer: str = "layers.{layer}."
-    norm: str = "post_attention_layernorm.weight"
+    norm: str | None = "post_attention_layernorm.weight"
     norm_bias: str | None = None
     activation: tuple[str, str] = ("hidden_act", "silu")
     ties_by_default: bool = False
     aliases: Mapping[str, str] = field(default_factory=dict)
+    joined: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    kinds: Callable[[Config], Sequence[str]] | None = None
+    by_kind: Mapping[str, Mapping[str, Shape]] = field(default_factory=dict)
+    towers: tuple[str, ...] = ()
     buffers: tuple[str, ...] = (".rotary_emb.inv_freq",)
     optional: frozenset[str] = frozenset()
     encoder: bool = False
@@ -103,12 +110,26 @@ class DenseLayout:
     def base_tensors(self, config: Config) -> dict[str, tuple[int, ...]]:
         """Every tensor of the base model and its shape, FFNs included."""
         dims = self.dims(config)
-        layer = {**self.per_layer, **{part.name: part.shape for part in self.ffn}}
+        alike = {**self.per_layer, **{part.name: part.shape for part in self.ffn}}
         names = {name: resolve_shape(shape, dims) for name, shape in self.outer.items()}
-        for number in range(dims["L"]):
-            prefix = self.layer.format(layer=number)
+        for number, kind in enumerate(self._kinds(config)):
+            prefix, layer = self.layer.format(layer=number), {**alike, **self.by_kind.get(kind, {})}
             names |= {prefix + name: resolve_shape(shape, dims) for name, shape in layer.items()}
         return names
+
+    def _kinds(self, config: Config) -> Sequence[str]:
+        count = self.num_layers(config)
+        kinds = self.kinds(config) if self.kinds else [""] * count
+        if len(kinds) != count:
+            raise CheckpointError(f"config.json has {count} layers and the kinds of {len(kinds)}")
+        return kinds
+
+    def modern_name(self, name: str) -> str:
+        """A tensor's name as transformers spells it today."""
+        for old, new in self.aliases.items():
+            if name.endswith(old):
+                name = name.removesuffix(old) + new
+        return name
 
     def architecture(self, config: Config) -> str:
         """Name of the class, by ``architectures``; the base class where nothing is said."""
@@ -136,16 +157,17 @@ class DenseLayout:
 
     def rest(self, shared: tuple[str, ...] = ()) -> Rest:
         """The tensors that a mixture takes over from this type, with ``shared`` ones of its own."""
-        heads = self.heads.values()
+        heads, layers = self.heads.values(), (self.per_layer, *self.by_kind.values())
         names = tuple(dict.fromkeys(name for head in heads for name in head.tensors))
         return Rest(
             outer=tuple(self.outer),
-            per_layer=tuple(self.per_layer),
+            per_layer=tuple(dict.fromkeys(n for part in layers for n in part)),
             ffn=tuple(part.name for part in self.ffn),
             shared=shared,
             heads=names,
             tied={n: own.removeprefix(h.prefix) for h in heads for n, own in h.tied.items()},
             ties_by_default=self.ties_by_default,
+            towers=self.towers,
             buffers=self.buffers,
             lacks={
                 end: (*(name for name in names if name not in head.tensors), *sorted(head.lacks))

@@ -48,6 +48,7 @@ class Conversion:
     ``to_moe`` and ``to_dense`` give a config without its model type and class, and raise
     ``MoeifyError`` for one that the other side cannot express. ``came_from`` tells by a mixture's
     config whether it can stem from this dense type, where several become the same mixture.
+    ``heads`` are those of the dense heads that the MoE class has, None where it has all.
     ``extras`` are tensors that the MoE class demands and the dense model lacks. ``every_layer``
     says why no layer may stay dense; None where layers may. ``head_prefixes`` lead the base
     model's names in those heads of the MoE class that differ from the dense one's. ``remote_code``
@@ -60,12 +61,20 @@ class Conversion:
     to_moe: Callable[[Config, MoeSettings], Config]
     to_dense: Callable[[Config], Config]
     came_from: Callable[[Config], bool] = lambda config: True
+    heads: tuple[str, ...] | None = None
     extras: tuple[ExtraTensor, ...] = ()
     every_layer: str | None = None
     head_prefixes: Mapping[str, str] = field(default_factory=dict)
     engines: tuple[Engine, ...] = NATIVE
     remote_code: bool = False
     notes: Said = ()
+
+    @property
+    def parameters(self) -> tuple[ExtraTensor, ...]:
+        """Those of ``extras`` that the class counts: a bias for choosing may be a buffer."""
+        rule = self.moe.rule
+        buffer = None if rule.selection_bias_trained else rule.selection_bias
+        return tuple(extra for extra in self.extras if extra.name != buffer)
 
     @property
     def gguf_renormalises(self) -> bool | None:
@@ -76,8 +85,15 @@ class Conversion:
         """config.json of the mixture that a dense ``config`` becomes; raises ``MoeifyError``."""
         if self.every_layer is not None and settings.dense_layers:
             raise ConfigError(self.every_layer, "pass --layers all, or leave it out")
+        head = self.dense.head_name(config)
+        name = self.moe.class_prefix + head
+        if self.heads is not None and head not in self.heads:
+            known = ", ".join(self.dense.class_prefix + other for other in self.heads)
+            raise CheckpointError(
+                f"{self.dense.class_prefix}{head} would become a {name}, which does not exist",
+                f"set architectures in config.json to one of: {known}",
+            )
         result = self.to_moe(dict(config), settings)
-        name = self.moe.class_prefix + self.dense.head_name(config)
         return {**result, "model_type": self.moe.model_type, "architectures": [name]}
 
     def dense_config(self, config: Config) -> Config:

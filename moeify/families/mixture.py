@@ -173,15 +173,16 @@ class Mixture:
         size = part.elements // len(spec.roles)
         return Slice(part.tensor, part.start + spec.roles.index("up") * size, size), spec
 
-    def norm(self, layer: int) -> StoredTensor:
-        """Weight [H] of the normalisation whose output the router reads."""
-        return self.checkpoint[self.layer_prefix(layer) + self.layout.norm]
+    def norm(self, layer: int) -> StoredTensor | None:
+        """Weight [H] of the normalisation whose output the router reads, if there is one."""
+        return self._of_layer(layer, self.layout.norm)
 
     def norm_bias(self, layer: int) -> StoredTensor | None:
         """Bias [H] of that normalisation, where the family has one."""
-        if self.layout.norm_bias is None:
-            return None
-        return self.checkpoint[self.layer_prefix(layer) + self.layout.norm_bias]
+        return self._of_layer(layer, self.layout.norm_bias)
+
+    def _of_layer(self, layer: int, name: str | None) -> StoredTensor | None:
+        return None if name is None else self.checkpoint[self.layer_prefix(layer) + name]
 
     @cached_property
     def counted(self) -> dict[str, Place]:
@@ -263,10 +264,10 @@ def open_mixture(checkpoint: Checkpoint) -> Mixture:
     mixture = sort_mixture(checkpoint, moe_layout(checkpoint.config, checkpoint.tensors))
     if not mixture.moe_layers:
         raise CheckpointError("config.json makes no layer a mixture", path=checkpoint.folder)
-    first = mixture.moe_layers[0]
-    if mixture.layer_prefix(first) + mixture.layout.norm not in checkpoint.tensors:
+    first, norm = mixture.moe_layers[0], mixture.layout.norm
+    if norm is not None and mixture.layer_prefix(first) + norm not in checkpoint.tensors:
         raise TensorNotFoundError(
-            mixture.layout.layer.format(layer=first) + mixture.layout.norm,
+            mixture.layout.layer.format(layer=first) + norm,
             checkpoint.folder, "the checkpoint is incomplete: download it again",
         )  # fmt: skip
     _ = mixture.num_experts, mixture.top_k, mixture.hidden_size  # raises before any work

@@ -11,9 +11,12 @@ from moeify.families.moe_layout import ExpertTensor, MoeLayout
 from moeify.families.quantization import split_quantized
 from moeify.families.values import Config, text_config
 
-__all__ = ["Place", "Places", "layout_prefix", "named_like"]
+__all__ = ["MIXERS", "Place", "Places", "layer_part", "layout_prefix", "named_like", "outer_part"]
 
-_MIXERS = ("self_attn", "attn", "attention", "crossattention", "linear_attn", "mamba", "conv")
+MIXERS = frozenset(
+    ("self_attn", "attn", "attention", "crossattention", "linear_attn", "mamba", "conv")
+)
+"""Under which names a layer's parts mix tokens with one another."""
 _EMBEDDINGS = ("embed_tokens", "embeddings", "wte", "wpe")
 _OUTSIDE = -1
 
@@ -105,7 +108,7 @@ class Places:
         if (found := self._split(name)) is not None:
             return self._within(*found)
         if (outer := self.outer.get(name)) is not None:
-            return Place(part=_outer_part(outer), name=outer)
+            return Place(part=outer_part(outer), name=outer)
         if named_like(name, self.layout.rest.heads):
             return Place(part="heads", name=name)
         return None
@@ -179,8 +182,7 @@ def _inner_parts(layout: MoeLayout) -> Iterator[tuple[tuple[str, bool], str]]:
     """Part of every tensor of a layer by its name and whether the layer is a mixture."""
     rest, rule = layout.rest, layout.rule
     for name in rest.per_layer:
-        part = "attention" if name.split(".")[0] in _MIXERS else "norms"
-        yield from ((((name, mixture), part)) for mixture in (False, True))
+        yield from ((((name, mixture), layer_part(name))) for mixture in (False, True))
     for name in rest.ffn:
         yield (name, False), "dense_ffn"
     for name in rest.shared:
@@ -190,7 +192,13 @@ def _inner_parts(layout: MoeLayout) -> Iterator[tuple[tuple[str, bool], str]]:
             yield (router, True), "routers"
 
 
-def _outer_part(name: str) -> str:
+def layer_part(name: str) -> str:
+    """Part of a tensor of a layer that is no FFN's and no router's."""
+    return "attention" if name.split(".")[0] in MIXERS else "norms"
+
+
+def outer_part(name: str) -> str:
+    """Part of a tensor of the base model outside of the layers."""
     root = name.split(".")[0]
     if root in _EMBEDDINGS:
         return "embeddings"

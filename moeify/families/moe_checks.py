@@ -8,13 +8,13 @@ from moeify.checkpoint.naming import some
 from moeify.errors import MoeifyError
 from moeify.families.base import Config, ExpertTensor
 from moeify.families.mixture import Mixture
+from moeify.families.mixture_places import MIXERS
 from moeify.families.problems import Problem, grouped, numbers
 from moeify.families.values import EXPERT_KEYS, resolve_shape, text_config
 
 __all__ = ["check_mixture", "stated", "unknown_tensors"]
 
 _PATTERNS_SHOWN = 12
-_MIXERS = {"self_attn", "linear_attn", "mamba", "conv"}
 
 
 def stated(mixture: Mixture) -> tuple[int, int | None, list[Problem]]:
@@ -160,7 +160,7 @@ def _missing_rest(mixture: Mixture) -> Iterator[Problem]:
     ):
         for group in alike:
             held = {layer: mixture.layers.get(layer, set()) & names for layer in group}
-            expected = set[str]().union(*held.values()) | ({layout.norm} & names)
+            expected = set[str]().union(*held.values()) | (names & {layout.norm or ""})
             for layer, present in held.items():
                 if missing := expected - present:
                     lacking.setdefault(layer, set()).update(missing)
@@ -179,7 +179,7 @@ def _by_mixer(mixture: Mixture, layers: range) -> list[list[int]]:
     groups: dict[frozenset[str], list[int]] = {}
     for layer in layers:
         roots = {name.split(".")[0] for name in mixture.layers.get(layer, set())}
-        groups.setdefault(frozenset(roots & _MIXERS), []).append(layer)
+        groups.setdefault(frozenset(roots & MIXERS), []).append(layer)
     return list(groups.values())
 
 

@@ -53,12 +53,18 @@ class ExpertTensor:
 class ExtraTensor:
     """A tensor that the MoE class demands and the dense model lacks.
 
-    ``std`` 0 means zeros; otherwise values are drawn from N(0, std^2).
+    Values are drawn from N(mean, std^2), so that without ``std`` all are ``mean``; with a ``role``
+    they are the dense FFN's tensor of that role times ``weight``. ``dtype`` is its own, where it is
+    not the FFN's.
     """
 
     name: str
     shape: Shape
+    mean: float = 0.0
     std: float = 0.0
+    role: str | None = None
+    weight: float = 1.0
+    dtype: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,12 +174,13 @@ class MoeLayout:
     ``guard`` is the dense class's name for a tensor of a layer that holds experts: one element of
     that name, in the first such layer, makes the dense class refuse the mixture by its shape, and
     is no parameter.
-    ``norm`` and ``norm_bias`` are the normalisation whose output the router reads. The router's
+    ``norm`` and ``norm_bias`` are the normalisation whose output the router reads, None where it
+    reads the residual stream itself. The router's
     weight is [E, H] and its bias [E] in every family. ``router_module`` is the router's path
     within its layer once transformers has loaded it, where that is not its tensor's name, and
     ``loaded_selection_bias`` is the same for the bias of the rule. An ``encoder`` sees every token
-    of a text at once, unless config.json says ``is_decoder``. ``warms_up`` says whether warm-up
-    knows the rule, ``unsharded`` why FSDP cannot hold the class in shards.
+    of a text at once, unless config.json says ``is_decoder``. ``unsharded`` says why FSDP cannot
+    hold the class in shards.
     """
 
     model_type: str
@@ -185,7 +192,7 @@ class MoeLayout:
     prefixes: tuple[str, ...] = ("model.",)
     layer: str = "layers.{layer}."
     router: str = "mlp.gate.weight"
-    norm: str = "post_attention_layernorm.weight"
+    norm: str | None = "post_attention_layernorm.weight"
     norm_bias: str | None = None
     router_bias: str | None = None
     rule: RouterRule = RouterRule()
@@ -196,7 +203,6 @@ class MoeLayout:
     guard: str | None = None
     loaded_selection_bias: str | None = None
     encoder: bool = False
-    warms_up: bool = False
     unsharded: str | None = None
 
     def is_guard(self, stored: StoredTensor) -> bool:

@@ -22,6 +22,7 @@ __all__ = [
     "default_class",
     "dense_layout",
     "is_encoder_type",
+    "known_layout",
     "moe_layout",
     "origin",
     "origin_or_none",
@@ -106,9 +107,15 @@ def origin_or_none(config: Config, recorded: str | None = None) -> Conversion | 
         return None
 
 
-def is_encoder_type(model_type: str) -> bool:
+def known_layout(model_type: object) -> DenseLayout | MoeLayout | None:
+    """The layout of a model type, dense or a mixture; None for those that nobody described."""
+    name = str(model_type)
+    return DENSE_LAYOUTS.get(name) or MOE_LAYOUTS.get(name)
+
+
+def is_encoder_type(model_type: object) -> bool:
     """Whether models of this type see every token of a text at once."""
-    found = DENSE_LAYOUTS.get(model_type) or MOE_LAYOUTS.get(model_type)
+    found = known_layout(model_type)
     return found is not None and found.encoder
 
 
@@ -125,12 +132,8 @@ def default_class(model_type: str) -> str:
 
 def vocabulary_size(config: Config) -> int:
     """Tokens that the model in ``config`` knows, its class's number where config.json is silent."""
-    model_type = str(config.get("model_type"))
-    if model_type in DENSE_LAYOUTS:
-        return DENSE_LAYOUTS[model_type].dims(config)["V"]
-    if model_type in MOE_LAYOUTS:
-        return MOE_LAYOUTS[model_type].dims(config)["V"]
-    return positive(text_config(config), "vocab_size")
+    found = known_layout(config.get("model_type"))
+    return found.dims(config)["V"] if found else positive(text_config(config), "vocab_size")
 
 
 def moe_layout(config: Config, names: Collection[str] = ()) -> MoeLayout:

@@ -9,7 +9,8 @@ from moeify.checkpoint.header import StoredTensor
 from moeify.checkpoint.reader import Checkpoint
 from moeify.errors import CheckpointError, MoeifyError
 from moeify.families.base import Config, DenseLayout, resolve_shape
-from moeify.families.dense_anatomy import dissect_dense
+from moeify.families.dense_checkpoint import sort_dense
+from moeify.families.dense_checks import dense_problems
 from moeify.families.mixture import Mixture, sort_mixture
 from moeify.families.moe_checks import check_mixture
 from moeify.families.problems import Problem, by_pattern
@@ -38,11 +39,11 @@ def check_structure(tensors: Tensors, config: Config, what: str) -> None:
 def structure_problems(tensors: Tensors, config: Config) -> list[Problem]:
     """Tensors that are missing, surplus or of another shape than config.json says."""
     model_type = config.get("model_type")
+    held = Checkpoint(folder=Path(), config=config, tensors=dict(tensors), shards=())
     if model_type in DENSE_LAYOUTS:
-        return dissect_dense(tensors, config, DENSE_LAYOUTS[str(model_type)]).problems
+        return dense_problems(sort_dense(held, DENSE_LAYOUTS[str(model_type)]))
     if model_type not in MOE_LAYOUTS:
         return []
-    held = Checkpoint(folder=Path(), config=config, tensors=dict(tensors), shards=())
     return list(mixture_problems(sort_mixture(held, moe_layout(config, tensors))))
 
 

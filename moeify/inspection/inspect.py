@@ -11,7 +11,8 @@ from typing import Any
 from moeify.checkpoint.reader import Checkpoint
 from moeify.checkpoint.source import Source, is_hub_id, resolve_source
 from moeify.errors import CheckpointError, MoeifyError
-from moeify.families.dense_anatomy import dissect_dense
+from moeify.families.dense_checkpoint import sort_dense
+from moeify.families.dense_checks import dense_parts, dense_problems, outlook
 from moeify.families.mixture import Mixture, PartSize, sort_mixture
 from moeify.families.moe_checks import stated
 from moeify.families.problems import Problem
@@ -102,8 +103,7 @@ def _sort_mixture(opened: Opened, report: InspectReport) -> Mixture:
     config = opened.config
     report.kind = "moe"
     layout = moe_layout(config, opened.tensors)
-    held = Checkpoint(folder=Path(opened.name), config=config, tensors=opened.tensors, shards=())
-    mixture = sort_mixture(held, layout)
+    mixture = sort_mixture(_held(opened), layout)
     count, top_k, _ = stated(mixture)
     report.num_layers, report.moe_layers = mixture.num_layers, mixture.moe_layers
     report.num_experts, report.top_k = count, top_k
@@ -149,13 +149,23 @@ def _shared_experts(mixture: Mixture) -> int:
 def _sort_dense(opened: Opened, report: InspectReport) -> None:
     report.kind = "dense"
     layout = DENSE_LAYOUTS[str(report.model_type)]
-    dense = dissect_dense(opened.tensors, opened.config, layout)
+    dense = sort_dense(_held(opened), layout)
+    parts = dense_parts(dense)
     report.num_layers = dense.num_layers
-    report.params_total = report.params_active = dense.parameters
-    report.parts = _parts(dense.parts)
-    report.upcycled = dense.outlook
-    report.problems += dense.problems
+    report.params_total = sum(part.parameters for part in parts.values())
+    report.params_active = report.params_total
+    report.parts = _parts(parts)
+    report.upcycled = outlook(dense, parts)
+    report.problems += dense_problems(dense)
     report.notes += dense.notes
+    if dense.quantised:
+        said = f"quantised ({dense.quantised}): upcycle takes the unquantised checkpoint"
+        report.notes.append(said)
+
+
+def _held(opened: Opened) -> Checkpoint:
+    folder = Path(opened.name)
+    return Checkpoint(folder=folder, config=opened.config, tensors=opened.tensors, shards=())
 
 
 def _sort_unknown(opened: Opened, report: InspectReport) -> None:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from moeify.families.base import Config, MoeLayout
-from moeify.families.dense_anatomy import Outlook
+from moeify.families.dense_checks import Outlook
 from moeify.families.problems import Problem
 from moeify.inspection.opening import Opened, Shard
 from moeify.provenance.record import Record

@@ -16,7 +16,7 @@ from moeify.checkpoint.reader import Checkpoint
 from moeify.checkpoint.slices import whole
 from moeify.checkpoint.source import resolve_source
 from moeify.errors import CheckpointError, ConfigError
-from moeify.families.dense_view import DenseView, view_dense
+from moeify.families.dense_checkpoint import Dense, open_dense
 from moeify.families.mixture import Mixture
 from moeify.families.problems import Problem, numbers
 from moeify.families.registry import conversions_to, dense_layout
@@ -73,7 +73,7 @@ def _findings(report: InspectReport) -> None:
         report.notes.append("quantised experts are compared bit for bit only")
 
 
-def _dense_source(dense: str, mixture: Mixture) -> DenseView:
+def _dense_source(dense: str, mixture: Mixture) -> Dense:
     """The dense checkpoint; raises ``MoeifyError`` where experts cannot stem from it."""
     model_type = mixture.layout.model_type
     checkpoint = Checkpoint.open(resolve_source(dense).folder)
@@ -85,7 +85,7 @@ def _dense_source(dense: str, mixture: Mixture) -> DenseView:
             " not stem from one",
             f"name a {' or '.join(known)} checkpoint" if known else "leave --reference out",
         )
-    view = view_dense(checkpoint, layout)
+    view = open_dense(checkpoint, layout)
     if view.num_layers != mixture.num_layers:
         raise ConfigError(
             f"--reference {dense} has {view.num_layers} layers, the mixture {mixture.num_layers}",
@@ -94,9 +94,7 @@ def _dense_source(dense: str, mixture: Mixture) -> DenseView:
     return view
 
 
-def _layer(
-    files: SourceFiles, mixture: Mixture, layer: int, dense: DenseView | None
-) -> dict[str, Any]:
+def _layer(files: SourceFiles, mixture: Mixture, layer: int, dense: Dense | None) -> dict[str, Any]:
     router = mixture.checkpoint.tensors.get(mixture.router_name(layer))
     found: dict[str, Any] = {"nonfinite": 0}
     if router is not None and router.dtype in FLOAT_DTYPES and len(router.shape) == 2:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 from moeify.errors import ConfigError
-from moeify.families.base import Head
-from moeify.families.conversion import Conversion, MoeSettings
-from moeify.provenance.record import Record
+
+if TYPE_CHECKING:
+    from moeify.families.base import Head
+    from moeify.families.conversion import Conversion, MoeSettings
+    from moeify.provenance.record import Record
 
 __all__ = [
     "FLAT_ROUTER_STD",

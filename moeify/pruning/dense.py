@@ -38,7 +38,7 @@ def plan_dense(mixture: Mixture, experts: Mapping[int, Shares], max_shard_bytes:
     record = Record.read(Source(folder=folder, name=folder.name))
     conversion = origin(mixture.config, record.dense_type)
     config = conversion.dense_config(mixture.config)
-    jobs = tuple(_jobs(mixture, conversion, config, experts))
+    jobs = tuple(_joined(_jobs(mixture, conversion, config, experts), conversion.dense))
     return PrunePlan(
         config=config,
         files=PlannedFiles(shards=plan_shards(jobs, max_shard_bytes)),
@@ -71,6 +71,28 @@ def _jobs(
             yield Job(renamed(stored.name), stored.dtype, stored.shape, (piece,))
         elif place.kind == "fused" or place.expert == experts[place.layer][0][0]:
             yield from _ffn(mixture, dense, stored, place, experts[place.layer], renamed)
+
+
+def _joined(jobs: Iterator[Job], dense: DenseLayout) -> Iterator[Job]:
+    """Jobs, those of tensors that the dense class has in one as one."""
+    whole = {f".{part}": name for name, parts in dense.joined.items() for part in parts}
+    held: dict[str, dict[str, Job]] = {}
+    for job in jobs:
+        end = next((end for end in whole if job.name.endswith(end)), None)
+        if end is None:
+            yield job
+            continue
+        parts = dense.joined[whole[end]]
+        name = job.name.removesuffix(end) + "." + whole[end]
+        found = held.setdefault(name, {})
+        found[end.removeprefix(".")] = job
+        if len(found) == len(parts):
+            ordered = [found[part] for part in parts]
+            if len({part.dtype for part in ordered}) > 1:
+                raise CheckpointError(f"the parts of {name!r} have several dtypes: it has one")
+            rows = sum(part.shape[0] for part in ordered)
+            pieces = tuple(piece for part in ordered for piece in part.pieces)
+            yield Job(name, job.dtype, (rows, *job.shape[1:]), pieces)
 
 
 def _ffn(

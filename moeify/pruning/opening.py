@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from moeify.checkpoint.reader import Checkpoint
-from moeify.errors import CheckpointError, TensorNotFoundError, UnsupportedModelError
+from moeify.errors import CheckpointError, TensorNotFoundError
 from moeify.families.mixture import Mixture, open_mixture
-from moeify.families.registry import DENSE_LAYOUTS, MOE_LAYOUTS
 
 __all__ = ["open_prunable"]
 
@@ -18,13 +17,6 @@ def open_prunable(checkpoint: Checkpoint) -> Mixture:
 
     Raises ``CheckpointError`` where experts are missing or a tensor cannot be cut.
     """
-    model_type = checkpoint.config.get("model_type")
-    if model_type in DENSE_LAYOUTS:
-        raise UnsupportedModelError(
-            model_type,
-            MOE_LAYOUTS,
-            "it is a dense checkpoint without experts: run moeify upcycle first",
-        )
     mixture = open_mixture(checkpoint)
     _refuse_hash_routing(checkpoint)
     for layer in mixture.moe_layers:

@@ -100,12 +100,13 @@ class RouterRows(Values):
 
 @dataclass(frozen=True, kw_only=True)
 class NormalRows(Values):
-    """``count`` values of N(0, std^2), drawn from a generator that ``key`` seeds."""
+    """``count`` values of N(mean, std^2), drawn from a generator that ``key`` seeds."""
 
     count: int
     std: float
     dtype: str
     key: tuple[int | str, ...]
+    mean: float = 0.0
 
     @property
     def elements(self) -> int:
@@ -114,7 +115,7 @@ class NormalRows(Values):
     def values(self, files: SourceFiles) -> Float32:
         draws = generator(self.key).standard_normal(self.count)
         # A sum, so that zeros have no sign.
-        return (draws * self.std + 0.0).astype(np.float32)
+        return (draws * self.std + self.mean).astype(np.float32)
 
 
 def router_rows(

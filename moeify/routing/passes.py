@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from moeify.checkpoint.reader import Checkpoint
 from moeify.checkpoint.staging import check_free_space
 from moeify.errors import RoutingError
-from moeify.families.base import Config, DenseLayout, MoeLayout
-from moeify.families.registry import DENSE_LAYOUTS, MOE_LAYOUTS
+from moeify.families.base import DenseLayout, MoeLayout
 from moeify.routing.loaded import base_model, is_encoder, layer_stack, replaced
 from moeify.routing.loading import load_model, outline, require_accelerate
 from moeify.routing.memory import fits_memory
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LayerByLayer", "Pass", "Passes", "WholeModel", "check_state_room", "device_of",
-    "known_layout", "passes_over", "runs_by_layer", "state_bytes", "walk_by_layer",
+    "passes_over", "runs_by_layer", "state_bytes", "walk_by_layer",
 ]  # fmt: skip
 
 Layout = DenseLayout | MoeLayout
@@ -156,12 +155,6 @@ class LayerByLayer:
             **dict.fromkeys(self._head, cpu if place == self.layers else meta),
             **{f"{self.stack}.{n}": cpu if n == place else meta for n in range(self.layers)},
         }
-
-
-def known_layout(config: Config) -> Layout | None:
-    """Where the layers of a model are, dense or a mixture; None for types that nobody described."""
-    known = str(config.get("model_type"))
-    return DENSE_LAYOUTS.get(known) or MOE_LAYOUTS.get(known)
 
 
 def runs_by_layer(checkpoint: Checkpoint, low_memory: bool | None) -> bool:

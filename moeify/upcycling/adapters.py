@@ -17,7 +17,7 @@ from moeify.checkpoint.lowrank import LowRank
 from moeify.checkpoint.source import Source
 from moeify.checkpoint.weight_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from moeify.errors import CheckpointError
-from moeify.families.dense_view import DenseView, relative_name
+from moeify.families.dense_checkpoint import Dense
 
 __all__ = ["Adapter", "open_adapter"]
 
@@ -54,7 +54,7 @@ class Adapter:
 
 
 def open_adapter(
-    source: Source, base: DenseView, base_source: Source, *, whole: bool = False
+    source: Source, base: Dense, base_source: Source, *, whole: bool = False
 ) -> Adapter:
     """The adapter in ``source`` on ``base``, from its config and its file's header.
 
@@ -109,7 +109,7 @@ def _read_tensors(
 
 @contextmanager
 def _bearable(
-    name: str, base: DenseView, others: dict[str, CheckpointError], whole: bool
+    name: str, base: Dense, others: dict[str, CheckpointError], whole: bool
 ) -> Iterator[None]:
     """List a change that does not fit the base among ``others`` where experts do not need it."""
     try:
@@ -121,14 +121,14 @@ def _bearable(
         others[name] = error
 
 
-def _is_ffn(name: str, base: DenseView) -> bool:
+def _is_ffn(name: str, base: Dense) -> bool:
     """Whether a tensor would be an FFN's, in layers of the base or beyond them."""
     return name.endswith(tuple(f".{part.name}" for part in base.layout.ffn))
 
 
-def _canonical(name: str, base: DenseView) -> str:
+def _canonical(name: str, base: Dense) -> str:
     """A tensor's name relative to the base model, or its full name in a head."""
-    return relative_name(name, base) or name
+    return base.known_as(name) or name
 
 
 def _check_kind(source: Source, config: dict[str, Any]) -> None:
@@ -155,7 +155,7 @@ def _check_kind(source: Source, config: dict[str, Any]) -> None:
         )
 
 
-def _of_another_base(config: dict[str, Any], base: DenseView, base_source: Source) -> Iterator[str]:
+def _of_another_base(config: dict[str, Any], base: Dense, base_source: Source) -> Iterator[str]:
     """A warning where the base's name is another one: shapes decide, names change with copies."""
     wanted = config.get("base_model_name_or_path")
     own = base.checkpoint.config.get("_name_or_path")
@@ -172,7 +172,7 @@ def _last(name: str) -> str:
 
 
 def _change(
-    source: Source, config: dict[str, Any], base: DenseView, module: str, name: str,
+    source: Source, config: dict[str, Any], base: Dense, module: str, name: str,
     pair: dict[str, StoredTensor],
 ) -> LowRank:  # fmt: skip
     target = base.base.get(name) or base.heads.get(name)
@@ -202,7 +202,7 @@ def _change(
     return LowRank(up=up, down=down, scale=scale, transposed=transposed)
 
 
-def _is_transposed(base: DenseView, name: str) -> bool:
+def _is_transposed(base: Dense, name: str) -> bool:
     """Whether a tensor is stored [in, out], as GPT-2's Conv1D has its matrices within layers."""
     up = next(part for part in base.layout.ffn if part.role == "up")
     return up.shape[0] == "H" and _LAYER.match(f".{name}") is not None
@@ -225,7 +225,7 @@ def _number(alpha: object) -> float:
     )
 
 
-def _check_replaced(source: Source, base: DenseView, name: str, tensor: StoredTensor) -> None:
+def _check_replaced(source: Source, base: Dense, name: str, tensor: StoredTensor) -> None:
     target = base.base.get(name) or base.heads.get(name)
     if target is None or target.shape != tensor.shape:
         what = "no tensor of the base" if target is None else f"one of shape {list(target.shape)}"

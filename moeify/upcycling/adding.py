@@ -33,6 +33,7 @@ from moeify.routing.config import ROUTER_INITS, RouterInit
 from moeify.routing.initialization import RouterRows, logit_std
 from moeify.upcycling.comparing import compare_joining
 from moeify.upcycling.config import MAX_EXPERTS, AddConfig
+from moeify.upcycling.recipes import RECIPES, papers
 from moeify.upcycling.routers import (
     FittedRouters,
     LabelledText,
@@ -198,7 +199,8 @@ def _calibrated(joining: _Joining, config: AddConfig) -> dict[int, Float32]:
                 key=(config.seed, "joining", view.layout.layer.format(layer=layer)),
             )  # fmt: skip
             drawn = piece.values(files)
-            old, gain = (files.values(whole(tensor)) for tensor in (router, norm))
+            old = files.values(whole(router))
+            gain = None if norm is None else files.values(whole(norm))
             size = logit_std(old.reshape(view.num_experts, -1), gain)
             own = logit_std(drawn, gain)
             rows[layer] = drawn * np.float32(size / own) if init == "calibrated" and own else drawn
@@ -278,6 +280,7 @@ def _step(config: AddConfig, report: AddReport) -> Step:
     results: dict[str, Any] = {
         "num_experts": report.num_experts,
         "sources": [asdict(origin) for origin in report.added],
+        "papers": papers(RECIPES["sources"], report.added, config.router),
     }
     if report.label_agreement is not None:
         results["label_agreement"] = report.label_agreement

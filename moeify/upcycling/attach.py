@@ -130,7 +130,7 @@ def _rows(view: Mixture, layer: int, config: AttachConfig) -> RouterRows:
         init=config.router,
         num_experts=view.num_experts,
         hidden_size=view.hidden_size,
-        dtype=(present or norm).dtype,
+        dtype=(present or norm or view.up(layer)[0].tensor).dtype,
         key=(config.seed, "router", view.layout.layer.format(layer=layer)),
         norm=norm,
         norm_bias=view.norm_bias(layer),
@@ -169,7 +169,7 @@ def _outlooks(
     after: dict[int, RouterOutlook] = {}
     with SourceFiles() as files:
         for layer, piece in pieces.items():
-            gain = files.values(whole(view.norm(layer)))
+            gain = None if piece.norm is None else files.values(whole(piece.norm))
             shape = (view.num_experts, view.hidden_size)
             present = view.router(layer)
             rows = None if present is None else files.values(whole(present)).reshape(shape)

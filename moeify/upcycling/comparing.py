@@ -12,7 +12,7 @@ from moeify.checkpoint.inside import resolve_inside
 from moeify.checkpoint.json_text import read_json
 from moeify.errors import CheckpointError
 from moeify.families.base import Config, DenseLayout
-from moeify.families.dense_view import DenseView
+from moeify.families.dense_checkpoint import Dense
 from moeify.families.mixture import Mixture
 from moeify.upcycling.adapters import Adapter
 from moeify.upcycling.config import UpcycleConfig
@@ -36,7 +36,7 @@ _ROPE = "rope_parameters"
 
 
 def compare_sources(
-    base: DenseView, sources: tuple[ExpertSource, ...], options: UpcycleConfig,
+    base: Dense, sources: tuple[ExpertSource, ...], options: UpcycleConfig,
     layers: tuple[int, ...],
 ) -> tuple[str, ...]:  # fmt: skip
     """Warnings about differences that can be lived with, each source once.
@@ -126,7 +126,7 @@ def _activations(layout: DenseLayout, ours: Config, theirs: Config) -> Iterator[
 
 
 def _besides_experts(
-    base: DenseView, entry: ExpertSource, adapter: Adapter, mean: bool, layers: tuple[int, ...]
+    base: Dense, entry: ExpertSource, adapter: Adapter, mean: bool, layers: tuple[int, ...]
 ) -> Iterator[str]:
     """What an adapter changes outside of the FFNs, which all experts share."""
     dense = base.layout
@@ -148,7 +148,7 @@ def _besides_experts(
         )
 
 
-def _fatal(base: DenseView, entry: ExpertSource, mean: bool) -> Iterator[str]:
+def _fatal(base: Dense, entry: ExpertSource, mean: bool) -> Iterator[str]:
     ours, theirs = base.checkpoint.config, entry.view.checkpoint.config
     if base.layout is not entry.view.layout:
         yield f"its model_type is {entry.view.layout.model_type}, not {base.layout.model_type}"
@@ -165,7 +165,7 @@ def _fatal(base: DenseView, entry: ExpertSource, mean: bool) -> Iterator[str]:
         yield f"it has no {', '.join(missing[:_SHOWN])}"
 
 
-def _sizes(base: DenseView, entry: ExpertSource, mean: bool) -> Iterator[str]:
+def _sizes(base: Dense, entry: ExpertSource, mean: bool) -> Iterator[str]:
     ours = base.layout.dims(base.checkpoint.config)
     theirs = base.layout.dims(entry.view.checkpoint.config)
     needed = _NAMES.keys() if mean else ("L", "H", "F")
@@ -174,7 +174,7 @@ def _sizes(base: DenseView, entry: ExpertSource, mean: bool) -> Iterator[str]:
             yield f"{_NAMES[symbol]} {theirs.get(symbol)}, not {ours.get(symbol)}"
 
 
-def _bearable(base: DenseView, entry: ExpertSource, mean: bool) -> Iterator[str]:
+def _bearable(base: Dense, entry: ExpertSource, mean: bool) -> Iterator[str]:
     ours, theirs = base.checkpoint.config, entry.view.checkpoint.config
     if base.layout is not entry.view.layout:
         return
@@ -203,7 +203,7 @@ def _short(value: Any) -> str:
     return text if len(text) <= 160 else f"{text[:157]}..."
 
 
-def _dtypes(base: DenseView, entry: ExpertSource) -> Iterator[str]:
+def _dtypes(base: Dense, entry: ExpertSource) -> Iterator[str]:
     pairs = {
         (entry.view.base[name].dtype, tensor.dtype)
         for name, tensor in base.base.items()

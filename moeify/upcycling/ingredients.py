@@ -10,7 +10,7 @@ from moeify.checkpoint.header import StoredTensor
 from moeify.checkpoint.jobs import Blend, Noise, Piece, Run, copy_of, piece_of
 from moeify.checkpoint.lowrank import LowRank
 from moeify.checkpoint.slices import whole
-from moeify.families.dense_view import DenseView
+from moeify.families.dense_checkpoint import Dense
 from moeify.upcycling.config import UpcycleConfig
 from moeify.upcycling.sources import ExpertSource
 
@@ -28,7 +28,7 @@ class Ingredients:
     Last projections are multiplied by ``down_scale``.
     """
 
-    view: DenseView
+    view: Dense
     entries: tuple[ExpertSource, ...]
     options: UpcycleConfig
     down_scale: float = 1.0

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from moeify.checkpoint.arithmetic import Float32, encode
 from moeify.checkpoint.header import StoredTensor
-from moeify.checkpoint.jobs import Job, Literal, copy_of
+from moeify.checkpoint.jobs import Job, Literal, copy_of, piece_of
 from moeify.checkpoint.planned_files import PlannedFiles
 from moeify.checkpoint.reader import Checkpoint
 from moeify.checkpoint.slices import whole
@@ -21,7 +21,7 @@ from moeify.families.base import (
     resolve_shape,
 )
 from moeify.families.conversion import Conversion, MoeSettings
-from moeify.families.dense_view import DenseView, view_dense
+from moeify.families.dense_checkpoint import Dense, open_dense
 from moeify.families.moe_layout import ExtraTensor
 from moeify.families.registry import conversion_from, dense_layout
 from moeify.provenance.exports import (
@@ -56,7 +56,7 @@ class ParameterCounts:
 class UpcyclePlan:
     """Everything that will be written: config and files. ``ffn`` are the tensors to scan."""
 
-    view: DenseView
+    view: Dense
     conversion: Conversion
     settings: MoeSettings
     config: Config
@@ -94,7 +94,7 @@ def plan_upcycle(
     layout = dense_layout(checkpoint.config)
     conversion = conversion_from(layout, options.arch)
     check_route_by(options.route_by, conversion.moe.model_type, conversion.remote_code)
-    view = view_dense(checkpoint, layout)
+    view = open_dense(checkpoint, layout)
     layers, recipe = select_layers(options.layers, view.num_layers), recipe_for(options)
     source = source or Source(folder=checkpoint.folder, name=checkpoint.folder.resolve().name)
     sources = open_sources(view, source, options)
@@ -137,7 +137,7 @@ def plan_upcycle(
     )  # fmt: skip
 
 
-def _unused(view: DenseView) -> Iterator[str]:
+def _unused(view: Dense) -> Iterator[str]:
     if view.unknown:
         names = ", ".join(sorted(view.unknown)[:3]) + (", ..." if len(view.unknown) > 3 else "")
         class_name = view.layout.architecture(view.checkpoint.config)
@@ -222,7 +222,7 @@ class _Planner:
         for spec in self.moe.experts:
             yield from self._experts(prefix, spec, layer)
         for extra in self.conversion.extras:
-            yield self._extra(prefix, extra, self.of.dtype(ffn["up"]))
+            yield self._extra(prefix + extra.name, extra, ffn)
 
     def _experts(self, prefix: str, spec: ExpertTensor, layer: int) -> Iterator[Job]:
         shape = resolve_shape(spec.shape, self.dims)
@@ -239,15 +239,19 @@ class _Planner:
         for expert, piece in enumerate(pieces):
             yield Job(prefix + spec.name.format(expert=expert), dtype, shape, (piece,))
 
-    def _extra(self, prefix: str, extra: ExtraTensor, dtype: str) -> Job:
-        shape = resolve_shape(extra.shape, self.dims)
-        return self._drawn(prefix + extra.name, shape, extra.std, "extra", dtype)
+    def _extra(self, name: str, extra: ExtraTensor, ffn: Mapping[str, StoredTensor]) -> Job:
+        shape, source = resolve_shape(extra.shape, self.dims), ffn[extra.role or "up"]
+        dtype = extra.dtype or self.of.dtype(source)
+        if extra.role is None:
+            return self._drawn(name, shape, extra.std, "extra", dtype, extra.mean)
+        return Job(name, dtype, shape, (piece_of(whole(source), dtype, weight=extra.weight),))
 
     def _drawn(
-        self, name: str, shape: tuple[int, ...], std: float, purpose: str, dtype: str
+        self, name: str, shape: tuple[int, ...], std: float, purpose: str, dtype: str,
+        mean: float = 0.0,
     ) -> Job:  # fmt: skip
         key = (self.options.seed, purpose, name)
-        piece = NormalRows(count=math.prod(shape), std=std, dtype=dtype, key=key)
+        piece = NormalRows(count=math.prod(shape), std=std, mean=mean, dtype=dtype, key=key)
         return Job(name, dtype, shape, (piece,))
 
     def routers(self) -> Iterator[Job]:
@@ -259,8 +263,10 @@ class _Planner:
         for layer in self.settings.moe_layers:
             source = dense.layer.format(layer=layer)
             name = self.prefix + moe.layer.format(layer=layer) + moe.router
-            norm = self.view.base[source + dense.norm]
-            dtype, shape = self.of.dtype(norm), (self.settings.num_experts, self.dims["H"])
+            norm, bias = (None if n is None else self.view.base[source + n]
+                          for n in (dense.norm, dense.norm_bias))  # fmt: skip
+            dtype = self.of.dtype(norm or self.view.ffn(layer)["up"])
+            shape = self.settings.num_experts, self.dims["H"]
             if not self.settings.renormalise:
                 yield self._drawn(name, shape, FLAT_ROUTER_STD, "router", dtype)
                 continue
@@ -271,14 +277,13 @@ class _Planner:
                 dtype=dtype,
                 key=(self.options.seed, "router", moe.layer.format(layer=layer)),
                 norm=norm,
-                norm_bias=self.view.base[source + dense.norm_bias] if dense.norm_bias else None,
+                norm_bias=bias,
                 up=self._up_projection(layer),
             )
             yield Job(name, dtype, shape, (piece,))
         if moe.guard is not None:
             prefix = self.prefix + moe.layer.format(layer=self.settings.moe_layers[0])
-            guard = ExtraTensor(name=moe.guard, shape=(1,))
-            yield self._extra(prefix, guard, dtype)
+            yield self._drawn(prefix + moe.guard, (1,), 0.0, "extra", dtype)
 
     def _up_projection(self, layer: int) -> UpProjection:
         spec = next(part for part in self.dense.ffn if part.role == "up")
@@ -295,7 +300,7 @@ class _Planner:
         ffn = sum(tensor.elements for tensor in self.view.ffn(self.settings.moe_layers[0]).values())
         expert, extra = (
             sum(math.prod(resolve_shape(spec.shape, self.dims)) for spec in specs)
-            for specs in (self.moe.experts, self.conversion.extras)
+            for specs in (self.moe.experts, self.conversion.parameters)
         )
         shared = self.view.parameters + layers * (experts * self.dims["H"] + extra - ffn)
         shared += sum(self.view.base[origin].elements for origin in self._untied.values())

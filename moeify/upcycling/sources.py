@@ -12,7 +12,8 @@ from moeify.checkpoint.reader import CONFIG_FILE, Checkpoint, read_config
 from moeify.checkpoint.source import Source, resolve_source
 from moeify.checkpoint.weight_files import adapter_error, is_adapter
 from moeify.errors import CheckpointError
-from moeify.families.dense_view import DenseView, view_dense
+from moeify.families import dense_checkpoint
+from moeify.families.dense_checkpoint import Dense
 from moeify.families.registry import MOE_LAYOUTS, dense_layout
 from moeify.upcycling.adapters import Adapter, open_adapter
 from moeify.upcycling.config import UpcycleConfig
@@ -36,7 +37,7 @@ class ExpertSource:
 
     source: Source
     label: str
-    view: DenseView
+    view: Dense
     adapter: Adapter | None = None
 
     def tensor(self, name: str) -> StoredTensor:
@@ -63,7 +64,7 @@ class ExpertOrigin:
 
 
 def open_sources(
-    base: DenseView, base_source: Source, config: UpcycleConfig
+    base: Dense, base_source: Source, config: UpcycleConfig
 ) -> tuple[ExpertSource, ...]:
     """The entries of ``experts_from`` in their order, each folder opened once.
 
@@ -80,9 +81,7 @@ def open_sources(
     )
 
 
-def _open(
-    source: Source, base: DenseView, base_source: Source, config: UpcycleConfig
-) -> ExpertSource:
+def _open(source: Source, base: Dense, base_source: Source, config: UpcycleConfig) -> ExpertSource:
     if not is_adapter(source.folder):
         return open_dense(source)
     adapter = open_adapter(source, base, base_source, whole=config.rest == "mean")
@@ -104,7 +103,7 @@ def open_dense(source: Source) -> ExpertSource:
             path=source.folder / CONFIG_FILE,
         )
     checkpoint = Checkpoint.open(source.folder)
-    view = view_dense(checkpoint, dense_layout(checkpoint.config), headless=True)
+    view = dense_checkpoint.open_dense(checkpoint, dense_layout(checkpoint.config), headless=True)
     return ExpertSource(source=source, label=source.base_name, view=view)
 
 

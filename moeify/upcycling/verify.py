@@ -14,11 +14,11 @@ from moeify.checkpoint.regular import read_text
 from moeify.checkpoint.source import resolve_source
 from moeify.errors import CheckpointError, ConfigError, DatasetError
 from moeify.families.base import Config
-from moeify.families.dense_tensors import sort_dense
-from moeify.families.registry import DENSE_LAYOUTS, is_encoder_type, vocabulary_size
+from moeify.families.dense_checkpoint import sort_dense
+from moeify.families.registry import DENSE_LAYOUTS, is_encoder_type, known_layout, vocabulary_size
 from moeify.routing.data import check_vocabulary
 from moeify.routing.loading import encode, load_model, load_tokenizer
-from moeify.routing.passes import Passes, WholeModel, known_layout, passes_over
+from moeify.routing.passes import Passes, WholeModel, passes_over
 from moeify.upcycling.config import VerifyConfig
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def _warnings(dense: Checkpoint, tokens: torch.Tensor) -> Iterator[str]:
     yield from (*dense.notes, *code_note(dense.folder))
     model_type = dense.config.get("model_type")
     if model_type in DENSE_LAYOUTS:
-        yield from sort_dense(dense.tensors, dense.config, DENSE_LAYOUTS[str(model_type)]).notes
+        yield from sort_dense(dense, DENSE_LAYOUTS[str(model_type)]).notes
     if len(tokens) > 1 and _needs_padding(dense.config):
         yield (
             "config.json names no pad_token_id, without which this class takes one sequence at a"
@@ -111,7 +111,7 @@ def _warnings(dense: Checkpoint, tokens: torch.Tensor) -> Iterator[str]:
 
 def _needs_padding(config: Config) -> bool:
     """Whether the class looks for the last token that is no padding."""
-    decoder = not is_encoder_type(str(config.get("model_type")))
+    decoder = not is_encoder_type(config.get("model_type"))
     named = (config.get("architectures") or [""])[0]
     classifies = named.endswith("ForSequenceClassification")
     return decoder and classifies and config.get("pad_token_id") is None
@@ -170,7 +170,7 @@ def _outputs(
 def _passes(
     checkpoint: Checkpoint, tokens: int, dtype: str, low_memory: bool | None
 ) -> AbstractContextManager[Passes]:
-    layout = known_layout(checkpoint.config)
+    layout = known_layout(checkpoint.config.get("model_type"))
     if layout is not None:
         return passes_over(
             checkpoint, layout, tokens, low_memory=low_memory, head=True, dtype=dtype,

@@ -3,68 +3,27 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import transformers
-from safetensors.torch import load_file
-from transformers import AutoTokenizer
 
 import moeify
 from moeify.checkpoint.reader import Checkpoint
 from moeify.errors import CheckpointError, ConfigError, UnsupportedModelError
 from moeify.families import registry
-from moeify.families.catalogue import Catalogue
 from moeify.families.registry import register_conversion, register_mixture
 from moeify.hub.listing import local_files
 from moeify.hub.plan import plan_push
 from moeify.routing.loading import load_model
 from tests.extending.documented import example, installed, run
+from tests.extending.llamas import DEMO, save_llama, weights
 from tests.families.test_contract import load_strictly
 
-DEMO = Path(moeify.__file__).parent / "demo"
 HEADS = ("Model", "ForCausalLM", "ForSequenceClassification", "ForTokenClassification",
          "ForQuestionAnswering")  # fmt: skip
-VOCABULARY = 2048  # the shipped tokenizer's
-
-
-@pytest.fixture
-def clean(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a test registers is gone afterwards."""
-    for name in ("DENSE_LAYOUTS", "MOE_LAYOUTS", "CONVERSIONS"):
-        catalogue: Catalogue[Any] = getattr(registry, name)
-        monkeypatch.setattr(catalogue, "_held", dict(catalogue._held))
-
-
-@pytest.fixture
-def llama(clean: None, tmp_path: Path) -> None:
-    """The file of the page, run as an import runs it."""
-    file = tmp_path / "llama_to_mixtral.py"
-    file.write_text(example("A model type"))
-    exec(compile(file.read_text(), str(file), "exec"), {"__name__": "llama_to_mixtral"})
-
-
-def save_llama(folder: Path, head: str = "ForCausalLM", **options: Any) -> Path:
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(**{
-        "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48,
-        "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
-        "max_position_embeddings": 256, "pad_token_id": 0, **options,
-    })  # fmt: skip
-    model = getattr(transformers, f"Llama{head}")(config)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            spread = 0.1 if parameter.ndim == 1 else 0.3 * parameter.shape[-1] ** -0.5
-            parameter.normal_(1.0 if "norm" in name else 0.0, spread)
-    model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(DEMO / "gpt2").save_pretrained(folder)
-    return folder
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return {k: v for file in folder.glob("*.safetensors") for k, v in load_file(file).items()}
 
 
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0,
@@ -128,9 +87,13 @@ def test_every_command_works_on_it(llama: None, tmp_path: Path) -> None:
     assert "- llama\n" in card
 
 
-def test_layers_cannot_stay_dense_and_biases_are_refused(llama: None, tmp_path: Path) -> None:
+def test_what_the_class_lacks_is_refused(llama: None, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no dense layers"):
         moeify.upcycle(save_llama(tmp_path / "a"), tmp_path / "moe", layers="odd")
+    few = replace(registry.CONVERSIONS["llama"][0], heads=("ForCausalLM",))
+    registry.CONVERSIONS["llama"] = (few,)
+    with pytest.raises(CheckpointError, match="become a MixtralModel, which does not exist"):
+        moeify.upcycle(save_llama(tmp_path / "c", "Model"), tmp_path / "moe")
     biased = save_llama(tmp_path / "b", attention_bias=True, mlp_bias=True)
     assert moeify.inspect(biased).problems == []
     with pytest.raises(ConfigError, match="attention_bias is set"):
@@ -141,8 +104,6 @@ def test_layers_cannot_stay_dense_and_biases_are_refused(llama: None, tmp_path: 
 def test_a_second_conversion_is_named_and_going_back_never_guesses(
     llama: None, tmp_path: Path
 ) -> None:
-    from dataclasses import replace
-
     first = registry.CONVERSIONS["llama"][0]
     register_mixture(replace(first.moe, model_type="mixtral_two"))
     register_conversion(replace(first, moe=registry.MOE_LAYOUTS["mixtral_two"]))
@@ -168,8 +129,6 @@ def test_a_second_conversion_is_named_and_going_back_never_guesses(
 
 
 def test_what_cannot_be_registered_says_why(llama: None) -> None:
-    from dataclasses import replace
-
     conversion = registry.CONVERSIONS["llama"][0]
     with pytest.raises(ConfigError, match="from 'llama' to 'mixtral' is there already"):
         register_conversion(conversion)

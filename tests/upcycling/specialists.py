@@ -8,13 +8,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from moeify.checkpoint.reader import Checkpoint
-from moeify.families.dense_view import DenseView, view_dense
+from moeify.families.dense_checkpoint import Dense, open_dense
 from moeify.families.registry import dense_layout
 
 
-def dense_view(folder: Path) -> DenseView:
+def dense_view(folder: Path) -> Dense:
     checkpoint = Checkpoint.open(folder)
-    return view_dense(checkpoint, dense_layout(checkpoint.config))
+    return open_dense(checkpoint, dense_layout(checkpoint.config))
 
 
 def specialist(

@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from moeify.checkpoint.header import StoredTensor
 from moeify.errors import MoeifyError
-from moeify.families.base import Config, DenseLayout, resolve_shape
+from moeify.families.base import resolve_shape
 from moeify.families.conversion import MoeSettings
-from moeify.families.dense_tensors import DenseTensors, sort_dense
+from moeify.families.dense_checkpoint import Dense
 from moeify.families.mixture import PartSize
+from moeify.families.mixture_places import layer_part, outer_part
 from moeify.families.moe_checks import unknown_tensors
 from moeify.families.problems import Problem, by_pattern
 from moeify.families.quantization import packed_values, split_quantized
 from moeify.families.registry import conversion_from
 
-__all__ = ["DenseAnatomy", "Outlook", "dissect_dense"]
+__all__ = ["Outlook", "dense_parts", "dense_problems", "outlook"]
 
 _EXPERTS, _TOP_K = 8, 2  # the defaults of upcycle
-_ATTENTION = ("attn", "self_attn", "attention", "crossattention")
 _PACKED = "U8"  # bitsandbytes has two weights of 4 bit in one such element
-_EMBEDDINGS = ("embed_tokens", "embeddings", "wte", "wpe")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,46 +45,12 @@ class Outlook:
         return asdict(self)
 
 
-@dataclass(kw_only=True)
-class DenseAnatomy:
-    """The parts of a dense checkpoint, what is to be said of it, and its outlook."""
-
-    num_layers: int
-    parts: dict[str, PartSize]
-    problems: list[Problem]
-    notes: list[str]
-    outlook: Outlook | None
-
-    @property
-    def parameters(self) -> int:
-        """What the class holds, tied tensors once."""
-        return sum(part.parameters for part in self.parts.values())
+def dense_problems(found: Dense) -> list[Problem]:
+    """Missing tensors, wrong shapes and tensors that the class does not load."""
+    return [] if found.quantised else list(_problems(found))
 
 
-def dissect_dense(
-    tensors: Mapping[str, StoredTensor], config: Config, layout: DenseLayout
-) -> DenseAnatomy:
-    """Sort the tensors of a dense checkpoint; raises ``MoeifyError`` for an unusable config."""
-    found = sort_dense(tensors, config, layout)
-    parts = _parts(found)
-    problems = [] if found.quantised else list(_problems(found))
-    complete = not (found.quantised or found.missing or found.twice)
-    outlook = None
-    if complete and not any(problem.kind == "shape" for problem in problems):
-        outlook = _outlook(found, parts)
-    notes = list(found.notes)
-    if found.quantised:
-        notes.append(f"quantised ({found.quantised}): upcycle takes the unquantised checkpoint")
-    return DenseAnatomy(
-        num_layers=layout.num_layers(found.config),
-        parts=parts,
-        problems=problems,
-        notes=notes,
-        outlook=outlook,
-    )
-
-
-def _parts(found: DenseTensors) -> dict[str, PartSize]:
+def dense_parts(found: Dense) -> dict[str, PartSize]:
     """Sizes by part; what no file holds has parameters and no bytes."""
     parts: dict[str, PartSize] = {}
 
@@ -95,7 +59,7 @@ def _parts(found: DenseTensors) -> dict[str, PartSize]:
         size.nbytes += nbytes
         size.parameters += parameters
 
-    for name, stored in (found.base | found.heads | found.filled).items():
+    for name, stored in found.held.items():
         elements = stored.elements
         if stored.dtype == _PACKED:
             elements *= packed_values(name, stored.dtype, found.config)
@@ -113,50 +77,48 @@ def _parts(found: DenseTensors) -> dict[str, PartSize]:
     return parts
 
 
-def _part(name: str, found: DenseTensors) -> str:
+def _part(name: str, found: Dense) -> str:
     if name not in found.expected:
-        return "heads"
+        return "towers" if name.startswith(found.layout.towers) else "heads"
     layer_root = found.layout.layer.split("{")[0]
     if name.startswith(layer_root):
         inner = name.removeprefix(layer_root).partition(".")[2]
         if inner in {part.name for part in found.layout.ffn}:
             return "dense_ffn"
-        return "attention" if inner.split(".")[0] in _ATTENTION else "norms"
-    root = name.split(".")[0]
-    return "embeddings" if root in _EMBEDDINGS else "heads" if root == "pooler" else "norms"
+        return layer_part(inner)
+    return outer_part(name)
 
 
-def _problems(found: DenseTensors) -> Iterator[Problem]:
-    """Missing tensors, wrong shapes and tensors that the class does not load."""
+def _problems(found: Dense) -> Iterator[Problem]:
     for name, first, second in found.twice:
         yield Problem(
             kind="duplicate_tensor", message=f"{first.name} and {second.name} are both {name}"
         )
-    yield from by_pattern("missing_tensor", [*found.missing, *found.filled], "missing")
-    wrong = [name for name, stored in (found.base | found.heads).items()
-             if stored.shape != found.shapes[name]]  # fmt: skip
-    yield from by_pattern("shape", wrong, "of another shape than config.json says")
+    yield from by_pattern("missing_tensor", [*found.missing, *sorted(found.filled)], "missing")
+    yield from by_pattern("shape", found.misshapen, "of another shape than config.json says")
     unknown = [stored.name for stored in found.unknown.values()]
     yield from unknown_tensors(unknown, found.layout.model_type)
 
 
-def _outlook(found: DenseTensors, parts: dict[str, PartSize]) -> Outlook:
-    layout, held = found.layout, found.base | found.filled
+def outlook(found: Dense, parts: dict[str, PartSize]) -> Outlook | None:
+    """What upcycling would make of it; None where it would be refused for a tensor."""
+    if found.quantised or found.missing or found.twice or found.misshapen:
+        return None
+    layout = found.layout
     conversion = conversion_from(layout)
     dims = layout.dims(found.config)
     layers = dims["L"]
     settings = MoeSettings(
         num_experts=_EXPERTS, top_k=_TOP_K, moe_layers=tuple(range(layers)), num_layers=layers
     )
-    prefix = layout.layer.format(layer=0)
-    ffn = {part.role: held[prefix + part.name] for part in layout.ffn}
+    ffn = found.ffn(0)
     elements = sum(stored.elements for stored in ffn.values())
     nbytes = sum(stored.nbytes for stored in ffn.values())
     moe_dims = dims
     with suppress(MoeifyError):  # upcycle refuses such a config, and says why
         moe_dims = conversion.moe.dims(conversion.moe_config(found.config, settings))
     added = _EXPERTS * dims["H"] + sum(
-        math.prod(resolve_shape(extra.shape, moe_dims)) for extra in conversion.extras
+        math.prod(resolve_shape(extra.shape, moe_dims)) for extra in conversion.parameters
     )
     dense = sum(part.parameters for part in parts.values())
     stored_bytes = sum(part.nbytes for name, part in parts.items() if name != "buffers")
