@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, Generic, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from moeify.errors import ConfigError
@@ -14,14 +14,14 @@ __all__ = ["Citation", "Row", "Table", "check_choices", "choices"]
 _NAME = re.compile(r"[a-z][a-z0-9_-]*")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Citation:
-    """A paper and what it was used for; ``arxiv`` is its number there, such as 2510.13999."""
+    """A paper, its number on arXiv and what it was used for, as its row's table says by default."""
 
-    used_for: str
     authors: str
     title: str
     arxiv: str
+    used_for: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +37,13 @@ R = TypeVar("R", bound=Row)
 
 
 class Table(Mapping[str, R], Generic[R]):
-    """Rows by name, in the order in which they came; ``what`` is what a row is called."""
+    """Rows by name, in the order in which they came.
 
-    def __init__(self, what: str, *rows: R) -> None:
-        self.what = what
+    ``what`` is what a row is called, ``used_for`` what the paper of ``{name}`` was used for.
+    """
+
+    def __init__(self, what: str, *rows: R, used_for: str = "") -> None:
+        self.what, self.used_for = what, used_for
         self._rows: dict[str, R] = {row.name: row for row in rows}
 
     def __getitem__(self, name: str) -> R:
@@ -54,6 +57,12 @@ class Table(Mapping[str, R], Generic[R]):
 
     def __hash__(self) -> int:
         return id(self)  # a type that names it has to be hashable
+
+    def cited(self, name: str) -> list[Citation]:
+        """The paper that the row ``name`` rests on, where it names one."""
+        paper = self[name].paper
+        used_for = self.used_for.format(name=name)
+        return [] if paper is None else [replace(paper, used_for=paper.used_for or used_for)]
 
     def register(self, row: R) -> None:
         """Add ``row``; raises ``ConfigError`` for a name that is taken or no word for an option."""

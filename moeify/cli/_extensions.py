@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import glob
+import os
+import sys
+from contextlib import suppress
+
 from moeify.cli._output import error
 
 __all__ = ["load_extensions"]
@@ -12,6 +17,8 @@ def load_extensions() -> None:
 
     One that fails adds nothing: whoever does not need it can still work.
     """
+    if not _is_extended():
+        return
     from importlib.metadata import entry_points
 
     for entry in entry_points(group="moeify"):
@@ -24,3 +31,13 @@ def load_extensions() -> None:
                 f"the extension {entry.name!r} of {package} could not be loaded: {reason}",
                 f"mend {entry.value}, or uninstall {package}",
             )
+
+
+def _is_extended() -> bool:
+    """Whether there is any: without, --help need not wait for ``importlib.metadata``."""
+    for place in sys.path:
+        for path in glob.iglob("*-info/entry_points.txt", root_dir=place or "."):
+            with suppress(OSError), open(os.path.join(place, path), "rb") as file:
+                if b"[moeify]" in file.read():
+                    return True
+    return False

@@ -179,8 +179,8 @@ class MoeLayout:
     weight is [E, H] and its bias [E] in every family. ``router_module`` is the router's path
     within its layer once transformers has loaded it, where that is not its tensor's name, and
     ``loaded_selection_bias`` is the same for the bias of the rule. An ``encoder`` sees every token
-    of a text at once, unless config.json says ``is_decoder``. ``warms_up`` says whether warm-up
-    knows the rule, ``unsharded`` why FSDP cannot hold the class in shards.
+    of a text at once, unless config.json says ``is_decoder``. ``unsharded`` says why FSDP cannot
+    hold the class in shards.
     """
 
     model_type: str
@@ -203,7 +203,6 @@ class MoeLayout:
     guard: str | None = None
     loaded_selection_bias: str | None = None
     encoder: bool = False
-    warms_up: bool = False
     unsharded: str | None = None
 
     def is_guard(self, stored: StoredTensor) -> bool:

@@ -11,7 +11,7 @@ from typing import Annotated
 from moeify.errors import ConfigError
 from moeify.provenance.config import ShardedOutput
 from moeify.pruning.criteria import CRITERIA
-from moeify.routing.config import MemoryOptions
+from moeify.routing.config import MemoryOptions, check_seed
 from moeify.tables import check_choices
 
 __all__ = ["ExtractConfig", "PruneConfig", "parse_experts"]
@@ -77,10 +77,7 @@ class PruneConfig(ScoredConfig):
             if value is not None and value < 1:
                 name = option.replace("_", "-")
                 raise ConfigError(f"{name} must be positive, not {value}", f"leave --{name} out")
-        if not 0 <= self.seed < 1 << 63:
-            raise ConfigError(
-                f"the seed must lie between 0 and 2^63 - 1, not {self.seed}", "pass --seed 0"
-            )
+        check_seed(self.seed)
         self._check_combinations()
 
     def _check_amount(self) -> None:

@@ -49,18 +49,13 @@ class Criterion(Row):
         return any(name in DRAWS for name in self.needs)
 
 
-def _cited(name: str, authors: str, title: str, arxiv: str) -> Citation:
-    used_for = f"the score that chose the experts, {name}"
-    return Citation(used_for=used_for, authors=authors, title=title, arxiv=arxiv)
-
-
 def _evenness(weights: Any, absolute: Any, squares: Any, **_: Any) -> Any:
     """mean|w| / RMS(w): weights that are all alike in size have learnt least."""
     zeros = squares == 0  # such experts do nothing: 1 is more than any other has
     return (absolute + zeros) / (weights * squares + zeros) ** 0.5
 
 
-_SEER = (
+_SEER = Citation(
     "Muzio et al.",
     "SEER-MoE: Sparse Expert Efficiency through Regularization for Mixture-of-Experts",
     "2404.05089",
@@ -72,22 +67,21 @@ CRITERIA: Table[Criterion] = Table(
         help="its tokens",
         needs=("frequency",),
         formula=lambda sums: sums["frequency"],
-        paper=_cited("frequency", *_SEER),
+        paper=_SEER,
     ),
     Criterion(
         name="gate",
         help="sum of its weights",
         needs=("gate",),
         formula=lambda sums: sums["gate"],
-        paper=_cited("gate", *_SEER),
+        paper=_SEER,
     ),
     Criterion(
         name="ean",
         help="sum of its outputs' norms",
         needs=("ean",),
         formula=lambda sums: sums["ean"],
-        paper=_cited(
-            "ean",
+        paper=Citation(
             "Jaiswal et al.",
             "Finding Fantastic Experts in MoEs: A Unified Study for Expert Dropping Strategies"
             " and Observations",
@@ -99,8 +93,7 @@ CRITERIA: Table[Criterion] = Table(
         help="mean norm of its weighted outputs",
         needs=("weighted_norm", "frequency"),
         formula=lambda sums: sums["weighted_norm"] / sums["frequency"].clip(1),
-        paper=_cited(
-            "reap",
+        paper=Citation(
             "Lasby et al.",
             "REAP the Experts: Why Pruning Prevails for One-Shot MoE Compression",
             "2510.13999",
@@ -112,14 +105,12 @@ CRITERIA: Table[Criterion] = Table(
         needs=WEIGHT_SUMS,
         formula=lambda sums: _evenness(**sums),
         high_goes_first=True,
-        paper=_cited(
-            "aimer",
-            "Liu et al.",
-            "AIMER: Calibration-Free Task-Agnostic MoE Pruning",
-            "2603.18492",
+        paper=Citation(
+            "Liu et al.", "AIMER: Calibration-Free Task-Agnostic MoE Pruning", "2603.18492"
         ),
     ),
     Criterion(name="random", needs=DRAWS, formula=lambda sums: sums["draw"]),
+    used_for="the score that chose the experts, {name}",
 )
 
 

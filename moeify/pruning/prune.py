@@ -32,7 +32,6 @@ from moeify.pruning.scoring import Text, expert_scores, read_text, stored_scores
 from moeify.pruning.selection import kept_by_hand, number_to_keep, select
 from moeify.pruning.weights import check_weights
 from moeify.routing.passes import runs_by_layer
-from moeify.tables import Citation
 
 __all__ = ["PruneReport", "Steps", "prune", "step_of"]
 
@@ -265,15 +264,12 @@ def _step(config: PruneConfig, report: PruneReport, source: Source) -> Step:
         **({} if report.held_out is None else {"held_out": asdict(report.held_out)}),
         "kept": {str(layer): list(experts) for layer, experts in report.kept.items()},
         "original_experts": _original(report.kept, Record.read(source)),
-        "papers": _papers(config),
+        "papers": [
+            *(CRITERIA.cited(config.criterion) if config.drop is None else ()),
+            *((MERGING,) if config.merge else ()),
+        ],
     }
     return Step(command="prune", options=options, results=results)
-
-
-def _papers(config: PruneConfig) -> list[Citation]:
-    row = CRITERIA[config.criterion] if config.drop is None else None
-    cited = [row.paper] if row is not None and row.paper is not None else []
-    return [*cited, MERGING] if config.merge else cited
 
 
 def _original(kept: dict[int, tuple[int, ...]], record: Record) -> dict[str, list[int]]:

@@ -9,22 +9,19 @@ from moeify.errors import ConfigError
 
 __all__ = [
     "ROUTER_INITS",
-    "ROUTER_STARTS",
-    "ROUTE_BY",
     "DataConfig",
     "MemoryOptions",
     "RouteBy",
     "RouterInit",
     "RouterStart",
+    "check_seed",
 ]
 
 RouterInit = Literal["calibrated", "normal", "zeros"]
 ROUTER_INITS: tuple[RouterInit, ...] = get_args(RouterInit)
 RouterStart = Literal["calibrated", "normal", "zeros", "prompts", "data"]
 """The same, and those that are computed from text."""
-ROUTER_STARTS: tuple[RouterStart, ...] = get_args(RouterStart)
 RouteBy = Literal["token", "sequence"]
-ROUTE_BY: tuple[RouteBy, ...] = get_args(RouteBy)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,3 +66,9 @@ class DataConfig:
             if value is not None and value < 1:
                 name = option.replace("_", "-")
                 raise ConfigError(f"{name} must be positive, not {value}", f"leave --{name} out")
+
+
+def check_seed(seed: int) -> None:
+    """Raise ``ConfigError`` for a seed that the generator cannot take."""
+    if not 0 <= seed < 1 << 63:
+        raise ConfigError(f"the seed must lie between 0 and 2^63 - 1, not {seed}", "pass --seed 0")

@@ -42,7 +42,7 @@ def fit_in_order(
                 _read_inputs(step, mixture, texts, seen, batch_size)
                 rows = fit(layer, seen)
                 if rows is not None:
-                    layer.router.weight.copy_(rows)
+                    layer.set_router(rows)
             if place < last:
                 batches = chain.from_iterable(blocks.batches(batch_size) for blocks in texts)
                 for number, (inputs, _) in enumerate(batches):

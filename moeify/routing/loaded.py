@@ -74,6 +74,19 @@ class LoadedLayer:
         return not next(self.router.parameters()).is_meta
 
     @property
+    def router_tensors(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """The router's weight, its bias, and what is added for choosing, where there are any."""
+        return self.router.weight, getattr(self.router, "bias", None), self.bias
+
+    def set_router(self, rows: Tensor) -> None:
+        """Give the router ``rows`` [E, H]; biases belong to the one before and become 0."""
+        weight, *biases = self.router_tensors
+        weight.data.copy_(rows)
+        for bias in biases:
+            if bias is not None:
+                bias.data.zero_()
+
+    @property
     def num_experts(self) -> int:
         """Experts of the layer, E."""
         return len(next(self.experts.parameters()))

@@ -32,6 +32,7 @@ from moeify.routing.config import ROUTER_INITS, RouterInit
 from moeify.routing.initialization import RouterRows, logit_std
 from moeify.upcycling.comparing import compare_joining
 from moeify.upcycling.config import MAX_EXPERTS, AddConfig
+from moeify.upcycling.recipes import RECIPES, papers
 from moeify.upcycling.routers import (
     FittedRouters,
     LabelledText,
@@ -284,6 +285,7 @@ def _step(config: AddConfig, report: AddReport) -> Step:
     results: dict[str, Any] = {
         "num_experts": report.num_experts,
         "sources": [asdict(origin) for origin in report.added],
+        "papers": papers(RECIPES["sources"], report.added, config.router),
     }
     if report.label_agreement is not None:
         results["label_agreement"] = report.label_agreement

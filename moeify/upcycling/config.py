@@ -6,37 +6,25 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 from moeify.errors import ConfigError
 from moeify.provenance.config import OutputOptions, ShardedOutput
 from moeify.provenance.exports import check_flat_routers
-from moeify.routing.config import (
-    ROUTE_BY,
-    ROUTER_INITS,
-    ROUTER_STARTS,
-    MemoryOptions,
-    RouteBy,
-    RouterInit,
-    RouterStart,
-)
+from moeify.routing.config import MemoryOptions, RouteBy, RouterInit, RouterStart, check_seed
 from moeify.tables import check_choices
 from moeify.upcycling.recipes import RECIPES, recipe_for
 
 __all__ = [
     "AddConfig",
     "AttachConfig",
-    "Compat",
     "Dtype",
-    "RestFrom",
     "RouterTextConfig",
     "UpcycleConfig",
     "VerifyConfig",
 ]
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-Compat = Literal["transformers", "gguf"]
-RestFrom = Literal["base", "mean"]
 DEFAULT_EXPERTS = 8
 MAX_EXPERTS = 4096
 MAX_NOISE = 1.0
@@ -74,7 +62,7 @@ class RouterTextConfig(ShardedOutput):
     """Hold one layer's weights at a time while routers are computed from text."""
 
     def __post_init__(self) -> None:
-        check_choice("router", self.router, ROUTER_STARTS)
+        check_choices(self)
         check_seed(self.seed)
         _check_text(self)
 
@@ -107,7 +95,7 @@ class UpcycleConfig(RouterTextConfig):
     """What each entry of ``experts_from`` knows; left out, the entries' own names."""
     recipe: Annotated[str, RECIPES] | None = None
     """How experts are made; left out, sources with ``experts_from`` and copies without."""
-    rest: RestFrom = "base"
+    rest: Literal["base", "mean"] = "base"
     """Where attention, norms and embeddings come from: the base, or the mean of all entries."""
     shares: tuple[float, ...] = ()
     """Share of each entry in the mean that ``rest`` takes; left out, all weigh the same."""
@@ -115,7 +103,7 @@ class UpcycleConfig(RouterTextConfig):
     """Model type of the mixture; left out, the usual one for the checkpoint's own."""
     dtype: Dtype = "auto"
     """Dtype of the output; auto keeps each tensor's own."""
-    compat: Compat = "transformers"
+    compat: Literal["transformers", "gguf"] = "transformers"
     """gguf writes a form that llama.cpp and mlx-lm compute rightly too."""
 
     @property
@@ -138,10 +126,7 @@ class UpcycleConfig(RouterTextConfig):
                 f"noise must lie between 0 and {MAX_NOISE:g}, not {self.noise:g}",
                 "it is relative to the weights' standard deviation: try --noise 0.01",
             )
-        check_choice("route-by", self.route_by, ROUTE_BY)
-        check_choice("dtype", self.dtype, get_args(Dtype))
-        check_choice("compat", self.compat, get_args(Compat))
-        check_choice("rest", self.rest, get_args(RestFrom))
+        check_choices(self)
         _check_entries(self)
         super().__post_init__()
         if self.needs_text and not self.experts_from:
@@ -150,7 +135,6 @@ class UpcycleConfig(RouterTextConfig):
                 "pass --experts-from and --labels",
             )
         check_flat_routers(self.compat, self.router, self.needs_text)
-        check_choices(self)
         recipe_for(self)
 
 
@@ -232,9 +216,7 @@ class AttachConfig(OutputOptions):
     """Seed of the routers."""
 
     def __post_init__(self) -> None:
-        check_choice("router", self.router, ROUTER_INITS)
-        if self.route_by is not None:
-            check_choice("route-by", self.route_by, ROUTE_BY)
+        check_choices(self)
         check_seed(self.seed)
 
 
@@ -286,18 +268,6 @@ def check_top_k(top_k: int, num_experts: int) -> None:
         )
 
 
-def check_choice(option: str, value: str, allowed: tuple[str, ...]) -> None:
-    """Raise ``ConfigError`` unless ``value`` is allowed."""
-    if value not in allowed:
-        raise ConfigError(f"{option} {value!r} is unknown", f"one of: {', '.join(allowed)}")
-
-
-def check_seed(seed: int) -> None:
-    """Raise ``ConfigError`` for a seed that the generator cannot take."""
-    if not 0 <= seed < 1 << 63:
-        raise ConfigError(f"the seed must lie between 0 and 2^63 - 1, not {seed}", "pass --seed 0")
-
-
 @dataclass(frozen=True, kw_only=True)
 class VerifyConfig(MemoryOptions):
     """On what a mixture and its dense model are compared."""
@@ -321,5 +291,5 @@ class VerifyConfig(MemoryOptions):
                     f"{name} must be a positive number, not {getattr(self, option)}",
                     f"leave --{name} out",
                 )
-        check_choice("dtype", self.dtype, get_args(Dtype))
+        check_choices(self)
         check_seed(self.seed)

@@ -7,14 +7,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from moeify.errors import ConfigError
-from moeify.tables import Row, Table
+from moeify.provenance.citations import DOMAINS
+from moeify.tables import Citation, Row, Table
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from moeify.checkpoint.jobs import Piece
     from moeify.upcycling.config import UpcycleConfig
     from moeify.upcycling.ingredients import Ingredients
+    from moeify.upcycling.sources import ExpertOrigin
 
-__all__ = ["RECIPES", "Recipe", "recipe_for", "register_recipe"]
+__all__ = ["RECIPES", "Recipe", "papers", "recipe_for", "register_recipe"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,11 +65,36 @@ class _Sources(Recipe):
         return of.piece(layer, role, expert, entry=number, noisy=repeated)
 
 
+_UPCYCLING = Citation(
+    used_for="experts as copies of the dense feed-forward layers",
+    authors="Komatsuzaki et al.",
+    title="Sparse Upcycling: Training Mixture-of-Experts from Dense Checkpoints",
+    arxiv="2212.05055",
+)
+_MIXING = Citation(
+    used_for="experts from models that were trained apart",
+    authors="Sukhbaatar et al.",
+    title="Branch-Train-MiX: Mixing Expert LLMs into a Mixture-of-Experts LLM",
+    arxiv="2403.07816",
+)
+_LORA = Citation(
+    used_for="experts from low-rank adapters",
+    authors="Hu et al.",
+    title="LoRA: Low-Rank Adaptation of Large Language Models",
+    arxiv="2106.09685",
+)
 RECIPES = Table[Recipe](
     "recipe",
-    _Copies(name="copies", help="of the checkpoint itself"),
-    _Sources(name="sources", help="of --experts-from"),
+    _Copies(name="copies", help="of the checkpoint itself", paper=_UPCYCLING),
+    _Sources(name="sources", help="of --experts-from", paper=_MIXING),
+    used_for="the way its experts were made, {name}",
 )
+
+
+def papers(recipe: Recipe, origins: Iterable[ExpertOrigin], router: str) -> list[Citation]:
+    """What the experts of ``recipe`` and a start of their routers rest on."""
+    adapted = [_LORA] if any(origin.adapter for origin in origins) else []
+    return [*RECIPES.cited(recipe.name), *adapted, *([DOMAINS] if router == "data" else [])]
 
 
 def register_recipe(row: Recipe) -> None:

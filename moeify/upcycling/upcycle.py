@@ -18,6 +18,7 @@ from moeify.routing.loading import require_accelerate
 from moeify.routing.passes import state_bytes
 from moeify.upcycling.config import UpcycleConfig
 from moeify.upcycling.plan import UpcyclePlan, plan_upcycle
+from moeify.upcycling.recipes import papers, recipe_for
 from moeify.upcycling.routers import (
     LabelledText,
     fit_routers,
@@ -223,6 +224,7 @@ def _step(config: UpcycleConfig, report: UpcycleReport) -> Step:
         options["experts_from"] = [origin.name for origin in report.sources]
     keys = ("params_dense", "params_total", "params_active", "noise_effective")
     results = {key: getattr(report, key) for key in keys} | {DENSE_TYPE: report.family}
+    results["papers"] = papers(recipe_for(config), report.sources, config.router)
     if report.sources:
         results["sources"] = [asdict(origin) for origin in report.sources]
     if report.label_agreement is not None:

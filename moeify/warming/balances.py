@@ -28,10 +28,6 @@ class Balance(Row):
     through: Literal["probabilities", "gates", "nothing"]
 
 
-def _cited(authors: str, title: str, arxiv: str) -> Citation:
-    return Citation(used_for="the balance loss", authors=authors, title=title, arxiv=arxiv)
-
-
 def _switch(sums: RouterSums) -> Tensor:
     """E sum_i f_i P_i (arXiv 2101.03961 equations 4-6), f over all K choices.
 
@@ -50,7 +46,8 @@ def _cv2(sums: RouterSums) -> Tensor:
 def _kl(sums: RouterSums) -> Tensor:
     """Divergence of the mean gates from the uniform load."""
     shares = sums.gates / sums.gates.sum(-1, keepdim=True)
-    return shares.xlogy(shares * sums.counts.shape[1]).sum(-1).mean()
+    # log 0 has no slope, and a load of 0 gets none.
+    return shares.xlogy((shares * sums.counts.shape[1]).clamp(min=1e-9)).sum(-1).mean()
 
 
 BALANCES: Table[Balance] = Table(
@@ -60,7 +57,7 @@ BALANCES: Table[Balance] = Table(
         help="load times mean score",
         formula=_switch,
         through="probabilities",
-        paper=_cited(
+        paper=Citation(
             "Fedus et al.",
             "Switch Transformers: Scaling to Trillion Parameter Models with Simple and Efficient"
             " Sparsity",
@@ -72,7 +69,7 @@ BALANCES: Table[Balance] = Table(
         help="variation of summed weights",
         formula=_cv2,
         through="gates",
-        paper=_cited(
+        paper=Citation(
             "Shazeer et al.",
             "Outrageously Large Neural Networks: The Sparsely-Gated Mixture-of-Experts Layer",
             "1701.06538",
@@ -80,6 +77,7 @@ BALANCES: Table[Balance] = Table(
     ),
     Balance(name="kl", help="their divergence from even", formula=_kl, through="gates"),
     Balance(name="none", formula=lambda sums: sums.z.new_zeros(()), through="nothing"),
+    used_for="the balance loss",
 )
 
 

@@ -9,14 +9,21 @@ from moeify.checkpoint.arithmetic import FLOAT_DTYPES
 from moeify.checkpoint.header import StoredTensor
 from moeify.errors import CheckpointError, ConfigError
 from moeify.families.mixture import Mixture
+from moeify.warming.balances import BALANCES
 from moeify.warming.config import WarmupConfig
 
-__all__ = ["check_names", "check_trainable", "learns_from_task"]
+__all__ = ["balances", "check_names", "check_trainable", "learns_from_task"]
 
 
 def learns_from_task(view: Mixture) -> bool:
     """Whether the task gives routers a gradient."""
     return view.layout.rule.learns_from_outputs(view.checkpoint.config, view.top_k)
+
+
+def balances(view: Mixture, config: WarmupConfig) -> bool:
+    """Whether the balance loss gives routers a gradient."""
+    through = BALANCES[config.balance].through if config.balance_coef else "nothing"
+    return through == "probabilities" or (through == "gates" and learns_from_task(view))
 
 
 def check_trainable(view: Mixture, config: WarmupConfig) -> None:
@@ -26,11 +33,12 @@ def check_trainable(view: Mixture, config: WarmupConfig) -> None:
     """
     if not config.steps:
         return
-    balanced = config.balance != "none" and config.balance_coef > 0
-    if config.train == "routers" and not (learns_from_task(view) or balanced or config.z_coef):
+    reached = learns_from_task(view) or balances(view, config) or config.z_coef
+    if config.train == "routers" and not reached:
+        constant = config.balance_coef and BALANCES[config.balance].through == "gates"
         raise ConfigError(
             "nothing would train the routers: the weight of one renormalised expert is 1 whatever"
-            " they say, and balance and z-loss are off",
+            f" they say, and balance and z-loss are {'made of it or ' * bool(constant)}off",
             "pass --balance switch, or --steps 0 to fit routers without training",
         )
     if config.train == "routers":

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from moeify.routing.loaded import Routed
+
 __all__ = ["RouterSums", "router_sums", "z_loss"]
 
 
@@ -15,10 +17,11 @@ __all__ = ["RouterSums", "router_sums", "z_loss"]
 class RouterSums:
     """Sums over tokens for L layers.
 
-    ``counts`` [L, E] are assignments over all K choices, ``probabilities`` [L, E] the router's
-    softmax, ``gates`` [L, E] the weights of the chosen, ``z`` [L] logsumexp^2, all but the counts
-    with gradients; ``tokens`` is a scalar. ``counted`` are the tokens that ``counts`` cover, more
-    than ``tokens`` where earlier micro-batches of a step are counted along (arXiv 2501.11873).
+    ``counts`` [L, E] are assignments over all K choices, ``probabilities`` [L, E] the rule's
+    scores, each token's scaled to sum to 1 (arXiv 2412.19437 equations 17-20), ``gates`` [L, E] the
+    weights that the model gave to the chosen, ``z`` [L] logsumexp^2, all but the counts with
+    gradients; ``tokens`` is a scalar. ``counted`` are the tokens that ``counts`` cover, more than
+    ``tokens`` where earlier micro-batches of a step are counted along (arXiv 2501.11873).
     """
 
     counts: Tensor
@@ -51,17 +54,16 @@ class RouterSums:
         )  # fmt: skip
 
 
-def router_sums(router_logits: Sequence[Tensor], top_k: int, mask: Tensor) -> RouterSums:
-    """Sums over the tokens that ``mask`` [N] keeps, of the logits [N, E] of each layer."""
+def router_sums(routed: Sequence[Routed], mask: Tensor) -> RouterSums:
+    """Sums over the tokens that ``mask`` [N] keeps, of what each layer did with them."""
     counts, probabilities, gates, z = [], [], [], []
     real = mask.flatten().bool()
-    for logits in router_logits:
-        kept = logits.float()[real]
-        best, experts = kept.topk(top_k, dim=-1)
+    for one in routed:
+        kept, experts = one.logits.float()[real], one.experts[real]
         empty = torch.zeros_like(kept)
         counts.append(empty.scatter(-1, experts, 1.0).sum(0))
-        gates.append(empty.scatter(-1, experts, best.softmax(-1)).sum(0))
-        probabilities.append(kept.softmax(-1).sum(0))
+        gates.append(empty.scatter(-1, experts, one.weights.float()[real]).sum(0))
+        probabilities.append(one.layer.probabilities(kept).sum(0))
         z.append(kept.logsumexp(-1).square().sum())
     tokens = real.sum().float()
     return RouterSums(

@@ -19,15 +19,17 @@ from moeify.families.mixture import Mixture
 from moeify.provenance.new_checkpoint import NewCheckpoint
 from moeify.provenance.record import Step
 from moeify.routing.loaded import LoadedMixture
-from moeify.tables import Citation, Row
+from moeify.tables import Citation
 from moeify.warming.balances import BALANCES
 from moeify.warming.config import WarmupConfig
 from moeify.warming.fits import FITS
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from moeify.warming.session import Session
 
-__all__ = ["check_new", "write_output"]
+__all__ = ["check_new", "router_tensors", "write_output"]
 
 _UNRECORDED = ("resume", "plot", "device")
 _Z_LOSS = Citation(
@@ -47,7 +49,7 @@ _MAX_VIO = Citation(
 def check_new(new: NewCheckpoint, view: Mixture, config: WarmupConfig) -> None:
     """Check the output, as large as it may become, before anything is trained."""
     stored = view.checkpoint.tensors
-    names = [view.router_name(layer) for layer in view.moe_layers]
+    names = [part.name for layer in view.moe_layers for part in _stored(view, layer) if part]
     scratch = 0
     if config.train != "routers":
         names, scratch = [*stored], sum(4 * tensor.elements for tensor in stored.values())
@@ -64,14 +66,32 @@ def check_new(new: NewCheckpoint, view: Mixture, config: WarmupConfig) -> None:
     new.check(files, view.checkpoint.config, more_bytes=scratch)
 
 
-def _router_jobs(session: Session) -> Iterator[Job]:
+def router_tensors(session: Session) -> Iterator[tuple[StoredTensor, Tensor]]:
+    """What the files hold of each router and what it has become: its weight and its biases.
+
+    A bias that is added for choosing is not trained: where no fit set it to zero, it stays.
+    """
     view, routers = session.view, session.routers
     if not session.by_layer:
         layers = LoadedMixture(session.model, view.layout).layers
-        routers = {number: layer.router.weight.detach() for number, layer in layers.items()}
-    for number, weight in routers.items():
-        stored = view.checkpoint[view.router_name(number)]
-        array = np.ascontiguousarray(weight.float().cpu().numpy())
+        routers = {number: layer.router_tensors for number, layer in layers.items()}
+    for number, (weight, bias, choosing) in routers.items():
+        kept = None if choosing is None or choosing.any() else choosing
+        for stored, tensor in zip(_stored(view, number), (weight, bias, kept), strict=True):
+            if stored is not None and tensor is not None:
+                yield stored, tensor
+
+
+def _stored(view: Mixture, layer: int) -> list[StoredTensor | None]:
+    """A router's weight, its bias, and the bias for choosing, where there are any."""
+    layout, prefix = view.layout, view.layer_prefix(layer)
+    names = (layout.router, layout.router_bias, layout.rule.selection_bias)
+    return [view.checkpoint.tensors.get(f"{prefix}{name}") for name in names]
+
+
+def _router_jobs(session: Session) -> Iterator[Job]:
+    for stored, tensor in router_tensors(session):
+        array = np.ascontiguousarray(tensor.detach().float().cpu().numpy())
         piece = Held(array=array, dtype=stored.dtype)
         yield Job(stored.name, stored.dtype, stored.shape, (piece,))
 
@@ -92,18 +112,18 @@ def write_output(
         options = config.recorded().items()
         kept = {k: v for k, v in options if k not in _UNRECORDED and v is not None}
         step = Step(
-            command="warmup", options=kept, results=results | {"papers": _papers(config, results)}
+            command="warmup",
+            options=kept,
+            results=results | {"papers": _papers(config, session.fit)},
         )
         new.finish(view.checkpoint.config, step)
     return plan
 
 
-def _papers(config: WarmupConfig, results: dict[str, Any]) -> list[Citation]:
-    rows: list[Row] = [FITS[results["fit"]]]
-    if config.steps:
-        rows.append(BALANCES[config.balance])
-    cited = [row.paper for row in rows if row.paper is not None]
-    return [*cited, *([_Z_LOSS] if config.steps and config.z_coef else []), _MAX_VIO]
+def _papers(config: WarmupConfig, fit: str) -> list[Citation]:
+    trained = BALANCES.cited(config.balance) if config.steps else []
+    z_loss = [_Z_LOSS] if config.steps and config.z_coef else []
+    return [*FITS.cited(fit), *trained, *z_loss, _MAX_VIO]
 
 
 def _changed(checkpoint: Checkpoint, model: Any, weights: dict[str, Any], file: Path) -> list[Job]:

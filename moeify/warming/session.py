@@ -11,9 +11,9 @@ import numpy as np
 
 from moeify.checkpoint.reader import Checkpoint, read_config
 from moeify.checkpoint.source import Source, resolve_source
-from moeify.errors import CheckpointError, ConfigError, DatasetError, UnsupportedModelError
+from moeify.errors import CheckpointError, ConfigError, DatasetError
 from moeify.families.mixture import Mixture, open_mixture
-from moeify.families.registry import MOE_LAYOUTS, known_layout, moe_layout, vocabulary_size
+from moeify.families.registry import known_layout, moe_layout, vocabulary_size
 from moeify.provenance.new_checkpoint import NewCheckpoint
 from moeify.provenance.record import Record
 from moeify.routing.data import Blocks, block_length, blocks_for, check_vocabulary
@@ -165,7 +165,9 @@ class Session:
         """Give layers that were loaded the routers that they were fitted."""
         for number, layer in LoadedMixture(model, self.view.layout).layers.items():
             if layer.is_here and number in self.routers:
-                layer.router.weight.data.copy_(self.routers[number])
+                for held, fitted in zip(layer.router_tensors, self.routers[number], strict=True):
+                    if held is not None:
+                        held.data.copy_(fitted)
 
     def examples(self, blocks: Blocks) -> Examples:
         """``blocks`` with labels for the loss."""
@@ -197,17 +199,12 @@ class Session:
 def open_session(new: NewCheckpoint, config: WarmupConfig, progress: Progress | None) -> Session:
     """Everything that can be known and checked before the model is loaded, the output first.
 
-    Raises ``CheckpointError``, ``ConfigError``, ``DatasetError`` and ``UnsupportedModelError``.
+    Raises ``CheckpointError``, ``ConfigError`` and ``DatasetError``; for what is no mixture
+    ``UnsupportedModelError``.
     """
     source = new.source
     opened = Checkpoint.open(source.folder)
-    layout = moe_layout(opened.config)
-    if not layout.warms_up:
-        known = {known.model_type for known in MOE_LAYOUTS.values() if known.warms_up}
-        raise UnsupportedModelError(
-            layout.model_type, known, "its routers choose by a rule that warm-up does not know"
-        )
-    check_sharding(layout.unsharded)
+    check_sharding(moe_layout(opened.config).unsharded)
     view = open_mixture(opened)
     for layer in view.moe_layers:
         if view.router(layer) is None:

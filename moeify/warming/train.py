@@ -19,7 +19,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback, Tra
 from moeify.errors import OutputError
 from moeify.families.base import MoeLayout
 from moeify.routing.examples import Examples
-from moeify.routing.loaded import LoadedMixture
+from moeify.routing.loaded import LoadedMixture, Routed
 from moeify.warming.activations import bound_activations, room_for_activations
 from moeify.warming.balances import BALANCES
 from moeify.warming.config import Trained, WarmupConfig
@@ -67,16 +67,14 @@ def prepare(model: nn.Module, layout: MoeLayout, what: Trained) -> None:
 
 
 def wanted(model: nn.Module, layout: MoeLayout, what: Trained) -> set[str]:
-    """Names of the parameters that are trained."""
-    names = dict(model.named_parameters())
-    if what == "all":
-        return set(names)
-    layers = LoadedMixture(model, layout).layers.values()
-    modules = [layer.router for layer in layers]
-    if what == "moe":
-        modules += [layer.experts for layer in layers]
-    chosen = {id(parameter) for module in modules for parameter in module.parameters()}
-    return {name for name, parameter in names.items() if id(parameter) in chosen}
+    """Names of the parameters that are trained; what is only added for choosing has no gradient."""
+    names, layers = dict(model.named_parameters()), LoadedMixture(model, layout).layers.values()
+    choosing = {id(layer.bias) for layer in layers}
+    chosen = {id(parameter) for parameter in names.values()} if what == "all" else set()
+    for layer in layers:
+        modules = (layer.router, layer.experts) if what == "moe" else (layer.router,)
+        chosen |= {id(parameter) for module in modules for parameter in module.parameters()}
+    return {name for name, parameter in names.items() if id(parameter) in chosen - choosing}
 
 
 def route_in_float32(model: nn.Module, layout: MoeLayout) -> None:
@@ -90,25 +88,24 @@ def route_in_float32(model: nn.Module, layout: MoeLayout) -> None:
     learns = layout.rule.learns_from_outputs(values, layout.top_k(values))
     for layer in LoadedMixture(model, layout).layers.values():
         layer.router.float()
-        _compute_in_float32(layer.router, learns)
+        if layer.chooser is layer.router:  # moeify's own compute in float32 anyway
+            _compute_in_float32(layer.router, learns)
 
 
 def _compute_in_float32(router: Any, learns: bool) -> None:
     """Let a router that computes in its input's dtype compute in float32.
 
-    moeify's own routers do so anyway; the others get float32 weights here, which a half precision
-    input would not multiply.
+    It gets float32 weights here, which a half precision input would not multiply.
     """
-    if isinstance(router, nn.Linear) or hasattr(router, "_moeify_forward"):
+    if hasattr(router, "_moeify_forward"):
         return
     original = router.forward
 
-    def forward(hidden_states: Tensor) -> tuple[Tensor, ...]:
+    def forward(hidden_states: Tensor, *more: Tensor) -> tuple[Tensor, ...]:
         with torch.autocast(hidden_states.device.type, enabled=False):
-            logits, weights, experts = original(hidden_states.float())
-        if not learns:
-            weights = weights.detach()
-        return logits, weights.to(hidden_states.dtype), experts
+            *before, weights, last = original(hidden_states.float(), *more)
+        weights = weights if learns else weights.detach()
+        return *before, weights.to(hidden_states.dtype), last
 
     router._moeify_forward = original
     router.forward = forward
@@ -140,12 +137,12 @@ class RouterTrainer(Trainer):  # type: ignore[misc]
 
     def __init__(
         self, model: nn.Module, objective: Objective, examples: Examples, config: WarmupConfig,
-        run_folder: Path, *, top_k: int, task: bool = True,
+        run_folder: Path, *, task: bool = True,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:  # fmt: skip
-        self.objective, self.config, self.top_k, self.task = objective, config, top_k, task
+        self.objective, self.config, self.task = objective, config, task
         self.losses: list[dict[str, float]] = []
-        self._logits: list[Tensor] = []
+        self._routed: list[Routed] = []
         self._recording = False
         self._earlier: tuple[int, tuple[Tensor, Tensor] | None] = (-1, None)
         self._good: dict[str, Tensor] = {}
@@ -166,12 +163,11 @@ class RouterTrainer(Trainer):  # type: ignore[misc]
         self.loss_is_scaled_for_ga = False
         self.model_accepts_loss_kwargs = False
         for layer in LoadedMixture(model, objective.layout).layers.values():
-            layer.chooser.register_forward_hook(self._record)
+            layer.watch(self._record)
 
-    def _record(self, _: nn.Module, args: Any, out: Any) -> None:
-        logits = out[0] if isinstance(out, tuple) else out
-        if logits.requires_grad and self._recording:  # not when a layer runs a second time
-            self._logits.append(logits)
+    def _record(self, routed: Routed) -> None:
+        if routed.logits.requires_grad and self._recording:  # not when a layer runs a second time
+            self._routed.append(routed)
 
     def training_step(self, *args: Any, **options: Any) -> Tensor:
         """A micro-batch; the weights of the last one whose loss was finite are kept."""
@@ -200,15 +196,14 @@ class RouterTrainer(Trainer):  # type: ignore[misc]
         self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, **_: Any
     ) -> Tensor:
         """Task loss per label plus router losses, counted over all processes."""
-        self._logits.clear()
+        self._routed.clear()
         self._recording = True
         with self.accelerator.autocast():
             goal = self.objective.goal(model, self.model, inputs)
             losses, labelled = self.objective.losses(model, self.model, inputs, goal)
         self._recording = False
         total, labels = losses.sum(), labelled.sum()
-        routed = router_sums(self._logits, self.top_k, inputs["attention_mask"])
-        sums = self._global(routed)
+        sums = self._global(router_sums(self._routed, inputs["attention_mask"]))
         everywhere = _reduced(torch.stack([total.detach().float(), labels.float()]))
         task = (everywhere[0] + total - total.detach()) / everywhere[1].clamp(min=1)
         balance, z = BALANCES[self.config.balance].formula(sums), z_loss(sums)

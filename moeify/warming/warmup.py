@@ -15,11 +15,11 @@ from moeify.provenance.new_checkpoint import NewCheckpoint
 from moeify.routing.collection import InputReservoir
 from moeify.routing.fit import domain_router, kmeans_router, label_router
 from moeify.routing.fitting import fit_in_order
-from moeify.routing.loaded import LoadedLayer, LoadedMixture
+from moeify.routing.loaded import LoadedLayer
 from moeify.warming.config import WarmupConfig
-from moeify.warming.feasibility import learns_from_task
+from moeify.warming.feasibility import balances, learns_from_task
 from moeify.warming.headroom import Headroom, expert_difference, measure_headroom
-from moeify.warming.output import write_output
+from moeify.warming.output import router_tensors, write_output
 from moeify.warming.plot import check_plotting, plot_warmup
 from moeify.warming.report import DomainLoss, WarmupReport, changes
 from moeify.warming.run import (
@@ -101,7 +101,7 @@ def _measured(session: Session, target: Path) -> WarmupReport:
     difference, reservoir_bytes = _fit(session)
     fitted = session.measured(routing=not config.steps) if session.fit != "none" else before
     headroom = measure_headroom(session, difference, fitted.losses)
-    learns = session.config.train != "routers" or learns_from_task(view)
+    learns = config.train != "routers" or learns_from_task(view)
     _train(session, target, task=learns and not headroom.experts_identical)
     trained = bool(session.curve)
     after = session.measured() if config.steps else fitted
@@ -112,7 +112,8 @@ def _measured(session: Session, target: Path) -> WarmupReport:
     dense = session.dense_loss()
     random = headroom.loss_random if headroom.loss_random is not None else before.loss
     if trained and not learns_from_task(view):
-        session.notes.append(_NO_GRADIENT)
+        even = balances(view, config)
+        session.notes.append(_NO_GRADIENT.format("balance alone" if even else "the z-loss alone"))
     _note(session, headroom, before.loss, after.loss, random)
     _note_domains(session, headroom, domain_losses)
     steps = int(session.curve[-1]["step"]) if trained else 0
@@ -137,7 +138,7 @@ def _measured(session: Session, target: Path) -> WarmupReport:
 
 _NO_GRADIENT = (
     "each token visits one expert with weight 1, so that the task gives routers no gradient: they"
-    " were trained on balance alone; fit them to text (--fit kmeans, --fit domains), or let a token"
+    " were trained on {}; fit them to text (--fit kmeans, --fit domains), or let a token"
     " visit two experts (moeify attach --top-k 2)"
 )
 
@@ -154,9 +155,12 @@ def _fit(session: Session) -> tuple[float, int]:
         begun, held = time.perf_counter(), max(held, seen[0].nbytes)
         differences.append(expert_difference(layer, seen[0].expert_inputs(layer.number)))
         rows = _rows(session, layer.number, seen[0])
-        kept: Tensor = layer.router.weight.detach() if rows is None else rows
+        if rows is not None:
+            layer.set_router(rows)
         if session.by_layer:
-            session.routers[layer.number] = kept.to(layer.router.weight.dtype, copy=True)
+            session.routers[layer.number] = [
+                None if tensor is None else tensor.clone() for tensor in layer.router_tensors
+            ]
         fitting += time.perf_counter() - begun
         return rows
 
@@ -198,7 +202,7 @@ def _train(session: Session, target: Path, *, task: bool) -> None:
     prepare(session.model, session.view.layout, config.train)
     trainer = RouterTrainer(
         session.model, session.objective, session.examples(session.train_blocks), config, folder,
-        top_k=session.view.top_k, task=task,
+        task=task,
         progress=None if report is None else lambda done, total: report("training", done, total),
     )  # fmt: skip
     checkpoint = last_checkpoint(folder) if config.resume else None
@@ -242,11 +246,9 @@ def _round_to_stored(session: Session) -> None:
     import torch
 
     names = {"BF16": torch.bfloat16, "F16": torch.float16}
-    for number, layer in LoadedMixture(session.model, session.view.layout).layers.items():
-        dtype = session.view.checkpoint[session.view.router_name(number)].dtype
-        if dtype in names:
-            weight = layer.router.weight
-            weight.data = weight.data.to(names[dtype]).to(weight.dtype)
+    for stored, tensor in router_tensors(session):
+        if stored.dtype in names:
+            tensor.data = tensor.data.to(names[stored.dtype]).to(tensor.dtype)
 
 
 def _note(session: Session, headroom: Headroom, before: float, after: float, random: float) -> None:

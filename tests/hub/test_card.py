@@ -16,6 +16,7 @@ from moeify.provenance.citations import citations
 from moeify.provenance.record import Record, Step
 from moeify.pruning.criteria import CRITERIA
 from moeify.pruning.merging import MERGING
+from moeify.upcycling.recipes import RECIPES
 from moeify.warming.balances import BALANCES
 from moeify.warming.fits import FITS
 
@@ -84,7 +85,7 @@ def test_steps_of_other_commands_are_shown(tmp_path):
             "eval_loss_before": 3.25,
             "eval_loss_after": 3.125,
             "max_violation_after": 0.5,
-            "papers": [FITS["kmeans"].paper, BALANCES["switch"].paper],
+            "papers": [*FITS.cited("kmeans"), *BALANCES.cited("switch")],
         },
     )
     prune = Step(
@@ -93,7 +94,7 @@ def test_steps_of_other_commands_are_shown(tmp_path):
         results={
             "num_experts": 2,
             "kept": {"0": [1, 3], "1": list(range(40))},
-            "papers": [CRITERIA["reap"].paper, MERGING],
+            "papers": [*CRITERIA.cited("reap"), MERGING],
         },
     )
     record.with_step(warm).with_step(prune).write(folder)
@@ -190,14 +191,11 @@ def test_what_training_changed_is_no_limit_any_more(tmp_path, trained, routers_o
 
 
 def test_every_paper_has_authors_title_and_number():
-    rows = [*CRITERIA.values(), *BALANCES.values(), *FITS.values()]
-    cited = [MERGING, *(row.paper for row in rows if row.paper is not None)]
-    results = {"papers": cited, "sources": [{"adapter": True}]}
-    record = Record(source="x").with_step(
-        Step(command="upcycle", options={"router": "data"}, results=results)
-    )
-    found = citations(record.steps)
-    assert len(found) == len(cited) + 2  # that of the domains is one of them
+    tables = (CRITERIA, BALANCES, FITS, RECIPES)
+    cited = {MERGING, *(paper for table in tables for name in table for paper in table.cited(name))}
+    step = Step(command="upcycle", options={}, results={"papers": list(cited)})
+    found = citations(Record(source="x").with_step(step).steps)
+    assert set(found) == cited and len(cited) >= 11
     for citation in found:
         assert citation.authors.endswith((" et al.", "Ersoy"))
         assert len(citation.title) > 20

@@ -67,9 +67,15 @@ def warmup(source: Source, work: Path, train: str = "routers") -> None:
     )  # fmt: skip
     assert report.steps == 2
     changed = _changed(source, work / "out")
-    experts = [name for name in changed if "experts" in name.replace("shared_experts", "")]
-    assert changed and bool(experts) is (train == "moe")
+    routers = [name for name in changed if name.endswith(_router_names(source))]
+    assert routers and (len(changed) > len(routers)) is (train == "moe")
     _loads_whole(work / "out")
+
+
+def _router_names(source: Source) -> tuple[str, ...]:
+    layout = moe_layout(source.config, Checkpoint.open(source.folder).tensors)
+    names = (layout.router, layout.router_bias, layout.rule.selection_bias)
+    return tuple(f".{name}" for name in names if name is not None)
 
 
 def inspect_headers(source: Source, work: Path) -> None:

@@ -11,7 +11,6 @@ __all__ = ["REASONS", "UNLOADABLE", "Reason", "refusal"]
 
 _OWN = ("bert_moe", "gpt2_moe")
 _FROM_DENSE = (*_OWN, "qwen2_moe", "qwen3_moe")
-_WARMED = (*_FROM_DENSE, "mixtral", "olmoe")
 UNLOADABLE = ("gptq", "awq", "compressed-tensors")
 _PACKED = ("mxfp4", "fp8", *UNLOADABLE)
 _LOADS = (
@@ -51,12 +50,6 @@ REASONS = (
         sentence="is not supported; known: bert_moe",
         holds=lambda command, model_type, form: model_type not in (*DENSE_LAYOUTS, *_FROM_DENSE)
         and command in ("extract", "prune --dense"),
-    ),
-    Reason(
-        letter="w", meaning="warm-up knows no loss for this kind of routing yet",
-        sentence="is not supported; known: bert_moe",
-        holds=lambda command, model_type, form: model_type not in (*DENSE_LAYOUTS, *_WARMED)
-        and command.startswith("warmup"),
     ),
     Reason(
         letter="s", meaning="its shared expert is no part of a dense class",

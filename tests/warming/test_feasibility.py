@@ -161,5 +161,9 @@ def test_top_one_routers_train_on_balance_alone(data, tmp_path):
     assert report.max_violation_after < report.max_violation_before
     with pytest.raises(ConfigError, match="nothing would train the routers"):
         run(folder, data, balance="none", z_coef=0.0, force=True)
+    with pytest.raises(ConfigError, match="balance and z-loss are made of it or off"):
+        run(folder, data, balance="kl", z_coef=0.0, force=True)
+    _, small = run(folder, data, balance="cv2", force=True)
+    assert any("trained on the z-loss alone" in note for note in small.notes)
     _, still = run(folder, data, balance="none", z_coef=0.0, steps=0, force=True)
     assert still.steps == 0

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from moeify.families.base import RouterRule
+from moeify.routing.loaded import LoadedLayer, Routed
 from moeify.warming.balances import BALANCES
 from moeify.warming.losses import RouterSums, router_sums, z_loss
 
@@ -26,8 +28,22 @@ def even(layers: int = 4) -> list[torch.Tensor]:
     return [one] * layers
 
 
+LAYER = LoadedLayer(
+    number=0, block=None, router=None, chooser=None, experts=None, rule=RouterRule(), groups=None,
+    top_k=K, bias=None,
+)  # fmt: skip
+
+
+def routed(logits: torch.Tensor) -> Routed:
+    """What a layer does that takes the softmax of its best."""
+    best, experts = logits.topk(K, dim=-1)
+    weights = best.softmax(-1)
+    return Routed(layer=LAYER, inputs=logits, logits=logits, weights=weights, experts=experts)
+
+
 def sums(logits: list[torch.Tensor], mask: torch.Tensor | None = None) -> RouterSums:
-    return router_sums(logits, K, torch.ones(N) if mask is None else mask)
+    count = len(logits[0])
+    return router_sums([*map(routed, logits)], torch.ones(count) if mask is None else mask)
 
 
 def balance_loss(kind: str, found: RouterSums) -> torch.Tensor:
@@ -49,7 +65,7 @@ def test_padding_does_not_count():
     logits = [torch.randn(N, E, generator=generator) for _ in range(2)]
     mask = (torch.arange(N) < 40).float()
     kept = [layer[:40] for layer in logits]
-    short = router_sums(kept, K, torch.ones(40))
+    short = sums(kept)
     masked = sums(logits, mask)
     for kind in ("switch", "cv2", "kl"):
         assert float(balance_loss(kind, masked)) == pytest.approx(float(balance_loss(kind, short)))
@@ -69,9 +85,18 @@ def test_two_halves_with_shared_sums_have_the_gradient_of_the_whole(kind):
     whole = gradient(balance_loss(kind, sums([tokens @ weight.T])))
     halves = []
     for number in (0, 1):
-        parts = [router_sums([h @ weight.T], K, torch.ones(N // 2)) for h in tokens.chunk(2)]
+        parts = [sums([h @ weight.T]) for h in tokens.chunk(2)]
         total = parts[0].packed().detach() + parts[1].packed().detach()
         own = parts[number].packed()
         shared = RouterSums.unpacked(total + own - own.detach(), 1, E)
         halves.append(gradient(balance_loss(kind, shared)))
     torch.testing.assert_close(halves[0] + halves[1], whole)
+
+
+@pytest.mark.parametrize("kind", ["switch", "cv2", "kl"])
+def test_an_expert_without_tokens_leaves_gradients_finite(kind):
+    logits = torch.randn(N, E, generator=torch.Generator().manual_seed(2))
+    logits[:, 5] = -9.0
+    logits.requires_grad_()
+    (slope,) = torch.autograd.grad(balance_loss(kind, sums([logits])), logits)
+    assert slope.isfinite().all() and slope.any()

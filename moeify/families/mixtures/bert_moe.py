@@ -6,7 +6,6 @@ from moeify.families.moe_layout import MoeLayout
 
 LAYOUT = MoeLayout(
     model_type="bert_moe",
-    warms_up=True,
     encoder=True,
     unsharded="accelerate cannot shard a BERT, whose head has a bias under two names",
     class_prefix="BertMoe",

@@ -6,7 +6,6 @@ from moeify.families.moe_layout import MoeLayout
 
 LAYOUT = MoeLayout(
     model_type="gpt2_moe",
-    warms_up=True,
     class_prefix="GPT2Moe",
     prefixes=DENSE.prefixes,
     layer=DENSE.layer,

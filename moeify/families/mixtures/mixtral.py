@@ -5,7 +5,6 @@ from moeify.families.moe_layout import MoeLayout, Rest
 
 LAYOUT = MoeLayout(
     model_type="mixtral",
-    warms_up=True,
     class_prefix="Mixtral",
     router="block_sparse_moe.gate.weight",
     router_module="mlp.gate",

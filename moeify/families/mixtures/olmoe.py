@@ -5,7 +5,6 @@ from moeify.families.moe_layout import MoeLayout, Rest, RouterRule
 
 LAYOUT = MoeLayout(
     model_type="olmoe",
-    warms_up=True,
     class_prefix="Olmoe",
     experts=names.single_experts("mlp"),
     dims=names.decoder_dims("intermediate_size", layers=16, hidden=2048, width=2048, vocab=50304),

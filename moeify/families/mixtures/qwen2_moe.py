@@ -18,7 +18,6 @@ def _dims(config: Config) -> Dims:
 
 LAYOUT = MoeLayout(
     model_type="qwen2_moe",
-    warms_up=True,
     class_prefix="Qwen2Moe",
     prefixes=DENSE.prefixes,
     experts=names.single_experts("mlp"),

@@ -17,7 +17,6 @@ def _dims(config: Config) -> Dims:
 
 LAYOUT = MoeLayout(
     model_type="qwen3_moe",
-    warms_up=True,
     class_prefix="Qwen3Moe",
     prefixes=DENSE.prefixes,
     experts=names.single_experts("mlp"),
