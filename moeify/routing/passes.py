@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import gc
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -141,7 +140,6 @@ class LayerByLayer:
             finally:
                 if isinstance(self.source, Path):
                     model.to("meta")  # whoever still holds the model holds no weights
-                    gc.collect()
                     _trim()
 
     def _devices(self, place: int) -> dict[str, Any]:
