@@ -51,7 +51,7 @@ def measure(folder: Path, what: str, steps: int) -> dict[str, float]:
     examples = Examples(blocks, "causal", None, 0)
     with tempfile.TemporaryDirectory() as scratch:
         trainer = RouterTrainer(
-            model, Objective(loss="causal", layout=layout), examples, config, Path(scratch), top_k=2
+            model, Objective(loss="causal", layout=layout), examples, config, Path(scratch)
         )
         trainer.add_callback(Clock())
         trainer._save_checkpoint = lambda *_, **__: None

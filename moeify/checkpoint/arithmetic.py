@@ -31,6 +31,7 @@ __all__ = [
 ]
 
 Float32 = NDArray[np.float32]
+Raw = bytes | bytearray | memoryview
 CHUNK_ELEMENTS = 1 << 17
 """How much is made at a time: with less, beginning each operation takes a part of the time."""
 NOISE_BLOCK_ELEMENTS = 1 << 18
@@ -86,7 +87,7 @@ class _Scratch(threading.local):
 scratch = _Scratch()
 
 
-def decode_into(values: Float32, raw: bytes | memoryview, dtype: str) -> None:
+def decode_into(values: Float32, raw: Raw, dtype: str) -> None:
     """Set ``values`` to little-endian ``raw`` of a float safetensors dtype."""
     if dtype == "BF16":
         bits, whole = np.frombuffer(raw, "<u2"), values.view(np.uint32)
@@ -95,7 +96,7 @@ def decode_into(values: Float32, raw: bytes | memoryview, dtype: str) -> None:
         values[:] = np.frombuffer(raw, _NUMPY[dtype])
 
 
-def decode(raw: bytes | memoryview, dtype: str) -> Float32:
+def decode(raw: Raw, dtype: str) -> Float32:
     """Little-endian ``raw`` of a float safetensors dtype as float32, always a fresh array."""
     width = 2 if dtype == "BF16" else _NUMPY[dtype].itemsize
     values = np.empty(len(raw) // width, np.float32)
@@ -146,7 +147,7 @@ def encode(values: Float32, dtype: str) -> bytes:
     return bytes(raw)
 
 
-def is_finite(raw: bytes | memoryview, dtype: str) -> bool:
+def is_finite(raw: Raw, dtype: str) -> bool:
     """Whether ``raw`` holds neither NaN nor infinity, judged on the exponent bits."""
     kind, mask = _EXPONENT_MASK[dtype]
     bits = np.frombuffer(raw, np.dtype(kind).newbyteorder("<"))

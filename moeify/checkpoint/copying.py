@@ -9,7 +9,7 @@ from pathlib import Path
 
 from moeify.errors import CheckpointError
 
-__all__ = ["copy_file"]
+__all__ = ["copy_file", "reading"]
 
 _BLOCK_BYTES = 1 << 20
 
@@ -21,13 +21,13 @@ def copy_file(source: Path, target: Path) -> None:
     ``OSError`` is left for failures of ``target``.
     """
     done = 0
-    with _reading(source):
+    with reading(source):
         reader = os.open(source, os.O_RDONLY)
     try:
         expected = os.fstat(reader).st_size
         with open(target, "xb", buffering=0) as writer:
             while True:
-                with _reading(source):
+                with reading(source):
                     block = os.read(reader, _BLOCK_BYTES)
                 if not block:
                     break
@@ -46,7 +46,8 @@ def copy_file(source: Path, target: Path) -> None:
 
 
 @contextmanager
-def _reading(source: Path) -> Iterator[None]:
+def reading(source: Path) -> Iterator[None]:
+    """Turn failures to read the file ``source`` into ``CheckpointError``."""
     try:
         yield
     except OSError as error:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
-from moeify.checkpoint.arithmetic import decode, is_finite
+from moeify.checkpoint.arithmetic import Float32, decode, is_finite
+from moeify.checkpoint.copying import reading
 from moeify.checkpoint.header import ZEROS, StoredTensor, tensor_nbytes
 from moeify.checkpoint.regular import open_regular
-from moeify.checkpoint.slices import Slice
+from moeify.checkpoint.slices import Run, Slice
 from moeify.errors import CheckpointError
 
 __all__ = ["Slice", "SourceFiles"]
@@ -60,32 +60,28 @@ class SourceFiles:
                     path=path,
                 )
 
-    def read(self, path: Path, start: int, nbytes: int) -> bytes:
+    def read(self, path: Path, start: int, nbytes: int) -> bytearray:
         """Exactly ``nbytes`` bytes from ``start``; raises ``CheckpointError`` if they are gone."""
-        parts = []
-        while nbytes > 0:
-            with _reading(path):
-                part = os.pread(self.handle(path), nbytes, start)
-            if not part:
-                raise _shrank(path)
-            parts.append(part)
-            start, nbytes = start + len(part), nbytes - len(part)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        found = bytearray(nbytes)
+        self.read_into(memoryview(found), path, start)
+        return found
 
     def read_into(self, buffer: memoryview, path: Path, start: int) -> None:
         """Fill ``buffer`` from ``start`` on; raises ``CheckpointError`` as ``read`` does."""
         while buffer:
-            with _reading(path):
+            with reading(path):
                 done = os.preadv(self.handle(path), [buffer], start)
             if not done:
-                raise _shrank(path)
+                raise CheckpointError(f"{path.name} shrank while it was read", path=path)
             buffer, start = buffer[done:], start + done
 
-    def read_elements(self, part: Slice, start: int, count: int) -> bytes:
-        """The bytes of elements ``start`` .. ``start + count`` of ``part``."""
-        dtype = part.tensor.dtype
-        begin = part.byte_start + tensor_nbytes(dtype, (start,))
-        return self.read(part.tensor.path, begin, tensor_nbytes(dtype, (count,)))
+    def values(self, run: Run, start: int = 0, count: int | None = None) -> Float32:
+        """Elements of ``run`` from ``start`` on as float32: ``count`` of them, or all."""
+        dtype = run.tensor.dtype
+        length = run.elements - start if count is None else count
+        raw = memoryview(bytearray(tensor_nbytes(dtype, (length,))))
+        run.read_into(self, tensor_nbytes(dtype, (start,)), raw)
+        return decode(raw, dtype)
 
     def scan(self, tensor: StoredTensor) -> float:
         """Standard deviation of ``tensor`` in one pass over blocks, its values checked.
@@ -126,15 +122,3 @@ def _not_finite(tensor: StoredTensor) -> CheckpointError:
         "the checkpoint is damaged or its training diverged; use another one",
         path=tensor.path,
     )
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise CheckpointError(f"reading {path.name} failed: {error.strerror}", path=path) from error
-
-
-def _shrank(path: Path) -> CheckpointError:
-    return CheckpointError(f"{path.name} shrank while it was read", path=path)

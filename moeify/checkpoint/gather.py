@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,22 +64,26 @@ class Gather:
         unit = tensor_nbytes(self.tensor.dtype, (self.inner,))
         ends = np.append(np.flatnonzero(np.diff(self.index) != 1) + 1, len(self.index))
         if unit * len(self.index) >= _WORTH_A_READ * len(ends):
-            self._read_runs(files, start, out, unit, ends)
+            self._read_runs(files, start, out, unit, ends.tolist())
         else:
             self._read_rows(files, start, out, unit)
 
     def _read_runs(
-        self, files: SourceFiles, start: int, out: memoryview, unit: int, ends: Index
+        self, files: SourceFiles, start: int, out: memoryview, unit: int, ends: list[int]
     ) -> None:
         """Neighbours by a read of their own, whose ``ends`` are places in the index."""
+        path, base, begins = self.tensor.path, self.part.byte_start, [0, *ends[:-1]]
+        firsts = self.index[begins].tolist()
+        outer, place = divmod(start, len(self.index) * unit)
+        run = bisect_right(ends, place // unit)
+        skipped = place - begins[run] * unit
         while out:
-            outer, place = divmod(start, len(self.index) * unit)
-            number, skipped = divmod(place, unit)
-            stop = int(ends[np.searchsorted(ends, number, side="right")])
-            taken = out[: (stop - number) * unit - skipped]
-            row = outer * self.length + int(self.index[number])
-            self.part.read_into(files, row * unit + skipped, taken)
-            out, start = out[len(taken) :], start + len(taken)
+            taken = out[: (ends[run] - begins[run]) * unit - skipped]
+            row = outer * self.length + firsts[run]
+            files.read_into(taken, path, base + row * unit + skipped)
+            out, skipped, run = out[len(taken) :], 0, run + 1
+            if run == len(ends):
+                run, outer = 0, outer + 1
 
     def _read_rows(self, files: SourceFiles, start: int, out: memoryview, unit: int) -> None:
         """Whole rows, of which what is wanted is kept."""

@@ -23,15 +23,14 @@ from moeify.checkpoint.arithmetic import (
     scratch,
 )
 from moeify.checkpoint.files import Slice, SourceFiles
-from moeify.checkpoint.gather import Gather
 from moeify.checkpoint.header import DTYPE_BITS, StoredTensor, tensor_nbytes
 from moeify.checkpoint.lowrank import LowRank, LowRankRows
+from moeify.checkpoint.slices import Run, whole
 from moeify.errors import CheckpointError
 
 __all__ = [
     "Blend",
     "Copy",
-    "Held",
     "Job",
     "Literal",
     "Noise",
@@ -44,8 +43,6 @@ __all__ = [
     "piece_of",
 ]
 
-Run = Slice | Gather
-"""Elements of one stored tensor."""
 
 _JUDGED_ELEMENTS = 1 << 14
 _F16_INFINITE = 65520.0  # from here on float16 rounds to infinity
@@ -289,24 +286,9 @@ class Values(Piece):
         return None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Held(Values):
-    """Elements that are in memory already."""
-
-    array: Float32
-    dtype: str
-
-    @property
-    def elements(self) -> int:
-        return self.array.size
-
-    def values(self, files: SourceFiles) -> Float32:
-        return self.array
-
-
 def copy_of(tensor: StoredTensor, dtype: str) -> Piece:
     """The whole of ``tensor`` as ``dtype``."""
-    return piece_of(Slice(tensor, 0, tensor.elements), dtype)
+    return piece_of(whole(tensor), dtype)
 
 
 def piece_of(

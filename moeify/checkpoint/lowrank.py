@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from moeify.checkpoint.arithmetic import Float32, decode
-from moeify.checkpoint.files import Slice, SourceFiles
+from moeify.checkpoint.arithmetic import Float32
+from moeify.checkpoint.files import SourceFiles
 from moeify.checkpoint.gather import Index, neurons
-from moeify.checkpoint.header import StoredTensor, tensor_nbytes
+from moeify.checkpoint.header import StoredTensor
+from moeify.checkpoint.slices import whole
 
 __all__ = ["LowRank"]
 
@@ -53,8 +54,8 @@ class LowRankRows:
 
     def __init__(self, change: LowRank, files: SourceFiles) -> None:
         self._change, self._files = change, files
-        whole = _matrix(files, change.up if change.transposed else change.down)
-        right = whole.T if change.transposed else whole
+        factor = _matrix(files, change.up if change.transposed else change.down)
+        right = factor.T if change.transposed else factor
         columns = change.index if change.axis == 1 else None
         self._right = np.ascontiguousarray(right if columns is None else right[:, columns])
         self._down = _matrix(files, change.down) if change.transposed else None
@@ -74,12 +75,9 @@ class LowRankRows:
         if self._down is not None:
             return np.ascontiguousarray(self._down[:, rows[first:last]].T)
         up = change.up
-        part = neurons(Slice(up, 0, up.elements), up.shape, 0, rows[first:last])
-        raw = memoryview(bytearray(tensor_nbytes(up.dtype, (part.elements,))))
-        part.read_into(self._files, 0, raw)
-        return decode(raw, up.dtype).reshape(-1, up.shape[1])
+        part = neurons(whole(up), up.shape, 0, rows[first:last])
+        return self._files.values(part).reshape(-1, up.shape[1])
 
 
 def _matrix(files: SourceFiles, tensor: StoredTensor) -> Float32:
-    raw = files.read(tensor.path, tensor.start, tensor.nbytes)
-    return decode(raw, tensor.dtype).reshape(tensor.shape)
+    return files.values(whole(tensor)).reshape(tensor.shape)

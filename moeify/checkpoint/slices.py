@@ -3,14 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from moeify.checkpoint.header import StoredTensor, tensor_nbytes
 
 if TYPE_CHECKING:
     from moeify.checkpoint.files import SourceFiles
 
-__all__ = ["Slice", "rows_of"]
+__all__ = ["Run", "Slice", "rows_of", "whole"]
+
+
+class Run(Protocol):
+    """Elements of one stored tensor, in an order of their own."""
+
+    @property
+    def tensor(self) -> StoredTensor:
+        """What is read."""
+
+    @property
+    def start(self) -> int:
+        """Where in the tensor they begin."""
+
+    @property
+    def elements(self) -> int:
+        """How many there are."""
+
+    def read_into(self, files: SourceFiles, start: int, out: memoryview) -> None:
+        """Fill ``out`` with their bytes from ``start`` on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +53,11 @@ class Slice:
     def read_into(self, files: SourceFiles, start: int, out: memoryview) -> None:
         """Fill ``out`` with the bytes from ``start`` on."""
         files.read_into(out, self.tensor.path, self.byte_start + start)
+
+
+def whole(tensor: StoredTensor) -> Slice:
+    """All elements of ``tensor``."""
+    return Slice(tensor, 0, tensor.elements)
 
 
 def rows_of(stored: StoredTensor, name: str, first: int, count: int) -> StoredTensor:

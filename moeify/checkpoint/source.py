@@ -32,6 +32,15 @@ class Source:
     name: str
     revision: str | None = None
 
+    @property
+    def base_name(self) -> str:
+        """The name without the owner's."""
+        return self.name.rsplit("/", 1)[-1]
+
+    def output(self, given: str | Path | None, suffix: str) -> Path:
+        """The folder ``given``, or NAME-SUFFIX in the working directory."""
+        return Path(f"{self.base_name}-{suffix}") if given is None else Path(given)
+
 
 def is_hub_id(text: str) -> bool:
     """Whether ``text`` has the form of a Hub id: ``[user/]name[@revision]``."""

@@ -64,15 +64,14 @@ class Head:
 class DenseLayout:
     """Tensor names of a dense type, relative to the base model (no ``bert.``, no ``model.``).
 
-    ``class_prefix`` is the class's name without its head, ``activation`` config.json's key of what
-    the FFN applies, and what it is where the key is missing. What has a default is called as in
-    Llama.
-    ``aliases`` maps endings of old names to today's; ``joined`` maps a tensor that files have in a
-    layer to those of ``per_layer`` and ``ffn`` whose rows it holds, one after the other; ``kinds``
-    gives each layer's kind, where each has tensors of its own ``by_kind``; ``towers`` lead the full
-    names of other modalities' tensors, which are carried along;
-    ``buffers`` are endings of tensors that are recomputed and not carried over; ``optional`` names
-    tensors, relative to the base model or to a layer, that may be missing. ``encoder`` is as in
+    What has a default is called as in Llama. ``class_prefix`` is the class's name without its head,
+    ``activation`` config.json's key of what the FFN applies, and what it is where the key is
+    missing. ``aliases`` maps endings of old names to today's; ``joined`` maps a tensor that files
+    have in a layer to those of ``per_layer`` and ``ffn`` whose rows it holds, one after the other.
+    ``kinds`` gives each layer's kind, where each has tensors of its own ``by_kind``; ``towers``
+    lead the full names of other modalities' tensors, which are carried along. ``buffers`` are
+    endings of tensors that are recomputed and not carried over; ``optional`` names tensors,
+    relative to the base model or to a layer, that may be missing. ``encoder`` is as in
     ``MoeLayout``. ``canonical`` gives a config its usual keys.
     """
 

@@ -8,7 +8,7 @@ from functools import cached_property
 
 from moeify.checkpoint.header import FLOAT_DTYPES, StoredTensor
 from moeify.checkpoint.reader import Checkpoint
-from moeify.checkpoint.slices import Slice
+from moeify.checkpoint.slices import Slice, whole
 from moeify.errors import CheckpointError, TensorNotFoundError
 from moeify.families.mixture_places import Place, Places, layout_prefix, named_like
 from moeify.families.moe_layout import ExpertTensor, MoeLayout
@@ -167,11 +167,11 @@ class Mixture:
     def up(self, layer: int) -> tuple[Slice, ExpertTensor]:
         """Where expert 0's up-projection lies, with its gate where the two are interwoven."""
         spec = next(part for part in self.layout.experts if "up" in part.roles)
-        whole = self.expert(layer, spec, 0)[0]
+        part = self.expert(layer, spec, 0)[0]
         if spec.interleaved or spec.neuron_axis != 0:
-            return whole, spec
-        size = whole.elements // len(spec.roles)
-        return Slice(whole.tensor, whole.start + spec.roles.index("up") * size, size), spec
+            return part, spec
+        size = part.elements // len(spec.roles)
+        return Slice(part.tensor, part.start + spec.roles.index("up") * size, size), spec
 
     def norm(self, layer: int) -> StoredTensor | None:
         """Weight [H] of the normalisation whose output the router reads, if there is one."""
@@ -251,7 +251,7 @@ def _counts(stored: StoredTensor, num_experts: int, axis: int) -> bool:
 
 def _cut(stored: StoredTensor, spec: ExpertTensor, expert: int) -> Slice:
     if not spec.fused or stored.elements == 1:
-        return Slice(stored, 0, stored.elements)
+        return whole(stored)
     size = stored.elements // max(stored.shape[0], 1)
     return Slice(stored, expert * size, size)
 

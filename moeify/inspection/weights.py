@@ -13,6 +13,7 @@ from moeify.checkpoint.arithmetic import FLOAT_DTYPES, Float32, decode
 from moeify.checkpoint.files import Slice, SourceFiles
 from moeify.checkpoint.header import StoredTensor
 from moeify.checkpoint.reader import Checkpoint
+from moeify.checkpoint.slices import whole
 from moeify.checkpoint.source import resolve_source
 from moeify.errors import CheckpointError, ConfigError
 from moeify.families.dense_checkpoint import Dense, open_dense
@@ -97,7 +98,7 @@ def _layer(files: SourceFiles, mixture: Mixture, layer: int, dense: Dense | None
     router = mixture.checkpoint.tensors.get(mixture.router_name(layer))
     found: dict[str, Any] = {"nonfinite": 0}
     if router is not None and router.dtype in FLOAT_DTYPES and len(router.shape) == 2:
-        rows = decode(files.read(router.path, router.start, router.nbytes), router.dtype)
+        rows = files.values(whole(router))
         found |= router_figures(rows.reshape(router.shape))
     experts = ExpertFigures(mixture.found_experts(layer))
     for spec in mixture.layout.experts:
@@ -233,15 +234,13 @@ def compare_experts(
         block = np.stack([decode(raw, dtype) for raw in raws])
         figures.add(block)
         if dense is not None:
-            raw = files.read(dense.path, dense.start + offset, len(raws[0]))
-            figures.add_dense(block, decode(raw, dense.dtype))
+            same = files.read(dense.path, dense.start + offset, len(raws[0]))
+            figures.add_dense(block, decode(same, dense.dtype))
 
 
-def _read(files: SourceFiles, piece: Slice, offset: int, length: int) -> bytes:
+def _read(files: SourceFiles, piece: Slice, offset: int, length: int) -> bytearray:
     left = max(piece.nbytes - offset, 0)
-    return (
-        files.read(piece.tensor.path, piece.byte_start + offset, min(length, left)) if left else b""
-    )
+    return files.read(piece.tensor.path, piece.byte_start + offset, min(length, left))
 
 
 def _stretches(pieces: list[Slice]) -> Iterator[tuple[int, int]]:

@@ -1,15 +1,14 @@
 """Makes transformers' auto classes know the MoE models, without importing transformers.
 
-`register_lazily` leaves a hook behind that acts when transformers' own auto modules are imported,
-and at once for those that are already there. Model classes stay unimported until one is asked
-for: transformers' BERT itself imports the auto modules, so importing it from the hook would fail.
+The auto classes keep names, and import `transformers.models.bert_moe` for them once a class is
+asked for. `register_lazily` leaves a hook behind that adds our names, and a module of that name
+which is as lazy, when transformers' own auto modules are imported, and at once where they are.
 """
 
 import importlib
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
@@ -20,7 +19,8 @@ from moeify.modeling import REMOTE_CODE
 
 __all__ = ["register_lazily"]
 
-_AUTO = "transformers.models.auto"
+_MODELS = "transformers.models"
+_TOKENIZERS = {"bert_moe": "BertTokenizer", "gpt2_moe": "GPT2Tokenizer"}
 
 
 def register_lazily() -> None:
@@ -36,60 +36,15 @@ def register_lazily() -> None:
             _act(action, sys.modules[name])
 
 
-@dataclass(frozen=True)
-class _Reference:
-    """A class that may not be imported yet."""
+class _Models(ModuleType):
+    """What the auto classes import for a model type; its classes are imported as they are asked."""
 
-    module: str
-    name: str
-
-    @classmethod
-    def to(cls, key: Any) -> Any:
-        """The reference to a class; anything else stands for itself."""
-        return cls(key.__module__, key.__name__) if isinstance(key, type) else key
-
-    def load(self) -> Any:
-        return getattr(importlib.import_module(self.module), self.name)
-
-
-class _LazyContent(dict[Any, Any]):
-    """The registered part of an auto mapping; keys and values may be references.
-
-    A reference is replaced by its class once that class is asked for. A configuration class that
-    exists is found under its reference.
-    """
-
-    def __contains__(self, key: object) -> bool:
-        return super().__contains__(key) or super().__contains__(_Reference.to(key))
-
-    def __getitem__(self, key: Any) -> Any:
-        if not super().__contains__(key):
-            self[key] = self.pop(_Reference.to(key))
-        value = super().__getitem__(key)
-        if isinstance(value, _Reference):
-            value = self[key] = value.load()
-        return value
-
-    def get(self, key: Any, default: Any = None) -> Any:
-        try:
-            return self[key]
-        except KeyError:
-            return default
-
-    # Pickling a mapping copies its content with dict(), which heeds this method and keys().
-    def __iter__(self) -> Iterator[Any]:
-        for reference in [key for key in super().__iter__() if isinstance(key, _Reference)]:
-            self[reference.load()] = self.pop(reference)
-        return super().__iter__()
-
-    def keys(self) -> Any:
-        return list(self)
-
-    def values(self) -> Any:
-        return [self[key] for key in self]
-
-    def items(self) -> Any:
-        return [(key, self[key]) for key in self]
+    def __getattr__(self, name: str) -> Any:
+        for target in REMOTE_CODE[self.__name__].auto_map.values():
+            module, _, found = target.partition(".")
+            if found == name:
+                return getattr(importlib.import_module(f"{__package__}.{module}"), name)
+        raise AttributeError(f"{self.__name__} has no {name}")
 
 
 class _PostImportFinder(MetaPathFinder):
@@ -137,54 +92,36 @@ def _act(action: Callable[[ModuleType], None], auto_module: ModuleType) -> None:
         )
 
 
-def _ours(target: str) -> _Reference:
-    module, name = target.split(".")
-    return _Reference(f"{__package__}.{module}", name)
-
-
-def _lazy_content(mapping: Any) -> _LazyContent:
-    if not isinstance(mapping._extra_content, _LazyContent):
-        mapping._extra_content = _LazyContent(mapping._extra_content)
-    return mapping._extra_content
+def _config_name(model_type: str) -> str:
+    return REMOTE_CODE[model_type].auto_map["AutoConfig"].partition(".")[2]
 
 
 def _register_configs(configuration_auto: ModuleType) -> None:
-    content = _lazy_content(configuration_auto.CONFIG_MAPPING)
-    for model_type, code in REMOTE_CODE.items():
-        content.setdefault(model_type, _ours(code.auto_map["AutoConfig"]))
+    for model_type in REMOTE_CODE:
+        sys.modules.setdefault(f"{_MODELS}.{model_type}", _Models(model_type))
+        configuration_auto.CONFIG_MAPPING_NAMES.setdefault(model_type, _config_name(model_type))
 
 
 def _register_models(modeling_auto: ModuleType) -> None:
     for model_type, code in REMOTE_CODE.items():
-        config = _ours(code.auto_map["AutoConfig"])
         for auto_class, target in code.auto_map.items():
             if auto_class != "AutoConfig":
-                mapping, model = getattr(modeling_auto, auto_class)._model_mapping, _ours(target)
-                _add(_lazy_content(mapping), config, model)
-                # Tools ask the plain dict behind it, some of them before there is a model.
-                mapping._model_mapping.setdefault(model_type, model.name)
+                mapping = getattr(modeling_auto, auto_class)._model_mapping
+                _add(mapping, model_type, target.partition(".")[2])
 
 
 def _register_tokenizers(tokenization_auto: ModuleType) -> None:
-    content = _lazy_content(tokenization_auto.TOKENIZER_MAPPING)
-    for model_type, code in REMOTE_CODE.items():
-        _add(content, _ours(code.auto_map["AutoConfig"]), _TOKENIZERS[model_type])
+    for model_type, name in _TOKENIZERS.items():
+        _add(tokenization_auto.TOKENIZER_MAPPING, model_type, name)
 
 
-def _add(content: _LazyContent, config: _Reference, value: _Reference) -> None:
-    # Registered before, the configuration may stand there as a class by now.
-    config_module = sys.modules.get(config.module)
-    if getattr(config_module, config.name, config) not in content:
-        content[config] = value
+def _add(mapping: Any, model_type: str, name: str) -> None:
+    mapping._model_mapping.setdefault(model_type, name)
+    mapping._reverse_config_mapping.setdefault(_config_name(model_type), model_type)
 
-
-_TOKENIZERS = {
-    "bert_moe": _Reference("transformers.models.bert", "BertTokenizer"),
-    "gpt2_moe": _Reference("transformers.models.gpt2", "GPT2Tokenizer"),
-}
 
 _ACTIONS: dict[str, Callable[[ModuleType], None]] = {
-    f"{_AUTO}.configuration_auto": _register_configs,
-    f"{_AUTO}.modeling_auto": _register_models,
-    f"{_AUTO}.tokenization_auto": _register_tokenizers,
+    f"{_MODELS}.auto.configuration_auto": _register_configs,
+    f"{_MODELS}.auto.modeling_auto": _register_models,
+    f"{_MODELS}.auto.tokenization_auto": _register_tokenizers,
 }

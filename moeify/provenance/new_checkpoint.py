@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from moeify.checkpoint.carry import carried, carry_files
-from moeify.checkpoint.checksums import SMALL_BYTES, cached_sha256, sha256
+from moeify.checkpoint.checksums import SMALL_BYTES, sha256
 from moeify.checkpoint.foreign_code import names_code, without_code
 from moeify.checkpoint.header import StoredTensor
 from moeify.checkpoint.jobs import Tally
@@ -118,7 +118,7 @@ class NewCheckpoint:
         nbytes = path.stat().st_size
         if not self.options.checksum and (known is not None or nbytes > SMALL_BYTES):
             return FileEntry(nbytes=nbytes, sha256=known)
-        found = cached_sha256(path) if nbytes <= SMALL_BYTES else sha256(path)
+        found = sha256(path, cached=nbytes <= SMALL_BYTES)
         if known not in (None, found):
             raise CheckpointError(
                 f"{name} of the source is not what its moeify.json says: its SHA-256 is"

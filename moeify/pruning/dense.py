@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from moeify.checkpoint.arithmetic import FLOAT_DTYPES
 from moeify.checkpoint.header import StoredTensor
-from moeify.checkpoint.jobs import Blend, Copy, Job, Piece, Slice
+from moeify.checkpoint.jobs import Blend, Copy, Job, Piece, Slice, copy_of
 from moeify.checkpoint.planned_files import PlannedFiles
 from moeify.checkpoint.source import Source
 from moeify.checkpoint.writer import plan_shards
@@ -67,8 +67,8 @@ def _jobs(
         if stored.name in extras or (place is not None and place.kind == "router"):
             continue
         if place is None:
-            whole = Copy(Slice(stored, 0, stored.elements))
-            yield Job(renamed(stored.name), stored.dtype, stored.shape, (whole,))
+            piece = copy_of(stored, stored.dtype)
+            yield Job(renamed(stored.name), stored.dtype, stored.shape, (piece,))
         elif place.kind == "fused" or place.expert == experts[place.layer][0][0]:
             yield from _ffn(mixture, dense, stored, place, experts[place.layer], renamed)
 
@@ -115,8 +115,7 @@ def _ffn(
     for number, role in enumerate(spec.roles):
         size = math.prod(shape)
         terms = [
-            (Slice(whole.tensor, whole.start + number * size, size), share)
-            for whole, share in every
+            (Slice(part.tensor, part.start + number * size, size), share) for part, share in every
         ]
         name = renamed(prefix + names[role])
         yield Job(name, stored.dtype, tuple(shape), (_mean(terms, stored),))

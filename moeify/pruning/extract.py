@@ -38,9 +38,8 @@ def extract(
     if config.scored:
         return _best(prune(checkpoint, output, config.pruning, progress=progress))
     source = resolve_source(checkpoint, config.revision)
-    name = source.name.rsplit("/", 1)[-1]
     numbers = "-".join(str(expert) for expert, _ in config.mean)
-    target = Path(output) if output is not None else Path(f"{name}-expert{numbers}")
+    target = source.output(output, f"expert{numbers}")
     new = NewCheckpoint(source, target, config, leave=(SCORES_FILE,))
     mixture = open_prunable(Checkpoint.open(source.folder))
     if (last := max(expert for expert, _ in config.mean)) >= mixture.num_experts:

@@ -6,10 +6,11 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from moeify.checkpoint.arithmetic import Float32, decode
+from moeify.checkpoint.arithmetic import Float32
 from moeify.checkpoint.files import SourceFiles
 from moeify.checkpoint.gather import Index, neurons
-from moeify.checkpoint.jobs import Blend, Piece, Run, Slice
+from moeify.checkpoint.jobs import Blend, Piece, Run
+from moeify.checkpoint.slices import whole
 from moeify.errors import CheckpointError
 from moeify.families.mixture import Mixture
 from moeify.families.moe_layout import ExpertTensor
@@ -149,7 +150,7 @@ def _neurons(mixture: Mixture, files: SourceFiles, layer: int, expert: int) -> F
     for spec in mixture.layout.experts:
         if spec.neuron_axis is None:
             continue
-        values = _read(files, mixture.expert(layer, spec, expert)[0])
+        values = files.values(mixture.expert(layer, spec, expert)[0])
         rows = np.moveaxis(values.reshape(_shape(mixture, layer, spec)), spec.neuron_axis, 0)
         rows = rows.reshape(len(rows), -1)
         joined = len(spec.roles)
@@ -184,10 +185,6 @@ def _shape(mixture: Mixture, layer: int, spec: ExpertTensor) -> tuple[int, ...]:
     return stored.shape[1:] if spec.fused else stored.shape
 
 
-def _read(files: SourceFiles, part: Slice) -> Float32:
-    return decode(files.read(part.tensor.path, part.byte_start, part.nbytes), part.tensor.dtype)
-
-
 def _router_rows(mixture: Mixture, files: SourceFiles, layer: int) -> Float32:
     stored = mixture.checkpoint[mixture.router_name(layer)]
-    return _read(files, Slice(stored, 0, stored.elements)).reshape(stored.shape)
+    return files.values(whole(stored)).reshape(stored.shape)

@@ -14,6 +14,7 @@ from moeify.checkpoint.gather import neurons
 from moeify.checkpoint.header import StoredTensor
 from moeify.checkpoint.jobs import Job, Piece, Slice, copy_of, piece_of
 from moeify.checkpoint.planned_files import PlannedFiles
+from moeify.checkpoint.slices import whole
 from moeify.checkpoint.writer import plan_shards
 from moeify.errors import ConfigError
 from moeify.families.base import Config
@@ -98,15 +99,15 @@ def _jobs(
     for stored in mixture.stored():
         place = mixture.counted.get(stored.name)
         if place is None:
-            whole = copy_of(stored, stored.dtype)
-            yield Job(stored.name, stored.dtype, stored.shape, (whole,)), None
+            piece = copy_of(stored, stored.dtype)
+            yield Job(stored.name, stored.dtype, stored.shape, (piece,)), None
             continue
         factor = _factor(place, down_factors)
         if place.kind == "single":
             if place.expert in places[place.layer]:
                 name = mixture.places.renumbered(stored.name, places[place.layer][place.expert])
                 piece = blends.get((stored.name, place.expert)) or piece_of(
-                    Slice(stored, 0, stored.elements), stored.dtype, weight=factor
+                    whole(stored), stored.dtype, weight=factor
                 )
                 yield Job(name, stored.dtype, stored.shape, (piece,)), place
         else:
@@ -121,9 +122,8 @@ def _cut(
     blends: Mapping[tuple[str, int], Piece], factor: float,
 ) -> Iterator[Piece]:  # fmt: skip
     """The kept experts of ``stored`` along ``axis``."""
-    whole = Slice(stored, 0, stored.elements)
     if not any((stored.name, expert) in blends for expert in kept):
-        taken = neurons(whole, stored.shape, axis, np.array(kept, np.int64))
+        taken = neurons(whole(stored), stored.shape, axis, np.array(kept, np.int64))
         yield piece_of(taken, stored.dtype, weight=factor)
         return
     size = stored.elements // stored.shape[0]  # experts that others are merged into lie whole

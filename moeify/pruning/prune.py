@@ -80,7 +80,7 @@ def prune(
     source = resolve_source(checkpoint, config.revision)
     mixture = open_prunable(Checkpoint.open(source.folder))
     keep = number_to_keep(mixture, config)
-    target = Path(output) if output is not None else _default_output(source, config, keep)
+    target = source.output(output, _suffix(config, keep))
     new = NewCheckpoint(source, target, config, leave=(SCORES_FILE,))  # those are the source's
     _check(mixture, new, config, keep)
     remove_partial(_partial(target, config))
@@ -133,11 +133,10 @@ def _check(mixture: Mixture, new: NewCheckpoint, config: PruneConfig, keep: int)
         check_evaluation(mixture.config)
 
 
-def _default_output(source: Source, config: PruneConfig, keep: int) -> Path:
-    """``NAME-e4-reap`` in the working directory."""
-    name = source.name.rsplit("/", 1)[-1]
+def _suffix(config: PruneConfig, keep: int) -> str:
+    """``e4-reap``, what is behind the source's name in that of the output."""
     how = "by-hand" if config.drop is not None else config.criterion
-    return Path(f"{name}-dense" if config.dense else f"{name}-e{keep}-{how}")
+    return "dense" if config.dense else f"e{keep}-{how}"
 
 
 def _plan(mixture: Mixture, choice: _Choice, config: PruneConfig) -> PrunePlan:

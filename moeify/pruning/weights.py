@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from numpy.typing import NDArray
 
-from moeify.checkpoint.arithmetic import decode
 from moeify.checkpoint.files import Slice, SourceFiles
 from moeify.checkpoint.writer import Progress
 from moeify.errors import CheckpointError
@@ -64,7 +63,7 @@ def _summed(files: SourceFiles, slices: list[Slice]) -> tuple[int, float, float]
     for part in slices:
         for first in range(0, part.elements, _BLOCK):
             elements = min(_BLOCK, part.elements - first)
-            values = decode(files.read_elements(part, first, elements), part.tensor.dtype)
+            values = files.values(part, first, elements)
             count += elements
             # Blocks are short enough for float32: pairwise sums and BLAS err by 1e-6 in them.
             absolute += float(np.abs(values, out=values).sum())

@@ -9,10 +9,11 @@ from functools import cache
 
 import numpy as np
 
-from moeify.checkpoint.arithmetic import Float32, decode, generator
+from moeify.checkpoint.arithmetic import Float32, generator
 from moeify.checkpoint.files import SourceFiles
 from moeify.checkpoint.header import StoredTensor
 from moeify.checkpoint.jobs import Slice, Values
+from moeify.checkpoint.slices import whole
 from moeify.routing.config import RouterInit
 
 __all__ = [
@@ -51,8 +52,7 @@ class UpProjection:
         squares = np.zeros(self.hidden_size)
         for first in range(0, self.part.elements // row, rows_at_once):
             count = min(rows_at_once * row, self.part.elements - first * row)
-            raw = files.read_elements(self.part, first * row, count)
-            block = np.square(decode(raw, self.part.tensor.dtype)).reshape(-1, row)
+            block = np.square(files.values(self.part, first * row, count)).reshape(-1, row)
             if self.hidden_axis == 1:
                 squares += block.sum(axis=0, dtype=np.float64)
             else:
@@ -89,8 +89,7 @@ class RouterRows(Values):
 
     def values(self, files: SourceFiles) -> Float32:
         gain, bias = (
-            None if t is None else decode(files.read(t.path, t.start, t.nbytes), t.dtype)
-            for t in (self.norm, self.norm_bias)
+            None if t is None else files.values(whole(t)) for t in (self.norm, self.norm_bias)
         )
         reader = None
         if self.up is not None and self.init == "calibrated":

@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from moeify.checkpoint.arithmetic import FLOAT_DTYPES, Float32, decode
-from moeify.checkpoint.files import Slice, SourceFiles
+from moeify.checkpoint.arithmetic import FLOAT_DTYPES, Float32, encode
+from moeify.checkpoint.files import SourceFiles
 from moeify.checkpoint.header import StoredTensor
-from moeify.checkpoint.jobs import Copy, Held, Job, copy_of
+from moeify.checkpoint.jobs import Copy, Job, Literal, copy_of
 from moeify.checkpoint.planned_files import PlannedFiles
 from moeify.checkpoint.reader import Checkpoint
 from moeify.checkpoint.rewrite import plan_rewrite
+from moeify.checkpoint.slices import whole
 from moeify.checkpoint.source import Source, resolve_source
 from moeify.checkpoint.writer import Progress, parse_size
 from moeify.errors import CheckpointError, ConfigError
@@ -119,7 +120,7 @@ def add_experts(
     joining = _open(source, config)
     view, labels = joining.view, [entry.label for entry in joining.entries]
     number = view.num_experts + len(joining.entries)
-    target = Path(output) if output is not None else Path(f"{_base_name(source)}-e{number}")
+    target = source.output(output, f"e{number}")
     new = NewCheckpoint(source, target, config, written=not dry_run)
     compared = compare_joining(view, joining.conversion.dense, joining.entries)
     plan = _plan(joining, _calibrated(joining, config), target, config)
@@ -153,10 +154,6 @@ def _fitted(
     with written_layers(stage, view.layout, grown, text, config.low_memory) as passes:
         found = joining_rows(passes, view, text, labels, config)
     return replace(found, rows={n: rows[view.num_experts :] for n, rows in found.rows.items()})
-
-
-def _base_name(source: Source) -> str:
-    return source.name.rsplit("/", 1)[-1]
 
 
 def _open(source: Source, config: AddConfig) -> _Joining:
@@ -202,10 +199,8 @@ def _calibrated(joining: _Joining, config: AddConfig) -> dict[int, Float32]:
                 key=(config.seed, "joining", view.layout.layer.format(layer=layer)),
             )  # fmt: skip
             drawn = piece.values(files)
-            old = decode(files.read(router.path, router.start, router.nbytes), router.dtype)
-            gain = None
-            if norm is not None:
-                gain = decode(files.read(norm.path, norm.start, norm.nbytes), norm.dtype)
+            old = files.values(whole(router))
+            gain = None if norm is None else files.values(whole(norm))
             size = logit_std(old.reshape(view.num_experts, -1), gain)
             own = logit_std(drawn, gain)
             rows[layer] = drawn * np.float32(size / own) if init == "calibrated" and own else drawn
@@ -237,7 +232,7 @@ def _expert_jobs(joining: _Joining, layer: int) -> Iterator[Job]:
         pieces = [copy_of(tensor, old.dtype) for entry in joined for tensor in entry]
         if spec.fused:
             shape = (view.num_experts + count, *old.shape[1:])
-            kept = Copy(Slice(old, 0, old.elements))
+            kept = Copy(whole(old))
             yield Job(old.name, old.dtype, shape, (kept, *pieces))
             continue
         for place, piece in enumerate(pieces, view.num_experts):
@@ -247,7 +242,7 @@ def _expert_jobs(joining: _Joining, layer: int) -> Iterator[Job]:
 def _router_job(view: Mixture, layer: int, rows: Float32) -> Job:
     old = view.router(layer)
     assert old is not None, "checked when it was opened"
-    pieces = (Copy(Slice(old, 0, old.elements)), Held(array=rows, dtype=old.dtype))
+    pieces = (Copy(whole(old)), Literal(encode(rows, old.dtype)))
     return Job(old.name, old.dtype, (view.num_experts + len(rows), view.hidden_size), pieces)
 
 

@@ -9,12 +9,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from moeify.checkpoint.arithmetic import FLOAT_DTYPES, decode
+from moeify.checkpoint.arithmetic import FLOAT_DTYPES
 from moeify.checkpoint.files import SourceFiles
-from moeify.checkpoint.header import StoredTensor, tensor_nbytes
+from moeify.checkpoint.header import tensor_nbytes
 from moeify.checkpoint.jobs import Job, Literal
 from moeify.checkpoint.reader import Checkpoint
 from moeify.checkpoint.rewrite import plan_rewrite
+from moeify.checkpoint.slices import whole
 from moeify.checkpoint.source import resolve_source
 from moeify.checkpoint.writer import Progress
 from moeify.families.base import Config
@@ -84,9 +85,7 @@ def attach(
     started = time.perf_counter()
     config = replace(config or AttachConfig(), **options)
     source = resolve_source(checkpoint, config.revision)
-    target = (
-        Path(output) if output is not None else Path(f"{source.name.rsplit('/', 1)[-1]}-routers")
-    )
+    target = source.output(output, "routers")
     new = NewCheckpoint(source, target, config)
     opened = Checkpoint.open(source.folder)
     view = open_mixture(opened)
@@ -169,15 +168,11 @@ def _outlooks(
     before: dict[int, RouterOutlook | None] = {}
     after: dict[int, RouterOutlook] = {}
     with SourceFiles() as files:
-
-        def read(stored: StoredTensor) -> Any:
-            return decode(files.read(stored.path, stored.start, stored.nbytes), stored.dtype)
-
         for layer, piece in pieces.items():
-            gain = None if piece.norm is None else read(piece.norm)
+            gain = None if piece.norm is None else files.values(whole(piece.norm))
             shape = (view.num_experts, view.hidden_size)
             present = view.router(layer)
-            rows = None if present is None else read(present).reshape(shape)
+            rows = None if present is None else files.values(whole(present)).reshape(shape)
             before[layer] = None if rows is None else _outlook(rows, gain)
             after[layer] = _outlook(piece.values(files).reshape(shape), gain)
     return before, after

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from moeify.checkpoint.arithmetic import FLOAT_DTYPES
-from moeify.checkpoint.files import Slice
 from moeify.checkpoint.gather import Index, neurons
 from moeify.checkpoint.header import StoredTensor
 from moeify.checkpoint.jobs import Blend, Noise, Piece, Run, copy_of, piece_of
 from moeify.checkpoint.lowrank import LowRank
+from moeify.checkpoint.slices import whole
 from moeify.families.dense_checkpoint import Dense
 from moeify.upcycling.config import UpcycleConfig
 from moeify.upcycling.sources import ExpertSource
@@ -56,11 +56,10 @@ class Ingredients:
         part = next(part for part in self.view.layout.ffn if part.role == role)
         name = self.view.layout.layer.format(layer=layer) + part.name
         tensor, changes = self.entries[entry].tensor(name), self.entries[entry].changes(name)
-        whole = Slice(tensor, 0, tensor.elements)
-        run: Run = whole
+        run: Run = whole(tensor)
         if index is not None and "F" in part.shape:
             axis = part.shape.index("F")
-            run = neurons(whole, tensor.shape, axis, index)
+            run = neurons(whole(tensor), tensor.shape, axis, index)
             changes = tuple(change.at(index, axis) for change in changes)
         noise = None
         if noisy and self.options.noise and not role.endswith("_bias"):
@@ -84,7 +83,7 @@ class Ingredients:
             tensor = entry.tensor(name)
             weights[tensor] = weights.get(tensor, 0.0) + share
             changes += [change.times(share) for change in entry.changes(name)]
-        terms = tuple((Slice(t, 0, t.elements), share) for t, share in weights.items())
+        terms = tuple((whole(t), share) for t, share in weights.items())
         if len(terms) == 1:
             return piece_of(terms[0][0], dtype, changes=tuple(changes))
         return Blend(terms, dtype, changes=tuple(changes))

@@ -6,12 +6,12 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from moeify.checkpoint.arithmetic import Float32
-from moeify.checkpoint.files import Slice
+from moeify.checkpoint.arithmetic import Float32, encode
 from moeify.checkpoint.header import StoredTensor
-from moeify.checkpoint.jobs import Held, Job, copy_of, piece_of
+from moeify.checkpoint.jobs import Job, Literal, copy_of, piece_of
 from moeify.checkpoint.planned_files import PlannedFiles
 from moeify.checkpoint.reader import Checkpoint
+from moeify.checkpoint.slices import whole
 from moeify.checkpoint.source import Source
 from moeify.checkpoint.writer import parse_size, plan_shards
 from moeify.errors import ConfigError
@@ -74,7 +74,7 @@ class UpcyclePlan:
         prefix = self.conversion.moe_prefix(self.view.checkpoint.config)
         held = {prefix + moe.layer.format(layer=n) + moe.router: array for n, array in rows.items()}
         jobs = tuple(
-            replace(job, pieces=(Held(array=held[job.name], dtype=job.dtype),))
+            replace(job, pieces=(Literal(encode(held[job.name], job.dtype)),))
             if job.name in held
             else job
             for job in last.jobs
@@ -244,8 +244,7 @@ class _Planner:
         dtype = extra.dtype or self.of.dtype(source)
         if extra.role is None:
             return self._drawn(name, shape, extra.std, "extra", dtype, extra.mean)
-        run = Slice(source, 0, source.elements)
-        return Job(name, dtype, shape, (piece_of(run, dtype, weight=extra.weight),))
+        return Job(name, dtype, shape, (piece_of(whole(source), dtype, weight=extra.weight),))
 
     def _drawn(
         self, name: str, shape: tuple[int, ...], std: float, purpose: str, dtype: str,
@@ -290,7 +289,7 @@ class _Planner:
         spec = next(part for part in self.dense.ffn if part.role == "up")
         tensor = self.view.ffn(layer)["up"]
         return UpProjection(
-            part=Slice(tensor, 0, tensor.elements),
+            part=whole(tensor),
             hidden_size=self.dims["H"],
             hidden_axis=spec.shape.index("H"),
         )

@@ -85,7 +85,7 @@ def _open(source: Source, base: Dense, base_source: Source, config: UpcycleConfi
     if not is_adapter(source.folder):
         return open_dense(source)
     adapter = open_adapter(source, base, base_source, whole=config.rest == "mean")
-    return ExpertSource(source=source, label=_base_name(source), view=base, adapter=adapter)
+    return ExpertSource(source=source, label=source.base_name, view=base, adapter=adapter)
 
 
 def open_dense(source: Source) -> ExpertSource:
@@ -104,7 +104,7 @@ def open_dense(source: Source) -> ExpertSource:
         )
     checkpoint = Checkpoint.open(source.folder)
     view = dense_checkpoint.open_dense(checkpoint, dense_layout(checkpoint.config), headless=True)
-    return ExpertSource(source=source, label=_base_name(source), view=view)
+    return ExpertSource(source=source, label=source.base_name, view=view)
 
 
 def of_sources(sources: Iterable[ExpertSource]) -> Iterator[str]:
@@ -113,10 +113,6 @@ def of_sources(sources: Iterable[ExpertSource]) -> Iterator[str]:
     for folder, entry in folders.items():
         for note in (*entry.view.checkpoint.notes, *code_note(folder)):
             yield f"{entry.source.name}: {note}"
-
-
-def _base_name(source: Source) -> str:
-    return source.name.rsplit("/", 1)[-1]
 
 
 def expert_origins(sources: tuple[ExpertSource, ...], num_experts: int) -> tuple[ExpertOrigin, ...]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from moeify.checkpoint.reader import Checkpoint
-from moeify.checkpoint.source import Source, resolve_source
+from moeify.checkpoint.source import resolve_source
 from moeify.checkpoint.staging import check_free_space
 from moeify.checkpoint.writer import Progress
 from moeify.families.conversion import DENSE_TYPE
@@ -95,7 +95,7 @@ def upcycle(
     started = time.perf_counter()
     config = replace(config or UpcycleConfig(), **options)
     resolved = resolve_source(source, config.revision)
-    target = Path(output) if output is not None else default_output(resolved, config)
+    target = resolved.output(output, f"moe-e{config.experts}-k{config.top_k}")
     new = NewCheckpoint(resolved, target, config, written=not dry_run)
     plan = plan_upcycle(Checkpoint.open(resolved.folder), config, resolved)
     if not dry_run:
@@ -129,12 +129,6 @@ def _read_text(plan: UpcyclePlan, config: UpcycleConfig) -> _RouterFit:
         owners=router_owners(plan, text, config),
         nbytes=state_bytes(text.tokens, dims["H"]),
     )
-
-
-def default_output(source: Source, config: UpcycleConfig) -> Path:
-    """``NAME-moe-e8-k2`` in the working directory."""
-    name = source.name.rsplit("/", 1)[-1]
-    return Path(f"{name}-moe-e{config.experts}-k{config.top_k}")
 
 
 def _report(plan: UpcyclePlan, new: NewCheckpoint, config: UpcycleConfig) -> UpcycleReport:

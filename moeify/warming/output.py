@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from moeify.checkpoint.arithmetic import encode
 from moeify.checkpoint.files import SourceFiles
 from moeify.checkpoint.header import StoredTensor, read_header
-from moeify.checkpoint.jobs import Held, Job, copy_of
+from moeify.checkpoint.jobs import Job, Literal, copy_of
 from moeify.checkpoint.planned_files import PlannedFiles
 from moeify.checkpoint.reader import Checkpoint
 from moeify.checkpoint.rewrite import plan_rewrite
@@ -92,7 +93,7 @@ def _stored(view: Mixture, layer: int) -> list[StoredTensor | None]:
 def _router_jobs(session: Session) -> Iterator[Job]:
     for stored, tensor in router_tensors(session):
         array = np.ascontiguousarray(tensor.detach().float().cpu().numpy())
-        piece = Held(array=array, dtype=stored.dtype)
+        piece = Literal(encode(array, stored.dtype))
         yield Job(stored.name, stored.dtype, stored.shape, (piece,))
 
 

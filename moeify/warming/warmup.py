@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moeify.checkpoint.source import Source, resolve_source
+from moeify.checkpoint.source import resolve_source
 from moeify.errors import TrainingError
 from moeify.provenance.new_checkpoint import NewCheckpoint
 from moeify.routing.collection import InputReservoir
@@ -54,7 +54,7 @@ def warmup(
     started = time.perf_counter()
     config = replace(config, **options) if config is not None else WarmupConfig(**options)
     source = resolve_source(checkpoint, config.revision)
-    target = Path(output) if output is not None else Path(f"{_base_name(source)}-warm")
+    target = source.output(output, "warm")
     new = NewCheckpoint(source, target, config, written=is_main_process())
     if config.plot is not None:
         check_plotting()
@@ -88,10 +88,6 @@ def _written(session: Session, report: WarmupReport, new: NewCheckpoint) -> Warm
     if config.plot is not None:
         plot_warmup(report, config.plot)
     return report
-
-
-def _base_name(source: Source) -> str:
-    return source.name.rsplit("/", 1)[-1]
 
 
 def _measured(session: Session, target: Path) -> WarmupReport:

@@ -104,36 +104,13 @@ def test_registered_classes_in_this_process():
             mapping = getattr(modeling_auto, auto)._model_mapping
             module, name = target.split(".")
             config_name = code.auto_map["AutoConfig"].split(".")[1]
-            configs = [c for c in mapping._extra_content.keys() if c.__name__ == config_name]  # noqa: SIM118
+            configs = [c for c in mapping if c.__name__ == config_name]
             assert len(configs) == 1
-            assert configs[0] in mapping
             assert mapping[configs[0]].__name__ == name
             assert mapping[configs[0]].__module__ == f"moeify.modeling.{module}"
             assert mapping._model_mapping[mapping[configs[0]].config_class.model_type] == name
+            assert pickle.loads(pickle.dumps(mapping))[configs[0]] is mapping[configs[0]]
     assert TOKENIZER_MAPPING[BertMoeConfig].__name__ == "BertTokenizer"
-
-
-def test_lazy_content():
-    mapping = registration._LazyContent(known=1)
-    here = registration._Reference("decimal", "Decimal")
-    there = registration._Reference("fractions", "Fraction")
-    mapping[here] = there
-    assert "known" in mapping
-    assert int not in mapping
-    assert mapping.get(int, "absent") == "absent"
-    with pytest.raises(KeyError):
-        mapping[int]
-    from decimal import Decimal
-    from fractions import Fraction
-
-    assert Decimal in mapping
-    assert mapping[Decimal] is Fraction
-    assert mapping.get(Decimal) is Fraction
-    mapping[there] = here
-    assert dict(mapping) == {"known": 1, Decimal: Fraction, Fraction: Decimal}
-    assert dict(mapping.items()) == dict(mapping)
-    assert mapping.values() == [1, Fraction, Decimal]
-    assert dict(pickle.loads(pickle.dumps(mapping))) == dict(mapping)
 
 
 def test_an_unknown_transformers_is_a_warning():

@@ -91,7 +91,7 @@ def test_a_model_without_head_learns_hidden_states(with_dense, data, tmp_path):
     (dense / "config.json").write_text(json.dumps({**config, "architectures": ["BertModel"]}))
     upcycle(dense, tmp_path / "moe", num_experts=4, noise=0.3)
     teacher = {"reference": str(dense)} if with_dense else {}
-    report = run(tmp_path / "moe", tmp_path / "warm", data, steps=8, learning_rate=0.05, **teacher)
+    report = run(tmp_path / "moe", tmp_path / "warm", data, steps=16, learning_rate=0.05, **teacher)
     assert report.loss == "distill"
     assert 0 < report.eval_loss_after < report.eval_loss_random
     assert all(n.endswith(ROUTERS) for n in changed(tmp_path / "moe", tmp_path / "warm"))

@@ -72,7 +72,7 @@ def trainer(mixture, data, folder, **options):
     blocks = read_blocks(DataConfig(dataset=str(data)), tokenizer, 32, 8000)
     objective = Objective(loss="causal", layout=layout)
     examples = Examples(blocks, "causal", tokenizer, 0)
-    return RouterTrainer(model, objective, examples, config, folder, top_k=2)
+    return RouterTrainer(model, objective, examples, config, folder)
 
 
 def test_frozen_tensors_have_no_gradient_no_state_and_no_copy(mixture, data, tmp_path):
