@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import chain
-from typing import TYPE_CHECKING
 
 from moeify.families.base import MoeLayout
 from moeify.routing.collection import InputReservoir, RoutedTokens, observed
@@ -13,20 +12,17 @@ from moeify.routing.data import Blocks
 from moeify.routing.loaded import LoadedLayer, LoadedMixture
 from moeify.routing.passes import LayerByLayer, Pass
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 __all__ = ["FitLayer", "fit_in_order"]
 
-FitLayer = Callable[[LoadedLayer, Sequence[InputReservoir]], "Tensor | None"]
-"""From a layer and what its router reads of each text to its rows [E, H]; None leaves it alone."""
+FitLayer = Callable[[LoadedLayer, Sequence[InputReservoir]], None]
+"""Sets a layer's router by what it reads of each text, or leaves it alone."""
 
 
 def fit_in_order(
     passes: LayerByLayer, layout: MoeLayout, last: int, texts: Sequence[Blocks], fit: FitLayer, *,
     keep: int, seed: int, batch_size: int, progress: Callable[[int, int], None] | None = None,
 ) -> None:  # fmt: skip
-    """Set every router, up to layer ``last``, to what ``fit`` says of its inputs.
+    """Have ``fit`` set every router up to layer ``last``, one after the other.
 
     Experts that differ change the inputs of later layers, and so do tokens that are sent
     elsewhere: a router reads them once those before it are set. Memory holds ``keep`` inputs of one
@@ -40,9 +36,7 @@ def fit_in_order(
             if layer := mixture.layers.get(place):
                 seen = [InputReservoir(min(keep, blocks.tokens), seed) for blocks in texts]
                 _read_inputs(step, mixture, texts, seen, batch_size)
-                rows = fit(layer, seen)
-                if rows is not None:
-                    layer.set_router(rows)
+                fit(layer, seen)
             if place < last:
                 batches = chain.from_iterable(blocks.batches(batch_size) for blocks in texts)
                 for number, (inputs, _) in enumerate(batches):

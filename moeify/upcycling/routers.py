@@ -194,11 +194,11 @@ def _fitted(
 ) -> FittedRouters:  # fmt: skip
     rows, agreement = {}, []
 
-    def fit_layer(layer: LoadedLayer, seen: Sequence[InputReservoir]) -> Tensor:
+    def fit_layer(layer: LoadedLayer, seen: Sequence[InputReservoir]) -> None:
         fitted = fit(layer, seen[0])
+        layer.set_router(fitted)
         rows[layer.number] = np.ascontiguousarray(fitted.numpy())
         agreement.append(agree(layer.number, seen[-1], fitted))
-        return fitted
 
     judged = [text.fit] if text.held_out is text.fit else [text.fit, text.held_out]
     fit_in_order(

@@ -146,7 +146,7 @@ def _fit(session: Session) -> tuple[float, int]:
     blocks = some_blocks(session.train_blocks, wanted, config.seed)
     differences, held = [], 0
 
-    def fit(layer: LoadedLayer, seen: Sequence[InputReservoir]) -> Tensor | None:
+    def fit(layer: LoadedLayer, seen: Sequence[InputReservoir]) -> None:
         nonlocal fitting, held
         begun, held = time.perf_counter(), max(held, seen[0].nbytes)
         differences.append(expert_difference(layer, seen[0].expert_inputs(layer.number)))
@@ -158,7 +158,6 @@ def _fit(session: Session) -> tuple[float, int]:
                 None if tensor is None else tensor.clone() for tensor in layer.router_tensors
             ]
         fitting += time.perf_counter() - begun
-        return rows
 
     report = session.progress
     with session.layers(blocks.input_ids.size) as passes:
