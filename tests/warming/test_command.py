@@ -37,7 +37,7 @@ def test_the_table_says_what_was_measured(mixture, data, tmp_path, monkeypatch):
     assert done.exit_code == 0, done.stderr
     rows = {line[:14].strip(): line[14:].strip() for line in done.stdout.splitlines()[1:]}
     assert {"MaxVio", "entropy", "dead experts", "causal loss", "layer 0", "layer 2"} <= set(rows)
-    assert "over 1024 tokens, 524.3 kB kept" in rows["fit"]  # of one layer at a time
+    assert "over 1024 tokens, 524.3 kB kept" in rows["fit"]
     assert all(word in rows["headroom"] for word in ("as routed", "at random", "by expert"))
     assert all(word in rows["causal loss"] for word in ("->", "random routing", "dense"))
     assert (tmp_path / "load.png").read_bytes().startswith(b"\x89PNG")
