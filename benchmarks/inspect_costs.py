@@ -51,9 +51,7 @@ def _timed(command: list[str]) -> float:
     before = os.times()
     subprocess.run(command, capture_output=True, check=True)
     after = os.times()
-    return (after.children_user - before.children_user) + (
-        after.children_system - before.children_system
-    )
+    return (after.children_user - before.children_user) + (after.children_system - before.children_system)
 
 
 def weights(layers: int, shards: int) -> None:
@@ -65,13 +63,22 @@ def weights(layers: int, shards: int) -> None:
         prefix = f"model.layers.{layer}."
         listed.append((f"{prefix}mlp.gate.weight", "BF16", (experts, hidden)))
         listed.append((f"{prefix}post_attention_layernorm.weight", "BF16", (hidden,)))
-        listed += [(f"{prefix}mlp.experts.{e}.{name}.weight", "BF16", shape)
-                   for e in range(experts) for name, shape in shapes.items()]  # fmt: skip
+        listed += [
+            (f"{prefix}mlp.experts.{e}.{name}.weight", "BF16", shape)
+            for e in range(experts)
+            for name, shape in shapes.items()
+        ]
     noise = np.random.default_rng(0).standard_normal(1 << 24).astype("f4").view("u4") >> 16
     noise = noise.astype("u2").tobytes()
-    config = {"model_type": "qwen3_moe", "hidden_size": hidden, "moe_intermediate_size": ffn,
-              "num_experts": experts, "num_experts_per_tok": 2, "num_hidden_layers": layers,
-              "num_attention_heads": 14}  # fmt: skip
+    config = {
+        "model_type": "qwen3_moe",
+        "hidden_size": hidden,
+        "moe_intermediate_size": ffn,
+        "num_experts": experts,
+        "num_experts_per_tok": 2,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 14,
+    }
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "config.json").write_text(json.dumps(config))

@@ -47,9 +47,12 @@ def pruned(folder: Path, blocks: Blocks) -> None:
     """As ``prune --by reap`` does it."""
     mixture = open_prunable(Checkpoint.open(folder))
     scores = Scores(
-        source="", fingerprint=checkpoint_fingerprint(mixture), data="", dataset="",
+        source="",
+        fingerprint=checkpoint_fingerprint(mixture),
+        data="",
+        dataset="",
         layers={n: LayerScores.empty(mixture.num_experts) for n in mixture.moe_layers},
-    )  # fmt: skip
+    )
     with tempfile.TemporaryDirectory() as scratch:
         passes = LayerByLayer(folder, mixture.layout, Path(scratch, "states"))
         save_to = Path(scratch, "scores.json")
@@ -62,10 +65,15 @@ def fitted(folder: Path, blocks: Blocks) -> None:
     layout = moe_layout(checkpoint.config)
     with tempfile.TemporaryDirectory() as scratch:
         fit_in_order(
-            LayerByLayer(folder, layout, Path(scratch)), layout,
-            max(layout.moe_layers(checkpoint.config)), [blocks], lambda layer, seen: None,
-            keep=blocks.tokens, seed=0, batch_size=_BATCH,
-        )  # fmt: skip
+            LayerByLayer(folder, layout, Path(scratch)),
+            layout,
+            max(layout.moe_layers(checkpoint.config)),
+            [blocks],
+            lambda layer, seen: None,
+            keep=blocks.tokens,
+            seed=0,
+            batch_size=_BATCH,
+        )
 
 
 def seconds(work: Callable[[Path, Blocks], None], folder: Path, blocks: Blocks) -> float:
@@ -87,9 +95,9 @@ def main() -> None:
     data = DataConfig(dataset=given.dataset, seq_len=given.seq_len)
     blocks, _ = blocks_for(Checkpoint.open(given.checkpoint), data, given.tokens)
     works = (plain, inspected, pruned, fitted)
-    rounds = [
-        [seconds(work, given.checkpoint, blocks) for work in works] for _ in range(given.rounds + 1)
-    ][1:]  # the first one reads files
+    rounds = [[seconds(work, given.checkpoint, blocks) for work in works] for _ in range(given.rounds + 1)][
+        1:
+    ]  # the first one reads files
     for place, work in enumerate(works):
         taken = statistics.median(one[place] for one in rounds)
         ratio = statistics.median(one[place] / one[0] for one in rounds)

@@ -39,9 +39,7 @@ def measure(command: Sequence[str], env: Mapping[str, str] | None = None) -> Mea
     os.sync()
     with tempfile.TemporaryFile() as said:
         started = time.perf_counter()
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, env=env
-        )
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, env=env)
         ended, beside = threading.Event(), _Beside(process.pid)
         watcher = threading.Thread(target=beside.watch, args=(ended,))
         watcher.start()

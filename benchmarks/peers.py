@@ -29,10 +29,13 @@ def _load_modify_save(source: str, output: str, num_experts: int) -> None:
     for key in ("model_type", "architectures"):
         config.pop(key)
     config |= {
-        "num_experts": num_experts, "num_experts_per_tok": 2, "norm_topk_prob": True,
-        "moe_intermediate_size": config["intermediate_size"], "decoder_sparse_step": 1,
+        "num_experts": num_experts,
+        "num_experts_per_tok": 2,
+        "norm_topk_prob": True,
+        "moe_intermediate_size": config["intermediate_size"],
+        "decoder_sparse_step": 1,
         "shared_expert_intermediate_size": 0,
-    }  # fmt: skip
+    }
     with torch.device("meta"):
         moe = Qwen2MoeForCausalLM(Qwen2MoeConfig(**config))
     weights = dict(dense.state_dict())
@@ -68,10 +71,13 @@ def mergekit_command(tool: Path, source: Path, output: Path, num_experts: int) -
     """The nearest that mergekit-moe does: Qwen2 with the shared expert that it insists on."""
     expert = {"source_model": str(source), "positive_prompts": [""]}
     recipe = {
-        "base_model": str(source), "gate_mode": "random", "dtype": "bfloat16",
-        "architecture": "qwen", "experts": [expert] * num_experts,
+        "base_model": str(source),
+        "gate_mode": "random",
+        "dtype": "bfloat16",
+        "architecture": "qwen",
+        "experts": [expert] * num_experts,
         "shared_experts": [{**expert, "residual_scale": 0.1}],
-    }  # fmt: skip
+    }
     path = output.with_suffix(".yaml")
     path.write_text(json.dumps(recipe, indent=2))  # JSON is YAML
     return [str(tool), str(path), str(output), "--no-copy-tokenizer"]

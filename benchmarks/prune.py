@@ -146,9 +146,7 @@ def memory(folder: Path, output: Path, layers: int) -> None:
         source = folder / f"holes-{count}"
         nbytes = write_input(source, count, holes=True)
         found = timed(prune_command(source, output, "random"), output)
-        print(
-            f"{count} layers, {nbytes / 2**30:.1f} GiB: peak {found.peak_mib:.0f} MiB", flush=True
-        )
+        print(f"{count} layers, {nbytes / 2**30:.1f} GiB: peak {found.peak_mib:.0f} MiB", flush=True)
         shutil.rmtree(source)
 
 
@@ -156,8 +154,11 @@ def peer(source: Path, output: Path, own: float) -> None:
     """Load, slice and save with transformers: needs twice the input in memory."""
     command = [sys.executable, "-m", "benchmarks.prune", "--slice", str(source), str(output)]
     found = timed(command, output)
-    print(f"transformers, load, slice, save: {found.seconds:.1f} s, {found.seconds / own:.1f} x"
-          f" moeify, peak {found.peak_mib / 1024:.1f} GiB", flush=True)  # fmt: skip
+    print(
+        f"transformers, load, slice, save: {found.seconds:.1f} s, {found.seconds / own:.1f} x"
+        f" moeify, peak {found.peak_mib / 1024:.1f} GiB",
+        flush=True,
+    )
 
 
 def _load_slice_save(source: str, output: str) -> None:
@@ -167,9 +168,7 @@ def _load_slice_save(source: str, output: str) -> None:
     model = Qwen3MoeForCausalLM.from_pretrained(source, dtype="auto")
     for layer in model.model.layers:
         experts, router = layer.mlp.experts, layer.mlp.gate
-        for owner, name in (
-            (experts, "gate_up_proj"), (experts, "down_proj"), (router, "weight"),
-        ):  # fmt: skip
+        for owner, name in ((experts, "gate_up_proj"), (experts, "down_proj"), (router, "weight")):
             setattr(owner, name, torch.nn.Parameter(getattr(owner, name).data[:KEEP].clone()))
     model.config.num_experts = KEEP
     model.save_pretrained(output)
@@ -191,8 +190,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         source, output = Path(name, "moe"), Path(name, "output")
         nbytes = write_input(source, options.layers)
-        print(f"{options.layers} layers of {EXPERTS} experts, {nbytes / 2**30:.1f} GiB of bf16,"
-              f" {os.cpu_count()} cores, {options.runs} runs", flush=True)  # fmt: skip
+        print(
+            f"{options.layers} layers of {EXPERTS} experts, {nbytes / 2**30:.1f} GiB of bf16,"
+            f" {os.cpu_count()} cores, {options.runs} runs",
+            flush=True,
+        )
         own = compare(source, output, options.runs)
         if options.peers:
             peer(source, output, own)

@@ -38,9 +38,7 @@ def write_checkpoint(folder: Path, num_layers: int) -> int:
     folder.mkdir(parents=True)
     config = {**_CONFIG, "num_hidden_layers": num_layers}
     (folder / "config.json").write_text(json.dumps(config, indent=2))
-    tensors = [
-        (f"model.{name}", "BF16", shape) for name, shape in LAYOUT.base_tensors(config).items()
-    ]
+    tensors = [(f"model.{name}", "BF16", shape) for name, shape in LAYOUT.base_tensors(config).items()]
     draw = random.Random(0)
     values = [draw.gauss(0.0, _STD) for _ in range(_BLOCK_ELEMENTS)]
     # The upper half of a float32's bits is a bfloat16.

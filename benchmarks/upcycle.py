@@ -11,11 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.measure import Measure, measure, median, spread
-from benchmarks.peers import (
-    install_mergekit,
-    mergekit_command,
-    transformers_command,
-)
+from benchmarks.peers import install_mergekit, mergekit_command, transformers_command
 from benchmarks.random_checkpoint import write_checkpoint
 
 NUM_EXPERTS = 8
@@ -38,18 +34,23 @@ class Bench:
         self.reference, self.copy = folder / "reference", folder / "copy"
         self.folder, self.num_layers, self.runs = folder, num_layers, runs
 
-    def upcycle(
-        self, output: Path, noise: float, num_experts: int = 8, shard: str = "5GB"
-    ) -> list[str]:
+    def upcycle(self, output: Path, noise: float, num_experts: int = 8, shard: str = "5GB") -> list[str]:
         """The command line of one upcycling."""
         return [
-            *MOEIFY, "upcycle", str(self.source), str(output), "--experts", str(num_experts),
-            "--noise", str(noise), "--max-shard-size", shard, "--quiet",
-        ]  # fmt: skip
+            *MOEIFY,
+            "upcycle",
+            str(self.source),
+            str(output),
+            "--experts",
+            str(num_experts),
+            "--noise",
+            str(noise),
+            "--max-shard-size",
+            shard,
+            "--quiet",
+        ]
 
-    def timed(
-        self, command: Sequence[str], made: Path | None, cold: Sequence[Path] = ()
-    ) -> Measure:
+    def timed(self, command: Sequence[str], made: Path | None, cold: Sequence[Path] = ()) -> Measure:
         """One process; what it ``made`` is removed, files under ``cold`` leave the page cache."""
         os.sync()
         for folder in cold:
@@ -62,13 +63,7 @@ class Bench:
     def interleaved(self, cold: bool) -> Runs:
         """Every command in every round, in an order that turns from round to round."""
         copy = ["cp", "-r", str(self.reference), str(self.copy)]
-        durable = [
-            "sh",
-            "-c",
-            'cp -r "$0" "$1" && sync -f "$1"',
-            str(self.reference),
-            str(self.copy),
-        ]
+        durable = ["sh", "-c", 'cp -r "$0" "$1" && sync -f "$1"', str(self.reference), str(self.copy)]
         work = [
             ("moeify, no noise", self.upcycle(self.output, 0.0), self.output, self.source),
             ("moeify, noise 0.01", self.upcycle(self.output, 0.01), self.output, self.source),
@@ -88,8 +83,7 @@ class Bench:
         rows = []
         for num_experts, shard in MEMORY_RUNS:
             peaks = [
-                self.timed(self.upcycle(self.output, noise, num_experts, shard), self.output)
-                for noise in (0.0, 0.01)
+                self.timed(self.upcycle(self.output, noise, num_experts, shard), self.output) for noise in (0.0, 0.01)
             ]
             note(f"{num_experts} experts, {shard}: {peaks[0].peak_mib:.0f} MiB")
             rows.append((str(num_experts), shard, *(f"{peak.peak_mib:.1f}" for peak in peaks)))
@@ -105,8 +99,7 @@ class Bench:
                 command = bench.upcycle(bench.output, 0.0, shard=shard)
                 alone = ["taskset", "-c", str(min(os.sched_getaffinity(0))), *command]
                 found = [
-                    (bench.timed(alone, bench.output), bench.timed(command, bench.output))
-                    for _ in range(self.runs)
+                    (bench.timed(alone, bench.output), bench.timed(command, bench.output)) for _ in range(self.runs)
                 ]
                 times = ([pair[place].seconds for pair in found] for place in (0, 1))
                 ratio = spread([every.seconds / one.seconds for one, every in found])
@@ -120,9 +113,7 @@ class Bench:
         rows = []
         for name, command in (("moeify --help", [*MOEIFY, "--help"]), ("--dry-run", dry)):
             found = [self.timed(command, None) for _ in range(self.runs)]
-            rows.append(
-                (name, spread([f.seconds for f in found]), f"{max(f.peak_mib for f in found):.0f}")
-            )
+            rows.append((name, spread([f.seconds for f in found]), f"{max(f.peak_mib for f in found):.0f}"))
         return rows
 
     def peer(self, command: Sequence[str]) -> Measure:
@@ -161,16 +152,11 @@ def table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> Non
 
 def comparison(found: Runs) -> list[tuple[str, ...]]:
     """Seconds, paired ratios to both copies, CPU time and peak memory."""
-    plain, durable = (
-        [run.seconds for run in found[name]] for name in ("cp -r", "cp -r, flushed to disk")
-    )
+    plain, durable = ([run.seconds for run in found[name]] for name in ("cp -r", "cp -r, flushed to disk"))
     rows = []
     for name, runs in found.items():
         seconds = [run.seconds for run in runs]
-        ratios = [
-            spread([own / other for own, other in zip(seconds, copy, strict=True)])
-            for copy in (plain, durable)
-        ]
+        ratios = [spread([own / other for own, other in zip(seconds, copy, strict=True)]) for copy in (plain, durable)]
         cpu = spread([run.cpu_seconds for run in runs])
         peak = f"{max(r.peak_mib for r in runs):.0f}" if name.startswith("moeify") else ""
         rows.append((name, spread(seconds), *ratios, cpu, peak))
@@ -186,15 +172,15 @@ def peers(bench: Bench, options: argparse.Namespace, copy_seconds: float) -> Non
     elif available_gib() < PEER_GIB:
         note(f"load-modify-save needs {PEER_GIB} GiB of memory: left out")
     else:
-        commands.append((
-            "transformers: load, modify, save_pretrained",
-            lambda: transformers_command(bench.source, made, NUM_EXPERTS),
-        ))  # fmt: skip
+        commands.append(
+            (
+                "transformers: load, modify, save_pretrained",
+                lambda: transformers_command(bench.source, made, NUM_EXPERTS),
+            )
+        )
     if options.mergekit:
         tool = install_mergekit(bench.folder / "mergekit")
-        commands.append(
-            ("mergekit-moe 0.1.5", lambda: mergekit_command(tool, bench.source, made, 8))
-        )
+        commands.append(("mergekit-moe 0.1.5", lambda: mergekit_command(tool, bench.source, made, 8)))
     rows = []
     for name, command in commands:
         found = bench.peer(command())
@@ -233,14 +219,10 @@ def main() -> None:
         head = ("", "seconds", "x cp -r", "x cp -r, flushed", "CPU seconds", "peak MiB")
         size = sum(p.stat().st_size for p in bench.reference.iterdir()) / 1e9
         warm = bench.interleaved(cold=False)
-        title = (
-            f"{NUM_EXPERTS} experts, {layers} layers, {size:.2f} GB written, {options.runs} runs"
-        )
+        title = f"{NUM_EXPERTS} experts, {layers} layers, {size:.2f} GB written, {options.runs} runs"
         table(f"{title}, sources in the page cache", head, comparison(warm))
         if options.cold:
-            table(
-                f"{title}, sources read from disk", head, comparison(bench.interleaved(cold=True))
-            )
+            table(f"{title}, sources read from disk", head, comparison(bench.interleaved(cold=True)))
         if os.path.isdir(MEMORY):
             head = ("shards", "seconds, one core", "every core", "ratio", "peak MiB")
             table("In memory, 2 GB written, no noise", head, bench.in_memory())

@@ -110,8 +110,7 @@ class MissingExtraError(MoeifyError):
 
     def __init__(self, package: str, extra: str) -> None:
         super().__init__(
-            f"this needs the package {package!r}, which is not installed",
-            f"pip install 'moeify[{extra}]'",
+            f"this needs the package {package!r}, which is not installed", f"pip install 'moeify[{extra}]'"
         )
         self.package = package
         self.extra = extra

@@ -15,10 +15,18 @@ if TYPE_CHECKING:
     from moeify.warming.balances import Balance, register_balance
 
 __all__ = [
-    "Balance", "Citation", "Conversion", "Criterion", "MoeLayout", "Recipe",
-    "register_balance", "register_conversion", "register_criterion", "register_mixture",
+    "Balance",
+    "Citation",
+    "Conversion",
+    "Criterion",
+    "MoeLayout",
+    "Recipe",
+    "register_balance",
+    "register_conversion",
+    "register_criterion",
+    "register_mixture",
     "register_recipe",
-]  # fmt: skip
+]
 
 _HOMES = {
     "Balance": "warming.balances",

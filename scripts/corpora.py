@@ -70,9 +70,7 @@ def _private(lists: Path) -> list[str]:
 def _apt(options: list[str], command: list[str], folder: Path) -> str:
     """Run apt-get; the error text, empty on success."""
     sandbox = options if options else ["-o", "APT::Sandbox::User=root"]
-    run = subprocess.run(
-        ["apt-get", "-qq", *sandbox, *command], cwd=folder, capture_output=True, text=True
-    )
+    run = subprocess.run(["apt-get", "-qq", *sandbox, *command], cwd=folder, capture_output=True, text=True)
     return run.stderr or "unknown error" if run.returncode else ""
 
 

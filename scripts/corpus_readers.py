@@ -102,13 +102,7 @@ def _roff_paragraphs(source: str) -> list[str]:
         macro = line.startswith((".", "'"))
         plain.append(font[2].replace('"', "") if font else "" if macro else line)
     text = re.sub(r"\\f(\[[^\]]*\]|\(..|.)|\\[&/,|^c:]|\\s[+-]?\d", "", "\n".join(plain))
-    for escape, character in {
-        r"\-": "-",
-        r"\ ": " ",
-        r"\(aq": "'",
-        r"\(bu": "",
-        r"\e": "/",
-    }.items():
+    for escape, character in {r"\-": "-", r"\ ": " ", r"\(aq": "'", r"\(bu": "", r"\e": "/"}.items():
         text = text.replace(escape, character)
     paragraphs = [reflow(part) for part in re.split(r"\n\s*\n", text)]
     return [part for part in paragraphs if len(part) > 60 and "\\" not in part]

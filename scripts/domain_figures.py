@@ -36,11 +36,13 @@ def tables(results: dict[str, list[Losses]]) -> str:
     lines = []
     for setting, seeds in results.items():
         lines += [
-            "", f"**{TITLES[setting]}**, {len(seeds)} seeds", "",
+            "",
+            f"**{TITLES[setting]}**, {len(seeds)} seeds",
+            "",
             f"| | {' | '.join(DOMAINS)} | kept, by domain | kept, mean | of the summed gain |"
             " worse than base | on own expert |",
             "|---" * (len(DOMAINS) + 6) + "|",
-        ]  # fmt: skip
+        ]
         lines += [_line(seeds, way) for way in rows_of(seeds)]
     return "\n".join(lines)
 
@@ -83,16 +85,12 @@ def draw_heatmap(results: dict[str, list[Losses]], path: Path) -> None:
     panels = {}
     for setting, seeds in results.items():
         ways = [*DOMAINS, *rows_of(seeds)[2:]]
-        above = [
-            np.mean([losses_of(f, way) - losses_of(f, "base") for f in seeds], axis=0)
-            for way in ways
-        ]
+        above = [np.mean([losses_of(f, way) - losses_of(f, "base") for f in seeds], axis=0) for way in ways]
         panels[setting] = (ways, np.array(above))
     tallest = max(len(ways) for ways, _ in panels.values())
     figure, axes = plt.subplots(
-        1, len(panels), figsize=(4.6 * len(panels), 0.36 * tallest + 1.4), squeeze=False,
-        layout="constrained",
-    )  # fmt: skip
+        1, len(panels), figsize=(4.6 * len(panels), 0.36 * tallest + 1.4), squeeze=False, layout="constrained"
+    )
     for axis, (setting, (ways, above)) in zip(axes[0], panels.items(), strict=True):
         image = axis.imshow(above, cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto")
         axis.set_title(TITLES[setting], fontsize=9)
@@ -102,7 +100,6 @@ def draw_heatmap(results: dict[str, list[Losses]], path: Path) -> None:
         axis.axhline(len(DOMAINS) - 0.5, color="black", linewidth=1)
         for (row, column), value in np.ndenumerate(above):
             colour = "white" if abs(value) > 0.6 else "black"
-            axis.text(column, row, f"{value:+.2f}", ha="center", va="center", fontsize=7,
-                      color=colour)  # fmt: skip
+            axis.text(column, row, f"{value:+.2f}", ha="center", va="center", fontsize=7, color=colour)
     figure.colorbar(image, ax=axes[0, -1], label="held-out loss minus the base's, nats a token")
     figure.savefig(path, dpi=90, metadata={"Software": None})

@@ -130,18 +130,15 @@ def _mergekit(parts: Parts, folder: Path) -> None:
         {"source_model": str(source.resolve()), "positive_prompts": prompts[name]["positive"]}
         for name, source in zip(DOMAINS, parts.sources, strict=True)
     ]
-    recipe = {
-        "base_model": str(parts.base.resolve()),
-        "gate_mode": "hidden",
-        "dtype": "float32",
-        "experts": experts,
-    }
+    recipe = {"base_model": str(parts.base.resolve()), "gate_mode": "hidden", "dtype": "float32", "experts": experts}
     path = folder.with_name("recipe.yaml")
     path.write_text(json.dumps(recipe), encoding="utf-8")  # JSON is YAML
     done = subprocess.run(
         [str(parts.mergekit), str(path), str(folder), "--device", "cpu"],
-        capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     if done.returncode:
         raise RuntimeError(f"mergekit-moe failed: {done.stderr[-2000:]}")
 

@@ -21,9 +21,7 @@ from tests.elsewhere import python_without_moeify  # noqa: E402
 from tests.hub.stand_in import TOKEN, HubStandIn, running_hub  # noqa: E402
 from tests.real.checkpoints import minilm  # noqa: E402
 
-WARMUP = (
-    "moeify warmup moe warm --dataset text.jsonl --steps 0 --fit-tokens 8192 --eval-tokens 4096"
-)
+WARMUP = "moeify warmup moe warm --dataset text.jsonl --steps 0 --fit-tokens 8192 --eval-tokens 4096"
 ELSEWHERE = "elsewhere/bin/python"
 USE = """\
 from sentence_transformers import SentenceTransformer
@@ -52,15 +50,19 @@ def main() -> None:
         _step(hub, folder, f"{ELSEWHERE} use.py", mark, token=False)
 
 
-def _step(
-    hub: HubStandIn, folder: Path, command: str, mark: int, token: bool = True, rc: int = 0
-) -> int:
+def _step(hub: HubStandIn, folder: Path, command: str, mark: int, token: bool = True, rc: int = 0) -> int:
     """Who has no token is somebody else: without moeify, with a cache of their own."""
     environment = os.environ | {
-        "HF_ENDPOINT": hub.url, "HF_HOME": str(folder / ("home" if token else "other-home")),
-        "HF_HUB_DISABLE_XET": "1", "COLUMNS": "110", "NO_COLOR": "1", "HF_HUB_OFFLINE": "0",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error",
-    }  # fmt: skip
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(folder / ("home" if token else "other-home")),
+        "HF_HUB_DISABLE_XET": "1",
+        "COLUMNS": "110",
+        "NO_COLOR": "1",
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TQDM_DISABLE": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+    }
     environment.pop("HF_TOKEN", None)
     environment.pop("PYTHONPATH", None)
     program, *arguments = shlex.split(command)
@@ -69,9 +71,7 @@ def _step(
         run = [sys.executable, "-m", "moeify", *arguments]
     else:
         run = [str(folder / program), *arguments]
-    done = subprocess.run(
-        run, cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run(run, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     said = done.stdout + (done.stderr.splitlines(keepends=True)[-1] if rc else done.stderr)
     assert done.returncode == rc, said
     assert TOKEN not in said

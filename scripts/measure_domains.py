@@ -76,21 +76,25 @@ class Experiment:
         """Specialists and text of one seed; makes what is missing."""
         sources = [
             self.model(
-                f"seed{seed}/{tuned}/{domain}",
-                lambda out, d=domain: train_specialist(self.base, out, d, tuned, seed),
+                f"seed{seed}/{tuned}/{domain}", lambda out, d=domain: train_specialist(self.base, out, d, tuned, seed)
             )
             for domain in DOMAINS
         ]
         text, prompts = self.work / f"seed{seed}/fit.jsonl", self.work / f"seed{seed}/prompts.json"
         write_text(text, prompts, seed)
         return Parts(
-            family=self.family, tuned=tuned, base=self.base, sources=sources, rest=rest, text=text,
-            prompts=prompts, mergekit=self.mergekit, seed=seed,
-        )  # fmt: skip
+            family=self.family,
+            tuned=tuned,
+            base=self.base,
+            sources=sources,
+            rest=rest,
+            text=text,
+            prompts=prompts,
+            mergekit=self.mergekit,
+            seed=seed,
+        )
 
-    def steps(
-        self, seed: int, name: str, steps: list[str], parts: Parts, again: set[str]
-    ) -> Losses:
+    def steps(self, seed: int, name: str, steps: list[str], parts: Parts, again: set[str]) -> Losses:
         """Losses by step, kept in one file of WORK."""
         path = self.work / f"seed{seed}/{name}.json"
         found: Losses = json.loads(path.read_text()) if path.is_file() else {}
@@ -139,10 +143,7 @@ def main() -> int:
             family = SETTINGS[setting][0]
             folder = options.work if family == "qwen3" else options.work / family
             experiment = Experiment(folder, family, deadline, tool)
-            results[setting] = [
-                experiment.losses(seed, setting, set(options.again))
-                for seed in range(options.seeds)
-            ]
+            results[setting] = [experiment.losses(seed, setting, set(options.again)) for seed in range(options.seeds)]
     except OutOfTimeError as step:
         print(f"out of time before {step}: run the same command again", file=sys.stderr)
         return 1

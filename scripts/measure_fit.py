@@ -113,10 +113,9 @@ def domain_figures(rows: Tensor, inputs: Tensor, domains: Tensor, top_k: int) ->
     statistics = RoutingStatistics(len(DOMAINS))
     statistics(
         RoutedTokens(
-            layer=0, inputs=inputs, logits=logits, experts=experts, weights=weights.softmax(-1),
-            domains=domains,
+            layer=0, inputs=inputs, logits=logits, experts=experts, weights=weights.softmax(-1), domains=domains
         )
-    )  # fmt: skip
+    )
     return statistics.layers[0].domains
 
 
@@ -151,18 +150,20 @@ def collected(dense: Path, router: str, parts: tuple[Blocks, Blocks], folder: Pa
     fit, held_out = kept
     for layer in fit.layers:
         np.savez(
-            draft / f"{layer}.npz", fit=fit.inputs(layer), fit_domains=fit.domains(layer),
-            held_out=held_out.inputs(layer), held_out_domains=held_out.domains(layer),
-        )  # fmt: skip
+            draft / f"{layer}.npz",
+            fit=fit.inputs(layer),
+            fit_domains=fit.domains(layer),
+            held_out=held_out.inputs(layer),
+            held_out_domains=held_out.domains(layer),
+        )
     (draft / "seconds.json").write_text(json.dumps(seconds[0]))
     draft.rename(folder)
     return Inputs(folder)
 
 
 def measure(
-    name: str, dense: Path, seeds: int, draws: int, keep: Path, routers: list[str],
-    fit_tokens: int,
-) -> list[str]:  # fmt: skip
+    name: str, dense: Path, seeds: int, draws: int, keep: Path, routers: list[str], fit_tokens: int
+) -> list[str]:
     """Print the first table's lines for one model, and return those of the second."""
     ways = {kind: [way for way in WAYS if ("zero" in way) == (kind == "zeros")] for kind in routers}
     results = {way: [[] for _ in range(seeds)] for kind in routers for way in ways[kind]}
@@ -200,8 +201,9 @@ def measure(
         f"{name}: fit {np.mean(seconds) / len(routers):.2f} s of processor time beside"
         f" {np.mean(forward):.2f} s of the forward pass of {fit_tokens} tokens,"
         f" {draws} draws of text",
-        file=sys.stderr, flush=True,
-    )  # fmt: skip
+        file=sys.stderr,
+        flush=True,
+    )
     if not own:
         return []
     array = np.array(own)  # [draws, layers, figures]
@@ -218,17 +220,19 @@ def measure(
 def domains_of(layer: dict[str, Tensor], seed: int, seq_len: int) -> tuple[float, ...]:
     """Own expert first, the same away from block starts, NMI of the first choice, of both, the
     lowest enrichment of the first choice, and MaxVio."""
-    rows = domain_router(
-        layer["fit"], layer["fit_domains"], len(DOMAINS), K, entropy=0.92, seed=seed
-    )
+    rows = domain_router(layer["fit"], layer["fit_domains"], len(DOMAINS), K, entropy=0.92, seed=seed)
     inputs, domains = layer["held_out"], layer["held_out_domains"]
     own = ((inputs @ rows.T).argmax(-1) == domains).float()
     first = domain_figures(rows, inputs, domains, 1)
     both = domain_figures(rows, inputs, domains, K)
     return (
-        float(own.mean()), float(own.view(-1, seq_len)[:, LONE:].mean()), first.nmi,
-        both.nmi, float(first.enrichment.min()), figures(rows, inputs)[0],
-    )  # fmt: skip
+        float(own.mean()),
+        float(own.view(-1, seq_len)[:, LONE:].mean()),
+        first.nmi,
+        both.nmi,
+        float(first.enrichment.min()),
+        figures(rows, inputs)[0],
+    )
 
 
 def main() -> None:
@@ -257,9 +261,7 @@ def main() -> None:
         for name in options.models.split(","):
             draws = min(options.draws, options.seeds)
             routers = options.routers.split(",")
-            own += measure(
-                name, sources[name](), options.seeds, draws, keep, routers, options.fit_tokens
-            )
+            own += measure(name, sources[name](), options.seeds, draws, keep, routers, options.fit_tokens)
     print(
         f"\n| model | own expert first, % by layer | lowest of a draw, from layer 2 | lowest layer"
         f" after the first {LONE} tokens of a block | NMI, first choice | NMI, both | enrichment"

@@ -46,9 +46,7 @@ ROWS: dict[str, Where] = {
 def known_where(where: Where, expert: int) -> Route:
     """The routers' choice, and ``expert`` alone where the domain is known."""
 
-    def route(
-        layer: int, logits: Tensor, weights: Tensor, experts: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def route(layer: int, logits: Tensor, weights: Tensor, experts: Tensor) -> tuple[Tensor, Tensor]:
         place = torch.arange(len(experts))[:, None] % BASE.context
         known = where(layer, place)
         first = torch.zeros_like(weights)

@@ -38,9 +38,7 @@ def passages(folder: Path, per_domain: int) -> list[list[str]]:
     parts: list[list[str]] = [[], [], []]
     for domain in DOMAINS:
         lines = (folder / f"{domain}.jsonl").read_text(encoding="utf-8").splitlines()
-        texts = [
-            json.loads(line)["text"] for line in draw.sample(lines, min(per_domain, len(lines)))
-        ]
+        texts = [json.loads(line)["text"] for line in draw.sample(lines, min(per_domain, len(lines)))]
         edges = (0, len(texts) * 7 // 10, len(texts) * 85 // 100, len(texts))
         for number, part in enumerate(parts):
             part += texts[edges[number] : edges[number + 1]]
@@ -53,9 +51,7 @@ def blocks_of(texts: list[str]) -> Blocks:
     """Full blocks only."""
     tokenizer = tokenizer_for(DEMO)
     end = [tokenizer.eos_token_id]
-    found = pack(
-        ((tokenizer(text, verbose=False)["input_ids"] + end, None) for text in texts), LENGTH, 0
-    )
+    found = pack(((tokenizer(text, verbose=False)["input_ids"] + end, None) for text in texts), LENGTH, 0)
     return found.take(found.lengths == LENGTH)
 
 
@@ -67,9 +63,7 @@ def write_texts(path: Path, texts: list[str]) -> Path:
 
 def warmed(work: Path, text: Path, seed: int, steps: int) -> tuple[Path, dict[str, float]]:
     """A mixture out of the dense demo through upcycle and a staged warm-up, and how that went."""
-    moeify.upcycle(
-        DEMO, work / "copies", num_experts=EXPERTS, top_k=TOP_K, noise=NOISE, seed=seed
-    )  # fmt: skip
+    moeify.upcycle(DEMO, work / "copies", num_experts=EXPERTS, top_k=TOP_K, noise=NOISE, seed=seed)
     shared = {"dataset": str(text), "seq_len": LENGTH, "batch": 16, "seed": seed}
     moeify.warmup(work / "copies", work / "routed", steps=steps // 4, **shared)
     report = moeify.warmup(work / "routed", work / "moe", train="moe", steps=steps, **shared)
@@ -115,21 +109,22 @@ def table(seeds: list[dict[str, dict[str, float]]]) -> str:
     """Markdown rows: ratio, criterion, loss, difference to random, models better than random."""
     before = statistics.mean(one["0%"]["unpruned"] for one in seeds)
     lines = [f"Unpruned: {before:.4f} nats per token, mean of {len(seeds)} models.", ""]
-    lines += ["| dropped | criterion | loss | difference to random | below every random pruning |",
-              "|---|---|---|---|---|"]  # fmt: skip
+    lines += [
+        "| dropped | criterion | loss | difference to random | below every random pruning |",
+        "|---|---|---|---|---|",
+    ]
     for ratio in ("25%", "50%"):
         chance = [[one[ratio][f"random {n}"] for n in RANDOM_SEEDS] for one in seeds]
         middle = [statistics.mean(row) for row in chance]
         spread = statistics.mean(statistics.stdev(row) for row in chance)
-        lines.append(
-            f"| {ratio} | random | {statistics.mean(middle):.4f} | spread {spread:.4f} | |"
-        )
+        lines.append(f"| {ratio} | random | {statistics.mean(middle):.4f} | spread {spread:.4f} | |")
         for by in (*CRITERIA, "reap, merged"):
             own = [one[ratio][by] for one in seeds]
             gains = [x - m for x, m in zip(own, middle, strict=True)]
             wins = sum(x < min(row) for x, row in zip(own, chance, strict=True))
-            lines.append(f"| {ratio} | {by} | {statistics.mean(own):.4f} | {interval(gains)}"
-                         f" | {wins} of {len(seeds)} |")  # fmt: skip
+            lines.append(
+                f"| {ratio} | {by} | {statistics.mean(own):.4f} | {interval(gains)} | {wins} of {len(seeds)} |"
+            )
     return "\n".join(lines)
 
 

@@ -75,16 +75,22 @@ def passages(seed: int, folder: Path, tokenizer: object, seq_len: int) -> tuple[
     return path, blocks.take(chosen)
 
 
-def measure(
-    source: Path, unit: str, fit: Path, held_out: Blocks, folder: Path, seed: int
-) -> Shares:
+def measure(source: Path, unit: str, fit: Path, held_out: Blocks, folder: Path, seed: int) -> Shares:
     """Upcycle, fit and route the held-out blocks."""
     moeify.upcycle(source, folder / unit, num_experts=4, top_k=1, noise=0.0, route_by=unit)
     warm = folder / f"{unit}-warm"
     moeify.warmup(
-        folder / unit, warm, dataset=str(fit), domain_column="domain", steps=0, device="cpu",
-        seq_len=held_out.seq_len, fit_tokens=FIT_TOKENS, eval_tokens=2048, seed=seed,
-    )  # fmt: skip
+        folder / unit,
+        warm,
+        dataset=str(fit),
+        domain_column="domain",
+        steps=0,
+        device="cpu",
+        seq_len=held_out.seq_len,
+        fit_tokens=FIT_TOKENS,
+        eval_tokens=2048,
+        seed=seed,
+    )
     model, shares = load_model(warm), Shares(held_out.seq_len)
     collect(WholeModel(model), moe_layout(model.config.to_dict()), held_out, shares)
     return shares
@@ -98,9 +104,7 @@ def main() -> None:
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--seq-len", type=int, default=128)
     options = parser.parse_args()
-    print(
-        "| model | routed by | tokens, mean | worst layer | first 16 | after them | whole blocks |"
-    )
+    print("| model | routed by | tokens, mean | worst layer | first 16 | after them | whole blocks |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for key in options.models.split(","):
         name, source = MODELS[key][0], MODELS[key][1]()
@@ -115,10 +119,7 @@ def main() -> None:
             cells = [
                 _spread([row["tokens"].mean() for row in rows]),
                 _spread([row["tokens"].min() for row in rows]),
-                *(
-                    _spread([row[part].mean() for row in rows])
-                    for part in ("first", "rest", "blocks")
-                ),
+                *(_spread([row[part].mean() for row in rows]) for part in ("first", "rest", "blocks")),
             ]
             print(f"| {name} | {unit} | {' | '.join(cells)} |", flush=True)
 

@@ -45,14 +45,10 @@ def measure(folder: Path, what: str, steps: int) -> dict[str, float]:
     config = WarmupConfig(dataset="-", steps=steps, train=what, batch=4, device="cpu")
     prepare(model, layout, config.train)
     ids = np.random.default_rng(0).integers(0, 30_000, (64, 128)).astype(np.int32)
-    blocks = Blocks(
-        input_ids=ids, lengths=np.full(64, 128), domains=None, domain_names=(), documents=64
-    )
+    blocks = Blocks(input_ids=ids, lengths=np.full(64, 128), domains=None, domain_names=(), documents=64)
     examples = Examples(blocks, "causal", None, 0)
     with tempfile.TemporaryDirectory() as scratch:
-        trainer = RouterTrainer(
-            model, Objective(loss="causal", layout=layout), examples, config, Path(scratch)
-        )
+        trainer = RouterTrainer(model, Objective(loss="causal", layout=layout), examples, config, Path(scratch))
         trainer.add_callback(Clock())
         trainer._save_checkpoint = lambda *_, **__: None
         trainer.train()

@@ -35,9 +35,11 @@ from moeify.routing.passes import WholeModel
 
 DOMAINS, SEQ_LEN = ("english", "german", "logs", "python"), 128
 NAMES = {
-    "up_proj": "c_fc.weight", "up_proj_bias": "c_fc.bias",
-    "down_proj": "c_proj.weight", "down_proj_bias": "c_proj.bias",
-}  # fmt: skip
+    "up_proj": "c_fc.weight",
+    "up_proj_bias": "c_fc.bias",
+    "down_proj": "c_proj.weight",
+    "down_proj_bias": "c_proj.bias",
+}
 
 
 def fine_tuned(dense: Path, data: Path, steps: int, seed: int) -> dict[str, torch.Tensor]:
@@ -58,9 +60,7 @@ def fine_tuned(dense: Path, data: Path, steps: int, seed: int) -> dict[str, torc
     return {n: p.detach() for n, p in model.state_dict().items() if ".mlp." in n}
 
 
-def kept(
-    root: Path, name: str, seed: int, keep: Path | None, steps: int
-) -> dict[str, torch.Tensor]:
+def kept(root: Path, name: str, seed: int, keep: Path | None, steps: int) -> dict[str, torch.Tensor]:
     """The expert of a domain: read from ``keep`` where it is there, else fine-tuned."""
     path = None if keep is None else keep / f"{name}-{seed}-{steps}.safetensors"
     if path is not None and path.is_file():
@@ -123,9 +123,7 @@ def main() -> None:
     parser.add_argument("--tune", choices=DOMAINS, help="make this domain's expert and stop")
     options = parser.parse_args()
     dense = checkpoints.demo_gpt2()
-    print(
-        "| seed | random | best expert | fitted | trained | oracle | gap closed | MaxVio | dead |"
-    )
+    print("| seed | random | best expert | fitted | trained | oracle | gap closed | MaxVio | dead |")
     print("|---|---|---|---|---|---|---|---|---|")
     for seed in range(options.first_seed, options.first_seed + options.seeds):
         with tempfile.TemporaryDirectory() as scratch:
@@ -140,10 +138,17 @@ def main() -> None:
                 continue
             assemble(dense, root / "moe", experts, seed)
             report = moeify.warmup(
-                root / "moe", root / "warm", dataset=str(root / "all.jsonl"), seed=seed,
-                domain_column="domain", fit=options.fit, steps=options.steps,
-                learning_rate=options.learning_rate, eval_tokens=8192, batch=8,
-            )  # fmt: skip
+                root / "moe",
+                root / "warm",
+                dataset=str(root / "all.jsonl"),
+                seed=seed,
+                domain_column="domain",
+                fit=options.fit,
+                steps=options.steps,
+                learning_rate=options.learning_rate,
+                eval_tokens=8192,
+                batch=8,
+            )
             oracle = oracle_loss(root / "moe", root / "all.jsonl", seed, 0.1, 8192)
         room = report.headroom
         closed = (room.loss_random - report.eval_loss_after) / (room.loss_random - oracle)

@@ -186,10 +186,7 @@ def write_text(path: Path, corpora: dict[str, Corpus]) -> None:
 
 
 def measure(
-    model: GPT2LMHeadModel,
-    tokenizer: PreTrainedTokenizerFast,
-    corpora: dict[str, Corpus],
-    recipe: Recipe,
+    model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, corpora: dict[str, Corpus], recipe: Recipe
 ) -> dict[str, str]:
     """Size, held-out losses and samples, as the words that fill the read-me."""
     facts = {

@@ -111,11 +111,7 @@ def test_modeling_files_can_travel() -> None:
     for path in TRAVELLING:
         wrong[path] = {name.split(".")[0] for name in imports(path)} - TRAVELS
         for node in ast.walk(ast.parse(path.read_text())):
-            if (
-                isinstance(node, ast.ImportFrom)
-                and node.level
-                and (node.level > 1 or not node.module)
-            ):
+            if isinstance(node, ast.ImportFrom) and node.level and (node.level > 1 or not node.module):
                 wrong[path].add(ast.unparse(node))  # transformers does not see `from . import x`
     assert not offenders(wrong)
 

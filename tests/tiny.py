@@ -10,51 +10,73 @@ import transformers
 
 VOCAB, LAYERS = 64, 4
 _DECODER = {
-    "vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": LAYERS,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64,
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
     "pad_token_id": 0,
-}  # fmt: skip
+}
 SIZES: dict[str, dict[str, Any]] = {
     "bert": {
-        "vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48,
-        "num_hidden_layers": LAYERS, "num_attention_heads": 4, "max_position_embeddings": 64,
+        "vocab_size": VOCAB,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 64,
     },
-    "gpt2": {
-        "vocab_size": VOCAB, "n_embd": 32, "n_layer": LAYERS, "n_head": 4, "n_positions": 64,
-        "pad_token_id": 0,
-    },
+    "gpt2": {"vocab_size": VOCAB, "n_embd": 32, "n_layer": LAYERS, "n_head": 4, "n_positions": 64, "pad_token_id": 0},
     "qwen2": _DECODER,
     "qwen3": {**_DECODER, "head_dim": 16},
-}  # fmt: skip
+}
 HEADS = {
     "bert": [
-        "BertModel", "BertForPreTraining", "BertLMHeadModel", "BertForMaskedLM",
-        "BertForNextSentencePrediction", "BertForSequenceClassification",
-        "BertForMultipleChoice", "BertForTokenClassification", "BertForQuestionAnswering",
+        "BertModel",
+        "BertForPreTraining",
+        "BertLMHeadModel",
+        "BertForMaskedLM",
+        "BertForNextSentencePrediction",
+        "BertForSequenceClassification",
+        "BertForMultipleChoice",
+        "BertForTokenClassification",
+        "BertForQuestionAnswering",
     ],
     "gpt2": [
-        "GPT2Model", "GPT2LMHeadModel", "GPT2DoubleHeadsModel", "GPT2ForSequenceClassification",
-        "GPT2ForTokenClassification", "GPT2ForQuestionAnswering",
+        "GPT2Model",
+        "GPT2LMHeadModel",
+        "GPT2DoubleHeadsModel",
+        "GPT2ForSequenceClassification",
+        "GPT2ForTokenClassification",
+        "GPT2ForQuestionAnswering",
     ],
     "qwen2": [
-        "Qwen2Model", "Qwen2ForCausalLM", "Qwen2ForSequenceClassification",
-        "Qwen2ForTokenClassification", "Qwen2ForQuestionAnswering",
+        "Qwen2Model",
+        "Qwen2ForCausalLM",
+        "Qwen2ForSequenceClassification",
+        "Qwen2ForTokenClassification",
+        "Qwen2ForQuestionAnswering",
     ],
     "qwen3": [
-        "Qwen3Model", "Qwen3ForCausalLM", "Qwen3ForSequenceClassification",
-        "Qwen3ForTokenClassification", "Qwen3ForQuestionAnswering",
+        "Qwen3Model",
+        "Qwen3ForCausalLM",
+        "Qwen3ForSequenceClassification",
+        "Qwen3ForTokenClassification",
+        "Qwen3ForQuestionAnswering",
     ],
-}  # fmt: skip
+}
 FAMILY_HEADS = [(family, head) for family, heads in HEADS.items() for head in heads]
 LM_HEADS = {
-    "bert": "BertForMaskedLM", "gpt2": "GPT2LMHeadModel",
-    "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM",
-}  # fmt: skip
+    "bert": "BertForMaskedLM",
+    "gpt2": "GPT2LMHeadModel",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
 
 
-def save_tiny(
-    folder: Path, family: str, head: str | None = None, dtype: str = "float32", **options: Any
-) -> Path:
+def save_tiny(folder: Path, family: str, head: str | None = None, dtype: str = "float32", **options: Any) -> Path:
     """Save a random dense model; every weight, biases included, is far from its default."""
     torch.manual_seed(7)
     config_class = transformers.CONFIG_MAPPING[family]
@@ -83,8 +105,4 @@ def state(folder: Path) -> dict[str, torch.Tensor]:
 
 def tree(folder: Path) -> dict[str, bytes]:
     """Every file below a folder and its bytes."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}

@@ -36,11 +36,7 @@ CHUNK_ELEMENTS = 1 << 17
 """How much is made at a time: with less, beginning each operation takes a part of the time."""
 NOISE_BLOCK_ELEMENTS = 1 << 18
 """Elements that share a generator. The bits of the noise depend on it: it must not change."""
-_NUMPY: dict[str, np.dtype[Any]] = {
-    "F64": np.dtype("<f8"),
-    "F32": np.dtype("<f4"),
-    "F16": np.dtype("<f2"),
-}
+_NUMPY: dict[str, np.dtype[Any]] = {"F64": np.dtype("<f8"), "F32": np.dtype("<f4"), "F16": np.dtype("<f2")}
 _EXPONENT_MASK: dict[str, tuple[type[np.unsignedinteger[Any]], int]] = {
     "F64": (np.uint64, 0x7FF0_0000_0000_0000),
     "F32": (np.uint32, 0x7F80_0000),

@@ -22,14 +22,31 @@ TOKENIZER_CONFIG = "tokenizer_config.json"
 _REWRITTEN = ("config.json", "moeify.json", "README.md")
 _FILES = (*MODEL_FILES, ".gitattributes")
 _OTHERS = (
-    "*.index.json", "adapter_config.json", "trainer_state.json", "*_results.json", "*_args.json",
+    "*.index.json",
+    "adapter_config.json",
+    "trainer_state.json",
+    "*_results.json",
+    "*_args.json",
     "requirements*.txt",
-)  # fmt: skip
+)
 """Of what ``_FILES`` covers, what belongs to weights that do not go along, or to a training."""
 _FOLDERS = ("[1-9]*_[A-Z]*", "*tokenizer", "additional_chat_templates")
 """Modules of sentence-transformers (1_Pooling), and what processors and tokenizers put aside."""
-_WEIGHTS = ("*.safetensors", "*.bin", "*.h5", "*.msgpack", "*.ot", "*.onnx", "*.gguf", "*.tflite",
-            "*.pt", "*.pth", "*.pkl", "*.ckpt", "*.index.json")  # fmt: skip
+_WEIGHTS = (
+    "*.safetensors",
+    "*.bin",
+    "*.h5",
+    "*.msgpack",
+    "*.ot",
+    "*.onnx",
+    "*.gguf",
+    "*.tflite",
+    "*.pt",
+    "*.pth",
+    "*.pkl",
+    "*.ckpt",
+    "*.index.json",
+)
 _CODE = ("*.py", "*.pyc")  # nobody vouched for it, and it is for the model that was
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.joblib", "*.dill")
 _MODULE_WEIGHTS = "[1-9]*_[A-Z]*/pytorch_model.bin"

@@ -38,14 +38,26 @@ _KINDS: tuple[tuple[str, Callable[[object], bool], tuple[str, ...]], ...] = (
     ("text", _is_text, ("model_type",)),
     ("a list of names", _is_names, ("architectures", "layer_types")),
     ("a list of layer numbers", _is_layers, ("mlp_only_layers", "moe_layers")),
-    ("an integer", _is_integer, (
-        "sliding_window", "max_window_layers", "n_group", "topk_group", "moe_layer_start_index",
-        "moe_layer_end_index", "expert_layer_offset", "num_nextn_predict_layers",
-        "num_dense_layers", "first_k_dense_replace", "vocab_size",
-    )),
+    (
+        "an integer",
+        _is_integer,
+        (
+            "sliding_window",
+            "max_window_layers",
+            "n_group",
+            "topk_group",
+            "moe_layer_start_index",
+            "moe_layer_end_index",
+            "expert_layer_offset",
+            "num_nextn_predict_layers",
+            "num_dense_layers",
+            "first_k_dense_replace",
+            "vocab_size",
+        ),
+    ),
     ("a number", _is_number, ("routed_scaling_factor",)),
     ("an object", _is_object, ("text_config", "quantization_config")),
-)  # fmt: skip
+)
 
 
 def wrong_values(config: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str, str]]:

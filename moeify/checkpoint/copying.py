@@ -51,6 +51,4 @@ def reading(source: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise CheckpointError(
-            f"reading {source.name} failed: {error.strerror}", path=source
-        ) from error
+        raise CheckpointError(f"reading {source.name} failed: {error.strerror}", path=source) from error

@@ -24,9 +24,22 @@ from moeify.errors import HubError
 __all__ = ["MODEL_FILES", "download"]
 
 MODEL_FILES = (
-    "*.json", "*.jinja", "*.txt", "*.model", "*.model.v*", "*.spm", "*.bpe", "*.codes",
-    "*.vocab", "*.tiktoken", "*.md", "LICENSE*", "LICENCE*", "NOTICE*", "COPYING*",
-)  # fmt: skip
+    "*.json",
+    "*.jinja",
+    "*.txt",
+    "*.model",
+    "*.model.v*",
+    "*.spm",
+    "*.bpe",
+    "*.codes",
+    "*.vocab",
+    "*.tiktoken",
+    "*.md",
+    "LICENSE*",
+    "LICENCE*",
+    "NOTICE*",
+    "COPYING*",
+)
 """Settings, vocabularies, templates and terms of use, as all libraries name them."""
 _MODULES = "[0-9]*_*/*"  # of a sentence encoder, their own weights included
 _UNWANTED = ["onnx/*", "openvino/*", "coreml/*", "checkpoint-*/*", "runs/*", "original/*"]
@@ -61,17 +74,11 @@ def download(repo_id: str, revision: str | None) -> Path:
     return folder
 
 
-def _fetch(
-    repo_id: str, revision: str | None, wanted: list[str], unwanted: list[str] | None = None
-) -> Path:
+def _fetch(repo_id: str, revision: str | None, wanted: list[str], unwanted: list[str] | None = None) -> Path:
     from huggingface_hub import snapshot_download
 
     with hub_errors(repo_id, "downloading", revision):
-        return Path(
-            snapshot_download(
-                repo_id, revision=revision, allow_patterns=wanted, ignore_patterns=unwanted
-            )
-        )
+        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=wanted, ignore_patterns=unwanted))
 
 
 def _explain_missing_weights(repo_id: str, folder: Path) -> None:

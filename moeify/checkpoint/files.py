@@ -90,9 +90,7 @@ class SourceFiles:
         """
         total = squares = 0.0
         for start in range(0, tensor.nbytes, _SCAN_BYTES):
-            raw = self.read(
-                tensor.path, tensor.start + start, min(_SCAN_BYTES, tensor.nbytes - start)
-            )
+            raw = self.read(tensor.path, tensor.start + start, min(_SCAN_BYTES, tensor.nbytes - start))
             values = decode(raw, tensor.dtype).astype(np.float64)
             total += float(values.sum())
             squares += float(np.einsum("i,i->", values, values))  # no BLAS: its threads would spin

@@ -19,14 +19,18 @@ __all__ = ["cleaned", "code_note", "names_code", "without_code"]
 
 _KEYS = frozenset(
     {
-        "auto_map", "custom_pipelines",  # Python files of this or another repository
+        "auto_map",
+        "custom_pipelines",  # Python files of this or another repository
         # Kernels that transformers would download from the Hub and run.
-        "attn_implementation", "_attn_implementation", "_attn_implementation_internal",
-        "experts_implementation", "_experts_implementation", "_experts_implementation_internal",
+        "attn_implementation",
+        "_attn_implementation",
+        "_attn_implementation_internal",
+        "experts_implementation",
+        "_experts_implementation",
+        "_experts_implementation_internal",
     }
-)  # fmt: skip
-_NAMING = ("config.json", "tokenizer_config.json", "preprocessor_config.json",
-           "processor_config.json")  # fmt: skip
+)
+_NAMING = ("config.json", "tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
 _MODULES, _LIBRARY = "modules.json", "sentence_transformers."
 _OWN = frozenset(path.stem for path in (Path(__file__).parents[1] / "modeling").glob("*.py"))
 _VOCABULARIES = ("tokenizer.json", "vocab.json")

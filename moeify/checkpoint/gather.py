@@ -39,8 +39,7 @@ class Gather:
         if len(self.index) and not 0 <= self.index.min() <= self.index.max() < self.length:
             wrong = next(i for i in self.index.tolist() if not 0 <= i < self.length)
             raise ConfigError(
-                f"tensor {self.part.tensor.name!r} has no neuron {wrong}: they are numbered 0 to"
-                f" {self.length - 1}",
+                f"tensor {self.part.tensor.name!r} has no neuron {wrong}: they are numbered 0 to {self.length - 1}",
                 "take neurons that are there",
             )
 
@@ -68,9 +67,7 @@ class Gather:
         else:
             self._read_rows(files, start, out, unit)
 
-    def _read_runs(
-        self, files: SourceFiles, start: int, out: memoryview, unit: int, ends: list[int]
-    ) -> None:
+    def _read_runs(self, files: SourceFiles, start: int, out: memoryview, unit: int, ends: list[int]) -> None:
         """Neighbours by a read of their own, whose ``ends`` are places in the index."""
         path, base, begins = self.tensor.path, self.part.byte_start, [0, *ends[:-1]]
         firsts = self.index[begins].tolist()

@@ -31,11 +31,29 @@ __all__ = [
 FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
 """Dtypes whose values are weights by themselves, without a scale or a table."""
 DTYPE_BITS = {
-    "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8,
-    "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
-    "I16": 16, "U16": 16, "F16": 16, "BF16": 16,
-    "I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64, "C64": 64,
-}  # fmt: skip
+    "BOOL": 8,
+    "U8": 8,
+    "I8": 8,
+    "F8_E5M2": 8,
+    "F8_E4M3": 8,
+    "F8_E8M0": 8,
+    "F8_E4M3FNUZ": 8,
+    "F8_E5M2FNUZ": 8,
+    "F4": 4,
+    "F6_E2M3": 6,
+    "F6_E3M2": 6,
+    "I16": 16,
+    "U16": 16,
+    "F16": 16,
+    "BF16": 16,
+    "I32": 32,
+    "U32": 32,
+    "F32": 32,
+    "I64": 64,
+    "U64": 64,
+    "F64": 64,
+    "C64": 64,
+}
 ZEROS = Path("/dev/zero")
 """Where the tensors lie that no file holds and that are zero."""
 MAX_HEADER_BYTES = MAX_TEXT_BYTES
@@ -80,9 +98,7 @@ def zeros(name: str, dtype: str, shape: tuple[int, ...]) -> StoredTensor:
     return StoredTensor(name, dtype, shape, ZEROS, 0, tensor_nbytes(dtype, shape))
 
 
-def read_header(
-    path: Path, room: int = MAX_BYTES
-) -> tuple[dict[str, StoredTensor], dict[str, str]]:
+def read_header(path: Path, room: int = MAX_BYTES) -> tuple[dict[str, StoredTensor], dict[str, str]]:
     """Tensors and metadata of one safetensors file, fully validated.
 
     Only the header is read, if it takes no more than about ``room`` bytes of memory. Raises
@@ -115,9 +131,7 @@ def _read_raw(path: Path, room: int) -> tuple[bytes, int]:
 def _check_length(length: int, size: int, path: Path, room: int) -> None:
     if size < _LENGTH_BYTES:
         raise CheckpointError(
-            f"{path.name} is truncated: {size} bytes hold no safetensors header",
-            "download the file again",
-            path=path,
+            f"{path.name} is truncated: {size} bytes hold no safetensors header", "download the file again", path=path
         )
     if length > size - _LENGTH_BYTES:
         raise CheckpointError(
@@ -169,9 +183,7 @@ def _is_count(value: object) -> bool:
     return type(value) is int and 0 <= value < 1 << 63
 
 
-def _parse_entry(
-    name: str, entry: Any, data_start: int, path: Path, shared: dict[Any, Any]
-) -> StoredTensor:
+def _parse_entry(name: str, entry: Any, data_start: int, path: Path, shared: dict[Any, Any]) -> StoredTensor:
     """The tensor ``name``; equal shapes and sizes are one object, which ``shared`` holds."""
     if len(name) > MAX_NAME_LENGTH:
         raise CheckpointError(
@@ -183,17 +195,14 @@ def _parse_entry(
         dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
     except (TypeError, KeyError, ValueError) as error:
         raise CheckpointError(
-            f"{path.name}: the header entry of {name!r} lacks dtype, shape or data_offsets",
-            path=path,
+            f"{path.name}: the header entry of {name!r} lacks dtype, shape or data_offsets", path=path
         ) from error
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
         raise CheckpointError(f"{path.name}: {name!r} has the unknown dtype {dtype!r}", path=path)
     if not isinstance(shape, list) or not all(map(_is_count, shape)):
         raise CheckpointError(f"{path.name}: {name!r} has the invalid shape {shape!r}", path=path)
     if not (_is_count(begin) and _is_count(end) and begin <= end):
-        raise CheckpointError(
-            f"{path.name}: {name!r} has the invalid offsets [{begin!r}, {end!r}]", path=path
-        )
+        raise CheckpointError(f"{path.name}: {name!r} has the invalid offsets [{begin!r}, {end!r}]", path=path)
     if tensor_nbytes(dtype, shape) != end - begin:
         raise CheckpointError(
             f"{path.name}: {name!r} of shape {shape} and dtype {dtype} needs"
@@ -202,27 +211,26 @@ def _parse_entry(
         )
     size, nbytes = tuple(shape), end - begin
     return StoredTensor(
-        name, sys.intern(dtype), shared.setdefault(size, size), path, data_start + begin,
+        name,
+        sys.intern(dtype),
+        shared.setdefault(size, size),
+        path,
+        data_start + begin,
         shared.setdefault(nbytes, nbytes),
-    )  # fmt: skip
+    )
 
 
-def _check_layout(
-    tensors: Iterable[StoredTensor], data_start: int, file_size: int | None, path: Path
-) -> None:
+def _check_layout(tensors: Iterable[StoredTensor], data_start: int, file_size: int | None, path: Path) -> None:
     position, previous = data_start, None
     for tensor in sorted(tensors, key=lambda t: (t.start, t.nbytes)):
         if tensor.start != position:
             what = "overlaps" if tensor.start < position else "leaves a gap after"
-            raise CheckpointError(
-                f"{path.name}: {tensor.name!r} {what} {previous or 'the header'!r}", path=path
-            )
+            raise CheckpointError(f"{path.name}: {tensor.name!r} {what} {previous or 'the header'!r}", path=path)
         position, previous = tensor.start + tensor.nbytes, tensor.name
     if file_size is not None and position != file_size:
         state = "truncated" if position > file_size else "followed by bytes that belong to nothing"
         raise CheckpointError(
-            f"{path.name} is {state}: the header describes {position} bytes,"
-            f" the file has {file_size}",
+            f"{path.name} is {state}: the header describes {position} bytes, the file has {file_size}",
             "download the file again",
             path=path,
         )

@@ -32,14 +32,10 @@ def hub_errors(repo_id: str, doing: str, revision: str | None = None) -> Iterato
     except (network, OSError, RuntimeError) as error:
         raise explain_hub_error(error, repo_id, doing, revision) from error
     except ValueError as error:  # malformed answers, names and metadata
-        raise HubError(
-            f"{doing} {repo_id} failed: {reason(error)}", "mend what it names, then try again"
-        ) from error
+        raise HubError(f"{doing} {repo_id} failed: {reason(error)}", "mend what it names, then try again") from error
 
 
-def explain_hub_error(
-    error: BaseException, repo_id: str, doing: str, revision: str | None = None
-) -> HubError:
+def explain_hub_error(error: BaseException, repo_id: str, doing: str, revision: str | None = None) -> HubError:
     """What ``error`` means for a user who was ``doing`` something with ``repo_id``."""
     from huggingface_hub import errors as hub
 

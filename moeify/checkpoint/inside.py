@@ -16,12 +16,8 @@ def check_relative(name: str) -> None:
     pure = PurePosixPath(name)
     if not name or "\0" in name or pure.is_absolute() or ".." in pure.parts or "\\" in name:
         raise CheckpointError(f"{name[:200]!r} leads out of the checkpoint folder")
-    if len(name.encode()) > _LONGEST_PATH or any(
-        len(part.encode()) > _LONGEST_NAME for part in pure.parts
-    ):
-        raise CheckpointError(
-            f"{name[:40]!r}... is longer than the {_LONGEST_NAME} bytes that a file's name may have"
-        )
+    if len(name.encode()) > _LONGEST_PATH or any(len(part.encode()) > _LONGEST_NAME for part in pure.parts):
+        raise CheckpointError(f"{name[:40]!r}... is longer than the {_LONGEST_NAME} bytes that a file's name may have")
 
 
 def resolve_inside(folder: Path, name: str) -> Path:

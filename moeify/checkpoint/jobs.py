@@ -222,9 +222,7 @@ class Blend(Piece):
         tensor, weight = self.terms[0][0].tensor, self.terms[0][1]
         return files.stds[tensor] * abs(weight)
 
-    def _sum_into(
-        self, values: Float32, files: SourceFiles, start: int, changes: list[LowRankRows]
-    ) -> None:
+    def _sum_into(self, values: Float32, files: SourceFiles, start: int, changes: list[LowRankRows]) -> None:
         """The blend's elements from ``start`` on, before noise."""
         for number, (part, weight) in enumerate(self.terms):
             dtype = part.tensor.dtype
@@ -239,9 +237,7 @@ class Blend(Piece):
         for change in changes:
             change.add_to(values, start)
 
-    def _survived(
-        self, files: SourceFiles, out: memoryview, std: float, changes: list[LowRankRows]
-    ) -> Tally:
+    def _survived(self, files: SourceFiles, out: memoryview, std: float, changes: list[LowRankRows]) -> Tally:
         """What is left of the noise after rounding, judged on the first elements."""
         count = min(len(out) // self._width, _JUDGED_ELEMENTS)
         values = np.empty(count, np.float32)
@@ -292,9 +288,8 @@ def copy_of(tensor: StoredTensor, dtype: str) -> Piece:
 
 
 def piece_of(
-    run: Run, dtype: str, noise: Noise | None = None, weight: float = 1.0,
-    changes: tuple[LowRank, ...] = (),
-) -> Piece:  # fmt: skip
+    run: Run, dtype: str, noise: Noise | None = None, weight: float = 1.0, changes: tuple[LowRank, ...] = ()
+) -> Piece:
     """The cheapest piece that yields ``run`` as ``dtype``.
 
     It is changed by ``changes`` of the whole tensor, and multiplied by ``weight``. Raises

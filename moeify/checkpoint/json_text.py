@@ -88,8 +88,7 @@ def _check_size(raw: bytes, what: str, path: Path, room: int) -> None:
 def _check_depth(document: dict[str, Any], what: str, path: Path) -> None:
     level: list[Any] = [document]
     for _ in range(_MAX_DEPTH):
-        level = [child for node in level for child in _children(node)
-                 if type(child) is dict or type(child) is list]  # fmt: skip
+        level = [child for node in level for child in _children(node) if type(child) is dict or type(child) is list]
         if not level:
             return
     raise CheckpointError(f"{what} is nested more than {_MAX_DEPTH} levels deep", path=path)

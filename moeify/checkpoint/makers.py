@@ -117,9 +117,7 @@ class Makers:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def submit(
-        self, task: Callable[Concatenate[Maker, P], T], *args: P.args, **kwargs: P.kwargs
-    ) -> Future[T]:
+    def submit(self, task: Callable[Concatenate[Maker, P], T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Have ``task(maker, ...)`` done by the next maker that is free."""
 
         def work() -> T:
@@ -131,9 +129,7 @@ class Makers:
 
         return self._pool.submit(work)
 
-    def map(
-        self, task: Callable[[Maker, StoredTensor], T], tensors: Iterable[StoredTensor]
-    ) -> Iterator[T]:
+    def map(self, task: Callable[[Maker, StoredTensor], T], tensors: Iterable[StoredTensor]) -> Iterator[T]:
         """``task`` for all ``tensors``; results in their order."""
         futures = [self.submit(task, tensor) for tensor in tensors]
         try:
@@ -143,9 +139,7 @@ class Makers:
             for future in futures:
                 future.cancel()
 
-    def everyone(
-        self, task: Callable[Concatenate[Maker, P], None], *args: P.args, **kwargs: P.kwargs
-    ) -> None:
+    def everyone(self, task: Callable[Concatenate[Maker, P], None], *args: P.args, **kwargs: P.kwargs) -> None:
         """``task`` for every maker; none may be busy."""
         for _ in range(self.count):
             maker = self._idle.get()
@@ -156,10 +150,7 @@ class Makers:
 
 
 def _do(
-    maker: Maker | WorkerProcess[Maker],
-    task: Callable[Concatenate[Maker, P], T],
-    *args: P.args,
-    **kwargs: P.kwargs,
+    maker: Maker | WorkerProcess[Maker], task: Callable[Concatenate[Maker, P], T], *args: P.args, **kwargs: P.kwargs
 ) -> T:
     if isinstance(maker, WorkerProcess):
         return maker.call(task, *args, **kwargs)

@@ -49,9 +49,8 @@ class PlannedFiles:
 
 
 def write_files(
-    folder: Path, files: PlannedFiles, progress: Progress | None = None,
-    check: Iterable[StoredTensor] = (),
-) -> Tally:  # fmt: skip
+    folder: Path, files: PlannedFiles, progress: Progress | None = None, check: Iterable[StoredTensor] = ()
+) -> Tally:
     """Write, link and copy ``files`` into ``folder``, with their index; see ``write_shards``."""
     tally = write_shards(folder, files.shards, progress, check)
     for path, file in files.linked:
@@ -95,8 +94,10 @@ def check_written(files: PlannedFiles, found: Mapping[str, StoredTensor]) -> Non
         count += 1
         stored = found.get(tensor.name)
         if stored is None or (stored.dtype, stored.shape, stored.path.name) != (
-            tensor.dtype, tensor.shape, tensor.path.name,
-        ):  # fmt: skip
+            tensor.dtype,
+            tensor.shape,
+            tensor.path.name,
+        ):
             raise _other_than_planned(tensor.path.name, tensor.name)
     if count != len(found):
         raise _other_than_planned("the output", f"{count} tensors")

@@ -66,12 +66,14 @@ class Checkpoint:
         check_gathered(tensors.values())
         tensors, wrappers = unwrapped(tensors)
         return cls(
-            folder=folder, config=config, tensors=tensors, shards=tuple(shards),
-            index_file=first if index else None, wrappers=wrappers,
-            notes=tuple(
-                reading_notes(first, unused_files(folder, first, index), absent, wrappers)
-            ),
-        )  # fmt: skip
+            folder=folder,
+            config=config,
+            tensors=tensors,
+            shards=tuple(shards),
+            index_file=first if index else None,
+            wrappers=wrappers,
+            notes=tuple(reading_notes(first, unused_files(folder, first, index), absent, wrappers)),
+        )
 
     def __getitem__(self, name: str) -> StoredTensor:
         """The tensor called ``name``; raises ``TensorNotFoundError``."""
@@ -90,9 +92,7 @@ def _read_headers(folder: Path, shards: list[Path], index: Index) -> dict[str, S
         for name, tensor in found.items():
             if name in tensors:
                 raise CheckpointError(
-                    f"tensor {name!r} stands in two files:"
-                    f" {tensors[name].path.name} and {shard.name}",
-                    path=folder,
+                    f"tensor {name!r} stands in two files: {tensors[name].path.name} and {shard.name}", path=folder
                 )
             tensors[name] = tensor
     return tensors
@@ -160,9 +160,7 @@ def _listed_files(folder: Path, name: str, index: Index) -> list[Path]:
     for file in index:
         if not resolve_inside(folder, file).exists():
             raise CheckpointError(
-                f"{name} names {file!r}, which is not in {folder}",
-                "download the missing shard",
-                path=folder,
+                f"{name} names {file!r}, which is not in {folder}", "download the missing shard", path=folder
             )
     return [resolve_inside(folder, file) for file in index]
 

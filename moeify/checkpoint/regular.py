@@ -36,15 +36,11 @@ def read_bytes(path: Path, limit: int) -> bytes:
     handle, size = open_regular(path)
     with open(handle, "rb") as file:
         if size > limit:
-            raise CheckpointError(
-                f"{path.name} has {size} bytes, more than the {limit} that are read", path=path
-            )
+            raise CheckpointError(f"{path.name} has {size} bytes, more than the {limit} that are read", path=path)
         try:
             return file.read(limit)
         except OSError as error:
-            raise CheckpointError(
-                f"cannot read {path.name}: {error.strerror}", path=path
-            ) from error
+            raise CheckpointError(f"cannot read {path.name}: {error.strerror}", path=path) from error
 
 
 def read_text(path: Path, limit: int) -> str:
@@ -57,6 +53,4 @@ def read_text(path: Path, limit: int) -> str:
         try:
             return file.read(limit).decode("utf-8", errors="replace")
         except OSError as error:
-            raise CheckpointError(
-                f"cannot read {path.name}: {error.strerror}", path=path
-            ) from error
+            raise CheckpointError(f"cannot read {path.name}: {error.strerror}", path=path) from error

@@ -20,9 +20,12 @@ _FEW_BYTES = 64  # a guard
 
 
 def plan_rewrite(
-    checkpoint: Checkpoint, jobs: Iterable[Job], output: Path, max_shard_bytes: int | None = None,
+    checkpoint: Checkpoint,
+    jobs: Iterable[Job],
+    output: Path,
+    max_shard_bytes: int | None = None,
     last: Iterable[Job] = (),
-) -> PlannedFiles:  # fmt: skip
+) -> PlannedFiles:
     """Plan ``checkpoint`` with ``jobs`` in place of the tensors of the same names.
 
     A file without any of them is linked, or copied where ``output`` lies on another file system

@@ -9,12 +9,7 @@ from pathlib import Path
 
 from moeify.errors import CheckpointError, ConfigError
 
-__all__ = [
-    "Source",
-    "is_hub_id",
-    "resolve_source",
-    "split_revision",
-]
+__all__ = ["Source", "is_hub_id", "resolve_source", "split_revision"]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
 _REVISION = re.compile(r"[\w./-]{1,250}")
@@ -57,9 +52,7 @@ def split_revision(text: str, revision: str | None) -> tuple[str, str | None]:
     """
     name, at, named = text.partition("@")
     if at and revision not in (None, named):
-        raise ConfigError(
-            f"{text} names one revision, --revision {revision} another", "name it once"
-        )
+        raise ConfigError(f"{text} names one revision, --revision {revision} another", "name it once")
     return name, named if at else revision
 
 
@@ -75,8 +68,7 @@ def resolve_source(source: str | Path, revision: str | None = None) -> Source:
     if os.path.isdir(path):  # False also for what is no path at all
         if revision is not None:
             raise ConfigError(
-                f"--revision {revision} is only for Hub ids; {path} is a local folder",
-                "leave --revision out",
+                f"--revision {revision} is only for Hub ids; {path} is a local folder", "leave --revision out"
             )
         return Source(folder=path, name=path.name or path.resolve().name)
     text = str(source)

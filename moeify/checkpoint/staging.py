@@ -13,14 +13,7 @@ from pathlib import Path
 from moeify.checkpoint.interruption import Interruptions
 from moeify.errors import OutputError
 
-__all__ = [
-    "check_free_space",
-    "check_output",
-    "existing_parent",
-    "output_errors",
-    "staged",
-    "sync_tree",
-]
+__all__ = ["check_free_space", "check_output", "existing_parent", "output_errors", "staged", "sync_tree"]
 
 
 _LONGEST_NAME = 255 - len("..moeify-replaced")
@@ -76,16 +69,13 @@ def output_errors(output: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise OutputError(
-                f"no space left while writing {output}; nothing was kept",
-                "free some space or choose another disk",
+                f"no space left while writing {output}; nothing was kept", "free some space or choose another disk"
             ) from error
         if isinstance(error, ChildProcessError):
             hint = "it was killed, perhaps for want of memory: free some, then run it again"
         else:
             hint = "check the disk and the permissions, then run the command again"
-        raise OutputError(
-            f"writing {output} failed: {error.strerror or error}; nothing was kept", hint
-        ) from error
+        raise OutputError(f"writing {output} failed: {error.strerror or error}; nothing was kept", hint) from error
 
 
 @contextmanager
@@ -189,9 +179,7 @@ def _remove(stage: Path, lock: int) -> None:
 
 def _check_absent(output: Path, force: bool) -> None:
     if os.path.lexists(output) and not force:
-        raise OutputError(
-            f"the output {output} exists already", "choose another folder, or pass --force"
-        )
+        raise OutputError(f"the output {output} exists already", "choose another folder, or pass --force")
 
 
 def _replaced(output: Path) -> Path:

@@ -18,9 +18,7 @@ _LEADING = ("module.", "base_model.model.")
 _COMPONENT = re.compile(rf"(?:^|(?<=\.))(?:{'|'.join(_ANYWHERE)})\.")
 
 
-def unwrapped(
-    tensors: dict[str, StoredTensor],
-) -> tuple[dict[str, StoredTensor], tuple[str, ...]]:
+def unwrapped(tensors: dict[str, StoredTensor]) -> tuple[dict[str, StoredTensor], tuple[str, ...]]:
     """``tensors`` by the names that they have in the model itself, and what was taken off them.
 
     They stay as they are where two would get one name.
@@ -33,10 +31,9 @@ def unwrapped(
         short = [name.removeprefix(prefix) for name in short]
     if not found or len(set(short)) != len(short):
         return tensors, ()
-    return {
-        name: replace(tensor, name=name)
-        for name, tensor in zip(short, tensors.values(), strict=True)
-    }, tuple(found)
+    return {name: replace(tensor, name=name) for name, tensor in zip(short, tensors.values(), strict=True)}, tuple(
+        found
+    )
 
 
 def _all_start(names: Iterable[str], prefix: str) -> bool:

@@ -13,10 +13,24 @@ from moeify.checkpoint.json_text import read_json
 from moeify.errors import CheckpointError
 
 __all__ = [
-    "ADAPTERS", "ADAPTER_CONFIG", "ADAPTER_WEIGHTS", "INDEX_FILE", "WEIGHTS_FILE", "Index",
-    "adapter_error", "by_file", "check_no_adapter", "conversion_hint", "first_file", "is_adapter",
-    "is_index", "local_file", "no_weights", "read_index", "unused_files",
-]  # fmt: skip
+    "ADAPTERS",
+    "ADAPTER_CONFIG",
+    "ADAPTER_WEIGHTS",
+    "INDEX_FILE",
+    "WEIGHTS_FILE",
+    "Index",
+    "adapter_error",
+    "by_file",
+    "check_no_adapter",
+    "conversion_hint",
+    "first_file",
+    "is_adapter",
+    "is_index",
+    "local_file",
+    "no_weights",
+    "read_index",
+    "unused_files",
+]
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"

@@ -31,9 +31,7 @@ class WorkerProcess(Generic[State]):
     files ``handles``.
     """
 
-    def __init__(
-        self, make: Callable[P, State], handles: Iterable[int], *args: P.args, **kwargs: P.kwargs
-    ) -> None:
+    def __init__(self, make: Callable[P, State], handles: Iterable[int], *args: P.args, **kwargs: P.kwargs) -> None:
         self._process = subprocess.Popen(  # noqa: S603 (our own interpreter)
             [sys.executable, "-P", "-c", _START],
             stdin=subprocess.PIPE,
@@ -46,9 +44,7 @@ class WorkerProcess(Generic[State]):
         self._send(sys.path)
         self._send((make, args, kwargs))
 
-    def call(
-        self, function: Callable[Concatenate[State, P], T], *args: P.args, **kwargs: P.kwargs
-    ) -> T:
+    def call(self, function: Callable[Concatenate[State, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """``function(state, *args)`` in the process; raises what it raises.
 
         Raises ``ChildProcessError`` when the process is gone.
@@ -57,9 +53,7 @@ class WorkerProcess(Generic[State]):
             self._send((function, args, kwargs))
             failed, result = pickle.load(self._results)  # noqa: S301 (from our own process)
         except (EOFError, BrokenPipeError, pickle.UnpicklingError) as error:
-            raise ChildProcessError(
-                f"a worker process ended with status {self._process.wait()}"
-            ) from error
+            raise ChildProcessError(f"a worker process ended with status {self._process.wait()}") from error
         if failed:
             raise result
         return cast(T, result)

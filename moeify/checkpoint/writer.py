@@ -22,9 +22,7 @@ from moeify.checkpoint.output_file import ALIGNMENT, create_file, cut_file, is_m
 from moeify.checkpoint.weight_files import WEIGHTS_FILE
 from moeify.errors import ConfigError
 
-__all__ = [
-    "Progress", "Shard", "aligned_jobs", "grouped", "parse_size", "plan_shards", "write_shards",
-]  # fmt: skip
+__all__ = ["Progress", "Shard", "aligned_jobs", "grouped", "parse_size", "plan_shards", "write_shards"]
 
 T = TypeVar("T")
 Progress = Callable[[int, int], None]
@@ -65,9 +63,7 @@ def parse_size(text: str) -> int:
     return int(float(match[1]) * base ** _POWERS[match[2].upper()])
 
 
-def plan_shards(
-    jobs: Iterable[Job], max_shard_bytes: int, last: Iterable[Job] = ()
-) -> tuple[Shard, ...]:
+def plan_shards(jobs: Iterable[Job], max_shard_bytes: int, last: Iterable[Job] = ()) -> tuple[Shard, ...]:
     """Deal jobs into files of at most ``max_shard_bytes``; ``last`` gets a file of its own.
 
     A tensor larger than the limit gets a file of its own, as transformers does it.
@@ -105,10 +101,13 @@ def aligned_jobs(jobs: Iterable[Job]) -> tuple[Job, ...]:
 
 
 def write_shards(
-    folder: Path, shards: Sequence[Shard], progress: Progress | None = None,
-    check: Iterable[StoredTensor] = (), processes: int | None = None,
+    folder: Path,
+    shards: Sequence[Shard],
+    progress: Progress | None = None,
+    check: Iterable[StoredTensor] = (),
+    processes: int | None = None,
     threads: int | None = None,
-) -> Tally:  # fmt: skip
+) -> Tally:
     """Write ``shards`` into ``folder``; returns what noise survived.
 
     Every tensor in ``check`` is scanned for NaN and infinity first. Chunks are made by ``threads``

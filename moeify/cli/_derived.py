@@ -42,11 +42,7 @@ def derived(command: Callable[..., None], first: Sequence[str]) -> Callable[...,
     def run(**given: Any) -> None:
         out = Output(as_json=given.pop("as_json"), quiet=given.pop("quiet"))
         values = {field.name: given.pop(field.name) for field in fields}
-        options = {
-            name: _parsed(name, hints[name], value)
-            for name, value in values.items()
-            if value is not None
-        }
+        options = {name: _parsed(name, hints[name], value) for name, value in values.items() if value is not None}
         command(out=out, config=config(**options), **given)
 
     own = [p for p in signature.parameters.values() if p.name not in ("config", "out")]

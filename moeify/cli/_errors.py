@@ -54,8 +54,7 @@ def _explain(failure: BaseException) -> bool:
     elif isinstance(failure, Exception) and not isinstance(failure, typer.Exit):
         summary = f"{type(failure).__name__}: {failure}".splitlines()[0]
         error(
-            f"unexpected failure, which is a bug in moeify: {summary}",
-            "MOEIFY_DEBUG=1 shows where; please report it",
+            f"unexpected failure, which is a bug in moeify: {summary}", "MOEIFY_DEBUG=1 shows where; please report it"
         )
     else:
         return False

@@ -73,13 +73,12 @@ def _facts(report: InspectReport) -> list[tuple[str, str]]:
             )
         )
         if report.router is not None:
-            rows.append(("routing", _routing(report.router)))  # fmt: skip
+            rows.append(("routing", _routing(report.router)))
     if report.params_total is not None:
         rows.append(("parameters", _parameters(report)))
     dtypes = ", ".join(f"{name} {size(nbytes)}" for name, nbytes in report.dtypes.items())
     one = next(iter(report.dtypes), "")
-    rows.append(("bytes", f"{size(report.bytes)} in {_files(len(report.shards))},"
-                          f" {report.num_tensors:,} tensors"))  # fmt: skip
+    rows.append(("bytes", f"{size(report.bytes)} in {_files(len(report.shards))}, {report.num_tensors:,} tensors"))
     rows.append(("dtypes", one if len(report.dtypes) == 1 else dtypes))
     if report.tied_embeddings is not None:
         rows.append(("embeddings", "tied" if report.tied_embeddings else "untied"))
@@ -146,8 +145,7 @@ def _show_outlook(out: Output, report: InspectReport) -> None:
     outlook = report.upcycled
     if outlook is None:
         return
-    rows = [(role, str(tensor["name"]), " x ".join(map(str, tensor["shape"])))
-            for role, tensor in outlook.ffn.items()]  # fmt: skip
+    rows = [(role, str(tensor["name"]), " x ".join(map(str, tensor["shape"]))) for role, tensor in outlook.ffn.items()]
     out.grid("FFN of a layer", ("role", "tensor", "shape"), rows, left=2)
     text = (
         f"{outlook.model_type} with {outlook.num_experts} experts, top-{outlook.top_k}:"

@@ -7,26 +7,14 @@ from typing import Annotated
 
 import typer
 
-__all__ = [
-    "DryRunOption",
-    "JsonOption",
-    "MixtureArgument",
-    "OutputArgument",
-    "PushToOption",
-    "QuietOption",
-    "epilog",
-]
+__all__ = ["DryRunOption", "JsonOption", "MixtureArgument", "OutputArgument", "PushToOption", "QuietOption", "epilog"]
 
-MixtureArgument = Annotated[
-    str, typer.Argument(metavar="MOE", help="Mixture of experts: a folder or a Hub id.")
-]
+MixtureArgument = Annotated[str, typer.Argument(metavar="MOE", help="Mixture of experts: a folder or a Hub id.")]
 OutputArgument = Annotated[
     Path | None, typer.Argument(help="Folder to write; named after source and options if left out.")
 ]
 DryRunOption = Annotated[bool, typer.Option(help="Print the plan's totals and stop.")]
-PushToOption = Annotated[
-    str | None, typer.Option(help="Publish the result on the Hub as user/name.", metavar="ID")
-]
+PushToOption = Annotated[str | None, typer.Option(help="Publish the result on the Hub as user/name.", metavar="ID")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 

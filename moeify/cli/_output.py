@@ -12,14 +12,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 
 __all__ = ["Output", "bar", "count", "error", "plain", "size", "spark", "written"]
@@ -98,9 +91,7 @@ def bar(fraction: float, width: int = 12) -> str:
 def spark(values: Sequence[float]) -> str:
     """A character for each value, as high as the value is of twice the even share, 1."""
     steps = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
-    return "".join(
-        "\u00b7" if value < 0.1 else steps[min(int(value * 4), len(steps) - 1)] for value in values
-    )
+    return "".join("\u00b7" if value < 0.1 else steps[min(int(value * 4), len(steps) - 1)] for value in values)
 
 
 def error(message: str, hint: str | None = None) -> None:
@@ -146,10 +137,7 @@ class Output:
                 table.add_row(plain(name), plain(value))
         self._out.print(table)
 
-    def grid(
-        self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]],
-        left: int = 1,
-    ) -> None:  # fmt: skip
+    def grid(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> None:
         """Rows under headings; the first ``left`` columns hold words, the others numbers.
 
         Words give way where the terminal is narrow, numbers never break.
@@ -185,13 +173,15 @@ class Output:
         if self.quiet or not self._err.is_terminal:
             yield None
             return
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/"
-                   "{task.total}"), TimeRemainingColumn())  # fmt: skip
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed}/{task.total}"),
+            TimeRemainingColumn(),
+        )
         with Progress(*columns, console=self._err, transient=True) as bar:
             task = bar.add_task(plain(label), total=None)
-            yield lambda what, done, total: bar.update(
-                task, description=plain(what), completed=done, total=total
-            )
+            yield lambda what, done, total: bar.update(task, description=plain(what), completed=done, total=total)
 
     def warning(self, text: str) -> None:
         """Something the user should know, on stderr."""
@@ -224,9 +214,12 @@ class Output:
             yield None
             return
         columns = (
-            TextColumn("{task.description}"), BarColumn(), DownloadColumn(),
-            TransferSpeedColumn(), TimeRemainingColumn(),
-        )  # fmt: skip
+            TextColumn("{task.description}"),
+            BarColumn(),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+        )
         with Progress(*columns, console=self._err, transient=True) as bar:
             task = bar.add_task(plain(label), total=None)
             yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -17,9 +17,7 @@ _DOMAIN_EXPERTS = 12
 _WORST = 4
 
 
-def show_routing(
-    out: Output, report: InspectReport, shown: Sequence[LayerReport] | None, *, detailed: bool
-) -> None:
+def show_routing(out: Output, report: InspectReport, shown: Sequence[LayerReport] | None, *, detailed: bool) -> None:
     """Load and decision of each layer, domains, co-activation, vocabulary, comparison.
 
     Domains and vocabulary of one layer only, unless layers are asked for: ``detailed``.
@@ -35,9 +33,7 @@ def show_routing(
     headings = ["layer", "load", "MaxVio", "CV", "dead", "entropy", "margin", "busiest"]
     if routing.get("against"):
         headings.append("same")
-        rows = [
-            (*row, same) for row, same in zip(rows, _same(report, listed, len(rows)), strict=True)
-        ]
+        rows = [(*row, same) for row, same in zip(rows, _same(report, listed, len(rows)), strict=True)]
     out.grid(title, headings, rows, left=2)
     _explain(out, report)
     layers = list(shown or ()) if detailed else [_telling(report)]
@@ -108,18 +104,16 @@ def _show_domains(out: Output, report: InspectReport, layers: Sequence[LayerRepo
     names, baseline = domains["names"], domains["baseline"]
     for layer in layers:
         figures = layer.routing["domains"]
-        order = sorted(range(len(figures["own_domain"])),
-                       key=lambda e: -(figures["enrichment"][e] or float("inf")))  # fmt: skip
+        order = sorted(range(len(figures["own_domain"])), key=lambda e: -(figures["enrichment"][e] or float("inf")))
         rows = [
             (
                 str(expert),
                 *(f"{share:.0%}" for share in figures["specialization"][expert]),
                 names[figures["own_domain"][expert]],
-                "only" if figures["enrichment"][expert] is None
-                else f"{figures['enrichment'][expert]:.1f}x",
+                "only" if figures["enrichment"][expert] is None else f"{figures['enrichment'][expert]:.1f}x",
             )
             for expert in order[:_DOMAIN_EXPERTS]
-        ]  # fmt: skip
+        ]
         title = (
             f"domains, layer {layer.layer}: part of a domain's tokens that visit an expert"
             f" (evenly {baseline:.0%}), NMI {figures['nmi']:.3f}"
@@ -134,9 +128,7 @@ def _show_coactivation(out: Output, report: InspectReport, layers: Sequence[Laye
     rows = []
     for layer in layers:
         pairs = found[str(layer.layer)]
-        listing = ", ".join(
-            f"{pair['expert']}+{pair['with']} {pair['fraction']:.0%}" for pair in pairs["top"][:5]
-        )
+        listing = ", ".join(f"{pair['expert']}+{pair['with']} {pair['fraction']:.0%}" for pair in pairs["top"][:5])
         rows.append((str(layer.layer), listing, f"{pairs['baseline']:.0%}"))
     title = "experts that meet: of the first one's tokens, those that also visit the second"
     out.grid(title, ("layer", "pairs", "by chance"), rows, left=2)

@@ -46,7 +46,7 @@ def _show(out: Output, report: AddReport, dry_run: bool) -> None:
         ("experts", f"{report.num_experts_before} -> {report.num_experts}, top-{report.top_k}"),
         *((f"from {o.name}", f"expert {o.experts[0]}: {o.label}") for o in report.added),
         ("bytes", written(report.bytes_written, report.files_linked, report.files_copied)),
-    ]  # fmt: skip
+    ]
     if report.label_agreement is not None:
         rows.append(("routers", f"{report.label_agreement:.1%} of their tokens go there first"))
     rows.append(("time", f"{report.seconds:.1f} s"))

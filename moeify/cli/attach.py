@@ -18,9 +18,7 @@ EXAMPLES = (
 FIRST = ("router", "top_k", "route_by")
 
 
-def command(
-    out: Output, config: AttachConfig, checkpoint: MixtureArgument, output: OutputArgument = None
-) -> None:
+def command(out: Output, config: AttachConfig, checkpoint: MixtureArgument, output: OutputArgument = None) -> None:
     """Give a mixture of experts fresh routers, writing no other weight again."""
     from moeify.upcycling.attach import attach
 

@@ -20,9 +20,7 @@ EXAMPLES = (
 FIRST = ("expert", "shares", "by", "dataset", "scores")
 
 
-def command(
-    out: Output, config: ExtractConfig, checkpoint: MixtureArgument, output: OutputArgument = None
-) -> None:
+def command(out: Output, config: ExtractConfig, checkpoint: MixtureArgument, output: OutputArgument = None) -> None:
     """Write one expert of a mixture, or a mean of several, as a dense checkpoint."""
     from moeify.pruning.extract import extract
 

@@ -22,25 +22,17 @@ EXAMPLES = (
     "moeify inspect ./my-moe --verify",
     "moeify inspect ./my-moe --dataset book.txt --fail-on 'dead>0,maxvio>2' --json",
 )
-FIRST = (
-    "weights", "dataset", "domain_column", "verify", "html", "plot", "layers", "show_all",
-    "reference", "fail_on",
-)  # fmt: skip
+FIRST = ("weights", "dataset", "domain_column", "verify", "html", "plot", "layers", "show_all", "reference", "fail_on")
 
 
 def command(
     out: Output,
     config: InspectConfig,
     checkpoint: Annotated[str, typer.Argument(help="Any checkpoint: a folder or a Hub id.")],
-    plot: Annotated[
-        Path | None, typer.Option(help="Draw the figures.", metavar="FILE.svg|.png")
-    ] = None,
-    html: Annotated[
-        Path | None, typer.Option(help="Write one page that works offline.", metavar="FILE")
-    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the figures.", metavar="FILE.svg|.png")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write one page that works offline.", metavar="FILE")] = None,
     layers: Annotated[
-        str | None,
-        typer.Option(help="Layers to show: all, odd, even, or 0,2,4-7.", metavar="LAYERS"),
+        str | None, typer.Option(help="Layers to show: all, odd, even, or 0,2,4-7.", metavar="LAYERS")
     ] = None,
     show_all: Annotated[bool, typer.Option("--all", help="Show every layer.")] = False,
     fail_on: Annotated[

@@ -18,24 +18,16 @@ EXAMPLES = (
     "moeify prune Qwen/Qwen3-30B-A3B ./64 --keep 64 --by aimer",
     "moeify prune ./my-moe ./dense --keep 1 --dense",
 )
-FIRST = (
-    "keep",
-    "ratio",
-    "drop",
-    "by",
-    "dataset",
-    "scores",
-    "merge",
-    "rescale",
-    "evaluate",
-    "dense",
-)
+FIRST = ("keep", "ratio", "drop", "by", "dataset", "scores", "merge", "rescale", "evaluate", "dense")
 
 
 def command(
-    out: Output, config: PruneConfig, checkpoint: MixtureArgument, output: OutputArgument = None,
+    out: Output,
+    config: PruneConfig,
+    checkpoint: MixtureArgument,
+    output: OutputArgument = None,
     push_to: PushToOption = None,
-) -> None:  # fmt: skip
+) -> None:
     """Take experts out of a mixture, by byte ranges, and measure it against chance."""
     check_push_target(push_to)
     from moeify.pruning.prune import prune
@@ -50,15 +42,18 @@ def _show(out: Output, report: PruneReport) -> None:
     out.document(report.to_dict(), report.warnings)
     rows = [
         ("model", report.model_type),
-        ("experts", f"{report.num_experts_before} -> {report.num_experts} in"
-                    f" {len(report.kept)} layers, top-{report.top_k}, by {report.by}"),
+        (
+            "experts",
+            f"{report.num_experts_before} -> {report.num_experts} in"
+            f" {len(report.kept)} layers, top-{report.top_k}, by {report.by}",
+        ),
         ("parameters", f"{count(report.params_before)} -> {count(report.params_after)}"),
         ("bytes", f"{size(report.bytes_before)} -> {size(report.bytes_written)}"),
         *_calibration(report),
         *_layers(report),
         *_loss(report),
         ("time", f"{report.seconds:.1f} s"),
-    ]  # fmt: skip
+    ]
     out.table(f"{report.source} became {report.output}", rows)
 
 
@@ -93,11 +88,9 @@ def _loss(report: PruneReport) -> list[tuple[str, str]]:
         return []
     rows = [
         ("held-out loss", f"{loss.before:.4f} before, {loss.after:.4f} after"),
-        ("random pruning", f"{loss.random_mean:.4f} +- {loss.random_std:.4f}"
-                           f" over {len(loss.random)} seeds"),
-        ("verdict", "better than chance" if loss.better_than_chance
-                    else "no better than chance on this text"),
-    ]  # fmt: skip
+        ("random pruning", f"{loss.random_mean:.4f} +- {loss.random_std:.4f} over {len(loss.random)} seeds"),
+        ("verdict", "better than chance" if loss.better_than_chance else "no better than chance on this text"),
+    ]
     if loss.dropped is not None:
         rows.insert(1, ("without merging", f"{loss.dropped:.4f}"))
     return rows

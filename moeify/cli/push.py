@@ -24,9 +24,7 @@ FIRST = ("private", "create_pr", "revision", "yes")
 def command(
     out: Output,
     config: PushConfig,
-    checkpoint: Annotated[
-        str, typer.Argument(metavar="FOLDER", help="Checkpoint folder to publish.")
-    ],
+    checkpoint: Annotated[str, typer.Argument(metavar="FOLDER", help="Checkpoint folder to publish.")],
     repo_id: Annotated[str, typer.Argument(help="Where on the Hub: user/name.")],
 ) -> None:
     """Publish a checkpoint on the Hugging Face Hub, sending only what is new."""
@@ -43,11 +41,14 @@ def _show(out: Output, report: PushReport) -> None:
     rows = [
         ("url", report.url),
         ("commit", report.commit),
-        ("uploaded", f"{report.files_uploaded} of {report.files} files,"
-                     f" {size(report.bytes_uploaded)} of {size(report.bytes_total)}"),
+        (
+            "uploaded",
+            f"{report.files_uploaded} of {report.files} files,"
+            f" {size(report.bytes_uploaded)} of {size(report.bytes_total)}",
+        ),
         ("removed", f"{report.files_removed} stale files"),
         ("time", f"{report.seconds:.1f} s"),
-    ]  # fmt: skip
+    ]
     if not report.files_removed:
         rows.pop(3)
     verb = "pushed to" if report.files_uploaded or report.files_removed else "already up to date at"

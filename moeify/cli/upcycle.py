@@ -24,9 +24,17 @@ EXAMPLES = (
     " --router data --dataset texts.jsonl --domain-column domain",
 )
 FIRST = (
-    "num_experts", "top_k", "layers", "noise", "router", "experts_from", "labels", "route_by",
-    "compat", "dry_run",
-)  # fmt: skip
+    "num_experts",
+    "top_k",
+    "layers",
+    "noise",
+    "router",
+    "experts_from",
+    "labels",
+    "route_by",
+    "compat",
+    "dry_run",
+)
 
 
 def command(
@@ -54,14 +62,22 @@ def _show(out: Output, report: UpcycleReport, source: str) -> None:
     rows = [
         ("model", f"{report.family} -> {report.model_type}"),
         ("MoE layers", f"{len(report.moe_layers)} of {report.num_layers}"),
-        ("experts", f"{report.num_experts}, top-{report.top_k}"
-                    + (", one choice for a sequence" if report.route_by == "sequence" else "")),
-        ("parameters", f"{count(report.params_dense)} dense -> {count(report.params_total)} total,"
-                       f" {count(report.params_active)} active"),
+        (
+            "experts",
+            f"{report.num_experts}, top-{report.top_k}"
+            + (", one choice for a sequence" if report.route_by == "sequence" else ""),
+        ),
+        (
+            "parameters",
+            f"{count(report.params_dense)} dense -> {count(report.params_total)} total,"
+            f" {count(report.params_active)} active",
+        ),
         ("bytes", f"{size(report.bytes_written)}, {size(report.bytes_carried)} beside them"),
-        *((f"from {origin.name}", f"experts {', '.join(map(str, origin.experts))}: {origin.label}")
-          for origin in report.sources),
-    ]  # fmt: skip
+        *(
+            (f"from {origin.name}", f"experts {', '.join(map(str, origin.experts))}: {origin.label}")
+            for origin in report.sources
+        ),
+    ]
     if report.label_agreement is not None:
         rows.append(("routers", f"{report.label_agreement:.1%} of the tokens go to their label"))
     if not report.dry_run and (report.noise_effective or not report.sources):

@@ -19,16 +19,16 @@ EXAMPLES = (
     "moeify warmup ./my-moe warm --dataset mixed.jsonl --domain-column domain --plot load.svg",
     "torchrun --nproc-per-node 2 -m moeify warmup ./my-moe warm --dataset text.jsonl",
 )
-FIRST = (
-    "dataset", "steps", "fit", "train", "loss", "learning_rate", "domain_column", "reference",
-    "resume", "plot",
-)  # fmt: skip
+FIRST = ("dataset", "steps", "fit", "train", "loss", "learning_rate", "domain_column", "reference", "resume", "plot")
 
 
 def command(
-    out: Output, config: WarmupConfig, checkpoint: MixtureArgument, output: OutputArgument = None,
+    out: Output,
+    config: WarmupConfig,
+    checkpoint: MixtureArgument,
+    output: OutputArgument = None,
     push_to: PushToOption = None,
-) -> None:  # fmt: skip
+) -> None:
     """Fit and train the routers of a mixture on text, and nothing else."""
     check_push_target(push_to)
     from moeify.warming.warmup import warmup
@@ -63,13 +63,15 @@ def _summary(report: WarmupReport) -> list[tuple[str, str]]:
         ("MaxVio", f"{report.max_violation_before:.3f} -> {report.max_violation_after:.3f}"),
         ("entropy", f"{report.entropy_before:.3f} -> {report.entropy_after:.3f}"),
         ("dead experts", f"{report.dead_before} -> {report.dead_after}"),
-        (f"{report.loss} loss", f"{report.eval_loss_before:#.5g} -> {report.eval_loss_after:#.5g},"
-                                f" random routing {report.eval_loss_random:#.5g}{dense}"),
-        *((f"of {name}", f"{loss.before:#.5g} -> {loss.after:#.5g}")
-          for name, loss in report.domain_losses.items()),
+        (
+            f"{report.loss} loss",
+            f"{report.eval_loss_before:#.5g} -> {report.eval_loss_after:#.5g},"
+            f" random routing {report.eval_loss_random:#.5g}{dense}",
+        ),
+        *((f"of {name}", f"{loss.before:#.5g} -> {loss.after:#.5g}") for name, loss in report.domain_losses.items()),
         ("bytes", written(report.bytes_written, report.files_linked, report.files_copied)),
         ("time", f"{report.seconds:.1f} s"),
-    ]  # fmt: skip
+    ]
 
 
 def _headroom(report: WarmupReport) -> str:

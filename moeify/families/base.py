@@ -7,15 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from moeify.errors import CheckpointError
 from moeify.families.moe_layout import ExpertTensor, MoeLayout, Rest, RouterRule
-from moeify.families.values import (
-    Config,
-    Dims,
-    Shape,
-    num_labels,
-    positive,
-    resolve_shape,
-    ties_embeddings,
-)
+from moeify.families.values import Config, Dims, Shape, num_labels, positive, resolve_shape, ties_embeddings
 
 __all__ = [
     "Config",

@@ -146,6 +146,13 @@ def _own_moe_config(config: Config, settings: MoeSettings) -> Config:
 
 
 _OWN_KEYS = (
-    "num_experts", "num_experts_per_tok", "moe_layers", "route_by", "norm_topk_prob",
-    "output_router_logits", "router_aux_loss_coef", "router_z_loss_coef", "experts_implementation",
-)  # fmt: skip
+    "num_experts",
+    "num_experts_per_tok",
+    "moe_layers",
+    "route_by",
+    "norm_topk_prob",
+    "output_router_logits",
+    "router_aux_loss_coef",
+    "router_z_loss_coef",
+    "experts_implementation",
+)

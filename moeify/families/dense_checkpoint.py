@@ -132,9 +132,7 @@ def sort_dense(checkpoint: Checkpoint, layout: DenseLayout) -> Dense:
         _place(found, stored)
     _swap_tied(found)
     absent = list(_absent(found))
-    found.quantised = quantized_as(
-        found.base.values(), (*absent, *found.joined), _others(found), config
-    )
+    found.quantised = quantized_as(found.base.values(), (*absent, *found.joined), _others(found), config)
     if found.quantised is None:
         _fill(found, absent)
         _drop_leftover(found)
@@ -151,9 +149,7 @@ def open_dense(checkpoint: Checkpoint, layout: DenseLayout, *, headless: bool = 
     folder = checkpoint.folder
     if found.quantised is not None:
         raise CheckpointError(
-            f"{folder.name} is quantised ({found.quantised})",
-            "upcycle the unquantised checkpoint",
-            path=folder,
+            f"{folder.name} is quantised ({found.quantised})", "upcycle the unquantised checkpoint", path=folder
         )
     for name, first, second in found.twice:
         raise CheckpointError(
@@ -175,8 +171,7 @@ def open_dense(checkpoint: Checkpoint, layout: DenseLayout, *, headless: bool = 
     for name in found.misshapen:
         stored = found.held[name]
         raise CheckpointError(
-            f"tensor {stored.name!r} has shape {list(stored.shape)}, config.json says"
-            f" {list(found.shapes[name])}",
+            f"tensor {stored.name!r} has shape {list(stored.shape)}, config.json says {list(found.shapes[name])}",
             "mend config.json, or use the one that belongs to these weights",
             path=stored.path,
         )
@@ -253,8 +248,7 @@ def _fill(found: Dense, absent: list[str]) -> None:
             found.filled.add(name)
             found.heads[name] = origin
             found.notes.append(
-                f"{name} is missing, and {origin.name} is taken, as before transformers 5, which"
-                " takes zeros"
+                f"{name} is missing, and {origin.name} is taken, as before transformers 5, which takes zeros"
             )
         elif other and bare and name.endswith(".bias") and (inner is None or inner in bare):
             weight = found.base.get(f"{name.removesuffix('bias')}weight", other)
@@ -266,8 +260,7 @@ def _fill(found: Dense, absent: list[str]) -> None:
             found.missing.append(name)
     if blank:
         found.notes.append(
-            f"{len(blank)} biases are missing, and zeros are taken, as in transformers:"
-            f" {some(grouped(blank))}"
+            f"{len(blank)} biases are missing, and zeros are taken, as in transformers: {some(grouped(blank))}"
         )
 
 
@@ -288,6 +281,5 @@ def _drop_leftover(found: Dense) -> None:
     kind = quantization_kind(found.config)
     if found.config.pop(QUANTIZATION, None) is not None:
         found.notes.append(
-            f"config.json says quantised ({kind}), which the weights are not: {QUANTIZATION} is"
-            " left out"
+            f"config.json says quantised ({kind}), which the weights are not: {QUANTIZATION} is left out"
         )

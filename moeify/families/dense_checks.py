@@ -91,9 +91,7 @@ def _part(name: str, found: Dense) -> str:
 
 def _problems(found: Dense) -> Iterator[Problem]:
     for name, first, second in found.twice:
-        yield Problem(
-            kind="duplicate_tensor", message=f"{first.name} and {second.name} are both {name}"
-        )
+        yield Problem(kind="duplicate_tensor", message=f"{first.name} and {second.name} are both {name}")
     yield from by_pattern("missing_tensor", [*found.missing, *sorted(found.filled)], "missing")
     yield from by_pattern("shape", found.misshapen, "of another shape than config.json says")
     unknown = [stored.name for stored in found.unknown.values()]
@@ -108,9 +106,7 @@ def outlook(found: Dense, parts: dict[str, PartSize]) -> Outlook | None:
     conversion = conversion_from(layout)
     dims = layout.dims(found.config)
     layers = dims["L"]
-    settings = MoeSettings(
-        num_experts=_EXPERTS, top_k=_TOP_K, moe_layers=tuple(range(layers)), num_layers=layers
-    )
+    settings = MoeSettings(num_experts=_EXPERTS, top_k=_TOP_K, moe_layers=tuple(range(layers)), num_layers=layers)
     ffn = found.ffn(0)
     elements = sum(stored.elements for stored in ffn.values())
     nbytes = sum(stored.nbytes for stored in ffn.values())
@@ -131,8 +127,5 @@ def outlook(found: Dense, parts: dict[str, PartSize]) -> Outlook | None:
         nbytes=stored_bytes
         + layers * ((_EXPERTS - 1) * nbytes + added * nbytes // elements)
         + (nbytes // elements if conversion.moe.guard else 0),
-        ffn={
-            part.role: {"name": part.name, "shape": list(ffn[part.role].shape)}
-            for part in layout.ffn
-        },
+        ffn={part.role: {"name": part.name, "shape": list(ffn[part.role].shape)} for part in layout.ffn},
     )

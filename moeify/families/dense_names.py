@@ -30,22 +30,17 @@ _SCORE: Mapping[str, Shape] = {"score.weight": ("C", "H")}
 DECODER_HEADS: Mapping[str, Head] = {
     "Model": Head(),
     "ForCausalLM": Head(
-        prefix="model.",
-        tensors={"lm_head.weight": ("V", "H")},
-        tied={"lm_head.weight": "model.embed_tokens.weight"},
+        prefix="model.", tensors={"lm_head.weight": ("V", "H")}, tied={"lm_head.weight": "model.embed_tokens.weight"}
     ),
     "ForSequenceClassification": Head(prefix="model.", tensors=_SCORE),
     "ForTokenClassification": Head(prefix="model.", tensors={**_SCORE, "score.bias": ("C",)}),
     "ForQuestionAnswering": Head(
-        prefix="transformer.",
-        tensors={"qa_outputs.weight": (2, "H"), "qa_outputs.bias": (2,)},
+        prefix="transformer.", tensors={"qa_outputs.weight": (2, "H"), "qa_outputs.bias": (2,)}
     ),
 }
 
 
-def grouped_query_dims(
-    config: Config, defaults: Config | None = None, *, head_dim: int | None = None
-) -> Dims:
+def grouped_query_dims(config: Config, defaults: Config | None = None, *, head_dim: int | None = None) -> Dims:
     """Symbols of a grouped-query decoder: A query width, K key and value width, D head width.
 
     ``defaults`` are the config class's own, ``head_dim`` its width of a head where it has one.

@@ -37,9 +37,7 @@ def own_engines(model_type: str) -> tuple[Engine, ...]:
     """Those of moeify's own classes."""
     return (
         Engine(name="transformers", verdict="yes, with the code in this repository"),
-        Engine(
-            name="vLLM, SGLang, llama.cpp, mlx-lm", verdict=f"no: they do not know {model_type}"
-        ),
+        Engine(name="vLLM, SGLang, llama.cpp, mlx-lm", verdict=f"no: they do not know {model_type}"),
     )
 
 
@@ -54,15 +52,11 @@ NATIVE = (
     Engine(
         name="vLLM",
         verdict=_UNTRIED,
-        unless=((lambda config: config.get("shared_expert_intermediate_size") == 0,
-                 _EMPTY_SHARED_EXPERT),),
+        unless=((lambda config: config.get("shared_expert_intermediate_size") == 0, _EMPTY_SHARED_EXPERT),),
     ),
     Engine(name="SGLang", verdict=_UNTRIED),
-)  # fmt: skip
+)
 """Programs with classes of their own for transformers' mixtures, as far as these were tried."""
 
-FOREIGN = (
-    _TRANSFORMERS,
-    Engine(name="others", verdict="not tested: those that run the original model"),
-)
+FOREIGN = (_TRANSFORMERS, Engine(name="others", verdict="not tested: those that run the original model"))
 """What is known of mixtures that moeify cuts but does not make."""

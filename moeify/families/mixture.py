@@ -141,8 +141,7 @@ class Mixture:
             )
         if stored.shape != expected:
             raise CheckpointError(
-                f"router {stored.name!r} has shape {list(stored.shape)}, config.json says"
-                f" {list(expected)}",
+                f"router {stored.name!r} has shape {list(stored.shape)}, config.json says {list(expected)}",
                 "mend config.json, or use the one that belongs to these weights",
                 path=stored.path,
             )
@@ -230,9 +229,7 @@ class Mixture:
         """Raise ``CheckpointError`` for quantised experts, of which ``what`` is true."""
         stored = self.quantised
         if stored is not None:
-            raise CheckpointError(
-                f"tensor {stored.name!r} has dtype {stored.dtype}: {what}", hint, path=stored.path
-            )
+            raise CheckpointError(f"tensor {stored.name!r} has dtype {stored.dtype}: {what}", hint, path=stored.path)
 
 
 def _counts(stored: StoredTensor, num_experts: int, axis: int) -> bool:
@@ -268,8 +265,9 @@ def open_mixture(checkpoint: Checkpoint) -> Mixture:
     if norm is not None and mixture.layer_prefix(first) + norm not in checkpoint.tensors:
         raise TensorNotFoundError(
             mixture.layout.layer.format(layer=first) + norm,
-            checkpoint.folder, "the checkpoint is incomplete: download it again",
-        )  # fmt: skip
+            checkpoint.folder,
+            "the checkpoint is incomplete: download it again",
+        )
     _ = mixture.num_experts, mixture.top_k, mixture.hidden_size  # raises before any work
     return mixture
 
@@ -315,9 +313,7 @@ def _file(mixture: Mixture, stored: StoredTensor, place: Place) -> None:
         (mixture.outer if outer else mixture.heads).add(place.name)
 
 
-def _count(
-    mixture: Mixture, stored: StoredTensor, place: Place, uncounted: tuple[str, ...]
-) -> None:
+def _count(mixture: Mixture, stored: StoredTensor, place: Place, uncounted: tuple[str, ...]) -> None:
     beside = place.beside and place.part not in _UNPLACED
     size = mixture.parts.setdefault("quantization" if beside else place.part, PartSize())
     size.nbytes += stored.nbytes

@@ -13,9 +13,7 @@ from moeify.families.values import Config, text_config
 
 __all__ = ["MIXERS", "Place", "Places", "layer_part", "layout_prefix", "named_like", "outer_part"]
 
-MIXERS = frozenset(
-    ("self_attn", "attn", "attention", "crossattention", "linear_attn", "mamba", "conv")
-)
+MIXERS = frozenset(("self_attn", "attn", "attention", "crossattention", "linear_attn", "mamba", "conv"))
 """Under which names a layer's parts mix tokens with one another."""
 _EMBEDDINGS = ("embed_tokens", "embeddings", "wte", "wpe")
 _OUTSIDE = -1
@@ -61,9 +59,8 @@ class Places:
     """Looks names up instead of matching patterns: a large mixture has 20,000 of them."""
 
     def __init__(
-        self, layout: MoeLayout, config: Config, prefix: str, num_layers: int,
-        moe_layers: tuple[int, ...],
-    ) -> None:  # fmt: skip
+        self, layout: MoeLayout, config: Config, prefix: str, num_layers: int, moe_layers: tuple[int, ...]
+    ) -> None:
         self.layout, self.prefix = layout, prefix
         self.num_layers, self.moe_layers = num_layers, frozenset(moe_layers)
         self.layer_root = prefix + layout.layer.split("{")[0]
@@ -137,9 +134,7 @@ class Places:
         expert, tail, tails = self._one_expert(name)
         if expert is None or (spec := tails.get(tail)) is None:
             return None
-        return Place(
-            part="experts", name=name, layer=layer, kind="single", spec=spec, expert=expert
-        )
+        return Place(part="experts", name=name, layer=layer, kind="single", spec=spec, expert=expert)
 
     def _router(self, layer: int, name: str, part: str) -> Place:
         rule = self.layout.rule

@@ -50,15 +50,9 @@ def _config_problems(config: Config, num_experts: int, top_k: int | None) -> Ite
     said = {key: section[key] for key in EXPERT_KEYS if section.get(key) is not None}
     if len(set(map(str, said.values()))) > 1:
         listing = ", ".join(f"{key} = {value!r}" for key, value in said.items())
-        yield Problem(
-            kind="config",
-            message=f"config.json contradicts itself: {listing}; {num_experts} is used here",
-        )
+        yield Problem(kind="config", message=f"config.json contradicts itself: {listing}; {num_experts} is used here")
     if top_k is not None and top_k > num_experts:
-        yield Problem(
-            kind="config",
-            message=f"config.json sends a token to {top_k} experts of {num_experts}",
-        )
+        yield Problem(kind="config", message=f"config.json sends a token to {top_k} experts of {num_experts}")
 
 
 def _layer_problems(mixture: Mixture, num_experts: int) -> Iterator[Problem]:
@@ -98,10 +92,7 @@ def _missing_experts(mixture: Mixture, layer: int, num_experts: int) -> Iterator
                 yield "missing_experts", f"{spec.name} is missing"
             continue
         if missing := set(range(num_experts)) - held:
-            yield (
-                "missing_experts",
-                f"{spec.name.format(expert='*')} is missing for {numbers(missing, 'expert')}",
-            )
+            yield ("missing_experts", f"{spec.name.format(expert='*')} is missing for {numbers(missing, 'expert')}")
         if beyond := {expert for expert in held if expert >= num_experts}:
             yield (
                 "expert_count",
@@ -114,15 +105,9 @@ def _shape_problems(mixture: Mixture, layer: int, num_experts: int) -> Iterator[
     dims = mixture.layout.dims(mixture.config)
     router = mixture.checkpoint.tensors.get(mixture.router_name(layer))
     if router is not None and router.shape != (num_experts, dims["H"]):
-        yield (
-            "shape",
-            f"the router has shape {list(router.shape)}, config.json says"
-            f" {[num_experts, dims['H']]}",
-        )
+        yield ("shape", f"the router has shape {list(router.shape)}, config.json says {[num_experts, dims['H']]}")
     for spec in mixture.layout.experts:
-        yield from _expert_shapes(
-            mixture, layer, spec, num_experts, resolve_shape(spec.shape, dims)
-        )
+        yield from _expert_shapes(mixture, layer, spec, num_experts, resolve_shape(spec.shape, dims))
 
 
 def _expert_shapes(
@@ -168,9 +153,7 @@ def _missing_rest(mixture: Mixture) -> Iterator[Problem]:
     for layer, missing in sorted(lacking.items()):
         same.setdefault(tuple(sorted(missing)), []).append(layer)
     for absent, where in same.items():
-        yield Problem(
-            kind="missing_tensor", message=f"{numbers(where, 'layer')}: {some(absent)} missing"
-        )
+        yield Problem(kind="missing_tensor", message=f"{numbers(where, 'layer')}: {some(absent)} missing")
     yield from _missing_outer(mixture)
 
 
@@ -194,10 +177,7 @@ def _missing_outer(mixture: Mixture) -> Iterator[Problem]:
     named = mixture.config.get("architectures") or [""]
     causal = str(named[0]).endswith(("ForCausalLM", "ForConditionalGeneration"))
     if causal and not rest.ties(mixture.config) and not mixture.heads:
-        yield Problem(
-            kind="missing_tensor",
-            message="lm_head.weight is missing, and tie_word_embeddings is not set",
-        )
+        yield Problem(kind="missing_tensor", message="lm_head.weight is missing, and tie_word_embeddings is not set")
 
 
 def unknown_tensors(names: list[str], model_type: str) -> Iterator[Problem]:
@@ -207,12 +187,10 @@ def unknown_tensors(names: list[str], model_type: str) -> Iterator[Problem]:
         listing = f"{count} tensors" if count > 1 else "tensor"
         yield Problem(
             kind="unknown_tensor",
-            message=f"{listing} {pattern}: no {model_type} class loads "
-            + ("them" if count > 1 else "it"),
+            message=f"{listing} {pattern}: no {model_type} class loads " + ("them" if count > 1 else "it"),
         )
     if len(patterns) > _PATTERNS_SHOWN:
         yield Problem(
             kind="unknown_tensor",
-            message=f"{len(patterns) - _PATTERNS_SHOWN} more kinds of tensors that no"
-            f" {model_type} class loads",
+            message=f"{len(patterns) - _PATTERNS_SHOWN} more kinds of tensors that no {model_type} class loads",
         )

@@ -7,20 +7,12 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from moeify.checkpoint.header import StoredTensor
-from moeify.families.values import (
-    Config,
-    Dims,
-    Shape,
-    first_positive,
-    text_config,
-    ties_embeddings,
-)
+from moeify.families.values import Config, Dims, Shape, first_positive, text_config, ties_embeddings
 
 __all__ = ["DECODER_HEADS", "ExpertTensor", "ExtraTensor", "MoeLayout", "Rest", "RouterRule"]
 
 _NEURON_SYMBOLS = ("F", "2F")
-DECODER_HEADS = ("lm_head.weight", "score.weight", "score.bias", "qa_outputs.weight",
-                 "qa_outputs.bias")  # fmt: skip
+DECODER_HEADS = ("lm_head.weight", "score.weight", "score.bias", "qa_outputs.weight", "qa_outputs.bias")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,9 +136,7 @@ class Rest:
     ffn: tuple[str, ...] = ()
     shared: tuple[str, ...] = ()
     heads: tuple[str, ...] = DECODER_HEADS
-    tied: Mapping[str, str] = field(
-        default_factory=lambda: {"lm_head.weight": "embed_tokens.weight"}
-    )
+    tied: Mapping[str, str] = field(default_factory=lambda: {"lm_head.weight": "embed_tokens.weight"})
     ties_by_default: bool = False
     towers: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
@@ -207,11 +197,7 @@ class MoeLayout:
 
     def is_guard(self, stored: StoredTensor) -> bool:
         """Whether a tensor only keeps dense classes from loading the mixture."""
-        return (
-            self.guard is not None
-            and stored.elements == 1
-            and stored.name.endswith(f".{self.guard}")
-        )
+        return self.guard is not None and stored.elements == 1 and stored.name.endswith(f".{self.guard}")
 
     def num_experts(self, config: Config) -> int:
         """Number of experts of each MoE layer."""

@@ -15,10 +15,10 @@ LLAMA_LAYER = (*LLAMA_NORMS, *ATTENTION)
 LLAMA_BIASED = (*LLAMA_LAYER, *ATTENTION_BIASES)
 QK_NORMS = ("self_attn.q_norm.weight", "self_attn.k_norm.weight")
 LINEAR_ATTENTION = (
-    *LLAMA_BIASED, *QK_NORMS,
-    *(f"linear_attn.{name}"
-      for name in ("A_log", "dt_bias", "conv1d.weight", "norm.weight", "out_proj.weight")),
-)  # fmt: skip
+    *LLAMA_BIASED,
+    *QK_NORMS,
+    *(f"linear_attn.{name}" for name in ("A_log", "dt_bias", "conv1d.weight", "norm.weight", "out_proj.weight")),
+)
 """What Qwen3-Next's and Qwen3.5's layers hold of both kinds of attention."""
 LOCAL_KEYS = ("num_local_experts", "num_experts")
 ROUTED_KEYS = ("n_routed_experts", "num_local_experts", "num_experts")
@@ -61,9 +61,8 @@ def single_experts(block: str, *, numbered: bool = False) -> tuple[ExpertTensor,
 
 
 def fused_experts(
-    gate_up: str, down: str, *, transposed: bool = False, interleaved: bool = False,
-    biases: bool = False,
-) -> tuple[ExpertTensor, ...]:  # fmt: skip
+    gate_up: str, down: str, *, transposed: bool = False, interleaved: bool = False, biases: bool = False
+) -> tuple[ExpertTensor, ...]:
     """Gated experts stacked in two tensors, [E, 2F, H] and [E, H, F], or both transposed."""
     shapes: tuple[Shape, Shape] = (("2F", "H"), ("H", "F"))
     if transposed:
@@ -76,9 +75,7 @@ def fused_experts(
     if biases:
         roles = ("gate_bias", "up_bias")
         experts += [
-            ExpertTensor(
-                name=f"{gate_up}_bias", roles=roles, shape=("2F",), interleaved=interleaved
-            ),
+            ExpertTensor(name=f"{gate_up}_bias", roles=roles, shape=("2F",), interleaved=interleaved),
             ExpertTensor(name=f"{down}_bias", roles=("down_bias",), shape=("H",)),
         ]
     return tuple(experts)
@@ -114,9 +111,7 @@ def as_loaded(layout: MoeLayout) -> MoeLayout:
     )
 
 
-def decoder_dims(
-    width_key: str, layers: int, hidden: int, width: int, vocab: int
-) -> Callable[[Config], Dims]:
+def decoder_dims(width_key: str, layers: int, hidden: int, width: int, vocab: int) -> Callable[[Config], Dims]:
     """A function from config to L, H, F and V, with the family's defaults."""
 
     def dims(config: Config) -> Dims:

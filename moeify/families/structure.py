@@ -67,17 +67,14 @@ def _rest_problems(mixture: Mixture, dense: DenseLayout, config: Config) -> Iter
     """
     tensors = mixture.checkpoint.tensors
     head = dense.head(config)
-    ffn = {dense.layer.format(layer=layer) + part.name
-           for layer in range(mixture.num_layers) for part in dense.ffn}  # fmt: skip
-    wanted = {mixture.prefix + name: shape for name, shape in dense.base_tensors(config).items()
-              if name not in ffn}  # fmt: skip
+    ffn = {dense.layer.format(layer=layer) + part.name for layer in range(mixture.num_layers) for part in dense.ffn}
+    wanted = {mixture.prefix + name: shape for name, shape in dense.base_tensors(config).items() if name not in ffn}
     heads = {n: resolve_shape(shape, dense.dims(config)) for n, shape in head.tensors.items()}
     tied = dense.tied(head, config)
     # check_mixture speaks of a causal model's own.
     causal = str(config["architectures"][0]).endswith("ForCausalLM")
     spoken = ("lm_head.weight",) if causal else ()
-    absent = [name for name in heads
-              if name not in tensors and name not in spoken and name not in tied]  # fmt: skip
+    absent = [name for name in heads if name not in tensors and name not in spoken and name not in tied]
     # Where one layer has it and others lack it, the layers' own comparison says so with numbers.
     everywhere = {name for names in mixture.layers.values() for name in names}
     optional = tuple(f".{name}" for name in dense.optional)
@@ -87,6 +84,5 @@ def _rest_problems(mixture: Mixture, dense: DenseLayout, config: Config) -> Iter
         if name.startswith(root) and name not in tensors and inner not in everywhere:
             absent += [name] if not name.endswith(optional) else []
     yield from by_pattern("missing_tensor", absent, "missing")
-    wrong = [name for name, shape in (wanted | heads).items()
-             if name in tensors and tensors[name].shape != shape]  # fmt: skip
+    wrong = [name for name, shape in (wanted | heads).items() if name in tensors and tensors[name].shape != shape]
     yield from by_pattern("shape", wrong, "of another shape than config.json says")

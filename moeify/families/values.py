@@ -43,10 +43,13 @@ def _size(symbol: str, dims: Dims) -> int:
 
 _MOST_LAYERS, _MOST_EXPERTS = 10_000, 100_000
 _LIMITS = {
-    "num_hidden_layers": _MOST_LAYERS, "n_layer": _MOST_LAYERS, "num_experts": _MOST_EXPERTS,
-    "num_local_experts": _MOST_EXPERTS, "n_routed_experts": _MOST_EXPERTS,
+    "num_hidden_layers": _MOST_LAYERS,
+    "n_layer": _MOST_LAYERS,
+    "num_experts": _MOST_EXPERTS,
+    "num_local_experts": _MOST_EXPERTS,
+    "n_routed_experts": _MOST_EXPERTS,
     "moe_num_experts": _MOST_EXPERTS,
-}  # fmt: skip
+}
 
 
 def positive(config: Config, key: str, default: int | None = None) -> int:

@@ -39,8 +39,7 @@ def check_repo_id(repo_id: str) -> None:
     """Raise ``ConfigError`` unless ``repo_id`` has the form ``user/name``."""
     if not _REPO_ID.fullmatch(repo_id) or ".." in repo_id or "--" in repo_id:
         raise ConfigError(
-            f"{repo_id!r} is no repository on the Hub",
-            "write it as user/name, for instance me/bert-base-uncased-moe",
+            f"{repo_id!r} is no repository on the Hub", "write it as user/name, for instance me/bert-base-uncased-moe"
         )
     if repo_id.endswith((".git", ".", "-")):
         raise ConfigError(f"{repo_id!r} ends in what the Hub does not allow", "choose another name")

@@ -36,7 +36,5 @@ def _named(record: Record) -> str:
 def _changed(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
     keys = sorted({*ours, *theirs} - {"max_shard_size", "revision"})
     return [
-        f"{key} {theirs.get(key)!r} instead of {ours.get(key)!r}"
-        for key in keys
-        if ours.get(key) != theirs.get(key)
+        f"{key} {theirs.get(key)!r} instead of {ours.get(key)!r}" for key in keys if ours.get(key) != theirs.get(key)
     ][:3]

@@ -24,8 +24,19 @@ __all__ = ["LocalFile", "local_files"]
 _FOLDERS = ("checkpoint-*", "runs", "wandb", "__pycache__")
 _SHOWN = ("*.png", "*.jpg", "*.jpeg", "*.gif", "*.svg", "*.webp", "*.md", "*.pdf")
 """What a card may show out of a folder of its own."""
-_NEVER = ("*.pt", "*.pth", "*.bin", "*.pkl", "*.pickle", "*.ckpt", "*.log", "*.tmp", "*.lock",
-          "events.out.tfevents.*", "trainer_state.json")  # fmt: skip
+_NEVER = (
+    "*.pt",
+    "*.pth",
+    "*.bin",
+    "*.pkl",
+    "*.pickle",
+    "*.ckpt",
+    "*.log",
+    "*.tmp",
+    "*.lock",
+    "events.out.tfevents.*",
+    "trainer_state.json",
+)
 
 
 @dataclass(frozen=True, kw_only=True)

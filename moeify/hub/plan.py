@@ -58,9 +58,13 @@ class PushPlan:
 
 
 def plan_push(
-    repo_id: str, branch: str, local: list[LocalFile], remote: Mapping[str, RepoFile] | None,
-    left_out: list[str], problem: str | None = None,
-) -> PushPlan:  # fmt: skip
+    repo_id: str,
+    branch: str,
+    local: list[LocalFile],
+    remote: Mapping[str, RepoFile] | None,
+    left_out: list[str],
+    problem: str | None = None,
+) -> PushPlan:
     """Compare ``local`` with ``remote``, which is None where there is no repository yet."""
     present = remote or {}
     new, changed, unchanged = [], [], []

@@ -47,9 +47,13 @@ class PushReport:
 
 
 def push(
-    checkpoint: str | Path, repo_id: str, config: PushConfig | None = None,
-    *, on_plan: Callable[[PushPlan], None] | None = None, **options: Any,
-) -> PushReport:  # fmt: skip
+    checkpoint: str | Path,
+    repo_id: str,
+    config: PushConfig | None = None,
+    *,
+    on_plan: Callable[[PushPlan], None] | None = None,
+    **options: Any,
+) -> PushReport:
     """Publish the checkpoint folder ``checkpoint`` as ``repo_id`` on the Hugging Face Hub.
 
     Args:
@@ -155,9 +159,7 @@ def _create(api: HfApi, plan: PushPlan, config: PushConfig) -> None:
         api.create_repo(plan.repo_id, private=config.private or None, exist_ok=True)
 
 
-def _send(
-    api: HfApi, plan: PushPlan, config: PushConfig, remote: Remote
-) -> tuple[str, str, str | None]:
+def _send(api: HfApi, plan: PushPlan, config: PushConfig, remote: Remote) -> tuple[str, str, str | None]:
     """Create the branch, upload, commit; returns URL, commit and pull request."""
     if not remote.has_branch:
         with hub_errors(plan.repo_id, "preparing"):
@@ -181,9 +183,12 @@ def _upload(api: HfApi, plan: PushPlan, config: PushConfig) -> None:
         try:
             with hub_errors(plan.repo_id, f"uploading {batch[-1].name} to"):
                 api.preupload_lfs_files(
-                    plan.repo_id, [file.operation for file in batch], revision=plan.branch,
-                    create_pr=config.create_pr, free_memory=False,
-                )  # fmt: skip
+                    plan.repo_id,
+                    [file.operation for file in batch],
+                    revision=plan.branch,
+                    create_pr=config.create_pr,
+                    free_memory=False,
+                )
         except MoeifyError as error:
             raise _unfinished(plan, error, done) from error
         # What is small travels inside the commit, so only the weights are up by now.

@@ -19,8 +19,22 @@ if TYPE_CHECKING:
 
 __all__ = ["Remote", "find_problem", "look"]
 
-_MODELS = (".safetensors", ".bin", ".gguf", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack", ".h5",
-           ".onnx", ".tflite", ".npz", ".nemo", ".keras")  # fmt: skip
+_MODELS = (
+    ".safetensors",
+    ".bin",
+    ".gguf",
+    ".pt",
+    ".pth",
+    ".ckpt",
+    ".pkl",
+    ".msgpack",
+    ".h5",
+    ".onnx",
+    ".tflite",
+    ".npz",
+    ".nemo",
+    ".keras",
+)
 _CONFIGS = ("config.json", "adapter_config.json")
 
 
@@ -54,9 +68,7 @@ def look(api: HfApi, repo_id: str, branch: str) -> Remote | None:
             return None
         tree = api.list_repo_tree(repo_id, recursive=True, revision=info.sha)
         files = {item.path: item for item in tree if isinstance(item, RepoFile)}
-        return Remote(
-            commit=str(info.sha), has_branch=has_branch, private=bool(info.private), files=files
-        )
+        return Remote(commit=str(info.sha), has_branch=has_branch, private=bool(info.private), files=files)
 
 
 def find_problem(api: HfApi, repo_id: str, folder: Path, remote: Remote | None) -> str | None:

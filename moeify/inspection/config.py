@@ -54,14 +54,10 @@ class InspectConfig(MemoryOptions):
             if not 1 <= getattr(self, option) <= 1 << 40:
                 name = option.replace("_", "-")
                 raise ConfigError(
-                    f"{name} must be a positive number, not {getattr(self, option)}",
-                    f"leave --{name} out",
+                    f"{name} must be a positive number, not {getattr(self, option)}", f"leave --{name} out"
                 )
         if self.reference is not None and not self.weights:
-            raise ConfigError(
-                "--reference measures the weights' distance from a dense checkpoint",
-                "add --weights",
-            )
+            raise ConfigError("--reference measures the weights' distance from a dense checkpoint", "add --weights")
         for option in ("domain_column", "against"):
             if getattr(self, option) is not None and self.dataset is None:
                 name = option.replace("_", "-")
@@ -88,8 +84,7 @@ def check_image(path: Path) -> None:
     """Raise ``ConfigError`` unless ``path`` ends like a picture that can be drawn."""
     if path.suffix.lower() not in IMAGE_ENDINGS:
         raise ConfigError(
-            f"--plot {path.name} has no ending that says which picture to draw",
-            f"one of: {', '.join(IMAGE_ENDINGS)}",
+            f"--plot {path.name} has no ending that says which picture to draw", f"one of: {', '.join(IMAGE_ENDINGS)}"
         )
 
 
@@ -97,8 +92,7 @@ def check_drawable(path: Path, config: InspectConfig) -> None:
     """Raise ``ConfigError`` unless there will be figures, and a folder to write them into."""
     if config.dataset is None and not config.weights:
         raise ConfigError(
-            f"{path} would be empty: headers alone give nothing to draw",
-            "add --dataset FILE or --weights",
+            f"{path} would be empty: headers alone give nothing to draw", "add --dataset FILE or --weights"
         )
     if path.is_dir() or not path.absolute().parent.is_dir():
         raise ConfigError(f"{path} cannot be written", "name a file in a folder that exists")

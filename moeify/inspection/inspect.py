@@ -30,9 +30,8 @@ Progress = Callable[[str, int, int], None]
 
 
 def inspect(
-    checkpoint: str | Path, config: InspectConfig | None = None, *,
-    progress: Progress | None = None, **options: Any,
-) -> InspectReport:  # fmt: skip
+    checkpoint: str | Path, config: InspectConfig | None = None, *, progress: Progress | None = None, **options: Any
+) -> InspectReport:
     """Look into ``checkpoint``, a folder or a Hub id, without changing anything.
 
     Problems are collected in the report. Raises ``MoeifyError`` when nothing can be read, or when
@@ -70,9 +69,13 @@ def inspect(
 
 
 def _look_deeper(
-    source: Source, opened: Opened, mixture: Mixture, report: InspectReport,
-    config: InspectConfig, progress: Progress | None,
-) -> None:  # fmt: skip
+    source: Source,
+    opened: Opened,
+    mixture: Mixture,
+    report: InspectReport,
+    config: InspectConfig,
+    progress: Progress | None,
+) -> None:
     if config.weights:
         from moeify.inspection.weights import examine_weights
 
@@ -174,8 +177,7 @@ def _sort_unknown(opened: Opened, report: InspectReport) -> None:
         report.problems.append(Problem(kind="config", message="config.json has no model_type"))
     else:
         report.notes.append(
-            f"moeify has no layout for model_type {report.model_type!r}: tensors are counted, not"
-            " sorted"
+            f"moeify has no layout for model_type {report.model_type!r}: tensors are counted, not sorted"
         )
 
 

@@ -27,9 +27,7 @@ from moeify.errors import CheckpointError
 from moeify.families.problems import Problem
 from moeify.provenance.record import RECORD_FILE, Record
 
-__all__ = [
-    "Opened", "Shard", "compare_index", "drop_training_marks", "drop_wrong_values", "open_folder",
-]  # fmt: skip
+__all__ = ["Opened", "Shard", "compare_index", "drop_training_marks", "drop_wrong_values", "open_folder"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +62,7 @@ class Opened:
         if twice:
             other = self.tensors[min(twice)].path.name
             self.report(
-                "duplicate_tensor",
-                f"{len(twice)} tensors stand in {other} and again in {name}: {some(twice)}",
+                "duplicate_tensor", f"{len(twice)} tensors stand in {other} and again in {name}: {some(twice)}"
             )
         self.tensors |= {key: value for key, value in tensors.items() if key not in twice}
         self.shards.append(Shard(name=name, nbytes=nbytes, tensors=len(tensors)))
@@ -134,9 +131,7 @@ def _weight_files(
     except CheckpointError as error:
         if len(present) <= 1:
             raise unreadable or error from None
-        opened.report(
-            "index", f"{len(present)} weights files and no {INDEX_FILE}: no class loads them"
-        )
+        opened.report("index", f"{len(present)} weights files and no {INDEX_FILE}: no class loads them")
         return present, "", None
     if not is_index(first):
         return [resolve_inside(folder, first)], first, None
@@ -145,8 +140,7 @@ def _weight_files(
     except CheckpointError as error:
         opened.report("index", error.message)
         return present, "", None
-    paths = [path for name in index
-             if (path := _listed_file(opened, folder, name)) is not None]  # fmt: skip
+    paths = [path for name in index if (path := _listed_file(opened, folder, name)) is not None]
     if stray := unused_files(folder, first, index):
         opened.report("index", f"{first} does not name {some(stray)}: nothing loads it")
     return paths, first, index
@@ -196,10 +190,7 @@ def compare_index(opened: Opened, index: Index) -> list[str]:
             else:
                 found += 1
     for place, names in sorted(astray.items()):
-        opened.report(
-            "index",
-            f"{INDEX_FILE} places {len(names)} tensors in {place} that it lacks: {some(names)}",
-        )
+        opened.report("index", f"{INDEX_FILE} places {len(names)} tensors in {place} that it lacks: {some(names)}")
     if found != len(opened.tensors):  # the usual case needs no second set of all names
         _report_unlisted(opened, index)
     return absent
@@ -210,9 +201,7 @@ def _report_unlisted(opened: Opened, index: Index) -> None:
     unlisted = [name for name in opened.tensors if name not in listed]
     if unlisted:
         opened.report(
-            "index",
-            f"{INDEX_FILE} does not list {len(unlisted)} tensors that the files hold:"
-            f" {some(unlisted)}",
+            "index", f"{INDEX_FILE} does not list {len(unlisted)} tensors that the files hold: {some(unlisted)}"
         )
 
 

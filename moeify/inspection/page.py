@@ -73,9 +73,7 @@ def save_page(report: InspectReport, path: Path) -> None:
 def render_page(report: InspectReport) -> str:
     """The page as text. Everything that comes from files is escaped."""
     title = _escape(f"{report.source}: {report.model_type}")
-    policy = (
-        "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
-    )
+    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
@@ -108,8 +106,7 @@ def _sections(report: InspectReport) -> Iterator[str]:
         yield "<h2>Weights</h2>"
         yield _weight_table(report)
     yield "<h2>Parts</h2>"
-    parts = [(name.replace("_", " "), part["parameters"], part["bytes"])
-             for name, part in report.parts.items()]  # fmt: skip
+    parts = [(name.replace("_", " "), part["parameters"], part["bytes"]) for name, part in report.parts.items()]
     yield _table("parts", ("part", "parameters", "bytes"), parts)
 
 
@@ -120,10 +117,7 @@ def _facts(report: InspectReport) -> Iterator[tuple[str, Cell]]:
     yield "parameters", f"{report.params_total or 0:,} total, {report.params_active or 0:,} active"
     yield "bytes", f"{report.bytes:,} in {len(report.shards)} files"
     if report.routing is not None:
-        yield (
-            "text",
-            f"{report.routing['tokens']:,} tokens of {report.routing['documents']:,} texts",
-        )
+        yield ("text", f"{report.routing['tokens']:,} tokens of {report.routing['documents']:,} texts")
 
 
 def _layer_table(report: InspectReport) -> str:
@@ -145,11 +139,16 @@ def _layer_table(report: InspectReport) -> str:
 
 def _expert_table(report: InspectReport) -> str:
     rows = [
-        (layer.layer, expert, load, layer.routing["gate_mass"][expert],
-         *(row[expert] for row in _by_domain(layer.routing)))
+        (
+            layer.layer,
+            expert,
+            load,
+            layer.routing["gate_mass"][expert],
+            *(row[expert] for row in _by_domain(layer.routing)),
+        )
         for layer in report.layers
         for expert, load in enumerate(layer.routing["load"])
-    ]  # fmt: skip
+    ]
     heads = ("layer", "expert", "load", "gate mass", *report.domain_names)
     return _table("experts", heads, rows, bars=(2,))
 
@@ -180,23 +179,23 @@ def _weight_table(report: InspectReport) -> str:
         )
         for layer in report.layers
     ]
-    heads = ("layer", "router norm", "router cosine", "expert distance", "from dense",
-             "duplicates", "NaN, inf")  # fmt: skip
+    heads = ("layer", "router norm", "router cosine", "expert distance", "from dense", "duplicates", "NaN, inf")
     return _table("weights", heads, rows)
 
 
 def _table(
-    name: str, heads: Sequence[str], rows: Sequence[Sequence[Cell]], *,
-    sortable: bool = True, bars: tuple[int, ...] = (),
-) -> str:  # fmt: skip
+    name: str,
+    heads: Sequence[str],
+    rows: Sequence[Sequence[Cell]],
+    *,
+    sortable: bool = True,
+    bars: tuple[int, ...] = (),
+) -> str:
     widest = {place: max((float(row[place]) for row in rows), default=1) or 1 for place in bars}
     first = rows[0] if rows else heads
     head = "".join(_head(text, value, sortable) for text, value in zip(heads, first, strict=True))
     body = "\n".join(
-        "<tr>"
-        + "".join(_cell(value, widest.get(place)) for place, value in enumerate(row))
-        + "</tr>"
-        for row in rows
+        "<tr>" + "".join(_cell(value, widest.get(place)) for place, value in enumerate(row)) + "</tr>" for row in rows
     )
     kind = ' class="sortable"' if sortable else ""
     return (

@@ -27,12 +27,16 @@ _LABELLED = 16
 _LONGEST = 60  # characters of a name in a picture
 _METADATA = re.compile(r"<metadata>.*?</metadata>", re.DOTALL)
 _STYLE = {
-    "font.size": 9, "svg.fonttype": "none", "svg.hashsalt": "moeify", "axes.titlesize": 10,
-    "axes.titlelocation": "left", "figure.dpi": 110,
+    "font.size": 9,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "moeify",
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "figure.dpi": 110,
     # Sans-serif fonts that browsers have; matplotlib's own follows for other pictures.
     "font.family": ["DejaVu Sans", "sans-serif"],
     "text.parse_math": False,  # a name with dollar signs is no formula
-}  # fmt: skip
+}
 
 
 def save_plot(report: InspectReport, path: Path) -> None:
@@ -42,9 +46,14 @@ def save_plot(report: InspectReport, path: Path) -> None:
     with pyplot.rc_context(_STYLE):
         heights = [height for height, _ in panels]
         figure, axes = pyplot.subplots(
-            len(panels), 1, figsize=(9, sum(heights) + 0.6), height_ratios=heights,
-            squeeze=False, layout="constrained", facecolor="white",
-        )  # fmt: skip
+            len(panels),
+            1,
+            figsize=(9, sum(heights) + 0.6),
+            height_ratios=heights,
+            squeeze=False,
+            layout="constrained",
+            facecolor="white",
+        )
         figure.suptitle(_title(report), x=0.01, ha="left", fontsize=12)
         for place, (_, draw) in zip(axes[:, 0], panels, strict=True):
             draw(place)
@@ -117,17 +126,13 @@ def _panels(report: InspectReport) -> list[Panel]:
         load = np.array([layer.routing["utilization"] for layer in layers])
         gate = np.array([layer.routing["gate_mass"] for layer in layers]) * load.shape[1]
         panels.append((rows, _heat(report, load, "load, relative to the even share", centre=1.0)))
-        panels.append(
-            (rows, _heat(report, gate, "gate mass, relative to the even share", centre=1.0))
-        )
+        panels.append((rows, _heat(report, gate, "gate mass, relative to the even share", centre=1.0)))
         panels.append((2.2, _lines(report)))
         panels += _pair_panels(report)
         panels += _domain_panels(report)
     if layers and layers[0].weights.get("expert_distance"):
         nearest = [_nearest(layer, report.num_experts or 1) for layer in layers]
-        panels.append(
-            (rows, _heat(report, np.array(nearest), "distance to the nearest other expert"))
-        )
+        panels.append((rows, _heat(report, np.array(nearest), "distance to the nearest other expert")))
     return panels
 
 
@@ -136,9 +141,7 @@ def _nearest(layer: LayerReport, experts: int) -> list[float]:
     return found["nearest"] if found else [float("nan")] * experts
 
 
-def _heat(
-    report: InspectReport, values: Matrix, title: str, *, centre: float | None = None
-) -> Callable[[Any], None]:
+def _heat(report: InspectReport, values: Matrix, title: str, *, centre: float | None = None) -> Callable[[Any], None]:
     """Layers down, experts across; diverging around ``centre`` where there is one."""
 
     def draw(axis: Any) -> None:
@@ -171,17 +174,13 @@ def _lines(report: InspectReport) -> Callable[[Any], None]:
         values = [layer.routing["max_violation"] for layer in report.layers]
         entropy = [layer.routing["entropy"] for layer in report.layers]
         axis.plot(numbers, values, "o-", ms=3, color="#b2182b", label=f"MaxVio (at most {worst:g})")
-        axis.plot(
-            numbers, entropy, "s--", ms=3, color="#2166ac", label="router entropy (at most 1)"
-        )
+        axis.plot(numbers, entropy, "s--", ms=3, color="#2166ac", label="router entropy (at most 1)")
         axis.set_ylim(0, max(1.05, max(values) * 1.1))
         axis.set_title("balance and decision")
         axis.set_xlabel("layer")
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
-        axis.legend(
-            loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, frameon=False, borderaxespad=0
-        )
+        axis.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, frameon=False, borderaxespad=0)
 
     return draw
 
@@ -215,9 +214,7 @@ def _domain_panels(report: InspectReport) -> list[Panel]:
     baseline = float((report.routing or {})["domains"]["baseline"])
 
     def draw(axis: Any) -> None:
-        image = axis.imshow(
-            values, aspect="auto", cmap="RdBu_r", vmin=0, vmax=2 * baseline, interpolation="nearest"
-        )
+        image = axis.imshow(values, aspect="auto", cmap="RdBu_r", vmin=0, vmax=2 * baseline, interpolation="nearest")
         nmi = telling.routing["domains"]["nmi"]
         axis.set_title(
             f"part of a domain's tokens that visit an expert, layer {telling.layer}"

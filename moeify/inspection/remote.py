@@ -22,13 +22,7 @@ from moeify.checkpoint.weight_files import (
     is_index,
 )
 from moeify.errors import CheckpointError
-from moeify.inspection.opening import (
-    Opened,
-    compare_index,
-    drop_training_marks,
-    drop_wrong_values,
-    open_folder,
-)
+from moeify.inspection.opening import Opened, compare_index, drop_training_marks, drop_wrong_values, open_folder
 
 __all__ = ["open_remote"]
 
@@ -87,8 +81,7 @@ def _open(repo_id: str, revision: str | None) -> Opened:
     if first is None:
         raise CheckpointError(
             f"{repo_id} holds neither {WEIGHTS_FILE} nor {INDEX_FILE}",
-            "convert it once with transformers: AutoModel.from_pretrained(ID)"
-            ".save_pretrained(FOLDER)",
+            "convert it once with transformers: AutoModel.from_pretrained(ID).save_pretrained(FOLDER)",
         )
     absent, index = [], indexes.get(first)
     if index is not None:
@@ -148,18 +141,14 @@ def _parse(opened: Opened, part: _Part, end: int, file: str, room: Room) -> dict
         return {}
 
 
-def _json(
-    repo_id: str, revision: str | None, file: str
-) -> tuple[dict[str, Any], str | None] | None:
+def _json(repo_id: str, revision: str | None, file: str) -> tuple[dict[str, Any], str | None] | None:
     part = _fetch(repo_id, revision, file, MAX_TEXT_BYTES, whole=True)
     if part is None:
         return None
     return parse_json(part.raw, f"{file} of {repo_id}", Path(file)), part.commit
 
 
-def _fetch(
-    repo_id: str, revision: str | None, file: str, nbytes: int, *, whole: bool = False
-) -> _Part | None:
+def _fetch(repo_id: str, revision: str | None, file: str, nbytes: int, *, whole: bool = False) -> _Part | None:
     """The first ``nbytes`` of a file, or all of it; None where there is no such file."""
     from huggingface_hub import errors as hub
     from huggingface_hub import get_session, hf_hub_url
@@ -181,8 +170,9 @@ def _fetch(
             raw += chunk
             if len(raw) >= nbytes:  # a server that ignores ranges must not send the weights
                 break
-        commit = next((r.headers["x-repo-commit"] for r in (*response.history, response)
-                       if "x-repo-commit" in r.headers), None)  # fmt: skip
+        commit = next(
+            (r.headers["x-repo-commit"] for r in (*response.history, response) if "x-repo-commit" in r.headers), None
+        )
         return _Part(raw=bytes(raw[:nbytes]), size=_whole_size(response, len(raw)), commit=commit)
 
 

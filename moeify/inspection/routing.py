@@ -84,9 +84,8 @@ class _Run:
 
 
 def examine_routing(
-    source: Source, layout: MoeLayout, report: InspectReport, config: InspectConfig,
-    progress: Progress | None = None,
-) -> None:  # fmt: skip
+    source: Source, layout: MoeLayout, report: InspectReport, config: InspectConfig, progress: Progress | None = None
+) -> None:
     """Route the text that ``config`` names and add what came of it to ``report``.
 
     Raises ``MoeifyError`` where the text cannot be read or the checkpoint cannot run.
@@ -118,9 +117,8 @@ def examine_routing(
 
 
 def _route(
-    source: Source, layout: MoeLayout, blocks: Blocks, run: _Run, config: InspectConfig,
-    progress: Progress | None,
-) -> None:  # fmt: skip
+    source: Source, layout: MoeLayout, blocks: Blocks, run: _Run, config: InspectConfig, progress: Progress | None
+) -> None:
     def report_progress(done: int, total: int) -> None:
         if progress is not None:
             progress(f"routing through {source.name}", done, total)
@@ -142,22 +140,23 @@ def _other(config: InspectConfig, report: InspectReport) -> tuple[Source, MoeLay
     ):
         if here != there:
             raise RoutingError(
-                f"{source.name} has {there} {what} and {report.source} {here}: their routing"
-                " cannot be compared",
+                f"{source.name} has {there} {what} and {report.source} {here}: their routing cannot be compared",
                 "name another state of the same mixture",
             )
     return source, layout
 
 
 def _compare(
-    other: tuple[Source, MoeLayout], blocks: Blocks, run: _Run, report: InspectReport,
-    config: InspectConfig, progress: Progress | None,
-) -> None:  # fmt: skip
+    other: tuple[Source, MoeLayout],
+    blocks: Blocks,
+    run: _Run,
+    report: InspectReport,
+    config: InspectConfig,
+    progress: Progress | None,
+) -> None:
     source, layout = other
     choices = Choices(run.choices)
-    there = _Run(
-        statistics=RoutingStatistics(len(blocks.domain_names)), choices=choices, vocabulary=None
-    )
+    there = _Run(statistics=RoutingStatistics(len(blocks.domain_names)), choices=choices, vocabulary=None)
     _route(source, layout, blocks, there, config, progress)
     for layer in report.layers:
         sums = there.statistics.layers[layer.layer]
@@ -223,9 +222,8 @@ def _routing(blocks: Blocks, statistics: RoutingStatistics) -> dict[str, Any]:
             "names": list(blocks.domain_names),
             "tokens": [int(count) for count in first.tokens_per_domain],
             "baseline": _round(first.top_k / first.num_experts),
-            "nmi": _round(_mean([layer.domains.nmi for layer in layers.values()
-                                 if layer.domains is not None])),
-        }  # fmt: skip
+            "nmi": _round(_mean([layer.domains.nmi for layer in layers.values() if layer.domains is not None])),
+        }
     return found
 
 
@@ -237,9 +235,12 @@ def _coactivation(sums: LayerRouting) -> dict[str, Any]:
     upper.sort(key=lambda pair: (-matrix[pair], pair))
     found: dict[str, Any] = {
         "baseline": _round((sums.top_k - 1) / max(experts - 1, 1)),
-        "top": [{"expert": i, "with": j, "fraction": _round(float(matrix[i, j]))}
-                for i, j in upper[:_PAIRS] if matrix[i, j] > 0],
-    }  # fmt: skip
+        "top": [
+            {"expert": i, "with": j, "fraction": _round(float(matrix[i, j]))}
+            for i, j in upper[:_PAIRS]
+            if matrix[i, j] > 0
+        ],
+    }
     if experts <= _MATRIX_EXPERTS:
         found["matrix"] = [_list(row) for row in matrix]
     return found

@@ -14,8 +14,11 @@ __all__ = ["METRICS", "Threshold", "parse_thresholds"]
 
 _CONDITION = re.compile(r"([a-z_]+)\s*(>=|<=|>|<)\s*(-?\d+(?:\.\d+)?(?:e-?\d+)?)")
 _OPERATORS: dict[str, Callable[[float, float], bool]] = {
-    ">": operator.gt, "<": operator.lt, ">=": operator.ge, "<=": operator.le,
-}  # fmt: skip
+    ">": operator.gt,
+    "<": operator.lt,
+    ">=": operator.ge,
+    "<=": operator.le,
+}
 
 METRICS = {
     "problems": (None, "problems found"),
@@ -73,7 +76,6 @@ def parse_thresholds(text: str, *, weights: bool, dataset: bool) -> tuple[Thresh
             )
         needed = METRICS[match[1]][0]
         if needed is not None and not {"weights": weights, "dataset": dataset}[needed]:
-            raise ConfigError(f"--fail-on {match[1]} is measured on --{needed} only",
-                              f"add --{needed}")  # fmt: skip
+            raise ConfigError(f"--fail-on {match[1]} is measured on --{needed} only", f"add --{needed}")
         found.append(Threshold(metric=match[1], comparison=match[2], limit=float(match[3])))
     return tuple(found)

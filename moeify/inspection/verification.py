@@ -39,9 +39,8 @@ class Verified:
 
 
 def verify_files(
-    folder: Path, problems: list[Problem], *, in_part: bool = False,
-    progress: Progress | None = None,
-) -> Verified:  # fmt: skip
+    folder: Path, problems: list[Problem], *, in_part: bool = False, progress: Progress | None = None
+) -> Verified:
     """Read every file of ``folder`` that moeify.json has a SHA-256 of; adds to ``problems``.
 
     ``in_part`` says that what is missing was perhaps never fetched, which is no problem. Raises
@@ -80,9 +79,7 @@ def _problem(folder: Path, name: str, entry: FileEntry) -> Problem | None:
             return Problem(kind=_MISSING, message=f"{name} was written, and is gone")
         size = path.stat().st_size
         if size != entry.nbytes:
-            return Problem(
-                kind="checksum", message=f"{name} has {size} bytes, {entry.nbytes} were written"
-            )
+            return Problem(kind="checksum", message=f"{name} has {size} bytes, {entry.nbytes} were written")
         if sha256(path) == entry.sha256:
             return None
         return Problem(kind="checksum", message=f"{name} is not what was written: other SHA-256")

@@ -54,12 +54,15 @@ class VocabularyCounts:
             # Most seen beyond what the token's frequency alone explains.
             weight = np.where(frequent, counts[:, expert] * share[:, expert], 0)
             order = np.lexsort((self.token_ids, -weight))[:_LISTED]
-            listed.append([
-                {
-                    "token": tokenizer.decode([int(self.token_ids[place])]),
-                    "count": int(counts[place, expert]),
-                    "fraction": float(f"{share[place, expert]:.6g}"),
-                }
-                for place in order if counts[place, expert]
-            ])  # fmt: skip
+            listed.append(
+                [
+                    {
+                        "token": tokenizer.decode([int(self.token_ids[place])]),
+                        "count": int(counts[place, expert]),
+                        "fraction": float(f"{share[place, expert]:.6g}"),
+                    }
+                    for place in order
+                    if counts[place, expert]
+                ]
+            )
         return listed

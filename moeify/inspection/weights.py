@@ -32,9 +32,12 @@ Float64 = NDArray[np.float64]
 
 
 def examine_weights(
-    opened: Opened, mixture: Mixture, report: InspectReport, config: InspectConfig,
+    opened: Opened,
+    mixture: Mixture,
+    report: InspectReport,
+    config: InspectConfig,
     progress: Callable[[str, int, int], None] | None = None,
-) -> None:  # fmt: skip
+) -> None:
     """Add the figures of routers and experts to every layer of ``report``.
 
     At most 32 MiB of values are held at a time, whatever the size of layer and shard. A layer that
@@ -59,10 +62,7 @@ def _findings(report: InspectReport) -> None:
     if damaged:
         count = sum(layer.weights["nonfinite"] for layer in report.layers)
         report.problems.append(
-            Problem(
-                kind="nonfinite",
-                message=f"{numbers(damaged, 'layer')}: {count} values are NaN or infinite",
-            )
+            Problem(kind="nonfinite", message=f"{numbers(damaged, 'layer')}: {count} values are NaN or infinite")
         )
     if copies := [layer.layer for layer in report.layers if layer.weights["duplicates"]]:
         report.notes.append(
@@ -81,8 +81,7 @@ def _dense_source(dense: str, mixture: Mixture) -> Dense:
     known = [conversion.dense.model_type for conversion in conversions_to(model_type)]
     if layout.model_type not in known:
         raise ConfigError(
-            f"--reference {dense} is a {layout.model_type} checkpoint, and {model_type} experts do"
-            " not stem from one",
+            f"--reference {dense} is a {layout.model_type} checkpoint, and {model_type} experts do not stem from one",
             f"name a {' or '.join(known)} checkpoint" if known else "leave --reference out",
         )
     view = open_dense(checkpoint, layout)
@@ -135,11 +134,7 @@ def router_figures(rows: Float32) -> dict[str, Any]:
         return {"router_norm": known, "router_cosine": None, "nonfinite": bad}
     cosine = (wide / norms[:, None]) @ (wide / norms[:, None]).T
     off = ~np.eye(len(rows), dtype=bool)
-    return {
-        "router_norm": _spread(norms),
-        "router_cosine": _spread(cosine[off], values=False),
-        "nonfinite": 0,
-    }
+    return {"router_norm": _spread(norms), "router_cosine": _spread(cosine[off], values=False), "nonfinite": 0}
 
 
 class ExpertFigures:
@@ -211,9 +206,8 @@ class ExpertFigures:
 
 
 def compare_experts(
-    files: SourceFiles, pieces: list[Slice], figures: ExpertFigures,
-    dense: StoredTensor | None = None,
-) -> None:  # fmt: skip
+    files: SourceFiles, pieces: list[Slice], figures: ExpertFigures, dense: StoredTensor | None = None
+) -> None:
     """Add one projection of all experts to ``figures``, a stretch of every expert at a time."""
     dtype = pieces[0].tensor.dtype
     readable = dtype in FLOAT_DTYPES and all(
@@ -222,9 +216,7 @@ def compare_experts(
     if not readable:
         figures.not_measured = True
     if dense is not None and dense.nbytes != pieces[0].nbytes:
-        raise CheckpointError(
-            f"{dense.name!r} of the dense checkpoint is not of the experts' shape or dtype"
-        )
+        raise CheckpointError(f"{dense.name!r} of the dense checkpoint is not of the experts' shape or dtype")
     for offset, length in _stretches(pieces):
         raws = [_read(files, piece, offset, length) for piece in pieces]
         for digest, raw in zip(figures.hashes, raws, strict=True):

@@ -45,8 +45,7 @@ def _remote_code(model_type: str, config: str, models: Mapping[str, str]) -> Rem
     auto_map = {"AutoConfig": f"{configuration}.{config}"}
     auto_map.update({auto: f"{modeling}.{model}" for auto, model in models.items()})
     return RemoteCode(
-        files=(f"{configuration}.py", f"{modeling}.py", *_SHARED_FILES),
-        auto_map=MappingProxyType(auto_map),
+        files=(f"{configuration}.py", f"{modeling}.py", *_SHARED_FILES), auto_map=MappingProxyType(auto_map)
     )
 
 

@@ -46,10 +46,7 @@ class MoeOptions:
         if not isinstance(experts, int) or experts < 1:
             raise ValueError(f"num_experts must be a whole number of at least 1, not {experts!r}.")
         if not isinstance(top_k, int) or not 1 <= top_k <= experts:
-            raise ValueError(
-                f"num_experts_per_tok must lie between 1 and num_experts = {experts}, "
-                f"not {top_k!r}."
-            )
+            raise ValueError(f"num_experts_per_tok must lie between 1 and num_experts = {experts}, not {top_k!r}.")
         if self.route_by not in ("token", "sequence"):
             raise ValueError(f"route_by must be 'token' or 'sequence', not {self.route_by!r}.")
         for key in ("router_aux_loss_coef", "router_z_loss_coef"):
@@ -59,15 +56,10 @@ class MoeOptions:
         layers = self.moe_layers or ()
         wrong = [n for n in layers if not isinstance(n, int) or not 0 <= n < num_layers]
         if wrong:
-            raise ValueError(
-                f"moe_layers names {wrong}, but the model's layers are 0 to {num_layers - 1}."
-            )
+            raise ValueError(f"moe_layers names {wrong}, but the model's layers are 0 to {num_layers - 1}.")
 
 
 def expert_parallel_plan(experts: str) -> dict[str, str]:
     """Whole experts on each rank; `experts` is their module's path, with `*` for the layer."""
     tensors = ("up_proj", "up_proj_bias", "down_proj", "down_proj_bias")
-    return {
-        **{f"{experts}.{name}": "grouped_gemm" for name in tensors},
-        experts: "ep_dispatch_experts",
-    }
+    return {**{f"{experts}.{name}": "grouped_gemm" for name in tensors}, experts: "ep_dispatch_experts"}

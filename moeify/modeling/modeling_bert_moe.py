@@ -75,9 +75,7 @@ class BertMoeLayer(GuardedLayer, dense.BertLayer):
         super(dense.BertLayer, self).__init__()
         self.is_decoder = config.is_decoder
         self.add_cross_attention = config.add_cross_attention
-        self.attention = dense.BertAttention(
-            config, is_causal=config.is_decoder, layer_idx=layer_idx
-        )
+        self.attention = dense.BertAttention(config, is_causal=config.is_decoder, layer_idx=layer_idx)
         if config.add_cross_attention:
             if not config.is_decoder:
                 raise ValueError("add_cross_attention=True needs is_decoder=True.")
@@ -86,11 +84,7 @@ class BertMoeLayer(GuardedLayer, dense.BertLayer):
             )
         pool = None
         if config.route_by == "sequence":
-            pool = SequencePool(
-                causal=config.is_decoder,
-                layer=layer_idx or 0,
-                num_layers=config.num_hidden_layers,
-            )
+            pool = SequencePool(causal=config.is_decoder, layer=layer_idx or 0, num_layers=config.num_hidden_layers)
         self.moe = MoeFeedForward(
             BertMoeExperts(config),
             hidden_size=config.hidden_size,
@@ -111,9 +105,7 @@ class BertMoeLayer(GuardedLayer, dense.BertLayer):
         **kwargs: Any,
     ) -> Tensor:
         """Map [B, S, H] to [B, S, H]; `router_mask` is the mask of `SequencePool`."""
-        attended, _ = self.attention(
-            hidden_states, attention_mask, past_key_values=past_key_values, **kwargs
-        )
+        attended, _ = self.attention(hidden_states, attention_mask, past_key_values=past_key_values, **kwargs)
         if self.is_decoder and encoder_hidden_states is not None:
             if not self.add_cross_attention:
                 raise ValueError("encoder_hidden_states need a config with add_cross_attention.")
@@ -213,9 +205,7 @@ class BertMoeLMHeadModel(dense.BertLMHeadModel, BertMoePreTrainedModel):
         self.post_init()
 
     forward = add_router_losses(MoeCausalLMOutput)(dense.BertLMHeadModel.forward)
-    prepare_inputs_for_generation = add_router_mask(
-        dense.BertLMHeadModel.prepare_inputs_for_generation
-    )
+    prepare_inputs_for_generation = add_router_mask(dense.BertLMHeadModel.prepare_inputs_for_generation)
 
 
 class BertMoeForMaskedLM(dense.BertForMaskedLM, BertMoePreTrainedModel):
@@ -246,9 +236,7 @@ class BertMoeForNextSentencePrediction(dense.BertForNextSentencePrediction, Bert
         self.cls = dense.BertOnlyNSPHead(config)
         self.post_init()
 
-    forward = add_router_losses(MoeNextSentencePredictorOutput)(
-        dense.BertForNextSentencePrediction.forward
-    )
+    forward = add_router_losses(MoeNextSentencePredictorOutput)(dense.BertForNextSentencePrediction.forward)
 
 
 class BertMoeForSequenceClassification(dense.BertForSequenceClassification, BertMoePreTrainedModel):
@@ -264,9 +252,7 @@ class BertMoeForSequenceClassification(dense.BertForSequenceClassification, Bert
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
 
-    forward = add_router_losses(MoeSequenceClassifierOutput)(
-        dense.BertForSequenceClassification.forward
-    )
+    forward = add_router_losses(MoeSequenceClassifierOutput)(dense.BertForSequenceClassification.forward)
 
 
 class BertMoeForMultipleChoice(dense.BertForMultipleChoice, BertMoePreTrainedModel):

@@ -81,9 +81,7 @@ class GPT2MoeBlock(GuardedLayer, dense.GPT2Block):
         self.attn = dense.GPT2Attention(config=config, layer_idx=layer_idx)
         self.ln_2 = nn.LayerNorm(config.n_embd, eps=eps)
         if config.add_cross_attention:
-            self.crossattention = dense.GPT2Attention(
-                config=config, is_cross_attention=True, layer_idx=layer_idx
-            )
+            self.crossattention = dense.GPT2Attention(config=config, is_cross_attention=True, layer_idx=layer_idx)
             self.ln_cross_attn = nn.LayerNorm(config.n_embd, eps=eps)
         pool = None
         if config.route_by == "sequence":
@@ -103,10 +101,7 @@ class GPT2MoeBlock(GuardedLayer, dense.GPT2Block):
     ) -> Tensor:
         """Map [B, S, H] to [B, S, H]; the router's arguments are those of `SequencePool`."""
         attended, _ = self.attn(
-            self.ln_1(hidden_states),
-            past_key_values=past_key_values,
-            attention_mask=attention_mask,
-            **kwargs,
+            self.ln_1(hidden_states), past_key_values=past_key_values, attention_mask=attention_mask, **kwargs
         )
         hidden_states = hidden_states + attended
         if encoder_hidden_states is not None:
@@ -184,9 +179,7 @@ class GPT2MoeLMHeadModel(dense.GPT2LMHeadModel, GPT2MoePreTrainedModel):
         self.post_init()
 
     forward = add_router_losses(MoeCausalLMOutput)(dense.GPT2LMHeadModel.forward)
-    prepare_inputs_for_generation = add_router_mask(
-        dense.GPT2LMHeadModel.prepare_inputs_for_generation
-    )
+    prepare_inputs_for_generation = add_router_mask(dense.GPT2LMHeadModel.prepare_inputs_for_generation)
 
 
 @dataclass
@@ -209,9 +202,7 @@ class GPT2MoeDoubleHeadsModel(dense.GPT2DoubleHeadsModel, GPT2MoePreTrainedModel
         self.post_init()
 
     forward = add_router_losses(GPT2MoeDoubleHeadsModelOutput)(dense.GPT2DoubleHeadsModel.forward)
-    prepare_inputs_for_generation = add_router_mask(
-        dense.GPT2DoubleHeadsModel.prepare_inputs_for_generation
-    )
+    prepare_inputs_for_generation = add_router_mask(dense.GPT2DoubleHeadsModel.prepare_inputs_for_generation)
 
 
 class GPT2MoeForSequenceClassification(dense.GPT2ForSequenceClassification, GPT2MoePreTrainedModel):
@@ -226,9 +217,7 @@ class GPT2MoeForSequenceClassification(dense.GPT2ForSequenceClassification, GPT2
         self.score = nn.Linear(config.n_embd, config.num_labels, bias=False)
         self.post_init()
 
-    forward = add_router_losses(MoeSequenceClassifierOutputWithPast)(
-        dense.GPT2ForSequenceClassification.forward
-    )
+    forward = add_router_losses(MoeSequenceClassifierOutputWithPast)(dense.GPT2ForSequenceClassification.forward)
 
 
 class GPT2MoeForTokenClassification(dense.GPT2ForTokenClassification, GPT2MoePreTrainedModel):

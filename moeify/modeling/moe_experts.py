@@ -128,9 +128,7 @@ class ExpertsImplementations:
         return run
 
 
-def _runnable(
-    experts: Experts, name: str, requested: Implementation, eager: Implementation
-) -> Implementation:
+def _runnable(experts: Experts, name: str, requested: Implementation, eager: Implementation) -> Implementation:
     """The implementation called `name`, or another for what it cannot do.
 
     "eager" takes shapes from the data, which tracing cannot follow, and torch's grouped products
@@ -148,9 +146,7 @@ def _runnable(
     return every_expert if tracing else eager
 
 
-def every_expert(
-    experts: Experts, hidden_states: Tensor, chosen: Tensor, weights: Tensor
-) -> Tensor:
+def every_expert(experts: Experts, hidden_states: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
     """Run every expert on every token, E / K times the work, in plain products of fixed shapes.
 
     Args:

@@ -82,13 +82,7 @@ class MoeFeedForward(nn.Module):
     """
 
     def __init__(
-        self,
-        experts: Experts,
-        *,
-        hidden_size: int,
-        top_k: int,
-        norm_topk_prob: bool,
-        pool: SequencePool | None = None,
+        self, experts: Experts, *, hidden_size: int, top_k: int, norm_topk_prob: bool, pool: SequencePool | None = None
     ) -> None:
         super().__init__()
         self.router = Router(hidden_size, experts.num_experts)
@@ -120,9 +114,7 @@ def default_experts_implementation(requested: str | None) -> str:
     return "grouped_mm" if torch.accelerator.is_available() else "eager"
 
 
-def balance_loss(
-    *, router_logits: Sequence[Tensor], top_k: int, mask: Tensor | None = None
-) -> Tensor:
+def balance_loss(*, router_logits: Sequence[Tensor], top_k: int, mask: Tensor | None = None) -> Tensor:
     """How unevenly tokens are spread over the experts, averaged over the layers.
 
     For one layer this is E * sum_i f_i * P_i of Switch Transformer (arXiv 2101.03961, equations
@@ -177,9 +169,7 @@ def _mean_over_tokens(values: Tensor, mask: Tensor | None) -> Tensor:
     return torch.tensordot(counted, values, dims=1) / counted.sum().clamp(min=1)
 
 
-def _mean_over_layers(
-    router_logits: Sequence[Tensor], layer_loss: Callable[[Tensor], Tensor]
-) -> Tensor:
+def _mean_over_layers(router_logits: Sequence[Tensor], layer_loss: Callable[[Tensor], Tensor]) -> Tensor:
     if not router_logits:
         raise ValueError("router_logits is empty: the model has no MoE layer or recorded none.")
     # Layers may lie on different devices under a device map.

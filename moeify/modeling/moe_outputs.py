@@ -110,9 +110,7 @@ def record_router(output_class: type[ModelOutput]) -> Callable[[Forward], Forwar
             if router_record is not None and wanted:
                 router_record["router_logits"] = outputs["router_logits"]
                 mask = kwargs.get("router_mask")
-                router_record["attention_mask"] = (
-                    given.get("attention_mask") if mask is None else mask
-                )
+                router_record["attention_mask"] = given.get("attention_mask") if mask is None else mask
             outputs = output_class(**outputs)
             return outputs if _default(return_dict, self.config.return_dict) else outputs.to_tuple()
 
@@ -165,9 +163,7 @@ def add_router_mask(prepare: Forward) -> Forward:
     """
 
     @wraps(prepare)
-    def wrapper(
-        self: Any, input_ids: Tensor, *args: Any, attention_mask: Any = None, **kwargs: Any
-    ) -> dict[str, Any]:
+    def wrapper(self: Any, input_ids: Tensor, *args: Any, attention_mask: Any = None, **kwargs: Any) -> dict[str, Any]:
         inputs = prepare(self, input_ids, *args, attention_mask=attention_mask, **kwargs)
         if self.config.route_by == "sequence" and getattr(attention_mask, "ndim", 2) == 2:
             embedded = inputs.get("inputs_embeds")
@@ -178,9 +174,7 @@ def add_router_mask(prepare: Forward) -> Forward:
     return wrapper
 
 
-def _apply_router_losses(
-    config: Any, outputs: Any, router_logits: tuple[Tensor, ...], attention_mask: Any
-) -> None:
+def _apply_router_losses(config: Any, outputs: Any, router_logits: tuple[Tensor, ...], attention_mask: Any) -> None:
     mask = token_mask(attention_mask, router_logits[0].shape[0])
     balance = balance_loss(router_logits=router_logits, top_k=config.num_experts_per_tok, mask=mask)
     # GPT-2's double heads may have a loss for the choice alone.
@@ -189,9 +183,7 @@ def _apply_router_losses(
     if loss is not None:
         extra = config.router_aux_loss_coef * balance
         if config.router_z_loss_coef:
-            extra = extra + config.router_z_loss_coef * z_loss(
-                router_logits=router_logits, mask=mask
-            )
+            extra = extra + config.router_z_loss_coef * z_loss(router_logits=router_logits, mask=mask)
         setattr(outputs, name, loss + extra.to(loss.device))
     outputs.aux_loss = balance
     outputs.router_logits = router_logits
@@ -201,17 +193,12 @@ def _default(value: bool | None, otherwise: bool) -> bool:
     return otherwise if value is None else value
 
 
-def _with_router_argument(
-    wrapper: Forward, forward: Forward, output_class: type[ModelOutput]
-) -> Forward:
+def _with_router_argument(wrapper: Forward, forward: Forward, output_class: type[ModelOutput]) -> Forward:
     """Show the new argument, which `generate` checks its keywords against, and what comes back."""
     signature = inspect.signature(forward)
     *named, keywords = signature.parameters.values()
     new = inspect.Parameter(
-        "output_router_logits",
-        inspect.Parameter.KEYWORD_ONLY,
-        default=None,
-        annotation=bool | None,
+        "output_router_logits", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=bool | None
     )
     returned = tuple | output_class
     wrapper.__signature__ = signature.replace(  # type: ignore[attr-defined]

@@ -171,7 +171,5 @@ def _weights(mask: Tensor | None, hidden_states: Tensor) -> Tensor:
     # [B, T] or [B, choices, T] -> [rows, T]
     rows = mask.reshape(-1, mask.shape[-1])
     if rows.shape[0] != batch or rows.shape[-1] < length:
-        raise ValueError(
-            f"The mask {tuple(mask.shape)} does not fit {batch} sequences of {length} tokens."
-        )
+        raise ValueError(f"The mask {tuple(mask.shape)} does not fit {batch} sequences of {length} tokens.")
     return (rows[:, -length:] != 0).unsqueeze(-1).to(hidden_states.device)

@@ -53,10 +53,7 @@ class _PostImportFinder(MetaPathFinder):
     _searching = False
 
     def find_spec(
-        self,
-        fullname: str,
-        path: Sequence[str] | None,
-        target: ModuleType | None = None,
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         if fullname not in _ACTIONS or self._searching:
             return None

@@ -22,9 +22,8 @@ CARD_FILE = "README.md"
 
 
 def write_card(
-    folder: Path, config: Config, record: Record, base_folder: Path | None = None,
-    opened: Checkpoint | None = None,
-) -> None:  # fmt: skip
+    folder: Path, config: Config, record: Record, base_folder: Path | None = None, opened: Checkpoint | None = None
+) -> None:
     """Write README.md into ``folder``, where weights and config.json lie already.
 
     Licence, languages and data sets are taken over from the card in ``base_folder``; ``opened`` is

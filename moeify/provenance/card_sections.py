@@ -64,10 +64,7 @@ def _summary(subject: Subject) -> str:
     experts = f"{size.num_experts} experts in place of the feed-forward network of {layers}"
     if not subject.upcycled:
         experts = f"{size.num_experts} experts in each of {layers}"
-    return (
-        f"{base}, with {experts}. Each {size.route_by} visits {size.top_k} of them."
-        " Made with moeify."
-    )
+    return f"{base}, with {experts}. Each {size.route_by} visits {size.top_k} of them. Made with moeify."
 
 
 def _experts(record: Record) -> Iterator[tuple[str, ...]]:
@@ -147,10 +144,7 @@ def _limits(subject: Subject) -> Iterable[str]:
     if warmed and set(warmed) == {"routers"}:
         yield "Warm-up changes the routers only; the experts still have to be trained to differ."
     if _is_untrained_since_cut(steps):
-        yield (
-            "Taking experts out was not followed by training: measure it on your own task before"
-            " you rely on it."
-        )
+        yield ("Taking experts out was not followed by training: measure it on your own task before you rely on it.")
     if code := {str(n) for step in steps for n in _custom_code(step)}:
         yield (
             "Code of its own computed parts of its base, and is not part of this model:"

@@ -48,8 +48,7 @@ def renormalises(conversion: Conversion, compat: str, layers: str, every_layer: 
         return True
     if conversion.gguf_renormalises is None:
         raise ConfigError(
-            f"llama.cpp and mlx-lm do not know {conversion.moe.model_type}, so --compat gguf cannot"
-            " help",
+            f"llama.cpp and mlx-lm do not know {conversion.moe.model_type}, so --compat gguf cannot help",
             "leave --compat out and run it in transformers",
         )
     if not every_layer:

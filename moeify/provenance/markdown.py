@@ -8,8 +8,15 @@ from typing import Any
 __all__ = ["inline", "rows", "table"]
 
 _MOST_CHARACTERS = 400
-_ENTITIES = (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "&#124;"), ("[", "&#91;"),
-             ("]", "&#93;"), ("*", "&#42;"))  # fmt: skip
+_ENTITIES = (
+    ("&", "&amp;"),
+    ("<", "&lt;"),
+    (">", "&gt;"),
+    ("|", "&#124;"),
+    ("[", "&#91;"),
+    ("]", "&#93;"),
+    ("*", "&#42;"),
+)
 
 
 def inline(text: object) -> str:
@@ -26,9 +33,7 @@ def table(cells: Iterable[tuple[str, ...]], head: tuple[str, ...] = ("", "")) ->
     return "\n".join([*lines, *(f"| {' | '.join(map(inline, row))} |" for row in cells)])
 
 
-def rows(
-    values: dict[str, Any], hidden: frozenset[str], prefix: str = ""
-) -> Iterator[tuple[str, str]]:
+def rows(values: dict[str, Any], hidden: frozenset[str], prefix: str = "") -> Iterator[tuple[str, str]]:
     """Plain values, one level of nesting included; long lists by their length."""
     for key, value in values.items():
         name = f"{prefix}{key}".replace("_", " ")

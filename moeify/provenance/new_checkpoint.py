@@ -40,9 +40,14 @@ class NewCheckpoint:
     """
 
     def __init__(
-        self, source: Source, target: Path, options: OutputOptions, *, leave: Collection[str] = (),
+        self,
+        source: Source,
+        target: Path,
+        options: OutputOptions,
+        *,
+        leave: Collection[str] = (),
         written: bool = True,
-    ) -> None:  # fmt: skip
+    ) -> None:
         if written:
             check_output(target, source.folder, force=options.force)
         self.source, self.target, self.options, self._leave = source, target, options, leave
@@ -50,10 +55,7 @@ class NewCheckpoint:
         self._record, self._sums = Record.read(source), recorded_sums(source.folder)
         self._files = PlannedFiles(shards=())
 
-    def check(
-        self, files: PlannedFiles, config: Config, *, beside: Iterable[Path] = (),
-        more_bytes: int = 0,
-    ) -> None:  # fmt: skip
+    def check(self, files: PlannedFiles, config: Config, *, beside: Iterable[Path] = (), more_bytes: int = 0) -> None:
         """Everything that can be told of an output before it is made.
 
         The class of ``config`` must find what it loads in ``files``, and the disk have room for
@@ -71,9 +73,8 @@ class NewCheckpoint:
             yield stage
 
     def write(
-        self, files: PlannedFiles, progress: Progress | None = None,
-        check: Iterable[StoredTensor] = (),
-    ) -> Tally:  # fmt: skip
+        self, files: PlannedFiles, progress: Progress | None = None, check: Iterable[StoredTensor] = ()
+    ) -> Tally:
         """Write weights and index, and copy what goes along; see ``write_shards``."""
         self._files = files
         tally = write_files(self.stage, files, progress, check)
@@ -105,9 +106,7 @@ class NewCheckpoint:
             if path in self._sums and os.path.samefile(path, self.stage / file)
         }
         with ThreadPoolExecutor(min(2, os.cpu_count() or 1)) as pool:
-            return dict(
-                zip(names, pool.map(lambda n: self._entry(n, known.get(n)), names), strict=True)
-            )
+            return dict(zip(names, pool.map(lambda n: self._entry(n, known.get(n)), names), strict=True))
 
     def _entry(self, name: str, known: str | None) -> FileEntry:
         """Size and sum of a file; ``known`` is what the source recorded of one that is linked.

@@ -33,17 +33,11 @@ _HEADS = {
     "LMHeadModel": _CAUSAL,
     # No auto class has both heads: this one has the one for language.
     "DoubleHeadsModel": _CAUSAL,
-    "ForSequenceClassification": Head(
-        task="text-classification", auto="AutoModelForSequenceClassification"
-    ),
-    "ForTokenClassification": Head(
-        task="token-classification", auto="AutoModelForTokenClassification"
-    ),
+    "ForSequenceClassification": Head(task="text-classification", auto="AutoModelForSequenceClassification"),
+    "ForTokenClassification": Head(task="token-classification", auto="AutoModelForTokenClassification"),
     "ForQuestionAnswering": Head(task="question-answering", auto="AutoModelForQuestionAnswering"),
     "ForMultipleChoice": Head(task="multiple-choice", auto="AutoModelForMultipleChoice"),
-    "ForNextSentencePrediction": Head(
-        task="feature-extraction", auto="AutoModelForNextSentencePrediction"
-    ),
+    "ForNextSentencePrediction": Head(task="feature-extraction", auto="AutoModelForNextSentencePrediction"),
     "ForConditionalGeneration": Head(task="image-text-to-text", auto="AutoModelForImageTextToText"),
 }
 
@@ -95,9 +89,7 @@ class Subject:
     encoder: bool
 
     @classmethod
-    def of(
-        cls, folder: Path, config: Config, record: Record, opened: Checkpoint | None = None
-    ) -> Subject:
+    def of(cls, folder: Path, config: Config, record: Record, opened: Checkpoint | None = None) -> Subject:
         """The checkpoint in ``folder``, whose weights and config.json are written already.
 
         ``opened`` is the same, where it was read before.

@@ -33,9 +33,15 @@ SAVE_SECONDS = 15.0
 
 
 def calibrate(
-    passes: Passes, mixture: Mixture, blocks: Blocks, scores: Scores, *, batch_size: int,
-    save_to: Path, progress: Progress | None = None,
-) -> None:  # fmt: skip
+    passes: Passes,
+    mixture: Mixture,
+    blocks: Blocks,
+    scores: Scores,
+    *,
+    batch_size: int,
+    save_to: Path,
+    progress: Progress | None = None,
+) -> None:
     """Add the batches of ``blocks`` that ``scores`` lacks.
 
     Sums are kept in ``save_to`` every few seconds, after each of several passes, and when the work
@@ -46,9 +52,16 @@ def calibrate(
         for place in range(scores.batches // batches, len(passes)):
             with passes.opened(place) as step:
                 _walk(
-                    step, mixture, blocks, scores, batches * place, batch_size=batch_size,
-                    save_to=save_to, progress=progress, total=len(passes) * len(blocks),
-                )  # fmt: skip
+                    step,
+                    mixture,
+                    blocks,
+                    scores,
+                    batches * place,
+                    batch_size=batch_size,
+                    save_to=save_to,
+                    progress=progress,
+                    total=len(passes) * len(blocks),
+                )
             if len(passes) > 1:
                 scores.write(save_to)  # the next pass writes over what this one read
     except BaseException:
@@ -61,19 +74,23 @@ def calibrate(
 
 
 def _walk(
-    step: Pass, mixture: Mixture, blocks: Blocks, scores: Scores, first: int, *, batch_size: int,
-    save_to: Path, progress: Progress | None, total: int,
-) -> None:  # fmt: skip
+    step: Pass,
+    mixture: Mixture,
+    blocks: Blocks,
+    scores: Scores,
+    first: int,
+    *,
+    batch_size: int,
+    save_to: Path,
+    progress: Progress | None,
+    total: int,
+) -> None:
     """One pass, whose first batch is number ``first`` of all passes'."""
     import torch
 
     layers, saved = scores.layers, time.monotonic()
     loaded = LoadedMixture(step.model, mixture.layout)
-    with (
-        torch.no_grad(),
-        measured(loaded, layers) as expect,
-        _softmax(loaded, mixture, layers) as see,
-    ):
+    with torch.no_grad(), measured(loaded, layers) as expect, _softmax(loaded, mixture, layers) as see:
         for number, (inputs, part) in enumerate(blocks.batches(batch_size)):
             if first + number < scores.batches:
                 continue

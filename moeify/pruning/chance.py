@@ -22,9 +22,14 @@ __all__ = ["compare_losses"]
 
 
 def compare_losses(
-    mixture: Mixture, source: Source, pruned: Path, keep: int, config: PruneConfig, blocks: Blocks,
+    mixture: Mixture,
+    source: Source,
+    pruned: Path,
+    keep: int,
+    config: PruneConfig,
+    blocks: Blocks,
     plainly: Kept | None = None,
-) -> HeldOutLoss:  # fmt: skip
+) -> HeldOutLoss:
     """Held-out loss of the source, of ``pruned`` and of random prunings (arXiv 2606.10703).
 
     The random ones are written like any other, one at a time, and deleted again. ``plainly`` are

@@ -92,8 +92,7 @@ class PruneConfig(ScoredConfig):
             raise ConfigError(f"at least one expert must stay, not {self.keep}", "pass --keep 4")
         if self.ratio is not None and not 0 < self.ratio < 1:
             raise ConfigError(
-                f"the part of the experts to drop must lie between 0 and 1, not {self.ratio:g}",
-                "pass --ratio 0.5",
+                f"the part of the experts to drop must lie between 0 and 1, not {self.ratio:g}", "pass --ratio 0.5"
             )
         if self.drop is not None:
             parse_experts(self.drop)
@@ -101,8 +100,7 @@ class PruneConfig(ScoredConfig):
     def _check_combinations(self) -> None:
         if self.dense and self.keep not in (None, 1):
             raise ConfigError(
-                f"a dense model has one feed-forward network a layer, not {self.keep}",
-                "pass --keep 1 with --dense",
+                f"a dense model has one feed-forward network a layer, not {self.keep}", "pass --keep 1 with --dense"
             )
         if self.needs_scores and self.dataset is None and self.scores is None:
             raise ConfigError(
@@ -112,20 +110,16 @@ class PruneConfig(ScoredConfig):
         for option in ("merge", "rescale", "evaluate"):
             if getattr(self, option) and self.dense:
                 name = {"evaluate": "eval"}.get(option, option)
-                raise ConfigError(
-                    f"--{name} has no meaning for a dense output", f"leave --{name} out"
-                )
+                raise ConfigError(f"--{name} has no meaning for a dense output", f"leave --{name} out")
         if self.merge and self.rescale:
             raise ConfigError(
-                "merging replaces the weights that --rescale would scale",
-                "leave one of --merge and --rescale out",
+                "merging replaces the weights that --rescale would scale", "leave one of --merge and --rescale out"
             )
         if self.evaluate and self.dataset is None:
             raise ConfigError("--eval needs text to measure the loss on", "pass --dataset FILE")
         if self.rescale and self.dataset is None and self.scores is None:
             raise ConfigError(
-                "--rescale needs the weights that experts get on text",
-                "pass --dataset FILE or --scores FILE",
+                "--rescale needs the weights that experts get on text", "pass --dataset FILE or --scores FILE"
             )
 
     @property

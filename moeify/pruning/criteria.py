@@ -56,26 +56,14 @@ def _evenness(weights: Any, absolute: Any, squares: Any, **_: Any) -> Any:
 
 
 _SEER = Citation(
-    "Muzio et al.",
-    "SEER-MoE: Sparse Expert Efficiency through Regularization for Mixture-of-Experts",
-    "2404.05089",
+    "Muzio et al.", "SEER-MoE: Sparse Expert Efficiency through Regularization for Mixture-of-Experts", "2404.05089"
 )
 CRITERIA: Table[Criterion] = Table(
     "criterion",
     Criterion(
-        name="frequency",
-        help="its tokens",
-        needs=("frequency",),
-        formula=lambda sums: sums["frequency"],
-        paper=_SEER,
+        name="frequency", help="its tokens", needs=("frequency",), formula=lambda sums: sums["frequency"], paper=_SEER
     ),
-    Criterion(
-        name="gate",
-        help="sum of its weights",
-        needs=("gate",),
-        formula=lambda sums: sums["gate"],
-        paper=_SEER,
-    ),
+    Criterion(name="gate", help="sum of its weights", needs=("gate",), formula=lambda sums: sums["gate"], paper=_SEER),
     Criterion(
         name="ean",
         help="sum of its outputs' norms",
@@ -83,8 +71,7 @@ CRITERIA: Table[Criterion] = Table(
         formula=lambda sums: sums["ean"],
         paper=Citation(
             "Jaiswal et al.",
-            "Finding Fantastic Experts in MoEs: A Unified Study for Expert Dropping Strategies"
-            " and Observations",
+            "Finding Fantastic Experts in MoEs: A Unified Study for Expert Dropping Strategies and Observations",
             "2504.05586",
         ),
     ),
@@ -94,9 +81,7 @@ CRITERIA: Table[Criterion] = Table(
         needs=("weighted_norm", "frequency"),
         formula=lambda sums: sums["weighted_norm"] / sums["frequency"].clip(1),
         paper=Citation(
-            "Lasby et al.",
-            "REAP the Experts: Why Pruning Prevails for One-Shot MoE Compression",
-            "2510.13999",
+            "Lasby et al.", "REAP the Experts: Why Pruning Prevails for One-Shot MoE Compression", "2510.13999"
         ),
     ),
     Criterion(
@@ -105,9 +90,7 @@ CRITERIA: Table[Criterion] = Table(
         needs=WEIGHT_SUMS,
         formula=lambda sums: _evenness(**sums),
         high_goes_first=True,
-        paper=Citation(
-            "Liu et al.", "AIMER: Calibration-Free Task-Agnostic MoE Pruning", "2603.18492"
-        ),
+        paper=Citation("Liu et al.", "AIMER: Calibration-Free Task-Agnostic MoE Pruning", "2603.18492"),
     ),
     Criterion(name="random", needs=DRAWS, formula=lambda sums: sums["draw"]),
     used_for="the score that chose the experts, {name}",

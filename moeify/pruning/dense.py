@@ -47,9 +47,7 @@ def plan_dense(mixture: Mixture, experts: Mapping[int, Shares], max_shard_bytes:
     )
 
 
-def _jobs(
-    mixture: Mixture, conversion: Conversion, config: Config, experts: Mapping[int, Shares]
-) -> Iterator[Job]:
+def _jobs(mixture: Mixture, conversion: Conversion, config: Config, experts: Mapping[int, Shares]) -> Iterator[Job]:
     dense = conversion.dense
     head, moe_prefix = dense.head(config), conversion.moe_prefix(config)
     roots = {name.split(".")[0] for name in dense.base_tensors(config)}
@@ -96,9 +94,13 @@ def _joined(jobs: Iterator[Job], dense: DenseLayout) -> Iterator[Job]:
 
 
 def _ffn(
-    mixture: Mixture, dense: DenseLayout, stored: StoredTensor, place: Place, experts: Shares,
+    mixture: Mixture,
+    dense: DenseLayout,
+    stored: StoredTensor,
+    place: Place,
+    experts: Shares,
     renamed: Callable[[str], str],
-) -> Iterator[Job]:  # fmt: skip
+) -> Iterator[Job]:
     """The FFN tensors that ``stored`` becomes: the tensor of all experts, or of the first one."""
     spec = place.plain
     if spec is None:
@@ -114,9 +116,7 @@ def _ffn(
     shape[0] //= len(spec.roles)  # what is joined lies one after the other
     for number, role in enumerate(spec.roles):
         size = math.prod(shape)
-        terms = [
-            (Slice(part.tensor, part.start + number * size, size), share) for part, share in every
-        ]
+        terms = [(Slice(part.tensor, part.start + number * size, size), share) for part, share in every]
         name = renamed(prefix + names[role])
         yield Job(name, stored.dtype, tuple(shape), (_mean(terms, stored),))
 

@@ -24,9 +24,13 @@ __all__ = ["ExtractReport", "extract"]
 
 
 def extract(
-    checkpoint: str | Path, output: str | Path | None = None, config: ExtractConfig | None = None,
-    *, progress: Steps | None = None, **options: Any,
-) -> ExtractReport:  # fmt: skip
+    checkpoint: str | Path,
+    output: str | Path | None = None,
+    config: ExtractConfig | None = None,
+    *,
+    progress: Steps | None = None,
+    **options: Any,
+) -> ExtractReport:
     """Write the dense checkpoint of the original family whose FFNs are one expert's.
 
     Every tensor is copied as it is; the FFNs of several experts are their weighted mean. With a
@@ -50,8 +54,12 @@ def extract(
     experts = dict.fromkeys(mixture.moe_layers, config.mean)
     plan = plan_dense(mixture, experts, parse_size(config.max_shard_size))
     new.check(plan.files, plan.config)
-    named = {"expert": config.numbers, "shares": config.shares, "revision": config.revision,
-             "max_shard_size": config.max_shard_size}  # fmt: skip
+    named = {
+        "expert": config.numbers,
+        "shares": config.shares,
+        "revision": config.revision,
+        "max_shard_size": config.max_shard_size,
+    }
     results = {"params_total": plan.params_after}
     with new.opened():
         new.write(plan.files, step_of(progress, "writing MB", 10**6))

@@ -17,9 +17,7 @@ __all__ = ["measured"]
 
 
 @contextmanager
-def measured(
-    mixture: LoadedMixture, layers: dict[int, LayerScores]
-) -> Iterator[Callable[[Tensor], None]]:
+def measured(mixture: LoadedMixture, layers: dict[int, LayerScores]) -> Iterator[Callable[[Tensor], None]]:
     """Let every expert run on its own tokens alone and add up what it gives.
 
     Yields a function that must be told each batch's attention mask [B, S]. The weights are those
@@ -51,9 +49,8 @@ class _Measured:
     """A layer's experts, one after the other on the tokens that visit them."""
 
     def __init__(
-        self, forward: Callable[..., Tensor], layers: dict[int, LayerScores], layer: int,
-        current: dict[str, Any],
-    ) -> None:  # fmt: skip
+        self, forward: Callable[..., Tensor], layers: dict[int, LayerScores], layer: int, current: dict[str, Any]
+    ) -> None:
         self.forward, self.layers, self.layer, self.current = forward, layers, layer, current
 
     def __call__(self, hidden: Tensor, experts: Tensor, weights: Tensor) -> Tensor:

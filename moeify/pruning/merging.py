@@ -38,9 +38,11 @@ def check_merging(mixture: Mixture) -> None:
 
 
 def merged_pieces(
-    mixture: Mixture, kept: Kept, frequency: Mapping[int, Sequence[float]] | None = None,
+    mixture: Mixture,
+    kept: Kept,
+    frequency: Mapping[int, Sequence[float]] | None = None,
     untouched: Mapping[int, Collection[int]] | None = None,
-) -> dict[tuple[str, int], Piece]:  # fmt: skip
+) -> dict[tuple[str, int], Piece]:
     """The pieces of the kept experts that take others in, by tensor and expert.
 
     Each dropped expert goes to the kept one whose router row is nearest, and an average weighs
@@ -58,9 +60,7 @@ def merged_pieces(
     return pieces
 
 
-def nearest(
-    rows: Float32, kept: Sequence[int], open_to: Sequence[int]
-) -> dict[int, tuple[int, ...]]:
+def nearest(rows: Float32, kept: Sequence[int], open_to: Sequence[int]) -> dict[int, tuple[int, ...]]:
     """For each of ``open_to`` the experts not in ``kept`` whose centred router rows are nearest."""
     centred = rows - rows.mean(axis=0)
     length = np.linalg.norm(centred, axis=1, keepdims=True)
@@ -90,9 +90,7 @@ def align(reference: Float32, other: Float32) -> Index:
     return order
 
 
-def _preferred(
-    reference: Float32, other: Float32, rows: Index, columns: Index
-) -> tuple[Index, Index]:
+def _preferred(reference: Float32, other: Float32, rows: Index, columns: Index) -> tuple[Index, Index]:
     """For each of ``rows`` the place of the most similar of ``columns``, and the reverse."""
     best, back = np.empty(len(rows), np.int64), np.zeros(len(columns), np.int64)
     highest = np.full(len(columns), -np.inf, np.float32)
@@ -111,9 +109,8 @@ def _preferred(
 
 
 def _merge(
-    mixture: Mixture, files: SourceFiles, layer: int, members: Sequence[int],
-    counts: Sequence[float] | None,
-) -> Iterator[tuple[tuple[str, int], Piece]]:  # fmt: skip
+    mixture: Mixture, files: SourceFiles, layer: int, members: Sequence[int], counts: Sequence[float] | None
+) -> Iterator[tuple[tuple[str, int], Piece]]:
     """Pieces of the first of ``members``, which takes in the others."""
     shares = [1.0 if counts is None else float(counts[expert]) for expert in members]
     total = sum(shares)
@@ -132,9 +129,7 @@ def _merge(
         yield (stored.name, members[0]), Blend(tuple(terms), stored.dtype)
 
 
-def _orders(
-    mixture: Mixture, files: SourceFiles, layer: int, members: Sequence[int]
-) -> list[Index | None]:
+def _orders(mixture: Mixture, files: SourceFiles, layer: int, members: Sequence[int]) -> list[Index | None]:
     """How each member's neurons are ordered like the first one's; None for as they are.
 
     Two experts are held in float32.

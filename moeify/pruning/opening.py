@@ -22,9 +22,8 @@ def open_prunable(checkpoint: Checkpoint) -> Mixture:
     for layer in mixture.moe_layers:
         if not mixture.router_parts(layer):
             raise TensorNotFoundError(
-                mixture.router_name(layer), checkpoint.folder,
-                "give it routers first: moeify attach",
-            )  # fmt: skip
+                mixture.router_name(layer), checkpoint.folder, "give it routers first: moeify attach"
+            )
     _check_complete(mixture)
     return mixture
 
@@ -39,8 +38,7 @@ def _check_complete(mixture: Mixture) -> None:
     for layer, experts in found.items():
         if experts != every:
             raise CheckpointError(
-                f"layer {layer} holds {len(experts)} experts, config.json says"
-                f" {mixture.num_experts}",
+                f"layer {layer} holds {len(experts)} experts, config.json says {mixture.num_experts}",
                 "the number must be the same in every layer: download the checkpoint again",
                 path=mixture.checkpoint.folder,
             )

@@ -43,9 +43,7 @@ def check_counts(mixture: Mixture, keep: int, what: str = "keep") -> None:
     """Raise ``ConfigError`` where ``keep`` experts a layer cannot work in this checkpoint."""
     total, top_k, groups = mixture.num_experts, mixture.top_k, mixture.groups
     if keep >= total:
-        raise ConfigError(
-            f"nothing to do: {what} {keep} of {total} experts", f"pass --keep {max(total // 2, 1)}"
-        )
+        raise ConfigError(f"nothing to do: {what} {keep} of {total} experts", f"pass --keep {max(total // 2, 1)}")
     if keep < top_k:
         raise ConfigError(
             f"each token visits {top_k} experts, which {what} {keep} would not leave",
@@ -67,10 +65,12 @@ def _smallest(count: int, chosen: int, top_k: int) -> int:
 
 
 def plan_prune(
-    mixture: Mixture, kept: Kept, max_shard_bytes: int,
+    mixture: Mixture,
+    kept: Kept,
+    max_shard_bytes: int,
     blends: Mapping[tuple[str, int], Piece] | None = None,
     down_factors: Mapping[int, float] | None = None,
-) -> PrunePlan:  # fmt: skip
+) -> PrunePlan:
     """Plan the checkpoint in which every MoE layer has only its ``kept`` experts.
 
     Every byte is a copy, except for ``blends``, pieces by tensor and expert that replace an
@@ -92,9 +92,8 @@ def plan_prune(
 
 
 def _jobs(
-    mixture: Mixture, kept: Kept, blends: Mapping[tuple[str, int], Piece],
-    down_factors: Mapping[int, float],
-) -> Iterator[tuple[Job, Place | None]]:  # fmt: skip
+    mixture: Mixture, kept: Kept, blends: Mapping[tuple[str, int], Piece], down_factors: Mapping[int, float]
+) -> Iterator[tuple[Job, Place | None]]:
     places = {layer: {e: new for new, e in enumerate(experts)} for layer, experts in kept.items()}
     for stored in mixture.stored():
         place = mixture.counted.get(stored.name)
@@ -106,9 +105,7 @@ def _jobs(
         if place.kind == "single":
             if place.expert in places[place.layer]:
                 name = mixture.places.renumbered(stored.name, places[place.layer][place.expert])
-                piece = blends.get((stored.name, place.expert)) or piece_of(
-                    whole(stored), stored.dtype, weight=factor
-                )
+                piece = blends.get((stored.name, place.expert)) or piece_of(whole(stored), stored.dtype, weight=factor)
                 yield Job(name, stored.dtype, stored.shape, (piece,)), place
         else:
             shape = list(stored.shape)
@@ -118,9 +115,8 @@ def _jobs(
 
 
 def _cut(
-    stored: StoredTensor, axis: int, kept: Sequence[int],
-    blends: Mapping[tuple[str, int], Piece], factor: float,
-) -> Iterator[Piece]:  # fmt: skip
+    stored: StoredTensor, axis: int, kept: Sequence[int], blends: Mapping[tuple[str, int], Piece], factor: float
+) -> Iterator[Piece]:
     """The kept experts of ``stored`` along ``axis``."""
     if not any((stored.name, expert) in blends for expert in kept):
         taken = neurons(whole(stored), stored.shape, axis, np.array(kept, np.int64))
@@ -149,9 +145,7 @@ def pruned_config(mixture: Mixture, kept: Kept) -> Config:
             if mixture.extra:
                 place |= {key: 0 for key in _NEXT_TOKEN_KEYS if place.get(key)}
     if isinstance(config.get("quantization_config"), dict):
-        config["quantization_config"] = _renumber(
-            config["quantization_config"], mixture.places, kept
-        )
+        config["quantization_config"] = _renumber(config["quantization_config"], mixture.places, kept)
     return config
 
 

@@ -58,9 +58,13 @@ class _Choice:
 
 
 def prune(
-    checkpoint: str | Path, output: str | Path | None = None, config: PruneConfig | None = None,
-    *, progress: Steps | None = None, **options: Any,
-) -> PruneReport:  # fmt: skip
+    checkpoint: str | Path,
+    output: str | Path | None = None,
+    config: PruneConfig | None = None,
+    *,
+    progress: Steps | None = None,
+    **options: Any,
+) -> PruneReport:
     """Take experts out of every MoE layer of ``checkpoint``.
 
     Args:
@@ -119,8 +123,7 @@ def _check(mixture: Mixture, new: NewCheckpoint, config: PruneConfig, keep: int)
     grows = rule.scores == "softmax" and not rule.renormalises(mixture.config)
     if config.rescale and not grows:
         raise ConfigError(
-            f"the weights of {mixture.layout.model_type} do not grow when experts go: there is"
-            " nothing to rescale",
+            f"the weights of {mixture.layout.model_type} do not grow when experts go: there is nothing to rescale",
             "leave --rescale out",
         )
     if config.rescale:
@@ -152,17 +155,22 @@ def _plan(mixture: Mixture, choice: _Choice, config: PruneConfig) -> PrunePlan:
 
 
 def _choose(
-    source: Source, mixture: Mixture, target: Path, config: PruneConfig, keep: int,
-    text: Text | None, scores: Scores | None, progress: Steps | None,
-) -> _Choice:  # fmt: skip
+    source: Source,
+    mixture: Mixture,
+    target: Path,
+    config: PruneConfig,
+    keep: int,
+    text: Text | None,
+    scores: Scores | None,
+    progress: Steps | None,
+) -> _Choice:
     by_layer = False
     if scores is None and text is not None and config.calibrates:
         by_layer = runs_by_layer(mixture.checkpoint, config.low_memory)
         how = "calibrating layer by layer" if by_layer else "calibrating on blocks"
         scores = text_scores(
-            source, mixture, config, text, _partial(target, config), by_layer=by_layer,
-            progress=step_of(progress, how),
-        )  # fmt: skip
+            source, mixture, config, text, _partial(target, config), by_layer=by_layer, progress=step_of(progress, how)
+        )
     if config.drop is not None:
         kept = kept_by_hand(mixture, config.drop, config.dense)
         return _Choice(kept=kept, calibrated=scores, layer_by_layer=by_layer)
@@ -174,9 +182,7 @@ def _choose(
     high = by.high_goes_first
     kept = select(mixture, values, keep, high_goes_first=high, protected=protected)
     named = {layer: tuple(row) for layer, row in values.items()}
-    return _Choice(
-        kept=kept, scores=named, protected=protected, calibrated=scores, layer_by_layer=by_layer
-    )
+    return _Choice(kept=kept, scores=named, protected=protected, calibrated=scores, layer_by_layer=by_layer)
 
 
 def _partial(target: Path, config: PruneConfig) -> Path:
@@ -206,9 +212,8 @@ def _said(losses: HeldOutLoss) -> list[str]:
 
 
 def _report(
-    mixture: Mixture, source: Source, target: Path, config: PruneConfig, choice: _Choice,
-    plan: PrunePlan,
-) -> PruneReport:  # fmt: skip
+    mixture: Mixture, source: Source, target: Path, config: PruneConfig, choice: _Choice, plan: PrunePlan
+) -> PruneReport:
     everyone = range(mixture.num_experts)
     return PruneReport(
         source=source.name,

@@ -82,9 +82,7 @@ class Scores:
         """
         norms = {layer: sums.sums["max_norm"] for layer, sums in self.layers.items()}
         everything = np.concatenate(list(norms.values()))
-        limit = max(
-            float(np.quantile(everything, _SUPER_QUANTILE)), float(everything.max()) * _SUPER_PART
-        )
+        limit = max(float(np.quantile(everything, _SUPER_QUANTILE)), float(everything.max()) * _SUPER_PART)
         early = list(norms)[: math.ceil(_SUPER_DEPTH * len(norms))]
         found = {n: tuple(int(e) for e in np.flatnonzero(norms[n] > limit)) for n in early}
         return {layer: experts for layer, experts in found.items() if experts}
@@ -110,9 +108,7 @@ class Scores:
         """The scores in ``path``; raises ``RoutingError`` where they belong to another model."""
         document = read_json(path)
         if document.get("schema") != SCHEMA:
-            raise RoutingError(
-                f"{path} is no file of scores", "name the scores.json that moeify prune wrote"
-            )
+            raise RoutingError(f"{path} is no file of scores", "name the scores.json that moeify prune wrote")
         try:
             scores = cls(
                 source=str(document["source"]),
@@ -124,9 +120,7 @@ class Scores:
                 complete=document["complete"] is True,
             )
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            raise RoutingError(
-                f"{path} is damaged: {error}", "calibrate again with --dataset"
-            ) from error
+            raise RoutingError(f"{path} is damaged: {error}", "calibrate again with --dataset") from error
         if scores.fingerprint != checkpoint_fingerprint(mixture):
             raise RoutingError(
                 f"the scores in {path} were made on {scores.source}, whose weights are not those of"
@@ -136,8 +130,7 @@ class Scores:
         if (wanted := mixture.moe_layers) != tuple(sorted(scores.layers)):
             found = ", ".join(map(str, sorted(scores.layers))) or "no layer"
             raise RoutingError(
-                f"{path} is damaged: it holds scores of {found}, not of layers"
-                f" {', '.join(map(str, wanted))}",
+                f"{path} is damaged: it holds scores of {found}, not of layers {', '.join(map(str, wanted))}",
                 "calibrate again with --dataset",
             )
         return scores

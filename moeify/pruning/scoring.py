@@ -47,9 +47,12 @@ def read_text(mixture: Mixture, config: PruneConfig) -> Text | None:
     if config.dataset is None:
         return None
     data = DataConfig(
-        dataset=config.dataset, split=config.split, text_column=config.text_column,
-        seq_len=config.seq_len, seed=config.seed,
-    )  # fmt: skip
+        dataset=config.dataset,
+        split=config.split,
+        text_column=config.text_column,
+        seq_len=config.seq_len,
+        seed=config.seed,
+    )
     blocks, _ = blocks_for(mixture.checkpoint, data, config.max_tokens)
     try:
         fit, held_out = blocks.split(HELD_OUT_FRACTION)
@@ -80,9 +83,8 @@ def stored_scores(mixture: Mixture, config: PruneConfig) -> Scores | None:
 
 
 def expert_scores(
-    by: Criterion, mixture: Mixture, scores: Scores | None, seed: int,
-    progress: Progress | None = None,
-) -> dict[int, list[float]]:  # fmt: skip
+    by: Criterion, mixture: Mixture, scores: Scores | None, seed: int, progress: Progress | None = None
+) -> dict[int, list[float]]:
     """What ``by`` says of every expert of every layer; weights are read where ``scores`` lack them.
 
     Raises ``RoutingError`` where ``scores`` hold less than it needs, and ``ConfigError`` where its
@@ -115,17 +117,21 @@ def _values(by: Criterion, sums: Mapping[str, NDArray[np.float64]], experts: int
 
 
 def text_scores(
-    source: Source, mixture: Mixture, config: PruneConfig, text: Text, save_to: Path, *,
-    by_layer: bool = False, progress: Progress | None = None,
-) -> Scores:  # fmt: skip
+    source: Source,
+    mixture: Mixture,
+    config: PruneConfig,
+    text: Text,
+    save_to: Path,
+    *,
+    by_layer: bool = False,
+    progress: Progress | None = None,
+) -> Scores:
     """Scores from ``text``, continued where an interrupted calibration in ``save_to`` ended.
 
     ``by_layer`` holds one layer's weights at a time, and what layers give in files.
     """
     states = save_to.with_name(f".{save_to.name.lstrip('.')}.states")
-    passes: Passes = (
-        _passes(mixture, text, states) if by_layer else WholeModel(load_model(source.folder))
-    )
+    passes: Passes = _passes(mixture, text, states) if by_layer else WholeModel(load_model(source.folder))
     data = f"{text.fit.fingerprint}-{config.batch}-{len(passes)}"
     scores = _begun(save_to, mixture, data)
     if scores is None or not _goes_on(passes, scores, text, config):
@@ -137,10 +143,7 @@ def text_scores(
             layers={layer: LayerScores.empty(mixture.num_experts) for layer in mixture.moe_layers},
         )
     save_to.parent.mkdir(parents=True, exist_ok=True)
-    calibrate(
-        passes, mixture, text.fit, scores,
-        batch_size=config.batch, save_to=save_to, progress=progress,
-    )  # fmt: skip
+    calibrate(passes, mixture, text.fit, scores, batch_size=config.batch, save_to=save_to, progress=progress)
     if mixture.quantised is None:
         for layer, sums in weight_sums(mixture).items():
             scores.layers[layer].sums |= sums

@@ -37,16 +37,14 @@ def kept_by_hand(mixture: Mixture, text: str, dense: bool = False) -> dict[int, 
         if layer not in mixture.moe_layers:
             listing = _ranges(mixture.moe_layers)
             raise ConfigError(
-                f"layer {layer} is no mixture: the MoE layers are {listing}",
-                "name layers that hold experts",
+                f"layer {layer} is no mixture: the MoE layers are {listing}", "name layers that hold experts"
             )
     kept = {}
     for layer in mixture.moe_layers:
         gone = {*everywhere, *named.get(layer, ())}
         if gone and max(gone) >= mixture.num_experts:
             raise ConfigError(
-                f"layer {layer} has experts 0 to {mixture.num_experts - 1}, not {max(gone)}",
-                "name experts that exist",
+                f"layer {layer} has experts 0 to {mixture.num_experts - 1}, not {max(gone)}", "name experts that exist"
             )
         kept[layer] = tuple(e for e in range(mixture.num_experts) if e not in gone)
     _check_even(kept)
@@ -79,16 +77,19 @@ def _check_groups(mixture: Mixture, kept: Mapping[int, tuple[int, ...]]) -> None
         left = [sum(e // size == group for e in experts) for group in range(count)]
         if len(set(left)) > 1:
             raise ConfigError(
-                f"layer {layer} would keep {left} experts in its {count} groups, which must stay"
-                " equally large",
+                f"layer {layer} would keep {left} experts in its {count} groups, which must stay equally large",
                 "drop as many experts from every group",
             )
 
 
 def select(
-    mixture: Mixture, scores: Mapping[int, Sequence[float]], keep: int, *,
-    high_goes_first: bool = False, protected: Mapping[int, Collection[int]] | None = None,
-) -> dict[int, tuple[int, ...]]:  # fmt: skip
+    mixture: Mixture,
+    scores: Mapping[int, Sequence[float]],
+    keep: int,
+    *,
+    high_goes_first: bool = False,
+    protected: Mapping[int, Collection[int]] | None = None,
+) -> dict[int, tuple[int, ...]]:
     """The ``keep`` best experts of each layer, as many from each group where there are groups.
 
     ``protected`` experts stay whatever their score, as far as there is room.
@@ -107,9 +108,7 @@ def select(
     return kept
 
 
-def best(
-    values: Sequence[float], members: Sequence[int], keep: int, safe: Collection[int] = ()
-) -> list[int]:
+def best(values: Sequence[float], members: Sequence[int], keep: int, safe: Collection[int] = ()) -> list[int]:
     """The ``keep`` largest of ``members``: ``safe`` ones first, then by value, then by number."""
     return sorted(members, key=lambda e: (e not in safe, -values[e], e))[:keep]
 
@@ -119,8 +118,7 @@ def random_scores(mixture: Mixture, seed: int) -> dict[int, list[float]]:
     from moeify.checkpoint.arithmetic import generator
 
     return {
-        layer: generator((seed, "prune", layer)).random(mixture.num_experts).tolist()
-        for layer in mixture.moe_layers
+        layer: generator((seed, "prune", layer)).random(mixture.num_experts).tolist() for layer in mixture.moe_layers
     }
 
 

@@ -20,9 +20,7 @@ _BLOCK = 1 << 18
 _WEIGHT_ROLES = frozenset({"gate", "up", "down"})
 
 
-def weight_sums(
-    mixture: Mixture, progress: Progress | None = None
-) -> dict[int, dict[str, NDArray[np.float64]]]:
+def weight_sums(mixture: Mixture, progress: Progress | None = None) -> dict[int, dict[str, NDArray[np.float64]]]:
     """``WEIGHT_SUMS`` [E] of every layer's experts.
 
     Weights are read in blocks of 1 MB, whatever the size of the checkpoint. Raises
@@ -32,11 +30,7 @@ def weight_sums(
     weights = [spec for spec in mixture.layout.experts if _WEIGHT_ROLES.intersection(spec.roles)]
     found = {layer: {name: np.zeros(total) for name in WEIGHT_SUMS} for layer in layers}
     with SourceFiles() as files, ThreadPoolExecutor(4) as pool:
-        slices = {
-            (n, e): [mixture.expert(n, spec, e)[0] for spec in weights]
-            for n in layers
-            for e in range(total)
-        }
+        slices = {(n, e): [mixture.expert(n, spec, e)[0] for spec in weights] for n in layers for e in range(total)}
         for part in slices.values():
             for piece in part:
                 files.handle(piece.tensor.path)  # opened here, because handle() is for one thread

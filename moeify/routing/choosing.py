@@ -14,9 +14,7 @@ __all__ = ["Choice", "choice"]
 Choice = dict[str, "Tensor | None"]
 
 
-def choice(
-    rule: RouterRule, groups: tuple[int, int] | None, bias: Tensor | None, logits: Tensor
-) -> Choice:
+def choice(rule: RouterRule, groups: tuple[int, int] | None, bias: Tensor | None, logits: Tensor) -> Choice:
     """``scores`` and ``selection`` of ``RoutedTokens`` for ``logits`` [T, E].
 
     Both are None for families that choose by the softmax of the logits alone. ``groups`` are how

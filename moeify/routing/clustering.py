@@ -38,9 +38,13 @@ def balanced_kmeans(rows: Tensor, clusters: int, seed: int) -> Tensor:
 
 
 def even_offsets(
-    logits: Tensor, *, top_k: int, rounds: int = _POLISH_ROUNDS, steady: Tensor | None = None,
+    logits: Tensor,
+    *,
+    top_k: int,
+    rounds: int = _POLISH_ROUNDS,
+    steady: Tensor | None = None,
     weights: Tensor | None = None,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Biases [E] under which each expert is among the top K of ``logits`` [T, E] equally often.
 
     The bias of expert e counts ``steady`` [T] times at each token, once where it is None; a token

@@ -53,9 +53,14 @@ Observer = Callable[[RoutedTokens], None]
 
 
 def collect(
-    passes: Passes, layout: MoeLayout, blocks: Blocks, observe: Observer, *, batch_size: int = 8,
+    passes: Passes,
+    layout: MoeLayout,
+    blocks: Blocks,
+    observe: Observer,
+    *,
+    batch_size: int = 8,
     progress: Callable[[int, int], None] | None = None,
-) -> None:  # fmt: skip
+) -> None:
     """Walk ``passes`` over ``blocks`` without gradients; ``observe`` sees every layer's routing.
 
     ``progress`` is called with blocks done and blocks in all.
@@ -78,9 +83,7 @@ def collect(
 
 
 @contextmanager
-def observed(
-    mixture: LoadedMixture, observe: Observer
-) -> Iterator[Callable[[Tensor, Blocks | None], None]]:
+def observed(mixture: LoadedMixture, observe: Observer) -> Iterator[Callable[[Tensor, Blocks | None], None]]:
     """Show ``observe`` what the routers do while the context lasts.
 
     Yields a function that must be told each batch's attention mask [B, S], and its blocks where
@@ -111,8 +114,7 @@ def observed(
         real, number = current["real"], routed.layer.number
         if len(real) != len(routed.logits):
             raise RoutingError(
-                f"the router of layer {number} saw {len(routed.logits)} tokens, the batch has"
-                f" {len(real)}"
+                f"the router of layer {number} saw {len(routed.logits)} tokens, the batch has {len(real)}"
             )
         logits, apart = routed.logits.float().cpu()[real], routed.expert_inputs
         observe(

@@ -7,15 +7,7 @@ from typing import Literal, get_args
 
 from moeify.errors import ConfigError
 
-__all__ = [
-    "ROUTER_INITS",
-    "DataConfig",
-    "MemoryOptions",
-    "RouteBy",
-    "RouterInit",
-    "RouterStart",
-    "check_seed",
-]
+__all__ = ["ROUTER_INITS", "DataConfig", "MemoryOptions", "RouteBy", "RouterInit", "RouterStart", "check_seed"]
 
 RouterInit = Literal["calibrated", "normal", "zeros"]
 ROUTER_INITS: tuple[RouterInit, ...] = get_args(RouterInit)

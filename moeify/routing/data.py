@@ -25,10 +25,7 @@ from moeify.routing.tokens import Tokens
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = [
-    "Blocks", "block_length", "blocks_for", "check_vocabulary", "pack", "read_blocks",
-    "tokenizer_for",
-]  # fmt: skip
+__all__ = ["Blocks", "block_length", "blocks_for", "check_vocabulary", "pack", "read_blocks", "tokenizer_for"]
 
 DEFAULT_SEQ_LEN = 512
 _POSITIONS = ("max_position_embeddings", "n_positions")
@@ -149,8 +146,7 @@ def check_vocabulary(tokenizer: Any, largest: int, known: int) -> None:
     """
     if largest >= known:
         raise DatasetError(
-            f"a tokenizer of {len(tokenizer)} tokens makes token {largest}, the model knows"
-            f" {known} tokens",
+            f"a tokenizer of {len(tokenizer)} tokens makes token {largest}, the model knows {known} tokens",
             "copy the tokenizer that belongs to the model into its folder, or resize the model's"
             f" embeddings to {max(len(tokenizer), largest + 1)} rows: resize_token_embeddings",
         )
@@ -179,9 +175,8 @@ def blocks_for(checkpoint: Checkpoint, data: DataConfig, max_tokens: int) -> tup
 
 
 def read_blocks(
-    data: DataConfig, tokenizer: Any, seq_len: int, max_tokens: int | None = None,
-    known: int | None = None,
-) -> Blocks:  # fmt: skip
+    data: DataConfig, tokenizer: Any, seq_len: int, max_tokens: int | None = None, known: int | None = None
+) -> Blocks:
     """Tokenise the texts of ``data`` and pack them into blocks of ``seq_len`` tokens.
 
     Reading stops at ``max_tokens``; padding is one of the ``known`` tokens. Raises ``DatasetError``
@@ -204,9 +199,8 @@ def read_blocks(
 
 
 def pack(
-    documents: Iterable[tuple[Iterable[int], str | None]], seq_len: int, padding: int,
-    max_tokens: int | None = None,
-) -> Blocks:  # fmt: skip
+    documents: Iterable[tuple[Iterable[int], str | None]], seq_len: int, padding: int, max_tokens: int | None = None
+) -> Blocks:
     """Join documents of one domain and cut them into blocks; the last of a domain is padded.
 
     No more than ``max_tokens`` are taken from ``documents``.
@@ -263,8 +257,7 @@ class _Texts:
         """What to say where no text is left."""
         if self.left_out:
             return DatasetError(
-                f"column {self.data.domain_column!r} of {self.data.dataset} is empty in all"
-                f" {self.left_out} texts",
+                f"column {self.data.domain_column!r} of {self.data.dataset} is empty in all {self.left_out} texts",
                 "name the column that holds domains, or leave --domain-column out",
             )
         return DatasetError(f"{self.data.dataset} holds no text", "name a dataset that holds text")

@@ -15,13 +15,7 @@ from moeify.routing.json_lines import JsonLines
 
 __all__ = ["read_documents"]
 
-_BUILDERS = {
-    ".txt": "text",
-    ".jsonl": "json",
-    ".json": "json",
-    ".csv": "csv",
-    ".parquet": "parquet",
-}
+_BUILDERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 _WHOLE_FILE = {"split": "train", "streaming": False}
 _SHUFFLE_BUFFER = 1000
 _LOOKED_AT = 100
@@ -69,9 +63,12 @@ def _check_column(rows: Any, config: DataConfig, option: str) -> None:
     fitting = [name for name, value in found.items() if isinstance(value, kinds)]
     raise DatasetError(
         f"{config.dataset} has no column {column!r}",
-        f"pass --{option}-column with one of: {', '.join(fitting)}" if fitting
-        else _NO_TEXT if option == "text" else f"leave --{option}-column out",
-    )  # fmt: skip
+        f"pass --{option}-column with one of: {', '.join(fitting)}"
+        if fitting
+        else _NO_TEXT
+        if option == "text"
+        else f"leave --{option}-column out",
+    )
 
 
 def _has(rows: Any, column: str) -> bool:
@@ -90,10 +87,7 @@ def _open(config: DataConfig) -> Any:
     options: dict[str, Any] = {"split": config.split, "streaming": config.streaming}
     if path.is_file():
         if path.suffix not in _BUILDERS:
-            raise DatasetError(
-                f"{path.name} has an ending that is not understood",
-                f"one of: {', '.join(_BUILDERS)}",
-            )
+            raise DatasetError(f"{path.name} has an ending that is not understood", f"one of: {', '.join(_BUILDERS)}")
         if path.stat().st_size == 0:
             raise DatasetError(f"{path} is empty", "name a file that holds text")
         return _open_file(path, options)
@@ -127,9 +121,7 @@ def _text(text: Any, config: DataConfig) -> str:
         return ""
     if not isinstance(text, str):
         raise DatasetError(
-            f"column {config.text_column!r} of {config.dataset} holds"
-            f" {type(text).__name__}, not text",
-            _NO_TEXT,
+            f"column {config.text_column!r} of {config.dataset} holds {type(text).__name__}, not text", _NO_TEXT
         )
     # JSON can spell half of a character that takes two.
     return text if text.isascii() else text.encode("utf-8", "replace").decode()

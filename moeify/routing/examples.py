@@ -42,21 +42,17 @@ class Examples:
     kept), the same ones whenever the block is read, by whichever process.
     """
 
-    def __init__(
-        self, blocks: Blocks, loss: str, tokenizer: Any, seed: int, known: int | None = None
-    ) -> None:
+    def __init__(self, blocks: Blocks, loss: str, tokenizer: Any, seed: int, known: int | None = None) -> None:
         if loss == "masked" and tokenizer.mask_token_id is None:
             raise ConfigError(
-                "the masked loss needs a tokenizer with a mask token, and this one has none",
-                "pass --loss distill",
+                "the masked loss needs a tokenizer with a mask token, and this one has none", "pass --loss distill"
             )
         # A tokenizer may have more tokens than the model knows.
         words = 0 if tokenizer is None else len(tokenizer)
         self._words = words if known is None else min(words, known)
         if loss == "masked" and tokenizer.mask_token_id >= self._words:
             raise ConfigError(
-                f"the tokenizer's mask token is {tokenizer.mask_token_id}, the model knows"
-                f" {self._words} tokens",
+                f"the tokenizer's mask token is {tokenizer.mask_token_id}, the model knows {self._words} tokens",
                 "pass --loss distill, or copy the tokenizer that belongs to the model",
             )
         self.blocks, self.loss, self.tokenizer, self.seed = blocks, loss, tokenizer, seed

@@ -48,10 +48,7 @@ def within_files(checkpoint: Checkpoint) -> Iterator[None]:
                 path=checkpoint.folder,
             )
 
-    handles = [
-        register_module_parameter_registration_hook(count),
-        register_module_buffer_registration_hook(count),
-    ]
+    handles = [register_module_parameter_registration_hook(count), register_module_buffer_registration_hook(count)]
     try:
         yield
     finally:

@@ -23,9 +23,7 @@ _JOIN_ROUNDS = 100
 _JOIN_PENALTY = 1e-4  # keeps the size finite where the tokens can be told apart without error
 
 
-def kmeans_router(
-    inputs: Tensor, num_experts: int, top_k: int, *, entropy: float, seed: int
-) -> Tensor:
+def kmeans_router(inputs: Tensor, num_experts: int, top_k: int, *, entropy: float, seed: int) -> Tensor:
     """Router rows [E, H] whose experts are clusters of the centred ``inputs`` [T, H], float32.
 
     Clusters are found on a sample (4096 tokens, or 64 for each expert), so that the time does not
@@ -75,9 +73,14 @@ def domain_router(
 
 
 def label_router(
-    inputs: Tensor, domains: Tensor, *, owners: Sequence[int], seed: int,
-    negatives: Tensor | None = None, entropy: float | None = None,
-) -> Tensor:  # fmt: skip
+    inputs: Tensor,
+    domains: Tensor,
+    *,
+    owners: Sequence[int],
+    seed: int,
+    negatives: Tensor | None = None,
+    entropy: float | None = None,
+) -> Tensor:
     """Router rows [E, H] whose softmax is how likely a token is to be of each expert's domain.
 
     Softmax regression of the ``inputs`` [T, H] on their ``domains`` [T], as a router reads them:
@@ -136,9 +139,7 @@ def _second_moments(features: Tensor, weights: Tensor) -> Tensor:
     return gram + torch.outer(mean, mean).double()
 
 
-def _softmax_regression(
-    features: Tensor, targets: Tensor, weights: Tensor, curvature: Tensor
-) -> Tensor:
+def _softmax_regression(features: Tensor, targets: Tensor, weights: Tensor, curvature: Tensor) -> Tensor:
     """Rows [E, D] that make the ``targets`` [T, E] likely for ``features`` [T, D].
 
     Steps with one fixed bound on the curvature (Boehning 1992): ``curvature`` [D, D] are the
@@ -222,9 +223,14 @@ def _expert_labels(inputs: Tensor, domains: Tensor, owners: Sequence[int], seed:
 
 
 def _finished(
-    inputs: Tensor, rows: Tensor, mean: Tensor, steady: Tensor, choices: tuple[int, ...],
-    entropy: float, weights: Tensor | None,
-) -> Tensor:  # fmt: skip
+    inputs: Tensor,
+    rows: Tensor,
+    mean: Tensor,
+    steady: Tensor,
+    choices: tuple[int, ...],
+    entropy: float,
+    weights: Tensor | None,
+) -> Tensor:
     """``rows`` on centred inputs as rows on the inputs themselves, even and of the entropy.
 
     Offsets are the mean of those that make the best K experts even, for each K in ``choices``.
@@ -236,9 +242,7 @@ def _finished(
 
     rows = rows - torch.outer(rows @ mean, steady)
     logits, bias_input = inputs @ rows.T, inputs @ steady
-    offsets = torch.stack(
-        [even_offsets(logits, top_k=k, steady=bias_input, weights=weights) for k in choices]
-    ).mean(0)
+    offsets = torch.stack([even_offsets(logits, top_k=k, steady=bias_input, weights=weights) for k in choices]).mean(0)
     rows = rows + torch.outer(offsets, steady)
     logits = logits + bias_input[:, None] * offsets
     return rows * _scale_for(logits[:: max(1, len(logits) // _SAMPLE)], entropy)

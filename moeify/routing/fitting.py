@@ -19,9 +19,17 @@ FitLayer = Callable[[LoadedLayer, Sequence[InputReservoir]], None]
 
 
 def fit_in_order(
-    passes: LayerByLayer, layout: MoeLayout, last: int, texts: Sequence[Blocks], fit: FitLayer, *,
-    keep: int, seed: int, batch_size: int, progress: Callable[[int, int], None] | None = None,
-) -> None:  # fmt: skip
+    passes: LayerByLayer,
+    layout: MoeLayout,
+    last: int,
+    texts: Sequence[Blocks],
+    fit: FitLayer,
+    *,
+    keep: int,
+    seed: int,
+    batch_size: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
     """Have ``fit`` set every router up to layer ``last``, one after the other.
 
     Experts that differ change the inputs of later layers, and so do tokens that are sent
@@ -50,9 +58,8 @@ class _SeenEnoughError(Exception):
 
 
 def _read_inputs(
-    step: Pass, mixture: LoadedMixture, texts: Sequence[Blocks], seen: Sequence[InputReservoir],
-    batch_size: int,
-) -> None:  # fmt: skip
+    step: Pass, mixture: LoadedMixture, texts: Sequence[Blocks], seen: Sequence[InputReservoir], batch_size: int
+) -> None:
     """Show the reservoir of each text what the router of this pass reads of it."""
     number = 0
     for blocks, reservoir in zip(texts, seen, strict=True):

@@ -62,9 +62,7 @@ def _head(model: Any) -> nn.Module | None:
     return found
 
 
-def _in_parts(
-    head: Any, forward: Callable[[Tensor], Tensor], hidden: Tensor, labels: Tensor
-) -> Tensor:
+def _in_parts(head: Any, forward: Callable[[Tensor], Tensor], hidden: Tensor, labels: Tensor) -> Tensor:
     """Losses [B, S] from ``hidden`` [B, S, H]: logits of labelled tokens alone, some at a time."""
     import torch
     from torch.utils.checkpoint import checkpoint
@@ -83,9 +81,7 @@ def _in_parts(
         if frozen:
             return _with_slope(loss, rows, words)
         # Logits are made once more on the way back, for the head's own gradient.
-        result: Tensor = checkpoint(
-            loss, rows, words, use_reentrant=False, preserve_rng_state=False
-        )
+        result: Tensor = checkpoint(loss, rows, words, use_reentrant=False, preserve_rng_state=False)
         return result
 
     values = map(part, torch.split(rows, size), torch.split(words, size))

@@ -21,15 +21,7 @@ from moeify.routing.routes import all_experts
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = [
-    "BlockLosses",
-    "Hidden",
-    "Reading",
-    "distances",
-    "hidden_states",
-    "predictions",
-    "read_held_out",
-]
+__all__ = ["BlockLosses", "Hidden", "Reading", "distances", "hidden_states", "predictions", "read_held_out"]
 
 Hidden = dict[int, "Tensor"]
 """Last hidden states [S, H] of blocks by number."""
@@ -61,9 +53,14 @@ class Reading:
 
 
 def read_held_out(
-    passes: Passes, layout: MoeLayout | None, examples: Examples, readings: Iterable[Reading], *,
-    batch_size: int, goals: Hidden | None = None,
-) -> list[BlockLosses]:  # fmt: skip
+    passes: Passes,
+    layout: MoeLayout | None,
+    examples: Examples,
+    readings: Iterable[Reading],
+    *,
+    batch_size: int,
+    goals: Hidden | None = None,
+) -> list[BlockLosses]:
     """The losses of ``examples`` in every one of ``readings``, all in one walk over ``passes``.
 
     ``layout`` is None for a dense model, which has no routes. With the loss ``distill`` passes run
@@ -91,9 +88,7 @@ def hidden_states(passes: Passes, examples: Examples, batch_size: int) -> Hidden
     return kept
 
 
-def predictions(
-    model: nn.Module, loss: str, labels: Tensor, run: Callable[[], Any]
-) -> tuple[Tensor, Tensor]:
+def predictions(model: nn.Module, loss: str, labels: Tensor, run: Callable[[], Any]) -> tuple[Tensor, Tensor]:
     """The loss of every token, 0 where it has no label, and which have one; both [B, S].
 
     ``run`` runs ``model`` and returns what it gives.
@@ -188,9 +183,8 @@ class _Run:
         return around.enter_context(observed(mixture, reading.observe))
 
     def _keep(
-        self, step: Pass, number: int, numbers: list[int], batch: dict[str, Tensor],
-        inputs: dict[str, Tensor],
-    ) -> None:  # fmt: skip
+        self, step: Pass, number: int, numbers: list[int], batch: dict[str, Tensor], inputs: dict[str, Tensor]
+    ) -> None:
         import torch
 
         def run() -> Any:
@@ -205,8 +199,6 @@ class _Run:
             goal = torch.stack([self.goals[n] for n in numbers]).to(device)
             losses = distances(run()[0], goal, labelled)
         else:
-            losses, labelled = predictions(
-                step.model, self.examples.loss, batch["labels"].to(device), run
-            )
+            losses, labelled = predictions(step.model, self.examples.loss, batch["labels"].to(device), run)
         self.sums.append(losses.double().sum(-1).cpu())
         self.labels.append(labelled.double().sum(-1).cpu())

@@ -16,14 +16,7 @@ from moeify.checkpoint.jobs import Slice, Values
 from moeify.checkpoint.slices import whole
 from moeify.routing.config import RouterInit
 
-__all__ = [
-    "NormalRows",
-    "RouterRows",
-    "UpProjection",
-    "expected_entropy",
-    "logit_std",
-    "router_rows",
-]
+__all__ = ["NormalRows", "RouterRows", "UpProjection", "expected_entropy", "logit_std", "router_rows"]
 
 LOGIT_STD = 0.65
 """Calibrated routers' standard deviation of a logit: normalised entropy about 0.92 at 8 experts."""
@@ -88,9 +81,7 @@ class RouterRows(Values):
             yield self.up.part.tensor
 
     def values(self, files: SourceFiles) -> Float32:
-        gain, bias = (
-            None if t is None else files.values(whole(t)) for t in (self.norm, self.norm_bias)
-        )
+        gain, bias = (None if t is None else files.values(whole(t)) for t in (self.norm, self.norm_bias))
         reader = None
         if self.up is not None and self.init == "calibrated":
             reader = self.up.column_rms(files)
@@ -119,9 +110,15 @@ class NormalRows(Values):
 
 
 def router_rows(
-    init: RouterInit, num_experts: int, hidden_size: int, key: tuple[int | str, ...],
-    *, gain: Float32 | None = None, bias: Float32 | None = None, reader: Float32 | None = None,
-) -> Float32:  # fmt: skip
+    init: RouterInit,
+    num_experts: int,
+    hidden_size: int,
+    key: tuple[int | str, ...],
+    *,
+    gain: Float32 | None = None,
+    bias: Float32 | None = None,
+    reader: Float32 | None = None,
+) -> Float32:
     """Rows [E, H] of an untrained router.
 
     ``normal``: N(0, 0.02^2), the default of transformers. ``zeros``: all experts tie.

@@ -15,16 +15,7 @@ from moeify.routing.choosing import Choice, choice
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = [
-    "LoadedLayer",
-    "LoadedMixture",
-    "Route",
-    "Routed",
-    "base_model",
-    "is_encoder",
-    "layer_stack",
-    "replaced",
-]
+__all__ = ["LoadedLayer", "LoadedMixture", "Route", "Routed", "base_model", "is_encoder", "layer_stack", "replaced"]
 
 
 Route = Callable[[int, "Tensor", "Tensor", "Tensor"], tuple["Tensor", "Tensor"]]
@@ -146,20 +137,15 @@ class LoadedLayer:
             logits, weights, experts = self.read(out)
             inputs, apart = read.pop("router").flatten(0, -2), read.pop("experts", None)
             see(
-                Routed(
-                    layer=self, inputs=inputs, logits=logits, weights=weights, experts=experts,
-                    expert_inputs=apart,
-                )
-            )  # fmt: skip
+                Routed(layer=self, inputs=inputs, logits=logits, weights=weights, experts=experts, expert_inputs=apart)
+            )
 
         handles = [
             self.router.register_forward_pre_hook(lambda _, args: read.update(router=args[0])),
             self.chooser.register_forward_hook(chosen),
         ]
         if getattr(self.block, "pool", None) is not None:
-            handles.append(
-                self.block.register_forward_pre_hook(lambda _, args: read.update(experts=args[0]))
-            )
+            handles.append(self.block.register_forward_pre_hook(lambda _, args: read.update(experts=args[0])))
         return handles
 
 
@@ -189,10 +175,16 @@ class LoadedMixture:
             name = layout.layer.format(layer=number) + path
             raise RoutingError(f"{type(self.model).__name__} has no router {name!r}") from None
         return LoadedLayer(
-            number=number, block=block, router=router, chooser=getattr(block, "routing", router),
-            experts=experts, rule=layout.rule, groups=groups, top_k=self.top_k,
+            number=number,
+            block=block,
+            router=router,
+            chooser=getattr(block, "routing", router),
+            experts=experts,
+            rule=layout.rule,
+            groups=groups,
+            top_k=self.top_k,
             bias=_selection_bias(layer, layout),
-        )  # fmt: skip
+        )
 
     @contextmanager
     def rerouted(self, route: Route) -> Iterator[None]:

@@ -23,14 +23,26 @@ from moeify.routing.extent import within_files
 from moeify.routing.running import first_line
 
 __all__ = [
-    "encode", "load_model", "load_tokenizer", "model_class", "outline", "quiet_transformers",
+    "encode",
+    "load_model",
+    "load_tokenizer",
+    "model_class",
+    "outline",
+    "quiet_transformers",
     "require_accelerate",
-]  # fmt: skip
+]
 
 _READ_BY_TOKENIZERS = (
-    *TOKENIZER_FILES, "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model",
-    "*.tiktoken", "tekken.json", "bpe.codes", "chat_template.jinja",
-)  # fmt: skip
+    *TOKENIZER_FILES,
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "*.model",
+    "*.tiktoken",
+    "tekken.json",
+    "bpe.codes",
+    "chat_template.jinja",
+)
 _TOKENIZER_SETTINGS = "tokenizer_config.json"
 _MAX_TOKENIZER_BYTES = 200_000_000
 _MAX_TOKEN = (1 << 31) - 1  # blocks hold 32 bits
@@ -40,9 +52,7 @@ _QUANTISED = "install what reads this quantisation, or use the unquantised check
 _ALIGNED = 8  # elements of two bytes in 16 bytes
 
 
-def load_model(
-    folder: Path, dtype: str = "auto", device_map: Mapping[str, Any] | None = None
-) -> Any:
+def load_model(folder: Path, dtype: str = "auto", device_map: Mapping[str, Any] | None = None) -> Any:
     """The model in ``folder``, in evaluation mode, as the class that config.json names.
 
     Classes come from transformers and from moeify, never from the folder. ``device_map`` names
@@ -59,8 +69,7 @@ def load_model(
         raise CheckpointError(
             f"transformers does not know {' and '.join(checkpoint.wrappers)} before the names of"
             f" tensors, and would load {folder} with random weights",
-            "save the model inside of the wrapper: model.module.save_pretrained, or _orig_mod for"
-            " module",
+            "save the model inside of the wrapper: model.module.save_pretrained, or _orig_mod for module",
             path=folder,
         )
     names = [path.relative_to(folder).as_posix() for path in checkpoint.shards]
@@ -145,9 +154,7 @@ def _experts(config: Any) -> dict[str, str]:
 def load_tokenizer(folder: Path) -> Any:
     """The tokenizer in ``folder``; raises ``CheckpointError`` when there is none."""
     if not has_tokenizer(folder):
-        raise CheckpointError(
-            f"{folder} has no tokenizer", "copy the tokenizer's files of its base model into it"
-        )
+        raise CheckpointError(f"{folder} has no tokenizer", "copy the tokenizer's files of its base model into it")
     names = {path.name for pattern in _READ_BY_TOKENIZERS for path in folder.glob(pattern)}
     settings = [CONFIG_FILE, _TOKENIZER_SETTINGS]
     with _bare(folder, sorted(names), settings) as place, _quiet_loading(folder, place):
@@ -165,9 +172,7 @@ def encode(tokenizer: Any, text: str, *, special: bool = True) -> list[int]:
     try:
         tokens = list(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
     except BaseException as error:
-        raise DatasetError(
-            f"the tokenizer cannot read the text: {first_line(error)}", hint
-        ) from error
+        raise DatasetError(f"the tokenizer cannot read the text: {first_line(error)}", hint) from error
     if tokens and max(tokens) > _MAX_TOKEN:
         raise DatasetError(f"the tokenizer makes token {max(tokens)}: no model has so many", hint)
     return tokens
@@ -208,8 +213,7 @@ def _bare(folder: Path, names: Iterable[str], settings: Iterable[str]) -> Iterat
                 raise CheckpointError(f"{name!r} in {folder} is not a regular file", path=target)
             if name in TOKENIZER_FILES and target.stat().st_size > _MAX_TOKENIZER_BYTES:
                 raise CheckpointError(
-                    f"{name} has {target.stat().st_size} bytes, more than {_MAX_TOKENIZER_BYTES}",
-                    path=target,
+                    f"{name} has {target.stat().st_size} bytes, more than {_MAX_TOKENIZER_BYTES}", path=target
                 )
             (place / name).parent.mkdir(parents=True, exist_ok=True)
             (place / name).symlink_to(target)

@@ -28,8 +28,7 @@ def loaded_bytes(checkpoint: Checkpoint) -> int:
     """About how many bytes the weights take in memory, where quantised ones are unpacked."""
     packed = _LOADED_BYTES if checkpoint.config.get(QUANTIZATION) else {}
     return sum(
-        tensor.elements * packed.get(tensor.dtype, 0) or tensor.nbytes
-        for tensor in checkpoint.tensors.values()
+        tensor.elements * packed.get(tensor.dtype, 0) or tensor.nbytes for tensor in checkpoint.tensors.values()
     )
 
 

@@ -26,9 +26,17 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 __all__ = [
-    "LayerByLayer", "Pass", "Passes", "WholeModel", "check_state_room", "device_of",
-    "passes_over", "runs_by_layer", "state_bytes", "walk_by_layer",
-]  # fmt: skip
+    "LayerByLayer",
+    "Pass",
+    "Passes",
+    "WholeModel",
+    "check_state_room",
+    "device_of",
+    "passes_over",
+    "runs_by_layer",
+    "state_bytes",
+    "walk_by_layer",
+]
 
 Layout = DenseLayout | MoeLayout
 Prepare = Callable[[Any], None]
@@ -83,9 +91,15 @@ class LayerByLayer:
     """
 
     def __init__(
-        self, source: Path | nn.Module, layout: Layout, scratch: Path | None = None, *,
-        head: bool = False, dtype: str = "auto", prepare: Prepare | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        source: Path | nn.Module,
+        layout: Layout,
+        scratch: Path | None = None,
+        *,
+        head: bool = False,
+        dtype: str = "auto",
+        prepare: Prepare | None = None,
+    ) -> None:
         self.source, self.head, self.states = source, head, _States(scratch)
         self.dtype, self.prepare = dtype, prepare
         # oneDNN keeps buffers for the last 1,024 shapes, and experts meet a new one in each batch.
@@ -167,10 +181,16 @@ def state_bytes(tokens: int, hidden_size: int) -> int:
 
 @contextmanager
 def passes_over(
-    checkpoint: Checkpoint, layout: Layout, tokens: int, *, low_memory: bool | None,
-    scratch: Path | None = None, head: bool = False, dtype: str = "auto",
+    checkpoint: Checkpoint,
+    layout: Layout,
+    tokens: int,
+    *,
+    low_memory: bool | None,
+    scratch: Path | None = None,
+    head: bool = False,
+    dtype: str = "auto",
     prepare: Prepare | None = None,
-) -> Iterator[Passes]:  # fmt: skip
+) -> Iterator[Passes]:
     """The passes over a checkpoint, layer by layer where ``runs_by_layer`` says so.
 
     What layers give for ``tokens`` then lies below ``scratch``, which the next run clears after a
@@ -178,9 +198,8 @@ def passes_over(
     """
     if runs_by_layer(checkpoint, low_memory):
         with walk_by_layer(
-            checkpoint, layout, tokens, low_memory=True, scratch=scratch, head=head, dtype=dtype,
-            prepare=prepare,
-        ) as passes:  # fmt: skip
+            checkpoint, layout, tokens, low_memory=True, scratch=scratch, head=head, dtype=dtype, prepare=prepare
+        ) as passes:
             yield passes
         return
     model = load_model(checkpoint.folder, dtype)
@@ -191,19 +210,23 @@ def passes_over(
 
 @contextmanager
 def walk_by_layer(
-    checkpoint: Checkpoint, layout: Layout, tokens: int, *, low_memory: bool | None,
-    scratch: Path | None = None, head: bool = False, dtype: str = "auto",
+    checkpoint: Checkpoint,
+    layout: Layout,
+    tokens: int,
+    *,
+    low_memory: bool | None,
+    scratch: Path | None = None,
+    head: bool = False,
+    dtype: str = "auto",
     prepare: Prepare | None = None,
-) -> Iterator[LayerByLayer]:  # fmt: skip
+) -> Iterator[LayerByLayer]:
     """One layer after the other, all weights in memory unless ``runs_by_layer`` says otherwise."""
     if not runs_by_layer(checkpoint, low_memory):
         yield LayerByLayer(load_model(checkpoint.folder, dtype), layout, head=head)
         return
     with tempfile.TemporaryDirectory(dir=scratch, prefix=".states-") as states:
         check_state_room(checkpoint, layout, tokens, Path(states))
-        yield LayerByLayer(
-            checkpoint.folder, layout, Path(states), head=head, dtype=dtype, prepare=prepare
-        )
+        yield LayerByLayer(checkpoint.folder, layout, Path(states), head=head, dtype=dtype, prepare=prepare)
 
 
 def check_state_room(checkpoint: Checkpoint, layout: Layout, tokens: int, states: Path) -> None:
@@ -276,8 +299,7 @@ def _hidden(layer: nn.Module, given: Any) -> Tensor:
 
     if not isinstance(given, torch.Tensor):
         raise RoutingError(
-            f"a {type(layer).__name__} gives more than hidden states, so that it cannot run by"
-            " itself",
+            f"a {type(layer).__name__} gives more than hidden states, so that it cannot run by itself",
             "leave --low-memory out",
         )
     return given
@@ -287,8 +309,11 @@ def _beside(model: nn.Module, path: str) -> Iterator[str]:
     """Names of the modules, parameters and buffers that stand beside the way to ``path``."""
     module, before = model, ""
     for part in path.split("."):
-        for name, _ in (*module.named_children(), *module.named_parameters(recurse=False),
-                        *module.named_buffers(recurse=False)):  # fmt: skip
+        for name, _ in (
+            *module.named_children(),
+            *module.named_parameters(recurse=False),
+            *module.named_buffers(recurse=False),
+        ):
             if name != part:
                 yield before + name
         module, before = module.get_submodule(part), f"{before}{part}."

@@ -54,24 +54,18 @@ def _document(path: Path) -> Any:
 def _prompts(path: Path, label: str, value: Any) -> Prompts:
     parts = value if isinstance(value, dict) else {"positive": value}
     if parts.keys() - {"positive", "negative"} or "positive" not in parts:
-        raise DatasetError(
-            f"{path.name}: label {label!r} has the keys {', '.join(map(str, parts))}", _FORM
-        )
+        raise DatasetError(f"{path.name}: label {label!r} has the keys {', '.join(map(str, parts))}", _FORM)
     texts = {}
     for kind, given in parts.items():
         listed = [given] if isinstance(given, str) else given
-        good = isinstance(listed, list) and all(
-            isinstance(text, str) and text.strip() for text in listed
-        )
+        good = isinstance(listed, list) and all(isinstance(text, str) and text.strip() for text in listed)
         if not good or (kind == "positive" and not listed):
             raise DatasetError(f"{path.name}: {kind} of label {label!r} is no list of texts", _FORM)
         texts[kind] = tuple(listed)
     return Prompts(**texts)
 
 
-def prompt_blocks(
-    prompts: dict[str, Prompts], labels: Sequence[str], tokenizer: Any, seq_len: int
-) -> Blocks:
+def prompt_blocks(prompts: dict[str, Prompts], labels: Sequence[str], tokenizer: Any, seq_len: int) -> Blocks:
     """Every text as one block; domain 2n holds label n's positive texts, 2n + 1 its negative."""
     rows = []
     for number, label in enumerate(labels):

@@ -19,12 +19,8 @@ def random_experts(seed: int) -> Route:
     # One for each layer: the same draws whether layers run batch by batch or one by one.
     generators: dict[int, torch.Generator] = {}
 
-    def route(
-        layer: int, logits: Tensor, weights: Tensor, experts: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        generator = generators.setdefault(
-            layer, torch.Generator().manual_seed((seed << 16) + layer)
-        )
+    def route(layer: int, logits: Tensor, weights: Tensor, experts: Tensor) -> tuple[Tensor, Tensor]:
+        generator = generators.setdefault(layer, torch.Generator().manual_seed((seed << 16) + layer))
         draws = torch.rand(logits.shape, generator=generator)
         return weights, draws.topk(experts.shape[-1], dim=-1).indices.to(experts.device)
 

@@ -8,8 +8,7 @@ from moeify.errors import CheckpointError
 
 __all__ = ["first_line", "run_model"]
 
-_BY_VALUES = (RuntimeError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError,
-              AssertionError)  # fmt: skip
+_BY_VALUES = (RuntimeError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError, AssertionError)
 """What a class raises for values that it cannot compute with."""
 _SCARCE = ("DefaultCPUAllocator", "Cannot allocate memory")
 """How torch says that memory was not enough."""

@@ -37,9 +37,7 @@ class Tokens:
         self.tokenizer, self.seq_len, self.limit, self.seed = tokenizer, seq_len, limit, seed
         self.before, self.behind = _frame(tokenizer)
 
-    def of(
-        self, texts: Iterable[tuple[str, str | None]]
-    ) -> Iterator[tuple[Iterable[int], str | None]]:
+    def of(self, texts: Iterable[tuple[str, str | None]]) -> Iterator[tuple[Iterable[int], str | None]]:
         """The tokens of each text, or a share of them, and its domain; at last the other shares."""
         held: deque[tuple[Iterator[int], str | None]] = deque()
         for place, (text, domain) in enumerate(texts):

@@ -25,9 +25,19 @@ _LARGEST_ALPHA = 1e30
 _ROOT = "base_model.model."
 _FACTOR = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_([AB])(?:\.[^.]+)?\.weight")
 _LAYER = re.compile(r"^.*?\.\d+\.")
-_UNSUPPORTED = ("use_dora", "lora_bias", "target_parameters", "layer_replication", "use_qalora",
-                "use_bdlora", "alora_invocation_tokens", "kasa_config",
-                "monteclora_config", "arrow_config", "velora_config")  # fmt: skip
+_UNSUPPORTED = (
+    "use_dora",
+    "lora_bias",
+    "target_parameters",
+    "layer_replication",
+    "use_qalora",
+    "use_bdlora",
+    "alora_invocation_tokens",
+    "kasa_config",
+    "monteclora_config",
+    "arrow_config",
+    "velora_config",
+)
 _KEPT_BASE = (True, False, None, "gaussian", "eva", "orthogonal")
 """Ways to initialise that leave the base's own weights alone."""
 
@@ -53,9 +63,7 @@ class Adapter:
         return list(dict.fromkeys(name.removesuffix(".weight") for name in short))
 
 
-def open_adapter(
-    source: Source, base: Dense, base_source: Source, *, whole: bool = False
-) -> Adapter:
+def open_adapter(source: Source, base: Dense, base_source: Source, *, whole: bool = False) -> Adapter:
     """The adapter in ``source`` on ``base``, from its config and its file's header.
 
     FFNs must fit the base, with ``whole`` everything that the base has. Raises ``CheckpointError``
@@ -86,9 +94,7 @@ def open_adapter(
     )
 
 
-def _read_tensors(
-    source: Source,
-) -> tuple[dict[str, dict[str, StoredTensor]], dict[str, StoredTensor]]:
+def _read_tensors(source: Source) -> tuple[dict[str, dict[str, StoredTensor]], dict[str, StoredTensor]]:
     """The two factors of each module, and whole tensors, by the names that the base has."""
     path = resolve_inside(source.folder, ADAPTER_WEIGHTS)
     if not path.is_file():
@@ -108,9 +114,7 @@ def _read_tensors(
 
 
 @contextmanager
-def _bearable(
-    name: str, base: Dense, others: dict[str, CheckpointError], whole: bool
-) -> Iterator[None]:
+def _bearable(name: str, base: Dense, others: dict[str, CheckpointError], whole: bool) -> Iterator[None]:
     """List a change that does not fit the base among ``others`` where experts do not need it."""
     try:
         yield
@@ -172,9 +176,8 @@ def _last(name: str) -> str:
 
 
 def _change(
-    source: Source, config: dict[str, Any], base: Dense, module: str, name: str,
-    pair: dict[str, StoredTensor],
-) -> LowRank:  # fmt: skip
+    source: Source, config: dict[str, Any], base: Dense, module: str, name: str, pair: dict[str, StoredTensor]
+) -> LowRank:
     target = base.base.get(name) or base.heads.get(name)
     if len(pair) != 2 or target is None:
         what = "only one of its two matrices" if target is not None else "no tensor of the base"
@@ -196,9 +199,7 @@ def _change(
         )
     for tensor in (up, down):
         _check_float(source, tensor)
-    scale = _alpha(config, module) / (
-        math.sqrt(down.shape[0]) if config.get("use_rslora") else down.shape[0]
-    )
+    scale = _alpha(config, module) / (math.sqrt(down.shape[0]) if config.get("use_rslora") else down.shape[0])
     return LowRank(up=up, down=down, scale=scale, transposed=transposed)
 
 
@@ -230,8 +231,7 @@ def _check_replaced(source: Source, base: Dense, name: str, tensor: StoredTensor
     if target is None or target.shape != tensor.shape:
         what = "no tensor of the base" if target is None else f"one of shape {list(target.shape)}"
         raise CheckpointError(
-            f"adapter {source.name} replaces {name!r} by one of shape {list(tensor.shape)}, for"
-            f" which there is {what}",
+            f"adapter {source.name} replaces {name!r} by one of shape {list(tensor.shape)}, for which there is {what}",
             "it belongs to another base: name one of this base",
             path=source.folder,
         )

@@ -92,11 +92,13 @@ class _Joining:
     def origins(self) -> tuple[ExpertOrigin, ...]:
         return tuple(
             ExpertOrigin(
-                name=entry.source.name, revision=entry.source.revision, label=entry.label,
+                name=entry.source.name,
+                revision=entry.source.revision,
+                label=entry.label,
                 experts=(self.view.num_experts + place,),
             )
             for place, entry in enumerate(self.entries)
-        )  # fmt: skip
+        )
 
     def ffn(self, layer: int, role: str) -> Iterator[StoredTensor]:
         """One FFN tensor of a layer in every newcomer."""
@@ -105,9 +107,14 @@ class _Joining:
 
 
 def add_experts(
-    checkpoint: str | Path, output: str | Path | None = None, config: AddConfig | None = None,
-    *, dry_run: bool = False, progress: Progress | None = None, **options: Any,
-) -> AddReport:  # fmt: skip
+    checkpoint: str | Path,
+    output: str | Path | None = None,
+    config: AddConfig | None = None,
+    *,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+    **options: Any,
+) -> AddReport:
     """Let the FFNs of dense checkpoints join a mixture as its last experts.
 
     Every other tensor, and every other row of the routers, stays bit for bit what it was; files
@@ -145,9 +152,7 @@ def add_experts(
     return replace(report, seconds=time.perf_counter() - started)
 
 
-def _fitted(
-    joining: _Joining, stage: Path, text: LabelledText, labels: list[str], config: AddConfig
-) -> FittedRouters:
+def _fitted(joining: _Joining, stage: Path, text: LabelledText, labels: list[str], config: AddConfig) -> FittedRouters:
     """Rows of the newcomers, computed from text in the mixture that ``stage`` holds by now."""
     view = joining.view
     grown = _config(view, view.num_experts + len(joining.entries))
@@ -164,8 +169,7 @@ def _open(source: Source, config: AddConfig) -> _Joining:
     _check_mixture(source, view, conversion, record)
     if view.num_experts + len(config.experts) > MAX_EXPERTS:
         raise ConfigError(
-            f"{view.num_experts} experts and {len(config.experts)} more are over {MAX_EXPERTS}",
-            "add fewer",
+            f"{view.num_experts} experts and {len(config.experts)} more are over {MAX_EXPERTS}", "add fewer"
         )
     found = [open_dense(resolve_source(text)) for text in config.experts]
     labels = config.labels or tuple(entry.label for entry in found)
@@ -176,9 +180,7 @@ def _open(source: Source, config: AddConfig) -> _Joining:
 def _check_mixture(source: Source, view: Mixture, conversion: Conversion, record: Record) -> None:
     for layer in view.moe_layers:
         if view.router(layer) is None:
-            raise CheckpointError(
-                f"layer {layer} has no router", f"run moeify attach {source.name} first"
-            )
+            raise CheckpointError(f"layer {layer} has no router", f"run moeify attach {source.name} first")
     check_unscaled(source.name, conversion, record)
 
 
@@ -193,11 +195,14 @@ def _calibrated(joining: _Joining, config: AddConfig) -> dict[int, Float32]:
             norm, router = view.norm(layer), view.router(layer)
             assert router is not None, "checked when it was opened"
             piece = RouterRows(
-                init=init, num_experts=len(joining.entries),
-                hidden_size=view.hidden_size, dtype=router.dtype, norm=norm,
+                init=init,
+                num_experts=len(joining.entries),
+                hidden_size=view.hidden_size,
+                dtype=router.dtype,
+                norm=norm,
                 norm_bias=view.norm_bias(layer),
                 key=(config.seed, "joining", view.layout.layer.format(layer=layer)),
-            )  # fmt: skip
+            )
             drawn = piece.values(files)
             old = files.values(whole(router))
             gain = None if norm is None else files.values(whole(norm))
@@ -207,9 +212,7 @@ def _calibrated(joining: _Joining, config: AddConfig) -> dict[int, Float32]:
     return rows
 
 
-def _plan(
-    joining: _Joining, rows: dict[int, Float32], target: Path, config: AddConfig
-) -> PlannedFiles:
+def _plan(joining: _Joining, rows: dict[int, Float32], target: Path, config: AddConfig) -> PlannedFiles:
     view, max_shard_bytes = joining.view, parse_size(config.max_shard_size)
     jobs = [job for layer in view.moe_layers for job in _expert_jobs(joining, layer)]
     routers = [_router_job(view, layer, rows[layer]) for layer in view.moe_layers]
@@ -246,21 +249,29 @@ def _router_job(view: Mixture, layer: int, rows: Float32) -> Job:
     return Job(old.name, old.dtype, (view.num_experts + len(rows), view.hidden_size), pieces)
 
 
-def _report(
-    joining: _Joining, plan: PlannedFiles, new: NewCheckpoint, config: AddConfig
-) -> AddReport:
+def _report(joining: _Joining, plan: PlannedFiles, new: NewCheckpoint, config: AddConfig) -> AddReport:
     view, count = joining.view, len(joining.entries)
     ffn = sum(t.elements for t in joining.entries[0].view.ffn(view.moe_layers[0]).values())
     return AddReport(
-        source=new.source.name, output=str(new.target), model_type=view.layout.model_type,
-        num_experts_before=view.num_experts, num_experts=view.num_experts + count,
-        top_k=view.top_k, moe_layers=view.moe_layers, added=joining.origins,
-        router=config.router, label_agreement=None,
+        source=new.source.name,
+        output=str(new.target),
+        model_type=view.layout.model_type,
+        num_experts_before=view.num_experts,
+        num_experts=view.num_experts + count,
+        top_k=view.top_k,
+        moe_layers=view.moe_layers,
+        added=joining.origins,
+        router=config.router,
+        label_agreement=None,
         params_added=len(view.moe_layers) * count * (ffn + view.hidden_size),
-        files_linked=len(plan.linked), files_copied=len(plan.copied),
-        bytes_written=plan.nbytes, bytes_carried=new.along.nbytes, warnings=(), dry_run=False,
+        files_linked=len(plan.linked),
+        files_copied=len(plan.copied),
+        bytes_written=plan.nbytes,
+        bytes_carried=new.along.nbytes,
+        warnings=(),
+        dry_run=False,
         seconds=0.0,
-    )  # fmt: skip
+    )
 
 
 def _newcomers(joining: _Joining) -> Iterator[StoredTensor]:

@@ -73,9 +73,13 @@ class AttachReport:
 
 
 def attach(
-    checkpoint: str | Path, output: str | Path | None = None, config: AttachConfig | None = None,
-    *, progress: Progress | None = None, **options: Any,
-) -> AttachReport:  # fmt: skip
+    checkpoint: str | Path,
+    output: str | Path | None = None,
+    config: AttachConfig | None = None,
+    *,
+    progress: Progress | None = None,
+    **options: Any,
+) -> AttachReport:
     """Give every MoE layer of ``checkpoint`` a fresh router, also where one is missing.
 
     Only the routers' file is written: files without routers are hard-linked (copied where linking
@@ -111,9 +115,7 @@ def attach(
         bytes_written=plan.nbytes,
         bytes_carried=new.along.nbytes,
         seconds=0.0,
-        biases_zeroed=tuple(
-            bias.name for layer in view.moe_layers for bias in view.router_biases(layer)
-        ),
+        biases_zeroed=tuple(bias.name for layer in view.moe_layers for bias in view.router_biases(layer)),
     )
     with new.opened():
         new.write(plan, progress)
@@ -143,11 +145,7 @@ def _up_projection(view: Mixture, layer: int) -> UpProjection | None:
     part, spec = view.up(layer)
     if part.tensor.dtype not in FLOAT_DTYPES:
         return None
-    return UpProjection(
-        part=part,
-        hidden_size=view.hidden_size,
-        hidden_axis=spec.shape.index("H"),
-    )
+    return UpProjection(part=part, hidden_size=view.hidden_size, hidden_axis=spec.shape.index("H"))
 
 
 def _jobs(view: Mixture, pieces: dict[int, RouterRows]) -> Iterator[Job]:

@@ -20,25 +20,50 @@ from moeify.upcycling.sources import ExpertSource
 
 __all__ = ["compare_joining", "compare_sources"]
 
-_UNIMPORTANT = frozenset({
-    "_name_or_path", "architectures", "attn_implementation", "auto_map", "bos_token_id", "dtype",
-    "eos_token_id", "gradient_checkpointing", "id2label", "label2id", "output_attentions",
-    "output_hidden_states", "pad_token_id", "problem_type", "task_specific_params", "torch_dtype",
-    "transformers_version", "use_cache", "vocab_size", "hidden_act", "activation_function",
-})  # fmt: skip
+_UNIMPORTANT = frozenset(
+    {
+        "_name_or_path",
+        "architectures",
+        "attn_implementation",
+        "auto_map",
+        "bos_token_id",
+        "dtype",
+        "eos_token_id",
+        "gradient_checkpointing",
+        "id2label",
+        "label2id",
+        "output_attentions",
+        "output_hidden_states",
+        "pad_token_id",
+        "problem_type",
+        "task_specific_params",
+        "torch_dtype",
+        "transformers_version",
+        "use_cache",
+        "vocab_size",
+        "hidden_act",
+        "activation_function",
+    }
+)
 _NAMES = {
-    "L": "layers", "H": "hidden size", "F": "FFN width", "V": "vocabulary", "P": "positions",
-    "A": "query width", "K": "key and value width", "D": "head width", "C": "classes",
-}  # fmt: skip
+    "L": "layers",
+    "H": "hidden size",
+    "F": "FFN width",
+    "V": "vocabulary",
+    "P": "positions",
+    "A": "query width",
+    "K": "key and value width",
+    "D": "head width",
+    "C": "classes",
+}
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json")
 _SHOWN = 5
 _ROPE = "rope_parameters"
 
 
 def compare_sources(
-    base: Dense, sources: tuple[ExpertSource, ...], options: UpcycleConfig,
-    layers: tuple[int, ...],
-) -> tuple[str, ...]:  # fmt: skip
+    base: Dense, sources: tuple[ExpertSource, ...], options: UpcycleConfig, layers: tuple[int, ...]
+) -> tuple[str, ...]:
     """Warnings about differences that can be lived with, each source once.
 
     Experts take the place of the FFN of ``layers``.
@@ -57,35 +82,24 @@ def compare_sources(
             warnings += [f"{name}: {found}" for found in _bearable(base, entry, mean)]
     if fatal:
         raise CheckpointError(
-            f"experts cannot be made of these checkpoints beside {base.checkpoint.folder.name}: "
-            + "; ".join(fatal),
+            f"experts cannot be made of these checkpoints beside {base.checkpoint.folder.name}: " + "; ".join(fatal),
             "name checkpoints that were trained from the same base",
         )
     return tuple(warnings)
 
 
-def compare_joining(
-    view: Mixture, layout: DenseLayout, entries: tuple[ExpertSource, ...]
-) -> tuple[str, ...]:
+def compare_joining(view: Mixture, layout: DenseLayout, entries: tuple[ExpertSource, ...]) -> tuple[str, ...]:
     """Warnings about dense checkpoints that of type ``layout`` that join a mixture.
 
     Raises ``CheckpointError`` with all differences that cannot be lived with.
     """
-    fatal = [
-        f"{entry.source.name}: {found}"
-        for entry in entries
-        for found in _cannot_join(view, layout, entry)
-    ]
+    fatal = [f"{entry.source.name}: {found}" for entry in entries for found in _cannot_join(view, layout, entry)]
     if fatal:
         raise CheckpointError(
             f"these checkpoints cannot join {view.checkpoint.folder.name}: " + "; ".join(fatal),
             "name checkpoints that were trained from the base of the mixture",
         )
-    return tuple(
-        f"{entry.source.name}: {found}"
-        for entry in entries
-        for found in _joins_changed(view, entry)
-    )
+    return tuple(f"{entry.source.name}: {found}" for entry in entries for found in _joins_changed(view, entry))
 
 
 def _cannot_join(view: Mixture, layout: DenseLayout, entry: ExpertSource) -> Iterator[str]:
@@ -205,9 +219,7 @@ def _short(value: Any) -> str:
 
 def _dtypes(base: Dense, entry: ExpertSource) -> Iterator[str]:
     pairs = {
-        (entry.view.base[name].dtype, tensor.dtype)
-        for name, tensor in base.base.items()
-        if name in entry.view.base
+        (entry.view.base[name].dtype, tensor.dtype) for name, tensor in base.base.items() if name in entry.view.base
     }
     for theirs, ours in sorted(pairs):
         if theirs != ours and theirs in FLOAT_DTYPES:
@@ -250,9 +262,7 @@ def _vocabulary(path: Path) -> dict[str, int]:
         vocabulary |= found
     elif isinstance(found, list):  # Unigram models list tokens with their scores
         vocabulary |= {
-            str(entry[0]): number
-            for number, entry in enumerate(found)
-            if isinstance(entry, list) and entry
+            str(entry[0]): number for number, entry in enumerate(found) if isinstance(entry, list) and entry
         }
     added = document.get("added_tokens")
     for token in added if isinstance(added, list) else ():

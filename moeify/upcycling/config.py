@@ -15,14 +15,7 @@ from moeify.routing.config import MemoryOptions, RouteBy, RouterInit, RouterStar
 from moeify.tables import check_choices
 from moeify.upcycling.recipes import RECIPES, recipe_for
 
-__all__ = [
-    "AddConfig",
-    "AttachConfig",
-    "Dtype",
-    "RouterTextConfig",
-    "UpcycleConfig",
-    "VerifyConfig",
-]
+__all__ = ["AddConfig", "AttachConfig", "Dtype", "RouterTextConfig", "UpcycleConfig", "VerifyConfig"]
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 DEFAULT_EXPERTS = 8
@@ -117,8 +110,7 @@ class UpcycleConfig(RouterTextConfig):
         object.__setattr__(self, "shares", tuple(self.shares))
         if self.experts < 2 or self.experts > MAX_EXPERTS or self.num_experts == 0:
             raise ConfigError(
-                f"a mixture needs 2 to {MAX_EXPERTS} experts, not {self.num_experts or 1}",
-                "pass --experts 8",
+                f"a mixture needs 2 to {MAX_EXPERTS} experts, not {self.num_experts or 1}", "pass --experts 8"
             )
         check_top_k(self.top_k, self.experts)
         if not (math.isfinite(self.noise) and 0 <= self.noise <= MAX_NOISE):
@@ -131,8 +123,7 @@ class UpcycleConfig(RouterTextConfig):
         super().__post_init__()
         if self.needs_text and not self.experts_from:
             raise ConfigError(
-                f"--router {self.router} needs to know what each expert knows",
-                "pass --experts-from and --labels",
+                f"--router {self.router} needs to know what each expert knows", "pass --experts-from and --labels"
             )
         check_flat_routers(self.compat, self.router, self.needs_text)
         recipe_for(self)
@@ -163,8 +154,7 @@ def _check_entries(config: UpcycleConfig) -> None:
     if config.shares and config.rest != "mean":
         raise ConfigError("--shares belong to --rest mean", "pass --rest mean as well")
     if config.shares and not (
-        all(math.isfinite(share) and share >= 0 for share in config.shares)
-        and sum(config.shares) > 0
+        all(math.isfinite(share) and share >= 0 for share in config.shares) and sum(config.shares) > 0
     ):
         raise ConfigError(
             f"shares must be 0 or more and not all 0, not {', '.join(map(str, config.shares))}",
@@ -229,24 +219,19 @@ def _check_text(config: RouterTextConfig) -> None:
             raise ConfigError(f"--router {router} needs text", f"pass {option[router]}")
         if config.router != router and present:
             raise ConfigError(
-                f"{option[router].split()[0]} has no use with --router {config.router}",
-                f"pass --router {router}",
+                f"{option[router].split()[0]} has no use with --router {config.router}", f"pass --router {router}"
             )
     if not any(given.values()):
         return
     if config.router == "data" and config.domain_column is None:
-        raise ConfigError(
-            "--router data needs to know each text's label", "pass --domain-column with its column"
-        )
+        raise ConfigError("--router data needs to know each text's label", "pass --domain-column with its column")
     for name in ("fit_tokens", "seq_len"):
         value = getattr(config, name)
         if value is not None and value < 1:
             shown = name.replace("_", "-")
             raise ConfigError(f"{shown} must be positive, not {value}", f"leave --{shown} out")
     if config.entropy is not None and not 0 < config.entropy < 1:
-        raise ConfigError(
-            f"entropy must lie between 0 and 1, not {config.entropy}", "leave --entropy out"
-        )
+        raise ConfigError(f"entropy must lie between 0 and 1, not {config.entropy}", "leave --entropy out")
 
 
 def check_route_by(route_by: RouteBy | None, model_type: str, own_classes: bool) -> None:
@@ -288,8 +273,7 @@ class VerifyConfig(MemoryOptions):
             if not 1 <= getattr(self, option) <= 1 << 20:
                 name = option.replace("_", "-")
                 raise ConfigError(
-                    f"{name} must be a positive number, not {getattr(self, option)}",
-                    f"leave --{name} out",
+                    f"{name} must be a positive number, not {getattr(self, option)}", f"leave --{name} out"
                 )
         check_choices(self)
         check_seed(self.seed)

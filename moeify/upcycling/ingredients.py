@@ -44,9 +44,16 @@ class Ingredients:
         return cast if cast and tensor.dtype in FLOAT_DTYPES else tensor.dtype
 
     def piece(
-        self, layer: int, role: str, expert: int, *, entry: int = 0, noisy: bool = True,
-        index: Index | None = None, weight: float = 1.0,
-    ) -> Piece:  # fmt: skip
+        self,
+        layer: int,
+        role: str,
+        expert: int,
+        *,
+        entry: int = 0,
+        noisy: bool = True,
+        index: Index | None = None,
+        weight: float = 1.0,
+    ) -> Piece:
         """One tensor of an FFN for an expert.
 
         It comes from ``entries[entry]``, times ``weight``, with the expert's own noise where it is

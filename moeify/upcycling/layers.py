@@ -33,8 +33,7 @@ def select_layers(text: str, num_layers: int) -> tuple[int, ...]:
             first, last = int(match[1]), int(match[2] or match[1])
             if last < first or last >= num_layers:
                 raise ConfigError(
-                    f"layers {item.strip()} are out of range: the model has layers 0 to"
-                    f" {num_layers - 1}",
+                    f"layers {item.strip()} are out of range: the model has layers 0 to {num_layers - 1}",
                     "name layers that exist",
                 )
             chosen |= set(range(first, last + 1))

@@ -15,22 +15,12 @@ from moeify.checkpoint.slices import whole
 from moeify.checkpoint.source import Source
 from moeify.checkpoint.writer import parse_size, plan_shards
 from moeify.errors import ConfigError
-from moeify.families.base import (
-    Config,
-    ExpertTensor,
-    resolve_shape,
-)
+from moeify.families.base import Config, ExpertTensor, resolve_shape
 from moeify.families.conversion import Conversion, MoeSettings
 from moeify.families.dense_checkpoint import Dense, open_dense
 from moeify.families.moe_layout import ExtraTensor
 from moeify.families.registry import conversion_from, dense_layout
-from moeify.provenance.exports import (
-    FLAT_ROUTER_STD,
-    down_scale,
-    export_notes,
-    renormalises,
-    untied,
-)
+from moeify.provenance.exports import FLAT_ROUTER_STD, down_scale, export_notes, renormalises, untied
 from moeify.routing.config import ROUTER_INITS, RouterInit
 from moeify.routing.initialization import NormalRows, RouterRows, UpProjection
 from moeify.upcycling.comparing import compare_sources
@@ -74,18 +64,14 @@ class UpcyclePlan:
         prefix = self.conversion.moe_prefix(self.view.checkpoint.config)
         held = {prefix + moe.layer.format(layer=n) + moe.router: array for n, array in rows.items()}
         jobs = tuple(
-            replace(job, pieces=(Literal(encode(held[job.name], job.dtype)),))
-            if job.name in held
-            else job
+            replace(job, pieces=(Literal(encode(held[job.name], job.dtype)),)) if job.name in held else job
             for job in last.jobs
         )
         files = replace(self.files, shards=(*others, replace(last, jobs=jobs)))
         return replace(self, files=files)
 
 
-def plan_upcycle(
-    checkpoint: Checkpoint, options: UpcycleConfig, source: Source | None = None
-) -> UpcyclePlan:
+def plan_upcycle(checkpoint: Checkpoint, options: UpcycleConfig, source: Source | None = None) -> UpcyclePlan:
     """Plan the mixture that ``options`` ask for; ``source`` says where the checkpoint came from.
 
     Raises ``UnsupportedModelError``, ``CheckpointError`` and ``ConfigError``; nothing but headers
@@ -117,9 +103,7 @@ def plan_upcycle(
     )
     settings = replace(settings, width=recipe.width(options, of.width))
     planner = _Planner(of, recipe, conversion, settings)
-    shards = plan_shards(
-        planner.weights(), parse_size(options.max_shard_size), last=planner.routers()
-    )
+    shards = plan_shards(planner.weights(), parse_size(options.max_shard_size), last=planner.routers())
     return UpcyclePlan(
         view=view,
         conversion=conversion,
@@ -130,11 +114,8 @@ def plan_upcycle(
         parameters=planner.parameters(),
         sources=sources,
         origins=expert_origins(sources, settings.num_experts),
-        warnings=(
-            *view.notes, *compared, *recipe.notes, *export_notes(settings, options.noise),
-            *_unused(view),
-        ),
-    )  # fmt: skip
+        warnings=(*view.notes, *compared, *recipe.notes, *export_notes(settings, options.noise), *_unused(view)),
+    )
 
 
 def _unused(view: Dense) -> Iterator[str]:
@@ -150,9 +131,7 @@ class _Planner:
     ``ffn`` are the tensors that experts are made of, as far as they are planned.
     """
 
-    def __init__(
-        self, of: Ingredients, recipe: Recipe, conversion: Conversion, settings: MoeSettings
-    ) -> None:  # fmt: skip
+    def __init__(self, of: Ingredients, recipe: Recipe, conversion: Conversion, settings: MoeSettings) -> None:
         self.of, self.recipe, self.settings = of, recipe, settings
         self.view, self.options, self.dense = of.view, of.options, of.view.layout
         self.conversion, self.moe = conversion, conversion.moe
@@ -247,9 +226,8 @@ class _Planner:
         return Job(name, dtype, shape, (piece_of(whole(source), dtype, weight=extra.weight),))
 
     def _drawn(
-        self, name: str, shape: tuple[int, ...], std: float, purpose: str, dtype: str,
-        mean: float = 0.0,
-    ) -> Job:  # fmt: skip
+        self, name: str, shape: tuple[int, ...], std: float, purpose: str, dtype: str, mean: float = 0.0
+    ) -> Job:
         key = (self.options.seed, purpose, name)
         piece = NormalRows(count=math.prod(shape), std=std, mean=mean, dtype=dtype, key=key)
         return Job(name, dtype, shape, (piece,))
@@ -263,8 +241,7 @@ class _Planner:
         for layer in self.settings.moe_layers:
             source = dense.layer.format(layer=layer)
             name = self.prefix + moe.layer.format(layer=layer) + moe.router
-            norm, bias = (None if n is None else self.view.base[source + n]
-                          for n in (dense.norm, dense.norm_bias))  # fmt: skip
+            norm, bias = (None if n is None else self.view.base[source + n] for n in (dense.norm, dense.norm_bias))
             dtype = self.of.dtype(norm or self.view.ffn(layer)["up"])
             shape = self.settings.num_experts, self.dims["H"]
             if not self.settings.renormalise:
@@ -288,11 +265,7 @@ class _Planner:
     def _up_projection(self, layer: int) -> UpProjection:
         spec = next(part for part in self.dense.ffn if part.role == "up")
         tensor = self.view.ffn(layer)["up"]
-        return UpProjection(
-            part=whole(tensor),
-            hidden_size=self.dims["H"],
-            hidden_axis=spec.shape.index("H"),
-        )
+        return UpProjection(part=whole(tensor), hidden_size=self.dims["H"], hidden_axis=spec.shape.index("H"))
 
     def parameters(self) -> ParameterCounts:
         """Exact counts, tied tensors once."""

@@ -98,9 +98,13 @@ def labelled_text(
         return LabelledText(fit=blocks, held_out=blocks)
     assert config.dataset is not None, "checked with the options"
     data = DataConfig(
-        dataset=config.dataset, split=config.split, text_column=config.text_column,
-        domain_column=config.domain_column, seq_len=config.seq_len, seed=config.seed,
-    )  # fmt: skip
+        dataset=config.dataset,
+        split=config.split,
+        text_column=config.text_column,
+        domain_column=config.domain_column,
+        seq_len=config.seq_len,
+        seed=config.seed,
+    )
     blocks, _ = blocks_for(checkpoint, data, _OVERSAMPLING * config.fit_tokens)
     _check_labels(labels, blocks.domain_names, f"column {config.domain_column!r}", others)
     fit, held_out = _even(blocks, config.fit_tokens).split(_HELD_OUT)
@@ -119,9 +123,13 @@ def recorded_options(config: RouterTextConfig) -> dict[str, Any]:
 
 
 def fit_routers(
-    passes: LayerByLayer, plan: UpcyclePlan, text: LabelledText, owners: Sequence[int],
-    config: RouterTextConfig, progress: Callable[[int, int], None] | None = None,
-) -> FittedRouters:  # fmt: skip
+    passes: LayerByLayer,
+    plan: UpcyclePlan,
+    text: LabelledText,
+    owners: Sequence[int],
+    config: RouterTextConfig,
+    progress: Callable[[int, int], None] | None = None,
+) -> FittedRouters:
     """Rows for every router of ``plan``, from the mixture of ``passes`` that has any routers.
 
     ``owners`` are those of ``router_owners``.
@@ -138,9 +146,13 @@ def fit_routers(
 
 
 def joining_rows(
-    passes: LayerByLayer, view: Mixture, text: LabelledText, labels: Sequence[str],
-    config: RouterTextConfig, progress: Callable[[int, int], None] | None = None,
-) -> FittedRouters:  # fmt: skip
+    passes: LayerByLayer,
+    view: Mixture,
+    text: LabelledText,
+    labels: Sequence[str],
+    config: RouterTextConfig,
+    progress: Callable[[int, int], None] | None = None,
+) -> FittedRouters:
     """Rows of every router of ``passes``, where experts joined those of ``view`` as the last.
 
     The rows that were there stay as they are; a new one wins the tokens of its label from them.
@@ -173,9 +185,7 @@ def written_layers(
 ) -> Iterator[LayerByLayer]:
     """The layers of a mixture that is being written into ``stage`` with ``config``."""
     write_config(stage, config)
-    with walk_by_layer(
-        Checkpoint.open(stage), layout, text.tokens, low_memory=low_memory, scratch=stage
-    ) as passes:
+    with walk_by_layer(Checkpoint.open(stage), layout, text.tokens, low_memory=low_memory, scratch=stage) as passes:
         yield passes
 
 
@@ -187,11 +197,15 @@ def write_routers(stage: Path, files: PlannedFiles) -> None:
 
 
 def _fitted(
-    passes: LayerByLayer, layout: MoeLayout, last: int, text: LabelledText,
-    config: RouterTextConfig, fit: Callable[[LoadedLayer, InputReservoir], Tensor],
+    passes: LayerByLayer,
+    layout: MoeLayout,
+    last: int,
+    text: LabelledText,
+    config: RouterTextConfig,
+    fit: Callable[[LoadedLayer, InputReservoir], Tensor],
     agree: Callable[[int, InputReservoir, Tensor], float],
     progress: Callable[[int, int], None] | None,
-) -> FittedRouters:  # fmt: skip
+) -> FittedRouters:
     rows, agreement = {}, []
 
     def fit_layer(layer: LoadedLayer, seen: Sequence[InputReservoir]) -> None:
@@ -202,9 +216,16 @@ def _fitted(
 
     judged = [text.fit] if text.held_out is text.fit else [text.fit, text.held_out]
     fit_in_order(
-        passes, layout, last, judged, fit_layer, keep=config.fit_tokens, seed=config.seed,
-        batch_size=BATCH_SIZE, progress=progress,
-    )  # fmt: skip
+        passes,
+        layout,
+        last,
+        judged,
+        fit_layer,
+        keep=config.fit_tokens,
+        seed=config.seed,
+        batch_size=BATCH_SIZE,
+        progress=progress,
+    )
     return FittedRouters(rows=rows, agreement=sum(agreement) / len(agreement))
 
 
@@ -213,26 +234,19 @@ def _place(blocks: Blocks, label: str, config: RouterTextConfig) -> int:
     return blocks.domain_names.index(label) * (1 if config.prompts is None else 2)
 
 
-def _fit(
-    collected: InputReservoir, owners: Sequence[int], layer: int, config: RouterTextConfig
-) -> Tensor:
+def _fit(collected: InputReservoir, owners: Sequence[int], layer: int, config: RouterTextConfig) -> Tensor:
     from moeify.routing.fit import label_router
 
     inputs, domains, negatives = collected.inputs(layer), collected.domains(layer), None
     if config.prompts is not None:
         domains, negatives = domains // 2, domains % 2 == 1
     return label_router(
-        inputs, domains, owners=owners, seed=config.seed + layer, negatives=negatives,
-        entropy=config.entropy,
-    )  # fmt: skip
+        inputs, domains, owners=owners, seed=config.seed + layer, negatives=negatives, entropy=config.entropy
+    )
 
 
 def _agreement(
-    unseen: InputReservoir,
-    rows: Tensor,
-    owners: Sequence[int],
-    layer: int,
-    config: RouterTextConfig,
+    unseen: InputReservoir, rows: Tensor, owners: Sequence[int], layer: int, config: RouterTextConfig
 ) -> float:
     import torch
 
@@ -260,8 +274,7 @@ def _check_labels(
     """``against`` says that there are texts which stand against a label."""
     if missing := [label for label in labels if label not in found]:
         raise DatasetError(
-            f"{where} has no text for {', '.join(map(repr, missing))}:"
-            f" it names {', '.join(map(repr, found[:10]))}",
+            f"{where} has no text for {', '.join(map(repr, missing))}: it names {', '.join(map(repr, found[:10]))}",
             "give text for every label, or pass --labels with the names that are used there",
         )
     unknown = [name for name in found if name not in labels]
@@ -284,8 +297,7 @@ def _check_amount(blocks: Blocks, owners: list[int], config: RouterTextConfig) -
         tokens, experts = int(blocks.lengths[own].sum()), owners.count(number)
         if tokens < _TOKENS_PER_EXPERT * experts:
             raise DatasetError(
-                f"label {label!r} has {tokens} tokens for {experts} experts, which need"
-                f" {_TOKENS_PER_EXPERT} each",
+                f"label {label!r} has {tokens} tokens for {experts} experts, which need {_TOKENS_PER_EXPERT} each",
                 "give more text, or make fewer experts",
             )
 

@@ -18,14 +18,7 @@ from moeify.families.registry import MOE_LAYOUTS, dense_layout
 from moeify.upcycling.adapters import Adapter, open_adapter
 from moeify.upcycling.config import UpcycleConfig
 
-__all__ = [
-    "ExpertOrigin",
-    "ExpertSource",
-    "expert_origins",
-    "of_sources",
-    "open_dense",
-    "open_sources",
-]
+__all__ = ["ExpertOrigin", "ExpertSource", "expert_origins", "of_sources", "open_dense", "open_sources"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,9 +56,7 @@ class ExpertOrigin:
     adapter: bool = False
 
 
-def open_sources(
-    base: Dense, base_source: Source, config: UpcycleConfig
-) -> tuple[ExpertSource, ...]:
+def open_sources(base: Dense, base_source: Source, config: UpcycleConfig) -> tuple[ExpertSource, ...]:
     """The entries of ``experts_from`` in their order, each folder opened once.
 
     Raises ``MoeifyError`` for an entry that cannot be opened or is a mixture itself.
@@ -75,10 +66,7 @@ def open_sources(
         if text not in opened:
             opened[text] = _open(resolve_source(text), base, base_source, config)
     labels = config.labels or tuple(opened[text].label for text in config.experts_from)
-    return tuple(
-        replace(opened[text], label=label)
-        for text, label in zip(config.experts_from, labels, strict=True)
-    )
+    return tuple(replace(opened[text], label=label) for text, label in zip(config.experts_from, labels, strict=True))
 
 
 def _open(source: Source, base: Dense, base_source: Source, config: UpcycleConfig) -> ExpertSource:

@@ -74,9 +74,14 @@ class UpcycleReport:
 
 
 def upcycle(
-    source: str | Path, output: str | Path | None = None, config: UpcycleConfig | None = None,
-    *, dry_run: bool = False, progress: Progress | None = None, **options: Any,
-) -> UpcycleReport:  # fmt: skip
+    source: str | Path,
+    output: str | Path | None = None,
+    config: UpcycleConfig | None = None,
+    *,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+    **options: Any,
+) -> UpcycleReport:
     """Turn the feed-forward layers of a dense checkpoint into experts.
 
     Args:
@@ -124,11 +129,7 @@ def _read_text(plan: UpcyclePlan, config: UpcycleConfig) -> _RouterFit:
     dims = plan.view.layout.dims(checkpoint.config)
     labels = [origin.label for origin in plan.origins]
     text = labelled_text(config, checkpoint, labels)
-    return _RouterFit(
-        text=text,
-        owners=router_owners(plan, text, config),
-        nbytes=state_bytes(text.tokens, dims["H"]),
-    )
+    return _RouterFit(text=text, owners=router_owners(plan, text, config), nbytes=state_bytes(text.tokens, dims["H"]))
 
 
 def _report(plan: UpcyclePlan, new: NewCheckpoint, config: UpcycleConfig) -> UpcycleReport:
@@ -161,9 +162,13 @@ def _report(plan: UpcyclePlan, new: NewCheckpoint, config: UpcycleConfig) -> Upc
 
 
 def _write(
-    plan: UpcyclePlan, fit: _RouterFit | None, new: NewCheckpoint, config: UpcycleConfig,
-    report: UpcycleReport, progress: Progress | None,
-) -> UpcycleReport:  # fmt: skip
+    plan: UpcyclePlan,
+    fit: _RouterFit | None,
+    new: NewCheckpoint,
+    config: UpcycleConfig,
+    report: UpcycleReport,
+    progress: Progress | None,
+) -> UpcycleReport:
     nbytes = plan.files.nbytes
     if fit is not None:
         check_free_space(new.target, nbytes + new.along.nbytes + fit.nbytes)
@@ -185,9 +190,8 @@ def _write(
 
 
 def _fit_routers(
-    stage: Path, plan: UpcyclePlan, fit: _RouterFit, config: UpcycleConfig,
-    progress: Progress | None,
-) -> float:  # fmt: skip
+    stage: Path, plan: UpcyclePlan, fit: _RouterFit, config: UpcycleConfig, progress: Progress | None
+) -> float:
     """Compute the routers of the mixture in ``stage`` and write them in place of its own."""
     layout = plan.conversion.moe
     with written_layers(stage, layout, plan.config, fit.text, config.low_memory) as passes:

@@ -59,9 +59,7 @@ class VerifyReport:
         return {"schema": "moeify.verify/1", **asdict(self)}
 
 
-def verify(
-    dense: str | Path, moe: str | Path, config: VerifyConfig | None = None, **options: Any
-) -> VerifyReport:
+def verify(dense: str | Path, moe: str | Path, config: VerifyConfig | None = None, **options: Any) -> VerifyReport:
     """Run ``dense`` and ``moe`` on the same tokens and compare their outputs.
 
     The tokens [B, S] come from ``text``, or are drawn evenly from the vocabulary. Models are
@@ -123,8 +121,7 @@ def _tokens(folder: Path, config: Config, options: VerifyConfig) -> torch.Tensor
     limit = config.get("max_position_embeddings") or config.get("n_positions")
     if isinstance(limit, int) and options.seq_len > limit:
         raise ConfigError(
-            f"seq-len {options.seq_len} is more than the model's {limit} positions",
-            f"pass --seq-len {limit}",
+            f"seq-len {options.seq_len} is more than the model's {limit} positions", f"pass --seq-len {limit}"
         )
     wanted = (options.batch, options.seq_len)
     if options.text is None:
@@ -133,9 +130,7 @@ def _tokens(folder: Path, config: Config, options: VerifyConfig) -> torch.Tensor
     try:
         text = read_text(options.text, _BYTES_A_TOKEN * options.batch * options.seq_len)
     except CheckpointError as error:
-        raise DatasetError(
-            f"cannot read {options.text}: {error.message}", "name a text file with --text"
-        ) from error
+        raise DatasetError(f"cannot read {options.text}: {error.message}", "name a text file with --text") from error
     tokenizer = load_tokenizer(folder)
     ids = encode(tokenizer, text)
     if len(ids) < options.batch * options.seq_len:
@@ -172,14 +167,10 @@ def _passes(
 ) -> AbstractContextManager[Passes]:
     layout = known_layout(checkpoint.config.get("model_type"))
     if layout is not None:
-        return passes_over(
-            checkpoint, layout, tokens, low_memory=low_memory, head=True, dtype=dtype,
-            prepare=_prepare,
-        )  # fmt: skip
+        return passes_over(checkpoint, layout, tokens, low_memory=low_memory, head=True, dtype=dtype, prepare=_prepare)
     if low_memory:
         raise ConfigError(
-            f"moeify does not know the layers of {checkpoint.config.get('model_type')!r}",
-            "leave --low-memory out",
+            f"moeify does not know the layers of {checkpoint.config.get('model_type')!r}", "leave --low-memory out"
         )
     model = load_model(checkpoint.folder, dtype)
     _prepare(model)
@@ -203,16 +194,13 @@ def _inputs(model: Any, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 def _compare(
-    dense: str, moe: str, expected: dict[str, torch.Tensor], actual: dict[str, torch.Tensor],
-    tokens: int, dtype: str,
-) -> VerifyReport:  # fmt: skip
+    dense: str, moe: str, expected: dict[str, torch.Tensor], actual: dict[str, torch.Tensor], tokens: int, dtype: str
+) -> VerifyReport:
     import torch
 
     names = tuple(name for name in expected if name in actual)
     if not names:
-        raise ConfigError(
-            f"{dense} and {moe} have no output in common", "compare models with the same head"
-        )
+        raise ConfigError(f"{dense} and {moe} have no output in common", "compare models with the same head")
     pairs = [(expected[name].float(), actual[name].float()) for name in names]
     diff = max(float((a - b).abs().max()) for a, b in pairs)
     scale = max(float(a.abs().max()) for a, _ in pairs)

@@ -59,8 +59,7 @@ BALANCES: Table[Balance] = Table(
         through="probabilities",
         paper=Citation(
             "Fedus et al.",
-            "Switch Transformers: Scaling to Trillion Parameter Models with Simple and Efficient"
-            " Sparsity",
+            "Switch Transformers: Scaling to Trillion Parameter Models with Simple and Efficient Sparsity",
             "2101.03961",
         ),
     ),

@@ -89,17 +89,11 @@ class WarmupConfig(DataConfig, OutputOptions, MemoryOptions):
             self._check(option, math.isfinite(value) and value >= 0, "0 or more")
         self._check("seed", 0 <= self.seed < 1 << 32, "between 0 and 2^32 - 1")
         if self.fit == "domains" and self.domain_column is None:
-            raise ConfigError(
-                "fitting to domains needs to know them", "pass --domain-column with their column"
-            )
+            raise ConfigError("fitting to domains needs to know them", "pass --domain-column with their column")
         if self.plot is not None and self.plot.suffix not in (".svg", ".png"):
-            raise ConfigError(
-                f"a plot is an .svg or .png file, not {self.plot.name!r}", "pass --plot load.svg"
-            )
+            raise ConfigError(f"a plot is an .svg or .png file, not {self.plot.name!r}", "pass --plot load.svg")
 
     def _check(self, option: str, holds: bool, limit: str) -> None:
         if not holds:
             name = option.replace("_", "-")
-            raise ConfigError(
-                f"{name} must be {limit}, not {getattr(self, option):g}", f"leave --{name} out"
-            )
+            raise ConfigError(f"{name} must be {limit}, not {getattr(self, option):g}", f"leave --{name} out")

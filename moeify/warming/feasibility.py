@@ -46,8 +46,7 @@ def check_trainable(view: Mixture, config: WarmupConfig) -> None:
     for stored in _trained(view, config):
         if stored.dtype not in FLOAT_DTYPES:
             raise CheckpointError(
-                f"tensor {stored.name!r} has dtype {stored.dtype}, in which trained weights cannot"
-                " be written",
+                f"tensor {stored.name!r} has dtype {stored.dtype}, in which trained weights cannot be written",
                 "pass --train routers, or warm up the unquantised checkpoint",
                 path=stored.path,
             )
@@ -80,8 +79,7 @@ def check_names(view: Mixture, model: Any, config: WarmupConfig) -> None:
         if stored is None or stored.shape != tuple(weight.shape):
             what = "does not hold it" if stored is None else f"holds it as {list(stored.shape)}"
             raise CheckpointError(
-                f"training would change {name!r} of shape {list(weight.shape)}, and the checkpoint"
-                f" {what}",
+                f"training would change {name!r} of shape {list(weight.shape)}, and the checkpoint {what}",
                 "pass --train routers, or save the checkpoint anew with save_pretrained",
                 path=view.checkpoint.folder,
             )

@@ -49,9 +49,13 @@ class RouterSums:
         counts, probabilities, gates, z, tokens = torch.split(vector, [size, size, size, layers, 1])
         shape = (layers, num_experts)
         return cls(
-            counts=counts.view(shape), probabilities=probabilities.view(shape),
-            gates=gates.view(shape), z=z, tokens=tokens[0], counted=tokens[0].detach(),
-        )  # fmt: skip
+            counts=counts.view(shape),
+            probabilities=probabilities.view(shape),
+            gates=gates.view(shape),
+            z=z,
+            tokens=tokens[0],
+            counted=tokens[0].detach(),
+        )
 
 
 def router_sums(routed: Sequence[Routed], mask: Tensor) -> RouterSums:
@@ -67,9 +71,13 @@ def router_sums(routed: Sequence[Routed], mask: Tensor) -> RouterSums:
         z.append(kept.logsumexp(-1).square().sum())
     tokens = real.sum().float()
     return RouterSums(
-        counts=torch.stack(counts).detach(), probabilities=torch.stack(probabilities),
-        gates=torch.stack(gates), z=torch.stack(z), tokens=tokens, counted=tokens,
-    )  # fmt: skip
+        counts=torch.stack(counts).detach(),
+        probabilities=torch.stack(probabilities),
+        gates=torch.stack(gates),
+        z=torch.stack(z),
+        tokens=tokens,
+        counted=tokens,
+    )
 
 
 def z_loss(sums: RouterSums) -> Tensor:

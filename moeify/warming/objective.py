@@ -23,9 +23,7 @@ __all__ = ["Objective", "choose_loss"]
 
 def choose_loss(architecture: str, loss: Loss, steps: int) -> Loss:
     """The loss for a class; raises ``ConfigError`` where the class cannot have it."""
-    fitting: Any = text_loss(architecture) or (
-        "distill" if architecture.endswith("Model") else None
-    )
+    fitting: Any = text_loss(architecture) or ("distill" if architecture.endswith("Model") else None)
     if loss == "distill":
         return loss
     if loss == "auto":
@@ -78,9 +76,8 @@ class Objective:
             return distances(_last_hidden(model, mixture, batch), goal, real), real
         cached = {} if self.loss == "masked" else {"use_cache": False}
         return predictions(
-            mixture, self.loss, batch["labels"],
-            lambda: run_model(model, **_inputs(batch), **cached, return_dict=True),
-        )  # fmt: skip
+            mixture, self.loss, batch["labels"], lambda: run_model(model, **_inputs(batch), **cached, return_dict=True)
+        )
 
 
 def _inputs(batch: dict[str, Tensor]) -> dict[str, Tensor]:

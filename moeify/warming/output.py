@@ -55,12 +55,7 @@ def check_new(new: NewCheckpoint, view: Mixture, config: WarmupConfig) -> None:
     if config.train != "routers":
         names, scratch = [*stored], sum(4 * tensor.elements for tensor in stored.values())
     jobs = [
-        Job(
-            name,
-            stored[name].dtype,
-            stored[name].shape,
-            (copy_of(stored[name], stored[name].dtype),),
-        )
+        Job(name, stored[name].dtype, stored[name].shape, (copy_of(stored[name], stored[name].dtype),))
         for name in names
     ]
     files = plan_rewrite(view.checkpoint, jobs, new.target)
@@ -97,9 +92,7 @@ def _router_jobs(session: Session) -> Iterator[Job]:
         yield Job(stored.name, stored.dtype, stored.shape, (piece,))
 
 
-def write_output(
-    new: NewCheckpoint, session: Session, results: dict[str, Any]
-) -> PlannedFiles:  # fmt: skip
+def write_output(new: NewCheckpoint, session: Session, results: dict[str, Any]) -> PlannedFiles:
     """Write weights, companions and record of ``new``; returns what was written."""
     config, view = session.config, session.view
     with new.opened() as stage:
@@ -112,11 +105,7 @@ def write_output(
             new.write(plan)
         options = config.recorded().items()
         kept = {k: v for k, v in options if k not in _UNRECORDED and v is not None}
-        step = Step(
-            command="warmup",
-            options=kept,
-            results=results | {"papers": _papers(config, session.fit)},
-        )
+        step = Step(command="warmup", options=kept, results=results | {"papers": _papers(config, session.fit)})
         new.finish(view.checkpoint.config, step)
     return plan
 

@@ -33,8 +33,9 @@ def plot_warmup(report: WarmupReport, path: Path) -> None:
     for axis, when in zip(axes, ("before", "after"), strict=False):
         _heatmap(figure, axis, report, when, top)
     if report.curve:
-        axes[2].plot([point["step"] for point in report.curve],
-                     [point["task"] for point in report.curve], color="#4062bb")  # fmt: skip
+        axes[2].plot(
+            [point["step"] for point in report.curve], [point["task"] for point in report.curve], color="#4062bb"
+        )
         axes[2].set(title=f"{report.loss} loss in training", xlabel="step", ylabel="nats")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -95,11 +95,24 @@ class WarmupReport:
     def results(self) -> dict[str, Any]:
         """What moeify.json and the model card keep."""
         keys = (
-            "fit", "steps", "tokens", "data_fingerprint", "fit_tokens", "eval_tokens", "loss",
-            "eval_loss_before", "eval_loss_after", "eval_loss_random", "eval_loss_dense",
-            "max_violation_before", "max_violation_after", "entropy_before", "entropy_after",
-            "dead_before", "dead_after",
-        )  # fmt: skip
+            "fit",
+            "steps",
+            "tokens",
+            "data_fingerprint",
+            "fit_tokens",
+            "eval_tokens",
+            "loss",
+            "eval_loss_before",
+            "eval_loss_after",
+            "eval_loss_random",
+            "eval_loss_dense",
+            "max_violation_before",
+            "max_violation_after",
+            "entropy_before",
+            "entropy_after",
+            "dead_before",
+            "dead_after",
+        )
         found = {key: getattr(self, key) for key in keys}
         return {
             **found,
@@ -108,9 +121,7 @@ class WarmupReport:
         }
 
 
-def changes(
-    before: RoutingStatistics, after: RoutingStatistics, domain_names: tuple[str, ...]
-) -> dict[str, Any]:
+def changes(before: RoutingStatistics, after: RoutingStatistics, domain_names: tuple[str, ...]) -> dict[str, Any]:
     """The report's fields on routing, by name."""
     return {
         "max_violation_before": before.max_violation,
@@ -145,9 +156,7 @@ def _layer_changes(
                 own_expert_fraction={}
                 if domains is None
                 else dict(zip(domain_names, domains.own_expert_fraction.tolist(), strict=True)),
-                enrichment=[]
-                if domains is None
-                else [min(float(x), 1e6) for x in domains.enrichment],
+                enrichment=[] if domains is None else [min(float(x), 1e6) for x in domains.enrichment],
             )
         )
     return changes

@@ -23,24 +23,20 @@ from moeify.warming.config import WarmupConfig
 from moeify.warming.sharding import uses_fsdp
 
 __all__ = [
-    "TRAINED_FILE", "close_run", "is_main_process", "kept_if_resumable", "last_checkpoint",
-    "open_run", "run_folder", "world_size",
-]  # fmt: skip
+    "TRAINED_FILE",
+    "close_run",
+    "is_main_process",
+    "kept_if_resumable",
+    "last_checkpoint",
+    "open_run",
+    "run_folder",
+    "world_size",
+]
 
 TRAINED_FILE = "trained.safetensors"
 _STATE_FILE = "trainer_state.json"  # transformers writes it last
 _RUN_FILE = "run.json"
-_MAY_CHANGE = (
-    "resume",
-    "force",
-    "plot",
-    "device",
-    "save_steps",
-    "reference",
-    "dataset",
-    "checksum",
-    "low_memory",
-)
+_MAY_CHANGE = ("resume", "force", "plot", "device", "save_steps", "reference", "dataset", "checksum", "low_memory")
 
 
 def is_main_process() -> bool:
@@ -67,9 +63,7 @@ def open_run(folder: Path, config: WarmupConfig, view: Mixture, blocks: Blocks) 
     state = _fingerprint(config, view, blocks)
     if config.resume:
         if not (folder / _RUN_FILE).is_file():
-            raise ConfigError(
-                f"there is no interrupted run to resume in {folder}", "leave --resume out"
-            )
+            raise ConfigError(f"there is no interrupted run to resume in {folder}", "leave --resume out")
         found = read_json(folder / _RUN_FILE)
         for key, value in state.items():
             if found.get(key) != value:
@@ -83,14 +77,12 @@ def open_run(folder: Path, config: WarmupConfig, view: Mixture, blocks: Blocks) 
     remove_partial(folder / _RUN_FILE)
     if (folder / _RUN_FILE).is_file() and not config.force and last_checkpoint(folder):
         raise OutputError(
-            f"{folder} holds an interrupted run",
-            "continue it with --resume, or start anew with --force",
+            f"{folder} holds an interrupted run", "continue it with --resume, or start anew with --force"
         )
     if folder.exists():
         if not (folder / _RUN_FILE).is_file() and any(folder.iterdir()):
             raise OutputError(
-                f"{folder} is in the way: checkpoints of the run would go there",
-                "move it, or choose another output",
+                f"{folder} is in the way: checkpoints of the run would go there", "move it, or choose another output"
             )
         shutil.rmtree(folder)
     with kept_if_resumable(folder), output_errors(folder):

@@ -21,14 +21,7 @@ from moeify.routing.examples import Examples
 from moeify.routing.held_out import BlockLosses, Hidden, Reading, hidden_states, read_held_out
 from moeify.routing.loaded import LoadedMixture
 from moeify.routing.loading import load_model
-from moeify.routing.passes import (
-    LayerByLayer,
-    Passes,
-    WholeModel,
-    passes_over,
-    runs_by_layer,
-    walk_by_layer,
-)
+from moeify.routing.passes import LayerByLayer, Passes, WholeModel, passes_over, runs_by_layer, walk_by_layer
 from moeify.routing.statistics import RoutingStatistics
 from moeify.warming.config import Loss, WarmupConfig
 from moeify.warming.feasibility import check_names, check_trainable
@@ -106,9 +99,8 @@ class Session:
             goals = self._goals
         with self._passes() as passes:
             return read_held_out(
-                passes, self.view.layout, examples, readings, batch_size=self.config.batch,
-                goals=goals,
-            )  # fmt: skip
+                passes, self.view.layout, examples, readings, batch_size=self.config.batch, goals=goals
+            )
 
     def dense_loss(self) -> float | None:
         """The loss of the dense model, where one is given and it is no teacher."""
@@ -126,9 +118,14 @@ class Session:
             yield WholeModel(self.model, head=head)
             return
         with walk_by_layer(
-            self.view.checkpoint, self.view.layout, self.held_out.input_ids.size, low_memory=True,
-            head=head, dtype=self.config.dtype, prepare=self._set_routers,
-        ) as passes:  # fmt: skip
+            self.view.checkpoint,
+            self.view.layout,
+            self.held_out.input_ids.size,
+            low_memory=True,
+            head=head,
+            dtype=self.config.dtype,
+            prepare=self._set_routers,
+        ) as passes:
             yield passes
 
     @contextmanager
@@ -144,9 +141,13 @@ class Session:
             yield WholeModel(load_model(dense.folder, self.config.dtype), head=head)
             return
         with passes_over(
-            dense, layout, self.held_out.input_ids.size, low_memory=self.config.low_memory,
-            head=head, dtype=self.config.dtype,
-        ) as passes:  # fmt: skip
+            dense,
+            layout,
+            self.held_out.input_ids.size,
+            low_memory=self.config.low_memory,
+            head=head,
+            dtype=self.config.dtype,
+        ) as passes:
             yield passes
 
     @contextmanager
@@ -156,9 +157,8 @@ class Session:
             yield LayerByLayer(self.model, self.view.layout)
             return
         with walk_by_layer(
-            self.view.checkpoint, self.view.layout, tokens, low_memory=True,
-            dtype=self.config.dtype,
-        ) as passes:  # fmt: skip
+            self.view.checkpoint, self.view.layout, tokens, low_memory=True, dtype=self.config.dtype
+        ) as passes:
             yield passes
 
     def _set_routers(self, model: Any) -> None:
@@ -208,9 +208,7 @@ def open_session(new: NewCheckpoint, config: WarmupConfig, progress: Progress | 
     view = open_mixture(opened)
     for layer in view.moe_layers:
         if view.router(layer) is None:
-            raise CheckpointError(
-                f"layer {layer} has no router", f"run moeify attach {source.name} first"
-            )
+            raise CheckpointError(f"layer {layer} has no router", f"run moeify attach {source.name} first")
     check_trainable(view, config)
     if is_main_process():
         check_new(new, view, config)
@@ -226,14 +224,20 @@ def open_session(new: NewCheckpoint, config: WarmupConfig, progress: Progress | 
     _check_domains(blocks, config, view.num_experts)
     train, held_out = blocks.split(config.held_out)
     return Session(
-        config=config, source=source, view=view,
+        config=config,
+        source=source,
+        view=view,
         by_layer=not config.steps and runs_by_layer(opened, config.low_memory),
-        loss=loss, fit=fit, tokenizer=tokenizer,
+        loss=loss,
+        fit=fit,
+        tokenizer=tokenizer,
         owners=expert_owners(record, blocks, view.num_experts),
-        train_blocks=train, held_out=some_blocks(held_out, config.eval_tokens, config.seed),
-        data_fingerprint=blocks.fingerprint, progress=progress,
+        train_blocks=train,
+        held_out=some_blocks(held_out, config.eval_tokens, config.seed),
+        data_fingerprint=blocks.fingerprint,
+        progress=progress,
         notes=[*blocks.notes, *opened.notes, *new.along.notes],
-    )  # fmt: skip
+    )
 
 
 def _tokens_needed(config: WarmupConfig, seq_len: int) -> int:

@@ -31,10 +31,7 @@ def check_sharding(unsharded: str | None) -> None:
             "pass --fsdp_version 2 to accelerate launch",
         )
     if unsharded is not None:
-        raise ConfigError(
-            unsharded,
-            "start the processes with torchrun; each holds the whole model then",
-        )
+        raise ConfigError(unsharded, "start the processes with torchrun; each holds the whole model then")
     # Otherwise transformers loads them in one process, and the others get theirs when it trains.
     os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
 

@@ -13,24 +13,18 @@ from transformers.core_model_loading import revert_weight_conversion
 __all__ = ["in_stored_form", "save_in_stored_form"]
 
 
-def save_in_stored_form(
-    model: Any, weights: Mapping[str, Tensor], names: Collection[str], path: Path
-) -> None:
+def save_in_stored_form(model: Any, weights: Mapping[str, Tensor], names: Collection[str], path: Path) -> None:
     """Write what ``in_stored_form`` returns into a file of its own."""
     stored = in_stored_form(model, weights, names)
     seen: set[int] = set()
     for name, tensor in stored.items():
-        if (
-            tensor.data_ptr() in seen
-        ):  # a tied weight, or a part of one; a file holds each by itself
+        if tensor.data_ptr() in seen:  # a tied weight, or a part of one; a file holds each by itself
             stored[name] = tensor.clone()
         seen.add(tensor.data_ptr())
     save_file({name: tensor.contiguous() for name, tensor in stored.items()}, path)
 
 
-def in_stored_form(
-    model: Any, weights: Mapping[str, Tensor], names: Collection[str]
-) -> dict[str, Tensor]:
+def in_stored_form(model: Any, weights: Mapping[str, Tensor], names: Collection[str]) -> dict[str, Tensor]:
     """``weights`` as they are, or with what loading renamed and joined undone.
 
     Whichever has more of its names in ``names``, those of the checkpoint's tensors. A tied weight
@@ -41,9 +35,7 @@ def in_stored_form(
     return max(undone, found, key=lambda form: sum(name in names for name in form) / len(form))
 
 
-def _under_every_name(
-    model: Any, weights: Mapping[str, Tensor], names: Collection[str]
-) -> dict[str, Tensor]:
+def _under_every_name(model: Any, weights: Mapping[str, Tensor], names: Collection[str]) -> dict[str, Tensor]:
     aliases: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         aliases.setdefault(id(parameter), []).append(name)

@@ -28,14 +28,7 @@ from moeify.warming.objective import Objective
 from moeify.warming.run import TRAINED_FILE
 from moeify.warming.sharding import fill, is_sharded, name_layers, whole
 
-__all__ = [
-    "NonFiniteLossError",
-    "RouterTrainer",
-    "prepare",
-    "route_in_float32",
-    "trainable",
-    "wanted",
-]
+__all__ = ["NonFiniteLossError", "RouterTrainer", "prepare", "route_in_float32", "trainable", "wanted"]
 
 _CHECKPOINTED = "_checkpoint_wrapped_module."  # what activation checkpointing adds to names
 
@@ -136,10 +129,16 @@ class RouterTrainer(Trainer):  # type: ignore[misc]
     """
 
     def __init__(
-        self, model: nn.Module, objective: Objective, examples: Examples, config: WarmupConfig,
-        run_folder: Path, *, task: bool = True,
+        self,
+        model: nn.Module,
+        objective: Objective,
+        examples: Examples,
+        config: WarmupConfig,
+        run_folder: Path,
+        *,
+        task: bool = True,
         progress: Callable[[int, int], None] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.objective, self.config, self.task = objective, config, task
         self.losses: list[dict[str, float]] = []
         self._routed: list[Routed] = []

@@ -41,9 +41,13 @@ __all__ = ["WarmupReport", "warmup"]
 
 
 def warmup(
-    checkpoint: str | Path, output: str | Path | None = None, config: WarmupConfig | None = None,
-    *, progress: Progress | None = None, **options: Any,
-) -> WarmupReport:  # fmt: skip
+    checkpoint: str | Path,
+    output: str | Path | None = None,
+    config: WarmupConfig | None = None,
+    *,
+    progress: Progress | None = None,
+    **options: Any,
+) -> WarmupReport:
     """Fit and train the routers of ``checkpoint`` on text, and write it with them to ``output``.
 
     Only the routers' file is written anew. In a run of several processes every one returns the
@@ -81,10 +85,7 @@ def _written(session: Session, report: WarmupReport, new: NewCheckpoint) -> Warm
     """Publish the output, and the plot where one is asked for."""
     config = session.config
     plan = write_output(new, session, report.results())
-    report = replace(
-        report, bytes_written=plan.nbytes, files_linked=len(plan.linked),
-        files_copied=len(plan.copied),
-    )  # fmt: skip
+    report = replace(report, bytes_written=plan.nbytes, files_linked=len(plan.linked), files_copied=len(plan.copied))
     if config.plot is not None:
         plot_warmup(report, config.plot)
     return report
@@ -101,10 +102,7 @@ def _measured(session: Session, target: Path) -> WarmupReport:
     _train(session, target, task=learns and not headroom.experts_identical)
     trained = bool(session.curve)
     after = session.measured() if config.steps else fitted
-    domain_losses = {
-        name: DomainLoss(before=before.domains[name], after=loss)
-        for name, loss in after.domains.items()
-    }
+    domain_losses = {name: DomainLoss(before=before.domains[name], after=loss) for name, loss in after.domains.items()}
     dense = session.dense_loss()
     random = headroom.loss_random if headroom.loss_random is not None else before.loss
     if trained and not learns_from_task(view):
@@ -115,21 +113,39 @@ def _measured(session: Session, target: Path) -> WarmupReport:
     steps = int(session.curve[-1]["step"]) if trained else 0
     per_step = config.batch * config.accumulate * world_size() * session.held_out.seq_len
     return WarmupReport(
-        source=session.source.name, output=str(target), model_type=view.layout.model_type,
-        num_experts=view.num_experts, top_k=view.top_k, fit=session.fit, train=config.train,
-        loss=session.loss, steps=steps, tokens=steps * per_step,
+        source=session.source.name,
+        output=str(target),
+        model_type=view.layout.model_type,
+        num_experts=view.num_experts,
+        top_k=view.top_k,
+        fit=session.fit,
+        train=config.train,
+        loss=session.loss,
+        steps=steps,
+        tokens=steps * per_step,
         data_fingerprint=session.data_fingerprint,
-        fit_tokens=0 if session.fit == "none" else min(config.fit_tokens,
-                                                       session.train_blocks.tokens),
-        eval_tokens=session.held_out.tokens, reservoir_bytes=reservoir_bytes, headroom=headroom,
-        eval_loss_before=before.loss, eval_loss_fitted=fitted.loss, eval_loss_after=after.loss,
-        eval_loss_random=random, eval_loss_dense=dense, domain_losses=domain_losses,
+        fit_tokens=0 if session.fit == "none" else min(config.fit_tokens, session.train_blocks.tokens),
+        eval_tokens=session.held_out.tokens,
+        reservoir_bytes=reservoir_bytes,
+        headroom=headroom,
+        eval_loss_before=before.loss,
+        eval_loss_fitted=fitted.loss,
+        eval_loss_after=after.loss,
+        eval_loss_random=random,
+        eval_loss_dense=dense,
+        domain_losses=domain_losses,
         **changes(before.statistics, after.statistics, session.held_out.domain_names),
         curve=session.curve,
-        bytes_written=0, files_linked=0, files_copied=0, collect_seconds=session.seconds["collect"],
-        fit_seconds=session.seconds["fit"], train_seconds=session.seconds["train"], seconds=0.0,
-        notes=session.notes, failed=session.failed,
-    )  # fmt: skip
+        bytes_written=0,
+        files_linked=0,
+        files_copied=0,
+        collect_seconds=session.seconds["collect"],
+        fit_seconds=session.seconds["fit"],
+        train_seconds=session.seconds["train"],
+        seconds=0.0,
+        notes=session.notes,
+        failed=session.failed,
+    )
 
 
 _NO_GRADIENT = (
@@ -162,10 +178,16 @@ def _fit(session: Session) -> tuple[float, int]:
     report = session.progress
     with session.layers(blocks.input_ids.size) as passes:
         fit_in_order(
-            passes, session.view.layout, max(session.view.moe_layers), [blocks], fit,
-            keep=config.fit_tokens, seed=config.seed, batch_size=config.batch,
+            passes,
+            session.view.layout,
+            max(session.view.moe_layers),
+            [blocks],
+            fit,
+            keep=config.fit_tokens,
+            seed=config.seed,
+            batch_size=config.batch,
             progress=None if report is None else lambda *done: report("fitting routers", *done),
-        )  # fmt: skip
+        )
     session.seconds["collect"] = time.perf_counter() - started - fitting
     session.seconds["fit"] = fitting
     return math.sqrt(sum(differences) / len(differences)), held
@@ -196,10 +218,14 @@ def _train(session: Session, target: Path, *, task: bool) -> None:
     dtypes = {name: parameter.dtype for name, parameter in session.model.named_parameters()}
     prepare(session.model, session.view.layout, config.train)
     trainer = RouterTrainer(
-        session.model, session.objective, session.examples(session.train_blocks), config, folder,
+        session.model,
+        session.objective,
+        session.examples(session.train_blocks),
+        config,
+        folder,
         task=task,
         progress=None if report is None else lambda done, total: report("training", done, total),
-    )  # fmt: skip
+    )
     checkpoint = last_checkpoint(folder) if config.resume else None
     try:
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
@@ -248,17 +274,12 @@ def _round_to_stored(session: Session) -> None:
 
 def _note(session: Session, headroom: Headroom, before: float, after: float, random: float) -> None:
     if headroom.experts_identical:
-        session.notes.append(
-            "the experts are identical: routing cannot change the loss, only balance can improve"
-        )
+        session.notes.append("the experts are identical: routing cannot change the loss, only balance can improve")
         return
-    session.notes.append(
-        f"experts' outputs differ by {headroom.expert_difference:.2g} of their mean"
-    )
+    session.notes.append(f"experts' outputs differ by {headroom.expert_difference:.2g} of their mean")
     if _worse(after, before):
         session.notes.append(
-            f"held-out loss got worse by {after - before:.2g}: {before:#.5g} before,"
-            f" {after:#.5g} after"
+            f"held-out loss got worse by {after - before:.2g}: {before:#.5g} before, {after:#.5g} after"
         )
     if _worse(after, random):
         session.notes.append(f"held-out loss is above that of random routing, {random:#.5g}")

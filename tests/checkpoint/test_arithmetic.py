@@ -16,9 +16,7 @@ from moeify.checkpoint.arithmetic import (
     normal,
 )
 
-TORCH = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-}  # fmt: skip
+TORCH = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def raw(tensor: torch.Tensor) -> bytes:
@@ -68,18 +66,19 @@ def test_noise_is_normal() -> None:
 def test_noise_depends_on_its_key_alone() -> None:
     first = normal((0, "noise", "w", 1, 2), 1000)
     np.testing.assert_array_equal(first, normal((0, "noise", "w", 1, 2), 1000))
-    for other in [(1, "noise", "w", 1, 2), (0, "noise", "v", 1, 2), (0, "noise", "w", 2, 2),
-                  (0, "noise", "w", 1, 3), (0, "noise", "w1", 2)]:  # fmt: skip
+    for other in [
+        (1, "noise", "w", 1, 2),
+        (0, "noise", "v", 1, 2),
+        (0, "noise", "w", 2, 2),
+        (0, "noise", "w", 1, 3),
+        (0, "noise", "w1", 2),
+    ]:
         assert abs(np.corrcoef(first, normal(other, 1000))[0, 1]) < 0.15
 
 
 def test_the_first_draws_never_change() -> None:
     """The bits are part of what a seed promises: the same ones on every machine and version."""
-    np.testing.assert_allclose(
-        normal((0, "noise", "w", 0, 0), 4),
-        np.array(EXPECTED, np.float32),
-        rtol=1e-6,
-    )
+    np.testing.assert_allclose(normal((0, "noise", "w", 0, 0), 4), np.array(EXPECTED, np.float32), rtol=1e-6)
 
 
 EXPECTED = [0.367346, -1.631886, 0.675529, 0.402399]

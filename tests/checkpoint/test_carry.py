@@ -11,30 +11,89 @@ import pytest
 from moeify.checkpoint.carry import carried, carry_files
 from moeify.errors import CheckpointError
 
-TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "merges.txt", "spiece.model",
-             "special_tokens_map.json", "added_tokens.json", "qwen.tiktoken", "source.spm",
-             "chat_template.jinja", "additional_chat_templates/tool_use.jinja")  # fmt: skip
-PROCESSOR = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json",
-             "qformer_tokenizer/tokenizer.json")  # fmt: skip
-ENCODER = ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json",
-           "1_Pooling/config.json", "2_Dense/model.safetensors",
-           "3_Dense/pytorch_model.bin")  # fmt: skip
-PAGES = ("LICENSE", "LICENSE.txt", "NOTICE", "USE_POLICY.md", ".gitattributes",
-         "generation_config.json", "ünïcode.txt", "with space.txt")  # fmt: skip
-WEIGHTS = ("config.json", "moeify.json", "README.md", "model.safetensors", "pytorch_model.bin",
-           "model.safetensors.index.json", "pytorch_model.bin.index.json", "rust_model.ot",
-           "tf_model.h5", "consolidated.safetensors", "modeling_x.py", "2_Dense/custom.py",
-           "1_Pooling/state.pkl", ".git/HEAD", ".cache/huggingface/x.json",
-           "__pycache__/x.pyc")  # fmt: skip
-TRAINING = ("checkpoint-500/model.safetensors", "tmp-checkpoint-9/tokenizer.json",
-            "best_model/model.safetensors", "epoch_3/config.json", "merged/vocab.txt",
-            "global_step5/mp_rank_00_model_states.pt", "pytorch_model_fsdp_0/__0_0.distcp",
-            "wandb/run-1/files/config.yaml", "runs/x/events.out.tfevents.1", "logs/x.txt",
-            "original/consolidated.00.pth", "original/params.json", "onnx/model.onnx",
-            "openvino/model.xml", "custom_generate/generate.py", "0_Transformer/model.safetensors",
-            "eval/similarity.csv")  # fmt: skip
-LOOSE = ("trainer_state.json", "all_results.json", "train.log", "loss.png", "adapter_config.json",
-         "zero.distcp", "events.out.tfevents.2")  # fmt: skip
+TOKENIZER = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.txt",
+    "merges.txt",
+    "spiece.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "qwen.tiktoken",
+    "source.spm",
+    "chat_template.jinja",
+    "additional_chat_templates/tool_use.jinja",
+)
+PROCESSOR = (
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+    "qformer_tokenizer/tokenizer.json",
+)
+ENCODER = (
+    "modules.json",
+    "sentence_bert_config.json",
+    "config_sentence_transformers.json",
+    "1_Pooling/config.json",
+    "2_Dense/model.safetensors",
+    "3_Dense/pytorch_model.bin",
+)
+PAGES = (
+    "LICENSE",
+    "LICENSE.txt",
+    "NOTICE",
+    "USE_POLICY.md",
+    ".gitattributes",
+    "generation_config.json",
+    "ünïcode.txt",
+    "with space.txt",
+)
+WEIGHTS = (
+    "config.json",
+    "moeify.json",
+    "README.md",
+    "model.safetensors",
+    "pytorch_model.bin",
+    "model.safetensors.index.json",
+    "pytorch_model.bin.index.json",
+    "rust_model.ot",
+    "tf_model.h5",
+    "consolidated.safetensors",
+    "modeling_x.py",
+    "2_Dense/custom.py",
+    "1_Pooling/state.pkl",
+    ".git/HEAD",
+    ".cache/huggingface/x.json",
+    "__pycache__/x.pyc",
+)
+TRAINING = (
+    "checkpoint-500/model.safetensors",
+    "tmp-checkpoint-9/tokenizer.json",
+    "best_model/model.safetensors",
+    "epoch_3/config.json",
+    "merged/vocab.txt",
+    "global_step5/mp_rank_00_model_states.pt",
+    "pytorch_model_fsdp_0/__0_0.distcp",
+    "wandb/run-1/files/config.yaml",
+    "runs/x/events.out.tfevents.1",
+    "logs/x.txt",
+    "original/consolidated.00.pth",
+    "original/params.json",
+    "onnx/model.onnx",
+    "openvino/model.xml",
+    "custom_generate/generate.py",
+    "0_Transformer/model.safetensors",
+    "eval/similarity.csv",
+)
+LOOSE = (
+    "trainer_state.json",
+    "all_results.json",
+    "train.log",
+    "loss.png",
+    "adapter_config.json",
+    "zero.distcp",
+    "events.out.tfevents.2",
+)
 
 
 def touch(folder: Path, *names: str) -> None:

@@ -10,10 +10,7 @@ from moeify.errors import CheckpointError
 
 
 def test_keys_go_at_any_depth() -> None:
-    value = {
-        "a": [{"auto_map": 1, "b": {"attn_implementation": "x/y", "c": 2}}],
-        "custom_pipelines": 0,
-    }
+    value = {"a": [{"auto_map": 1, "b": {"attn_implementation": "x/y", "c": 2}}], "custom_pipelines": 0}
     assert without_code(value) == {"a": [{"b": {"c": 2}}]}
 
 
@@ -27,9 +24,12 @@ def test_a_key_is_found_however_it_is_spelt(tmp_path: Path, key: str) -> None:
 
 def test_other_files_are_left_alone(tmp_path: Path) -> None:
     for name, text in (
-        ("a.json", '{"x":  "\\u0041 \\u0120"}'), ("b.json", "[1, 2"), ("c.txt", '"auto_map"'),
-        ("tokenizer.json", '{"auto_map": 1}'), ("d.json", '{"x": "auto_map"}'),
-    ):  # fmt: skip
+        ("a.json", '{"x":  "\\u0041 \\u0120"}'),
+        ("b.json", "[1, 2"),
+        ("c.txt", '"auto_map"'),
+        ("tokenizer.json", '{"auto_map": 1}'),
+        ("d.json", '{"x": "auto_map"}'),
+    ):
         (tmp_path / name).write_text(text)
         assert cleaned(tmp_path / name) is None
 

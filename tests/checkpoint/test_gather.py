@@ -53,9 +53,7 @@ def made(piece: Piece, cuts: int) -> bytes:
 
 @pytest.mark.parametrize("index", INDICES)
 @pytest.mark.parametrize("name", AXES)
-def test_any_neurons_of_any_axis_and_dtype(
-    name: str, index: str, stored: dict[str, StoredTensor]
-) -> None:
+def test_any_neurons_of_any_axis_and_dtype(name: str, index: str, stored: dict[str, StoredTensor]) -> None:
     tensor, wanted = stored[name], np.take(ARRAYS[name], INDICES[index], axis=AXES[name])
     whole = Slice(tensor, 0, tensor.elements)
     piece = Copy(neurons(whole, tensor.shape, AXES[name], INDICES[index]))
@@ -77,11 +75,9 @@ def test_many_chunks_of_both_kinds_are_written_as_they_should(tmp_path: Path) ->
     stored = read_header(tmp_path / "large.safetensors")[0]
     order = np.random.default_rng(1).permutation(2500)
     jobs = [
-        Job(name, "F32", tensor.shape, (
-            Copy(neurons(Slice(tensor, 0, tensor.elements), tensor.shape, axis, order)),
-        ))
+        Job(name, "F32", tensor.shape, (Copy(neurons(Slice(tensor, 0, tensor.elements), tensor.shape, axis, order)),))
         for name, axis, tensor in [("rows", 0, stored["rows"]), ("columns", 1, stored["columns"])]
-    ]  # fmt: skip
+    ]
     (tmp_path / "out").mkdir()
     shards = plan_shards(jobs, 10**9)
     write_shards(tmp_path / "out", shards, processes=1)
@@ -111,9 +107,7 @@ def test_gathered_neurons_are_cast_averaged_and_noised(stored: dict[str, StoredT
 
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("axis", [0, 1])
-def test_an_adapter_changes_the_neurons_that_are_taken(
-    axis: int, transposed: bool, tmp_path: Path
-) -> None:
+def test_an_adapter_changes_the_neurons_that_are_taken(axis: int, transposed: bool, tmp_path: Path) -> None:
     draw = np.random.default_rng(2)
     up, down = (draw.standard_normal(s).astype(np.float32) for s in [(40, 3), (3, 50)])
     whole = up @ down
@@ -129,9 +123,7 @@ def test_an_adapter_changes_the_neurons_that_are_taken(
 
 
 @pytest.mark.parametrize("index", [[40], [-1], [0, 41, 2]])
-def test_neurons_that_are_not_there_are_refused(
-    index: list[int], stored: dict[str, StoredTensor]
-) -> None:
+def test_neurons_that_are_not_there_are_refused(index: list[int], stored: dict[str, StoredTensor]) -> None:
     tensor = stored["rows"]
     with pytest.raises(ConfigError, match=r"'rows' has no neuron .* numbered 0 to 39"):
         neurons(Slice(tensor, 0, tensor.elements), tensor.shape, 0, np.array(index))

@@ -22,9 +22,7 @@ def write(path: Path, header: Any, data: bytes = b"", length: int | None = None)
     return path
 
 
-def entry(
-    begin: int, end: int, shape: list[Any] | None = None, dtype: Any = "U8"
-) -> dict[str, Any]:
+def entry(begin: int, end: int, shape: list[Any] | None = None, dtype: Any = "U8") -> dict[str, Any]:
     shape = [end - begin] if shape is None else shape
     return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
 
@@ -121,9 +119,7 @@ def test_missing_file_and_folder_are_refused(tmp_path: Path) -> None:
 
 @settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=400))
-def test_any_bytes_are_read_or_refused(
-    tmp_path_factory: pytest.TempPathFactory, raw: bytes
-) -> None:
+def test_any_bytes_are_read_or_refused(tmp_path_factory: pytest.TempPathFactory, raw: bytes) -> None:
     path = tmp_path_factory.mktemp("fuzz") / "model.safetensors"
     path.write_bytes(raw)
     try:
@@ -134,19 +130,23 @@ def test_any_bytes_are_read_or_refused(
 
 
 _JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=5)
     | st.sampled_from(sorted(DTYPE_BITS)),
-    lambda inner: st.lists(inner, max_size=4)
-    | st.dictionaries(st.sampled_from(["dtype", "shape", "data_offsets", "a"]), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.sampled_from(["dtype", "shape", "data_offsets", "a"]), inner, max_size=4)
+    ),
     max_leaves=12,
-)  # fmt: skip
+)
 
 
 @settings(max_examples=500, deadline=None)
 @given(document=_JSON, data=st.binary(max_size=16))
-def test_any_json_is_read_or_refused(
-    tmp_path_factory: pytest.TempPathFactory, document: Any, data: bytes
-) -> None:
+def test_any_json_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, document: Any, data: bytes) -> None:
     path = write(tmp_path_factory.mktemp("fuzz") / "model.safetensors", document, data)
     try:
         read_header(path)

@@ -59,9 +59,7 @@ def test_200_000_tensors_are_read(largest: Path, what: str) -> None:
     ],
     ids=["a million", "many", "shapes", "long names", "wide names"],
 )
-def test_more_is_refused_before_it_is_read(
-    tmp_path: Path, shards: int, each: int, name: str, shape: str
-) -> None:
+def test_more_is_refused_before_it_is_read(tmp_path: Path, shards: int, each: int, name: str, shape: str) -> None:
     entry = f'"{name}":{{"dtype":"F32","shape":{shape},"data_offsets":[0,0]}}'
     index = {}
     for number in range(shards):

@@ -35,7 +35,7 @@ HERE = Path("x.json")
         (b"[]", "not a JSON object"),
         (b"null", "not a JSON object"),
     ],
-)  # fmt: skip
+)
 def test_refused(raw: bytes, reason: str) -> None:
     with pytest.raises(CheckpointError, match=f"^x {reason}|^x is nested.*{reason}|{reason}"):
         parse_json(raw, "x", HERE)
@@ -43,11 +43,18 @@ def test_refused(raw: bytes, reason: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ['{"model_max_length": 1000000000000000019884624838656}', '{"a": -9223372036854775809}',
-     '{"a": -' + "9" * 4300 + "}", '{"a": "\\ud83d\\ude00"}',
-     '{"a": 0.12345678901234567890123}', '{"a": "12345678901234567890123"}', '{"a": Infinity}',
-     '{"a": ' + "[" * 98 + "]" * 98 + "}", "{}"],
-)  # fmt: skip
+    [
+        '{"model_max_length": 1000000000000000019884624838656}',
+        '{"a": -9223372036854775809}',
+        '{"a": -' + "9" * 4300 + "}",
+        '{"a": "\\ud83d\\ude00"}',
+        '{"a": 0.12345678901234567890123}',
+        '{"a": "12345678901234567890123"}',
+        '{"a": Infinity}',
+        '{"a": ' + "[" * 98 + "]" * 98 + "}",
+        "{}",
+    ],
+)
 def test_accepted(text: str) -> None:
     assert parse_json(text.encode(), "x", HERE) == json.loads(text)
 
@@ -82,14 +89,15 @@ TENSOR = (
         ("b'{\"a\":\"' + b'x' * 42_000_000 + b'\"}'", "read"),
         ("b'{' + " + TENSOR.replace("{count}", "1_000_000") + " + b'}'", "refused"),
         ("b'{' + " + TENSOR.replace("{count}", "70_000") + " + b'}'", "read"),
-        ("b'{\"weight_map\":{' + b','.join(b'\"model.layers.%d.mlp.experts.weight_packed\":"
-         "\"model-00001-of-00062.safetensors\"' % i for i in range(210_000)) + b'}}'", "read"),
+        (
+            "b'{\"weight_map\":{' + b','.join(b'\"model.layers.%d.mlp.experts.weight_packed\":"
+            "\"model-00001-of-00062.safetensors\"' % i for i in range(210_000)) + b'}}'",
+            "read",
+        ),
     ],
-)  # fmt: skip
+)
 def test_memory_stays_within_100_mb(raw: str, outcome: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", _MEASURED, raw], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", _MEASURED, raw], capture_output=True, text=True, check=True)
     what, megabytes, seconds = done.stdout.split()
     assert what == outcome
     assert float(megabytes) <= 100
@@ -104,10 +112,13 @@ def test_files_that_are_none(tmp_path: Path) -> None:
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.recursive(
-    st.none() | st.booleans() | st.floats() | st.integers() | st.text(), lambda inner:
-    st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=20,
-))  # fmt: skip
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.floats() | st.integers() | st.text(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+        max_leaves=20,
+    )
+)
 def test_what_python_writes_is_read_or_refused(value: object) -> None:
     text = json.dumps({"value": value})
     try:

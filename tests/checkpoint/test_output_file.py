@@ -11,14 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from moeify.checkpoint.output_file import (
-    ALIGNMENT,
-    OutputFile,
-    aligned_buffer,
-    create_file,
-    cut_file,
-    is_memory,
-)
+from moeify.checkpoint.output_file import ALIGNMENT, OutputFile, aligned_buffer, create_file, cut_file, is_memory
 
 CONTENT = os.urandom(5 * ALIGNMENT + 123)
 

@@ -54,8 +54,7 @@ def test_bad_indexes(tmp_path: Path, index: dict[str, str], reason: str) -> None
 
 def test_a_tensor_in_two_files_is_refused(tmp_path: Path) -> None:
     shards(tmp_path)
-    save_file({"a": np.zeros(2, np.float32), "b": np.ones(3, np.float32)},
-              tmp_path / "two.safetensors")  # fmt: skip
+    save_file({"a": np.zeros(2, np.float32), "b": np.ones(3, np.float32)}, tmp_path / "two.safetensors")
     with pytest.raises(CheckpointError, match="two files"):
         Checkpoint.open(tmp_path)
 

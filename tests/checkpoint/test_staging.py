@@ -27,9 +27,7 @@ with staged(Path(sys.argv[1])) as stage:
 
 
 def hold(output: Path) -> subprocess.Popen[str]:
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(output)], stdout=subprocess.PIPE, text=True
-    )
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(output)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     return process
@@ -154,9 +152,7 @@ def test_free_space(tmp_path: Path) -> None:
         check_free_space(tmp_path / "out", 1 << 60)
 
 
-@pytest.mark.parametrize(
-    ("code", "reason"), [(errno.ENOSPC, "no space left"), (errno.EIO, "Input/output error")]
-)
+@pytest.mark.parametrize(("code", "reason"), [(errno.ENOSPC, "no space left"), (errno.EIO, "Input/output error")])
 def test_system_errors_become_sentences(tmp_path: Path, code: int, reason: str) -> None:
     with pytest.raises(OutputError, match=reason), output_errors(tmp_path / "out"):
         raise OSError(code, os.strerror(code))

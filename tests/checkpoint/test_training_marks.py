@@ -33,12 +33,14 @@ def renamed(folder: Path, change: object) -> Path:
         (lambda name: f"module._orig_mod.{name}", "_orig_mod. and module."),
         (lambda name: f"base_model.model.{name}", "base_model.model."),
         (
-            lambda name: "_fsdp_wrapped_module." + name.replace(
-                "layers.0.", "layers.0._fsdp_wrapped_module._checkpoint_wrapped_module."),
+            lambda name: (
+                "_fsdp_wrapped_module."
+                + name.replace("layers.0.", "layers.0._fsdp_wrapped_module._checkpoint_wrapped_module.")
+            ),
             "_checkpoint_wrapped_module. and _fsdp_wrapped_module.",
         ),
     ],
-)  # fmt: skip
+)
 def test_wrappers_are_taken_off_and_named(tmp_path: Path, change: object, said: str) -> None:
     plain = save_tiny(tmp_path / "plain", "qwen2")
     wrapped = renamed(save_tiny(tmp_path / "wrapped", "qwen2"), change)
@@ -61,8 +63,7 @@ def test_a_file_with_wrapped_names_is_never_linked(tmp_path: Path) -> None:
         save_file({f"module.{name}": t for name, t in load_file(path).items()}, path)
     (tmp_path / "moe" / "model.safetensors.index.json").unlink()
     tensors = [load_file(p) for p in sorted((tmp_path / "moe").glob("*.safetensors"))]
-    save_file({k: v for part in tensors for k, v in part.items()},
-              tmp_path / "moe" / "model.safetensors")  # fmt: skip
+    save_file({k: v for part in tensors for k, v in part.items()}, tmp_path / "moe" / "model.safetensors")
     attach(tmp_path / "moe", tmp_path / "out")
     assert Checkpoint.open(tmp_path / "out").wrappers == ()
     load_model(tmp_path / "out")

@@ -86,9 +86,7 @@ def test_a_process_that_is_killed_is_noticed(worker: WorkerProcess[Counter]) -> 
         worker.call(Counter.add, 1)
 
 
-def test_nothing_in_the_working_folder_is_imported(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_in_the_working_folder_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("pickle", "numpy", "moeify", "subprocess", "sitecustomize"):
         (tmp_path / f"{name}.py").write_text("open('ran', 'w').close()")
     monkeypatch.chdir(tmp_path)
@@ -101,11 +99,16 @@ def test_nothing_in_the_working_folder_is_imported(
 
 def test_it_ends_with_the_process_that_started_it() -> None:
     parent = subprocess.Popen(
-        [sys.executable, "-c", "from tests.checkpoint.test_worker_process import *\n"
-         "worker = WorkerProcess(Counter, [], 1); print(worker.call(pid), flush=True);"
-         "time.sleep(600)"],
-        stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-c",
+            "from tests.checkpoint.test_worker_process import *\n"
+            "worker = WorkerProcess(Counter, [], 1); print(worker.call(pid), flush=True);"
+            "time.sleep(600)",
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     assert parent.stdout is not None
     child = int(parent.stdout.readline())
     assert Path(f"/proc/{child}").exists()

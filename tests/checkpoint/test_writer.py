@@ -34,18 +34,12 @@ def source(tmp_path: Path) -> dict[str, StoredTensor]:
 
 
 def noisy(tensor: StoredTensor, expert: int, relative: float = 0.1, seed: int = 0) -> Job:
-    piece = piece_of(
-        Slice(tensor, 0, tensor.elements),
-        tensor.dtype,
-        Noise(relative, (seed, tensor.name, expert)),
-    )
+    piece = piece_of(Slice(tensor, 0, tensor.elements), tensor.dtype, Noise(relative, (seed, tensor.name, expert)))
     return Job(f"w.{expert}", tensor.dtype, tensor.shape, (piece,))
 
 
 def written(folder: Path) -> dict[str, np.ndarray]:
-    return {
-        k: v for path in sorted(folder.glob("*.safetensors")) for k, v in load_file(path).items()
-    }
+    return {k: v for path in sorted(folder.glob("*.safetensors")) for k, v in load_file(path).items()}
 
 
 def test_copies_casts_and_slices(tmp_path: Path, source: dict[str, StoredTensor]) -> None:
@@ -55,14 +49,15 @@ def test_copies_casts_and_slices(tmp_path: Path, source: dict[str, StoredTensor]
     jobs = [
         Job("copy", "F32", (600, 700), (copy_of(source["w"], "F32"),)),
         Job("cast", "F16", (600, 700), (copy_of(source["w"], "F16"),)),
-        Job("rows", "F32", (2, 700), (
-            Copy(Slice(source["w"], 700 * 5, 700)), Copy(Slice(source["w"], 700 * 2, 700)),
-        )),
-        Job("mean", "F32", (3, 5), (
-            Blend(((Slice(source["v"], 0, 15), 0.25), (Slice(source["w"], 10, 15), 0.75)), "F32"),
-        )),
+        Job("rows", "F32", (2, 700), (Copy(Slice(source["w"], 700 * 5, 700)), Copy(Slice(source["w"], 700 * 2, 700)))),
+        Job(
+            "mean",
+            "F32",
+            (3, 5),
+            (Blend(((Slice(source["v"], 0, 15), 0.25), (Slice(source["w"], 10, 15), 0.75)), "F32"),),
+        ),
         Job("ids", "I64", (7,), (copy_of(source["ids"], "I64"),)),
-    ]  # fmt: skip
+    ]
     seen: list[tuple[int, int]] = []
     shards = plan_shards(jobs, 10**9)
     write_shards(out, shards, lambda done, total: seen.append((done, total)))
@@ -90,9 +85,7 @@ def test_noise_has_the_same_bytes_however_it_is_written(
     out.mkdir()
     shards = plan_shards(reversed(jobs), shard_bytes)
     tally = write_shards(out, shards, processes=processes, threads=threads)
-    assert {k: v.tobytes() for k, v in written(out).items()} == {
-        k: v.tobytes() for k, v in written(reference).items()
-    }
+    assert {k: v.tobytes() for k, v in written(out).items()} == {k: v.tobytes() for k, v in written(reference).items()}
     assert tally.relative_std == pytest.approx(0.1, rel=0.01)
 
 
@@ -100,8 +93,9 @@ def test_noise_is_what_was_asked_for(tmp_path: Path, source: dict[str, StoredTen
     out = tmp_path / "out"
     out.mkdir()
     jobs = [noisy(source["w"], 0), noisy(source["w"], 1)]
-    write_shards(out, plan_shards([*jobs, Job("other", "F32", (600, 700), noisy(
-        source["w"], 0, seed=1).pieces)], 10**9))  # fmt: skip
+    write_shards(
+        out, plan_shards([*jobs, Job("other", "F32", (600, 700), noisy(source["w"], 0, seed=1).pieces)], 10**9)
+    )
     result, original = written(out), load_file(tmp_path / "source.safetensors")["w"]
     noise = {name: (result[name] - original).ravel() for name in ("w.0", "w.1", "other")}
     for values in noise.values():
@@ -119,9 +113,7 @@ def test_shards_are_dealt_by_size_and_the_last_group_stands_alone(
     jobs = [Job(f"v{i}", "F16", (3, 5), (copy_of(source["v"], "F16"),)) for i in range(5)]
     router = Job("router", "F32", (600, 700), (copy_of(source["w"], "F32"),))
     shards = plan_shards(jobs, 60, last=[router])
-    assert [[job.name for job in shard.jobs] for shard in shards] == [
-        ["v0", "v1"], ["v2", "v3"], ["v4"], ["router"],
-    ]  # fmt: skip
+    assert [[job.name for job in shard.jobs] for shard in shards] == [["v0", "v1"], ["v2", "v3"], ["v4"], ["router"]]
     files = PlannedFiles(shards=shards)
     write_files(out, files)
     found = {k: v for shard in shards for k, v in read_header(out / shard.file)[0].items()}
@@ -136,9 +128,7 @@ def test_shards_are_dealt_by_size_and_the_last_group_stands_alone(
         assert (out / shard.file).stat().st_size == shard.nbytes
 
 
-def test_tensors_start_on_a_multiple_of_their_element_size(
-    tmp_path: Path, source: dict[str, StoredTensor]
-) -> None:
+def test_tensors_start_on_a_multiple_of_their_element_size(tmp_path: Path, source: dict[str, StoredTensor]) -> None:
     out = tmp_path / "out"
     out.mkdir()
     jobs = [
@@ -150,18 +140,14 @@ def test_tensors_start_on_a_multiple_of_their_element_size(
     assert tensors["wide"].start % 8 == 0
 
 
-def test_quantised_tensors_are_copied_but_not_changed(
-    tmp_path: Path, source: dict[str, StoredTensor]
-) -> None:
+def test_quantised_tensors_are_copied_but_not_changed(tmp_path: Path, source: dict[str, StoredTensor]) -> None:
     assert isinstance(copy_of(source["ids"], "I64"), Copy)
     with pytest.raises(CheckpointError, match="not changed"):
         copy_of(source["ids"], "F32")
 
 
 @pytest.mark.parametrize("processes", [0, 1])
-def test_a_source_that_shrinks_is_noticed(
-    tmp_path: Path, source: dict[str, StoredTensor], processes: int
-) -> None:
+def test_a_source_that_shrinks_is_noticed(tmp_path: Path, source: dict[str, StoredTensor], processes: int) -> None:
     out = tmp_path / "out"
     out.mkdir()
     jobs = [Job("w", "F32", (600, 700), (copy_of(source["w"], "F32"),))]
@@ -174,9 +160,7 @@ def test_a_source_that_shrinks_is_noticed(
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("noise", [False, True])
 @pytest.mark.parametrize("processes", [0, 1])
-def test_nan_is_found_before_anything_is_written(
-    tmp_path: Path, bad: float, noise: bool, processes: int
-) -> None:
+def test_nan_is_found_before_anything_is_written(tmp_path: Path, bad: float, noise: bool, processes: int) -> None:
     values = np.zeros((2000, 300), np.float32)
     values[1999, 299] = bad
     save_file({"w": values}, tmp_path / "bad.safetensors")
@@ -195,9 +179,7 @@ def test_scan_is_the_standard_deviation(tmp_path: Path, source: dict[str, Stored
         assert files.scan(source["w"]) == pytest.approx(expected, rel=1e-9)
 
 
-@pytest.mark.parametrize(
-    ("text", "nbytes"), [("5GB", 5 * 10**9), ("512 MiB", 512 << 20), ("1.5kB", 1500), ("7B", 7)]
-)
+@pytest.mark.parametrize(("text", "nbytes"), [("5GB", 5 * 10**9), ("512 MiB", 512 << 20), ("1.5kB", 1500), ("7B", 7)])
 def test_sizes(text: str, nbytes: int) -> None:
     assert parse_size(text) == nbytes
 

@@ -15,13 +15,15 @@ import pytest
 from tests.tiny import save_tiny, tree
 
 
-def moeify(
-    *arguments: object, cwd: Path | None = None, **env: str
-) -> subprocess.CompletedProcess[str]:
+def moeify(*arguments: object, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "moeify", *map(str, arguments)],
-        capture_output=True, text=True, cwd=cwd, env={**os.environ, **env}, timeout=120,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, **env},
+        timeout=120,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +52,22 @@ def test_json_is_one_document_with_the_promised_keys(bert: Path, tmp_path: Path)
     done = moeify("upcycle", bert, tmp_path / "out", "--json", "--dry-run")
     document = json.loads(done.stdout)
     assert document["schema"] == "moeify.upcycle/1"
-    promised = ["source", "output", "family", "model_type", "num_experts", "top_k", "moe_layers",
-                "params_dense", "params_total", "params_active", "bytes_written", "seconds",
-                "noise_requested", "noise_effective"]  # fmt: skip
+    promised = [
+        "source",
+        "output",
+        "family",
+        "model_type",
+        "num_experts",
+        "top_k",
+        "moe_layers",
+        "params_dense",
+        "params_total",
+        "params_active",
+        "bytes_written",
+        "seconds",
+        "noise_requested",
+        "noise_effective",
+    ]
     assert set(promised) <= set(document)
     assert not (tmp_path / "out").exists()
 
@@ -101,9 +116,7 @@ def test_a_failure_that_is_a_bug_has_no_traceback_unless_asked(bert: Path, tmp_p
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert "RuntimeError: boom" in done.stderr
-    debug = subprocess.run(
-        arguments, capture_output=True, text=True, env={**os.environ, "MOEIFY_DEBUG": "1"}
-    )
+    debug = subprocess.run(arguments, capture_output=True, text=True, env={**os.environ, "MOEIFY_DEBUG": "1"})
     assert "Traceback" in debug.stderr
 
 
@@ -131,10 +144,10 @@ def test_interruption_leaves_nothing(tmp_path: Path, number: signal.Signals, cod
     wide = save_tiny(tmp_path / "wide", "qwen3", hidden_size=512, intermediate_size=2048)
     before = tree(wide)
     process = subprocess.Popen(
-        [sys.executable, "-m", "moeify", "upcycle", str(wide), str(tmp_path / "out"),
-         "--experts", "128"],
-        stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        [sys.executable, "-m", "moeify", "upcycle", str(wide), str(tmp_path / "out"), "--experts", "128"],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     stage = tmp_path / ".out.moeify-partial"
     deadline = time.monotonic() + 60
     while not list(stage.glob("*.safetensors")) and time.monotonic() < deadline:
@@ -175,9 +188,7 @@ _errors.guarded(command)()
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interruption_in_a_destructor_is_not_lost(number: signal.Signals, code: int) -> None:
     """Python drops exceptions there, and training would have gone on."""
-    done = subprocess.run(
-        [sys.executable, "-c", DROPPED, str(int(number))], capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", DROPPED, str(int(number))], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (code, "")
     assert "interrupted" in done.stderr
     assert "Traceback" not in done.stderr
@@ -185,10 +196,17 @@ def test_an_interruption_in_a_destructor_is_not_lost(number: signal.Signals, cod
 
 def test_a_signal_during_the_imports_needs_no_traceback() -> None:
     process = subprocess.Popen(
-        [sys.executable, "-c", "import moeify.__main__ as m; m.leave_at_once(); print('up', flush"
-         "=True); m.main()", "upcycle", "--help"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-c",
+            "import moeify.__main__ as m; m.leave_at_once(); print('up', flush=True); m.main()",
+            "upcycle",
+            "--help",
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     assert process.stdout is not None
     assert process.stdout.readline() == "up\n"
     process.send_signal(signal.SIGINT)

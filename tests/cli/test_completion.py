@@ -36,10 +36,7 @@ print("HEAVY", *sorted(heavy), file=sys.stderr)
 )
 def test_completion_is_light(line: str, expected: list[str]) -> None:
     words = line.split(" ")
-    env = {
-        **os.environ, "_MOEIFY_COMPLETE": "complete_bash", "COMP_WORDS": line,
-        "COMP_CWORD": str(len(words) - 1),
-    }  # fmt: skip
+    env = {**os.environ, "_MOEIFY_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(len(words) - 1)}
     done = subprocess.run([sys.executable, "-c", COMPLETE], capture_output=True, text=True, env=env)
     assert done.stdout.split() == expected
     assert done.stderr.strip() == "HEAVY"

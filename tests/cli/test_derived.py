@@ -48,9 +48,7 @@ class Config(Base):
 SEEN: list[Config] = []
 
 
-def command(
-    out: Output, config: Config, place: Annotated[str, typer.Argument(help="Where.")] = "here"
-) -> None:
+def command(out: Output, config: Config, place: Annotated[str, typer.Argument(help="Where.")] = "here") -> None:
     """Do it."""
     assert place == "here"
     SEEN.append(config)
@@ -74,14 +72,41 @@ def test_every_kind_of_value(tmp_path: Path) -> None:
     folder = tmp_path / "a,b"
     folder.mkdir()
     config = run(
-        "--name", "x", "--deep", "--size", "3", "--share", "0.25", "--mode", "slow", "--no-kept",
-        "--no-known", "--file", "f", "--sources", "one, two", "--sources", str(folder),
-        "--numbers", "0,3", "--shares", "2,1.5",
-    )  # fmt: skip
+        "--name",
+        "x",
+        "--deep",
+        "--size",
+        "3",
+        "--share",
+        "0.25",
+        "--mode",
+        "slow",
+        "--no-kept",
+        "--no-known",
+        "--file",
+        "f",
+        "--sources",
+        "one, two",
+        "--sources",
+        str(folder),
+        "--numbers",
+        "0,3",
+        "--shares",
+        "2,1.5",
+    )
     assert config == Config(
-        name="x", deep=True, size=3, share=0.25, mode="slow", kept=False, known=False,
-        file=Path("f"), sources=("one", "two", str(folder)), numbers=(0, 3), shares=(2.0, 1.5),
-    )  # fmt: skip
+        name="x",
+        deep=True,
+        size=3,
+        share=0.25,
+        mode="slow",
+        kept=False,
+        known=False,
+        file=Path("f"),
+        sources=("one", "two", str(folder)),
+        numbers=(0, 3),
+        shares=(2.0, 1.5),
+    )
 
 
 @pytest.mark.parametrize("arguments", [(), ("--name", "x", "--size", "y"), ("--no-deep",)])

@@ -24,9 +24,21 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_names_by_commas_and_by_repetition(place: Path, tmp_path: Path) -> None:
     done = moeify(
-        "upcycle", "base", tmp_path / "moe", "--experts-from", "code,german", "--experts-from",
-        "lora", "--labels", "py,de,lora", "--rest", "mean", "--shares", "2,1,1", cwd=place,
-    )  # fmt: skip
+        "upcycle",
+        "base",
+        tmp_path / "moe",
+        "--experts-from",
+        "code,german",
+        "--experts-from",
+        "lora",
+        "--labels",
+        "py,de,lora",
+        "--rest",
+        "mean",
+        "--shares",
+        "2,1,1",
+        cwd=place,
+    )
     assert done.returncode == 0, done.stderr
     for part in ("from german  experts 1: de", "from lora    experts 2: lora", "3, top-2"):
         assert part in done.stdout
@@ -35,9 +47,8 @@ def test_names_by_commas_and_by_repetition(place: Path, tmp_path: Path) -> None:
     assert again.returncode == 1
     assert "exists already" in again.stderr
     forced = moeify(
-        "upcycle", "base", tmp_path / "moe", "--experts-from", "code,german", "--force", "--json",
-        cwd=place,
-    )  # fmt: skip
+        "upcycle", "base", tmp_path / "moe", "--experts-from", "code,german", "--force", "--json", cwd=place
+    )
     document = json.loads(forced.stdout)
     assert [source["label"] for source in document["sources"]] == ["code", "german"]
     assert document["num_experts"] == 2
@@ -45,20 +56,14 @@ def test_names_by_commas_and_by_repetition(place: Path, tmp_path: Path) -> None:
 
 def test_an_expert_joins_and_a_mean_comes_out(place: Path, tmp_path: Path) -> None:
     moeify("upcycle", "base", tmp_path / "moe", "--experts-from", "code,german", cwd=place)
-    planned = moeify(
-        "add", tmp_path / "moe", tmp_path / "more", "--expert", "logs", "--dry-run", cwd=place
-    )
+    planned = moeify("add", tmp_path / "moe", tmp_path / "more", "--expert", "logs", "--dry-run", cwd=place)
     assert "2 -> 3, top-2" in planned.stdout
     assert not (tmp_path / "more").exists()
-    added = moeify(
-        "add", tmp_path / "moe", tmp_path / "more", "--expert", "logs", "--json", cwd=place
-    )
+    added = moeify("add", tmp_path / "moe", tmp_path / "more", "--expert", "logs", "--json", cwd=place)
     document = json.loads(added.stdout)
     assert document["schema"] == "moeify.add/1"
     assert document["added"][0]["experts"] == [2]
-    mean = moeify(
-        "extract", tmp_path / "more", tmp_path / "mean", "--expert", "0,2", "--shares", "3,1"
-    )
+    mean = moeify("extract", tmp_path / "more", tmp_path / "mean", "--expert", "0,2", "--shares", "3,1")
     assert mean.returncode == 0, mean.stderr
     assert "0 x 0.75 + 2 x 0.25 in 4 layers" in mean.stdout
 
@@ -71,9 +76,7 @@ def test_an_expert_joins_and_a_mean_comes_out(place: Path, tmp_path: Path) -> No
         (["--experts-from", "code,nowhere"], "nowhere"),
     ],
 )
-def test_what_cannot_be_is_one_sentence(
-    place: Path, tmp_path: Path, arguments: list, message: str
-) -> None:
+def test_what_cannot_be_is_one_sentence(place: Path, tmp_path: Path, arguments: list, message: str) -> None:
     done = moeify("upcycle", "base", tmp_path / "out", *arguments, cwd=place, HF_HUB_OFFLINE="1")
     assert done.returncode == 1
     assert message in done.stderr
@@ -96,14 +99,21 @@ def test_sources_from_the_hub_are_named_with_their_commits(place: Path, tmp_path
     in_cache(hub, "me/code", place / "code", "c" * 40, ref="v1")
     in_cache(hub, "me/lora", place / "lora", "d" * 40)
     done = moeify(
-        "upcycle", "org/base", tmp_path / "moe", "--experts-from", "me/code@v1,me/lora", "--json",
-        HF_HUB_CACHE=str(hub), HF_HUB_OFFLINE="1",
-    )  # fmt: skip
+        "upcycle",
+        "org/base",
+        tmp_path / "moe",
+        "--experts-from",
+        "me/code@v1,me/lora",
+        "--json",
+        HF_HUB_CACHE=str(hub),
+        HF_HUB_OFFLINE="1",
+    )
     assert done.returncode == 0, done.stderr
     sources = json.loads(done.stdout)["sources"]
     assert [(s["name"], s["revision"], s["adapter"]) for s in sources] == [
-        ("me/code", "c" * 40, False), ("me/lora", "d" * 40, True),
-    ]  # fmt: skip
+        ("me/code", "c" * 40, False),
+        ("me/lora", "d" * 40, True),
+    ]
     card = (tmp_path / "moe" / "README.md").read_text()
     assert "base_model:\n- org/base\n- me/code\n- me/lora\n" in card
     assert "\nbase_model_relation: merge\n" in card

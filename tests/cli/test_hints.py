@@ -25,11 +25,7 @@ COMMANDS_OF = {
 }
 OF_OTHERS = {"--nproc-per-node": "torchrun", "--fsdp_version": "accelerate", "--checksum": "writ"}
 """Options that a sentence may name where it also says whose they are, such as what was written."""
-NEEDED = {
-    "add": {"experts": ("x",)},
-    "prune": {"keep": 2, "by": "random"},
-    "warmup": {"dataset": "x"},
-}  # fmt: skip
+NEEDED = {"add": {"experts": ("x",)}, "prune": {"keep": 2, "by": "random"}, "warmup": {"dataset": "x"}}
 
 
 def strings(path: Path) -> Iterator[tuple[int, str]]:
@@ -42,11 +38,7 @@ def strings(path: Path) -> Iterator[tuple[int, str]]:
             inside |= {id(part) for part in node.values}
             parts = [p.value if isinstance(p, ast.Constant) else "{}" for p in node.values]
             yield node.lineno, "".join(map(str, parts))
-        elif (
-            isinstance(node, ast.Constant)
-            and isinstance(node.value, str)
-            and id(node) not in inside
-        ):
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in inside:
             yield node.lineno, node.value
 
 

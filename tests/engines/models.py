@@ -23,9 +23,11 @@ def dense(folder: Path, family: str) -> Path:
     shutil.copytree(source, folder)
     config = json.loads((folder / "config.json").read_text())
     config |= {
-        "model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "attention_bias": False,
+        "model_type": "qwen3",
+        "architectures": ["Qwen3ForCausalLM"],
+        "attention_bias": False,
         "head_dim": config["hidden_size"] // config["num_attention_heads"],
-    }  # fmt: skip
+    }
     (folder / "config.json").write_text(json.dumps(config))
     weights = load_file(folder / "model.safetensors")
     weights = {name: value for name, value in weights.items() if not name.endswith("proj.bias")}

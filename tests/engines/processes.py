@@ -43,10 +43,5 @@ def _run(*command: object) -> subprocess.CompletedProcess[str]:
     # mlx would compile kernels with a C++ compiler, which is not everywhere.
     environment = os.environ | {"MLX_DISABLE_COMPILE": "1", "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [*map(str, command)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
+        [*map(str, command)], env=environment, capture_output=True, text=True, check=False, timeout=300
     )

@@ -18,11 +18,19 @@ VOCABULARY = 2048  # the shipped tokenizer's
 
 def save_llama(folder: Path, head: str = "ForCausalLM", **options: Any) -> Path:
     torch.manual_seed(0)
-    config = transformers.LlamaConfig(**{
-        "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48,
-        "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
-        "max_position_embeddings": 256, "pad_token_id": 0, **options,
-    })  # fmt: skip
+    config = transformers.LlamaConfig(
+        **{
+            "vocab_size": VOCABULARY,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 256,
+            "pad_token_id": 0,
+            **options,
+        }
+    )
     model = getattr(transformers, f"Llama{head}")(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

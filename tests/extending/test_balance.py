@@ -21,11 +21,35 @@ def test_warmup_trains_with_it(place, tmp_path):
 
     moeify.upcycle(demo_gpt2(), tmp_path / "moe", num_experts=4, top_k=2, router="normal")
     done = run(
-        place, "warmup", "moe", "warm", "--dataset", TEXT, "--balance", "largest", "--steps", 6,
-        "--balance-coef", 1, "--z-coef", 0, "--fit", "none", "--batch", 4, "--seq-len", 32,
-        "--learning-rate", 0.001, "--fit-tokens", 256, "--eval-tokens", 1024, "--json",
+        place,
+        "warmup",
+        "moe",
+        "warm",
+        "--dataset",
+        TEXT,
+        "--balance",
+        "largest",
+        "--steps",
+        6,
+        "--balance-coef",
+        1,
+        "--z-coef",
+        0,
+        "--fit",
+        "none",
+        "--batch",
+        4,
+        "--seq-len",
+        32,
+        "--learning-rate",
+        0.001,
+        "--fit-tokens",
+        256,
+        "--eval-tokens",
+        1024,
+        "--json",
         cwd=tmp_path,
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     curve = [step["balance"] for step in json.loads(done.stdout)["curve"]]
     assert min(curve) >= 1.0 and curve[-1] < curve[0]

@@ -22,23 +22,24 @@ from tests.extending.documented import example, installed, run
 from tests.extending.llamas import DEMO, save_llama, weights
 from tests.families.test_contract import load_strictly
 
-HEADS = ("Model", "ForCausalLM", "ForSequenceClassification", "ForTokenClassification",
-         "ForQuestionAnswering")  # fmt: skip
+HEADS = ("Model", "ForCausalLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
 
 
-LLAMA3 = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0,
-          "high_freq_factor": 4.0, "original_max_position_embeddings": 64}  # fmt: skip
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 5e5,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
 
 
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize(
-    "options",
-    [{"tie_word_embeddings": True}, {"head_dim": 16, "rope_parameters": LLAMA3}],
-    ids=["tied", "llama3"],
+    "options", [{"tie_word_embeddings": True}, {"head_dim": 16, "rope_parameters": LLAMA3}], ids=["tied", "llama3"]
 )
-def test_every_head_is_exact_and_comes_back(
-    llama: None, tmp_path: Path, head: str, options: dict[str, Any]
-) -> None:
+def test_every_head_is_exact_and_comes_back(llama: None, tmp_path: Path, head: str, options: dict[str, Any]) -> None:
     dense = save_llama(tmp_path / "dense", head, **options)
     report = moeify.upcycle(dense, tmp_path / "moe", num_experts=3, noise=0.0)
     assert (report.family, report.model_type) == ("llama", "mixtral")
@@ -65,9 +66,8 @@ def test_every_command_works_on_it(llama: None, tmp_path: Path) -> None:
     assert moeify.inspect(tmp_path / "attached").top_k == 1
     text = {"dataset": DEMO / "text.jsonl", "seq_len": 32}
     warmed = moeify.warmup(
-        moe, tmp_path / "warmed", steps=2, batch=2, fit_tokens=512, eval_tokens=512,
-        device="cpu", **text,
-    )  # fmt: skip
+        moe, tmp_path / "warmed", steps=2, batch=2, fit_tokens=512, eval_tokens=512, device="cpu", **text
+    )
     assert warmed.steps == 2
     assert (
         weights(moe)["model.layers.0.block_sparse_moe.gate.weight"]
@@ -101,9 +101,7 @@ def test_what_the_class_lacks_is_refused(llama: None, tmp_path: Path) -> None:
     assert not (tmp_path / "moe").exists()
 
 
-def test_a_second_conversion_is_named_and_going_back_never_guesses(
-    llama: None, tmp_path: Path
-) -> None:
+def test_a_second_conversion_is_named_and_going_back_never_guesses(llama: None, tmp_path: Path) -> None:
     first = registry.CONVERSIONS["llama"][0]
     register_mixture(replace(first.moe, model_type="mixtral_two"))
     register_conversion(replace(first, moe=registry.MOE_LAYOUTS["mixtral_two"]))

@@ -33,8 +33,9 @@ def work(tmp_path_factory) -> Path:
 
 
 def test_prune_extract_help_and_card(place, work):
-    done = run(place, "prune", "moe", "half", "--keep", 2, "--by", "mean-gate", *SHORT, "--json",
-               "--no-protect", cwd=work)  # fmt: skip
+    done = run(
+        place, "prune", "moe", "half", "--keep", 2, "--by", "mean-gate", *SHORT, "--json", "--no-protect", cwd=work
+    )
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     sums = json.loads((work / "half" / "scores.json").read_text())["layers"]
@@ -46,8 +47,19 @@ def test_prune_extract_help_and_card(place, work):
     card = (work / "half" / "README.md").read_text()
     assert "chose the experts, mean-gate: Doe et al., *A Mean of Weights*" in card
     assert "arXiv:2601.00001" in card
-    best = run(place, "extract", "moe", "best", "--by", "mean-gate", "--scores",
-               "half/scores.json", "--json", "--no-protect", cwd=work)  # fmt: skip
+    best = run(
+        place,
+        "extract",
+        "moe",
+        "best",
+        "--by",
+        "mean-gate",
+        "--scores",
+        "half/scores.json",
+        "--json",
+        "--no-protect",
+        cwd=work,
+    )
     assert best.returncode == 0, best.stderr
     assert json.loads(best.stdout)["by"] == "mean-gate"
     # A later step's card cites it too, with the package gone.

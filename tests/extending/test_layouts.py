@@ -28,10 +28,16 @@ from tests.tiny import save_tiny
 def save_phi3(folder: Path) -> Path:
     torch.manual_seed(0)
     config = transformers.Phi3Config(
-        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=3,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256,
-        original_max_position_embeddings=256, pad_token_id=0,
-    )  # fmt: skip
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        original_max_position_embeddings=256,
+        pad_token_id=0,
+    )
     model = transformers.Phi3ForCausalLM(config)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -40,9 +46,7 @@ def save_phi3(folder: Path) -> Path:
     return folder
 
 
-def test_tensors_that_a_dense_class_joins_are_taken_apart_and_joined_again(
-    llama: None, tmp_path: Path
-) -> None:
+def test_tensors_that_a_dense_class_joins_are_taken_apart_and_joined_again(llama: None, tmp_path: Path) -> None:
     first = registry.CONVERSIONS["llama"][0]
     joined = {
         "self_attn.qkv_proj.weight": tuple(f"self_attn.{part}_proj.weight" for part in "qkv"),
@@ -71,12 +75,20 @@ def test_tensors_that_a_dense_class_joins_are_taken_apart_and_joined_again(
 
 def _to_glm4(config: Config, settings: MoeSettings) -> Config:
     return {
-        **config, "head_dim": config["head_dim"], "partial_rotary_factor": 1.0, "use_qk_norm": True,
-        "moe_intermediate_size": config["intermediate_size"], "first_k_dense_replace": 0,
-        "n_routed_experts": settings.num_experts, "num_experts_per_tok": settings.top_k,
-        "n_group": 1, "topk_group": 1, "n_shared_experts": 1, "routed_scaling_factor": 0.75,
+        **config,
+        "head_dim": config["head_dim"],
+        "partial_rotary_factor": 1.0,
+        "use_qk_norm": True,
+        "moe_intermediate_size": config["intermediate_size"],
+        "first_k_dense_replace": 0,
+        "n_routed_experts": settings.num_experts,
+        "num_experts_per_tok": settings.top_k,
+        "n_group": 1,
+        "topk_group": 1,
+        "n_shared_experts": 1,
+        "routed_scaling_factor": 0.75,
         "norm_topk_prob": True,
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -88,16 +100,18 @@ def test_extras_are_weighted_copies_and_constants_with_a_dtype_of_their_own(
     shared = "mlp.shared_experts.{}_proj.weight"
     register_conversion(
         Conversion(
-            dense=qwen3, moe=glm4, to_moe=_to_glm4, to_dense=dict,
+            dense=qwen3,
+            moe=glm4,
+            to_moe=_to_glm4,
+            to_dense=dict,
             extras=(
                 ExtraTensor(name=shared.format("gate"), shape=("F", "H"), role="gate"),
                 ExtraTensor(name=shared.format("up"), shape=("F", "H"), role="up"),
                 ExtraTensor(name=shared.format("down"), shape=("H", "F"), role="down", weight=0.25),
-                ExtraTensor(name="mlp.gate.e_score_correction_bias", shape=(4,), mean=1.0,
-                            dtype="F32"),
+                ExtraTensor(name="mlp.gate.e_score_correction_bias", shape=(4,), mean=1.0, dtype="F32"),
             ),
         )
-    )  # fmt: skip
+    )
     dense, moe = save_tiny(tmp_path / "dense", "qwen3", dtype=dtype), tmp_path / "moe"
     report = moeify.upcycle(dense, moe, num_experts=4, noise=0.0, arch="glm4_moe")
     model = load_strictly(moe)
@@ -112,9 +126,11 @@ def test_extras_are_weighted_copies_and_constants_with_a_dtype_of_their_own(
 
 
 OLMO_LAYER: dict[str, tuple[str, ...]] = {
-    **dense_names.LLAMA_LAYER, "self_attn.q_norm.weight": ("A",), "self_attn.k_norm.weight": ("K",),
+    **dense_names.LLAMA_LAYER,
+    "self_attn.q_norm.weight": ("A",),
+    "self_attn.k_norm.weight": ("K",),
     "post_feedforward_layernorm.weight": ("H",),
-}  # fmt: skip
+}
 OLMO_LAYER.pop("input_layernorm.weight")
 
 
@@ -125,21 +141,30 @@ def _to_flex(config: Config, settings: MoeSettings) -> Config:
 
 def test_a_new_mixture_whose_router_reads_the_residual_stream(clean: None, tmp_path: Path) -> None:
     dense = DenseLayout(
-        model_type="olmo2", class_prefix="Olmo2", norm=None, outer=dense_names.DECODER_OUTER,
-        per_layer=OLMO_LAYER, ffn=dense_names.GATED_FFN, heads=dense_names.DECODER_HEADS,
+        model_type="olmo2",
+        class_prefix="Olmo2",
+        norm=None,
+        outer=dense_names.DECODER_OUTER,
+        per_layer=OLMO_LAYER,
+        ffn=dense_names.GATED_FFN,
+        heads=dense_names.DECODER_HEADS,
         dims=dense_names.grouped_query_dims,
-    )  # fmt: skip
+    )
     mixture = replace(
-        registry.MOE_LAYOUTS["olmoe"], model_type="flex_olmo", class_prefix="FlexOlmo", norm=None,
-        rest=dense.rest(),
-    )  # fmt: skip
+        registry.MOE_LAYOUTS["olmoe"], model_type="flex_olmo", class_prefix="FlexOlmo", norm=None, rest=dense.rest()
+    )
     register_mixture(mixture)
     register_conversion(Conversion(dense=dense, moe=mixture, to_moe=_to_flex, to_dense=_from_flex))
     torch.manual_seed(0)
     config = transformers.Olmo2Config(
-        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=3,
-        num_attention_heads=4, num_key_value_heads=2, pad_token_id=0,
-    )  # fmt: skip
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        pad_token_id=0,
+    )
     model = transformers.Olmo2ForCausalLM(config)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -167,35 +192,48 @@ def _from_flex(config: Config) -> Config:
 
 def _qwen35_dims(config: Config) -> dict[str, int]:
     text = text_config(config)
-    keys, values = (text[f"linear_{part}_head_dim"] * text[f"linear_num_{part}_heads"]
-                    for part in ("key", "value"))  # fmt: skip
+    keys, values = (text[f"linear_{part}_head_dim"] * text[f"linear_num_{part}_heads"] for part in ("key", "value"))
     return {
-        **dense_names.grouped_query_dims(text), "N": text["linear_num_value_heads"], "I": values,
-        "X": 2 * keys + values, "W": text["linear_value_head_dim"],
+        **dense_names.grouped_query_dims(text),
+        "N": text["linear_num_value_heads"],
+        "I": values,
+        "X": 2 * keys + values,
+        "W": text["linear_value_head_dim"],
         "Q": text["linear_conv_kernel_dim"],
-    }  # fmt: skip
+    }
 
 
 LINEAR = {
-    "dt_bias": ("N",), "A_log": ("N",), "conv1d.weight": ("X", 1, "Q"), "norm.weight": ("W",),
-    "out_proj.weight": ("H", "I"), "in_proj_qkv.weight": ("X", "H"), "in_proj_z.weight": ("I", "H"),
-    "in_proj_a.weight": ("N", "H"), "in_proj_b.weight": ("N", "H"),
-}  # fmt: skip
+    "dt_bias": ("N",),
+    "A_log": ("N",),
+    "conv1d.weight": ("X", 1, "Q"),
+    "norm.weight": ("W",),
+    "out_proj.weight": ("H", "I"),
+    "in_proj_qkv.weight": ("X", "H"),
+    "in_proj_z.weight": ("I", "H"),
+    "in_proj_a.weight": ("N", "H"),
+    "in_proj_b.weight": ("N", "H"),
+}
 FULL = {
-    "q_proj.weight": ("2A", "H"), "k_proj.weight": ("K", "H"), "v_proj.weight": ("K", "H"),
-    "o_proj.weight": ("H", "A"), "q_norm.weight": ("D",), "k_norm.weight": ("D",),
-}  # fmt: skip
+    "q_proj.weight": ("2A", "H"),
+    "k_proj.weight": ("K", "H"),
+    "v_proj.weight": ("K", "H"),
+    "o_proj.weight": ("H", "A"),
+    "q_norm.weight": ("D",),
+    "k_norm.weight": ("D",),
+}
 SHARED = {"gate_proj": (16, "H"), "up_proj": (16, "H"), "down_proj": ("H", 16)}
-TEXT_KEYS = ("moe_intermediate_size", "shared_expert_intermediate_size", "num_experts",
-             "num_experts_per_tok")  # fmt: skip
+TEXT_KEYS = ("moe_intermediate_size", "shared_expert_intermediate_size", "num_experts", "num_experts_per_tok")
 
 
 def _to_qwen35_moe(config: Config, settings: MoeSettings) -> Config:
     text = {
-        **text_config(config), "moe_intermediate_size": text_config(config)["intermediate_size"],
-        "shared_expert_intermediate_size": 16, "num_experts": settings.num_experts,
+        **text_config(config),
+        "moe_intermediate_size": text_config(config)["intermediate_size"],
+        "shared_expert_intermediate_size": 16,
+        "num_experts": settings.num_experts,
         "num_experts_per_tok": settings.top_k,
-    }  # fmt: skip
+    }
     if "text_config" not in config:
         return text
     vision = config["vision_config"] | {"model_type": "qwen3_5_moe_vision"}
@@ -213,40 +251,57 @@ def _from_qwen35_moe(config: Config) -> Config:
 
 
 @pytest.mark.parametrize("seeing", [False, True], ids=["text", "vision"])
-def test_kinds_of_layers_and_a_tower_beside_the_text_model(
-    clean: None, tmp_path: Path, seeing: bool
-) -> None:
+def test_kinds_of_layers_and_a_tower_beside_the_text_model(clean: None, tmp_path: Path, seeing: bool) -> None:
     model_type, suffix = ("qwen3_5", "") if seeing else ("qwen3_5_text", "_text")
     head = "ForConditionalGeneration" if seeing else "ForCausalLM"
     prefix = "model.language_model." if seeing else "model."
     dense = DenseLayout(
-        model_type=model_type, class_prefix="Qwen3_5", prefixes=(prefix,),
-        outer=dense_names.DECODER_OUTER, ffn=dense_names.GATED_FFN, dims=_qwen35_dims,
+        model_type=model_type,
+        class_prefix="Qwen3_5",
+        prefixes=(prefix,),
+        outer=dense_names.DECODER_OUTER,
+        ffn=dense_names.GATED_FFN,
+        dims=_qwen35_dims,
         per_layer={"input_layernorm.weight": ("H",), "post_attention_layernorm.weight": ("H",)},
         kinds=lambda config: text_config(config)["layer_types"],
-        by_kind={"linear_attention": {f"linear_attn.{n}": shape for n, shape in LINEAR.items()},
-                 "full_attention": {f"self_attn.{n}": shape for n, shape in FULL.items()}},
+        by_kind={
+            "linear_attention": {f"linear_attn.{n}": shape for n, shape in LINEAR.items()},
+            "full_attention": {f"self_attn.{n}": shape for n, shape in FULL.items()},
+        },
         heads={head: Head(prefix=prefix, tensors={"lm_head.weight": ("V", "H")})},
         towers=("model.visual.",),
-    )  # fmt: skip
-    moe = registry.MOE_LAYOUTS[f"qwen3_5_moe{suffix}"]
-    moe = registry.MOE_LAYOUTS[f"qwen3_5_moe{suffix}"] = replace(
-        moe, model_type=f"qwen3_5_moe{suffix}"
     )
+    moe = registry.MOE_LAYOUTS[f"qwen3_5_moe{suffix}"]
+    moe = registry.MOE_LAYOUTS[f"qwen3_5_moe{suffix}"] = replace(moe, model_type=f"qwen3_5_moe{suffix}")
     shared = [ExtraTensor(name=f"mlp.shared_expert.{n}.weight", shape=s) for n, s in SHARED.items()]
     gate = ExtraTensor(name="mlp.shared_expert_gate.weight", shape=(1, "H"))
     register_conversion(
-        Conversion(dense=dense, moe=moe, to_moe=_to_qwen35_moe, to_dense=_from_qwen35_moe,
-                   extras=(*shared, gate))
-    )  # fmt: skip
+        Conversion(dense=dense, moe=moe, to_moe=_to_qwen35_moe, to_dense=_from_qwen35_moe, extras=(*shared, gate))
+    )
     text = {
-        "vocab_size": 64, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 4,
-        "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "pad_token_id": 0,
-        "linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_key_head_dim": 8,
-        "linear_value_head_dim": 8, "layer_types": ["linear_attention"] * 3 + ["full_attention"],
-    }  # fmt: skip
-    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2,
-              "patch_size": 4, "out_hidden_size": 16, "num_position_embeddings": 16}  # fmt: skip
+        "vocab_size": 64,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+        "pad_token_id": 0,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 2,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+        "layer_types": ["linear_attention"] * 3 + ["full_attention"],
+    }
+    vision = {
+        "depth": 1,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_heads": 2,
+        "patch_size": 4,
+        "out_hidden_size": 16,
+        "num_position_embeddings": 16,
+    }
     options = {"text_config": text, "vision_config": vision} if seeing else text
     torch.manual_seed(0)
     config = transformers.AutoConfig.for_model(model_type, **options)
@@ -261,9 +316,7 @@ def test_kinds_of_layers_and_a_tower_beside_the_text_model(
     report = moeify.upcycle(tmp_path / "dense", tmp_path / "moe", num_experts=4, noise=0.0)
     assert report.params_total == load_strictly(tmp_path / "moe").num_parameters()
     assert moeify.inspect(tmp_path / "moe").problems == []
-    assert (
-        moeify.verify(tmp_path / "dense", tmp_path / "moe").relative_diff <= 5e-6
-    )  # linear attention rounds
+    assert moeify.verify(tmp_path / "dense", tmp_path / "moe").relative_diff <= 5e-6  # linear attention rounds
     moeify.extract(tmp_path / "moe", tmp_path / "back", expert=1)
     before, after = weights(tmp_path / "dense"), weights(tmp_path / "back")
     assert before.keys() == after.keys()

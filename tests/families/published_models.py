@@ -54,8 +54,7 @@ _LATENT = {
     "qk_rope_head_dim": 8,
     "v_head_dim": 8,
 }
-_LLAMA4 = {**_LOCAL, "num_experts_per_tok": 1, "intermediate_size_mlp": 32,
-           "interleave_moe_layer_step": 2}  # fmt: skip
+_LLAMA4 = {**_LOCAL, "num_experts_per_tok": 1, "intermediate_size_mlp": 32, "interleave_moe_layer_step": 2}
 NATIVE: dict[str, dict[str, Any]] = {
     "qwen2_moe": {
         "moe_intermediate_size": 8,
@@ -102,17 +101,27 @@ NATIVE: dict[str, dict[str, Any]] = {
 }
 _VISION = {
     "qwen3_5_moe": {
-        "depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "patch_size": 4,
-        "out_hidden_size": 16, "num_position_embeddings": 16,
+        "depth": 1,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_heads": 2,
+        "patch_size": 4,
+        "out_hidden_size": 16,
+        "num_position_embeddings": 16,
     },
     "llama4": {
-        "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
-        "intermediate_size": 64, "vision_output_dim": 16, "image_size": 8, "patch_size": 4,
-        "projector_input_dim": 16, "projector_output_dim": 16,
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "vision_output_dim": 16,
+        "image_size": 8,
+        "patch_size": 4,
+        "projector_input_dim": 16,
+        "projector_output_dim": 16,
     },
-}  # fmt: skip
-_SEEING = {"qwen3_5_moe": "Qwen3_5MoeForConditionalGeneration",
-           "llama4": "Llama4ForConditionalGeneration"}  # fmt: skip
+}
+_SEEING = {"qwen3_5_moe": "Qwen3_5MoeForConditionalGeneration", "llama4": "Llama4ForConditionalGeneration"}
 OWN = ("bert_moe", "gpt2_moe")
 MODEL_TYPES = (*OWN, *NATIVE, *_VISION)
 
@@ -120,26 +129,31 @@ MODEL_TYPES = (*OWN, *NATIVE, *_VISION)
 def tiny(model_type: str, *, tied: bool, **options: Any) -> PreTrainedModel:
     """A random model of a few thousand parameters."""
     torch.manual_seed(0)
-    own = {"num_experts": EXPERTS, "num_experts_per_tok": 2, "vocab_size": 64,
-           "tie_word_embeddings": tied}  # fmt: skip
+    own = {"num_experts": EXPERTS, "num_experts_per_tok": 2, "vocab_size": 64, "tie_word_embeddings": tied}
     if model_type == "bert_moe":
         config = BertMoeConfig(
-            hidden_size=16, intermediate_size=24, num_attention_heads=2, moe_layers=[0, 2],
-            num_hidden_layers=LAYERS, max_position_embeddings=64, **(own | options),
-        )  # fmt: skip
+            hidden_size=16,
+            intermediate_size=24,
+            num_attention_heads=2,
+            moe_layers=[0, 2],
+            num_hidden_layers=LAYERS,
+            max_position_embeddings=64,
+            **(own | options),
+        )
         return BertMoeForMaskedLM(config).eval()
     if model_type == "gpt2_moe":
         config = GPT2MoeConfig(
-            n_embd=16, n_layer=LAYERS, n_head=2, n_positions=64, moe_layers=[1, 3],
-            **(own | options),
-        )  # fmt: skip
+            n_embd=16, n_layer=LAYERS, n_head=2, n_positions=64, moe_layers=[1, 3], **(own | options)
+        )
         return GPT2MoeLMHeadModel(config).eval()
     if model_type in _VISION:
         text = {**_DECODER, **(_LINEAR if model_type == "qwen3_5_moe" else _LLAMA4), **options}
         config = AutoConfig.for_model(
-            model_type, text_config={**text, "tie_word_embeddings": tied},
-            vision_config=_VISION[model_type], tie_word_embeddings=tied,
-        )  # fmt: skip
+            model_type,
+            text_config={**text, "tie_word_embeddings": tied},
+            vision_config=_VISION[model_type],
+            tie_word_embeddings=tied,
+        )
         return getattr(transformers, _SEEING[model_type])(config).eval()
     settings = {**_DECODER, **NATIVE[model_type], "tie_word_embeddings": tied, **options}
     config = AutoConfig.for_model(model_type, **settings)

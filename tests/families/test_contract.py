@@ -65,12 +65,9 @@ def test_bfloat16_with_tied_experts_is_bit_exact(tmp_path: Path, family: str, to
 
 @pytest.mark.parametrize("family", LM_HEADS)
 @pytest.mark.parametrize(
-    ("layers", "expected"),
-    [("odd", (1, 3)), ("even", (0, 2)), ("last-half", (2, 3)), ("0,2-3", (0, 2, 3))],
+    ("layers", "expected"), [("odd", (1, 3)), ("even", (0, 2)), ("last-half", (2, 3)), ("0,2-3", (0, 2, 3))]
 )
-def test_layers_stay_dense(
-    tmp_path: Path, family: str, layers: str, expected: tuple[int, ...]
-) -> None:
+def test_layers_stay_dense(tmp_path: Path, family: str, layers: str, expected: tuple[int, ...]) -> None:
     dense = save_tiny(tmp_path / "dense", family)
     report = moeify.upcycle(dense, tmp_path / "moe", num_experts=2, layers=layers, noise=0.0)
     assert report.moe_layers == expected
@@ -94,9 +91,7 @@ def test_tied_and_untied_embeddings(tmp_path: Path, family: str, tied: bool) -> 
 
 @pytest.mark.parametrize("family", ["qwen2", "qwen3"])
 def test_native_config_serves_every_engine(tmp_path: Path, family: str) -> None:
-    dense = save_tiny(
-        tmp_path / "dense", family, rope_parameters={"rope_theta": 5e5, "rope_type": "default"}
-    )
+    dense = save_tiny(tmp_path / "dense", family, rope_parameters={"rope_theta": 5e5, "rope_type": "default"})
     moeify.upcycle(dense, tmp_path / "moe", num_experts=4, layers="odd")
     config = json.loads((tmp_path / "moe" / "config.json").read_text())
     assert config["num_experts"] == 4
@@ -109,9 +104,7 @@ def test_native_config_serves_every_engine(tmp_path: Path, family: str) -> None:
 
 
 def test_qwen2_sliding_layers_are_carried_over(tmp_path: Path) -> None:
-    dense = save_tiny(
-        tmp_path / "dense", "qwen2", use_sliding_window=True, sliding_window=4, max_window_layers=2
-    )
+    dense = save_tiny(tmp_path / "dense", "qwen2", use_sliding_window=True, sliding_window=4, max_window_layers=2)
     config_path = dense / "config.json"
     config = json.loads(config_path.read_text())
     expected = config.pop("layer_types")
@@ -123,9 +116,7 @@ def test_qwen2_sliding_layers_are_carried_over(tmp_path: Path) -> None:
 
 
 def test_qwen3_with_mixed_windows_is_refused(tmp_path: Path) -> None:
-    dense = save_tiny(
-        tmp_path / "dense", "qwen3", use_sliding_window=True, sliding_window=4, max_window_layers=2
-    )
+    dense = save_tiny(tmp_path / "dense", "qwen3", use_sliding_window=True, sliding_window=4, max_window_layers=2)
     with pytest.raises(moeify.MoeifyError, match="mixes full and sliding"):
         moeify.upcycle(dense, tmp_path / "moe")
     assert not (tmp_path / "moe").exists()
@@ -134,11 +125,7 @@ def test_qwen3_with_mixed_windows_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("windows", [0, LAYERS])
 def test_qwen3_with_one_kind_of_window(tmp_path: Path, windows: int) -> None:
     dense = save_tiny(
-        tmp_path / "dense",
-        "qwen3",
-        use_sliding_window=True,
-        sliding_window=4,
-        max_window_layers=windows,
+        tmp_path / "dense", "qwen3", use_sliding_window=True, sliding_window=4, max_window_layers=windows
     )
     moeify.upcycle(dense, tmp_path / "moe", num_experts=2, noise=0.0)
     assert moeify.verify(dense, tmp_path / "moe").relative_diff <= 1e-6

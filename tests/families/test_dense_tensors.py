@@ -99,9 +99,7 @@ def test_an_untied_checkpoint_without_its_embedding_is_refused(tmp_path: Path, f
         ("bert", (".intermediate.dense.bias", ".attention.self.key.bias"), "8 biases are missing"),
     ],
 )
-def test_biases_that_no_layer_has_are_zeros(
-    tmp_path: Path, family: str, endings: tuple[str, ...], said: str
-) -> None:
+def test_biases_that_no_layer_has_are_zeros(tmp_path: Path, family: str, endings: tuple[str, ...], said: str) -> None:
     dense = save_tiny(tmp_path / "dense", family)
     edit_tensors(dense, lambda t: without(t, *endings))
     report = converted(dense, tmp_path / "moe")
@@ -169,9 +167,7 @@ def test_gpt2_under_the_general_names_of_its_sizes(tmp_path: Path, both: bool) -
 
 
 @pytest.mark.parametrize(
-    "options",
-    [{"summary_use_proj": False}, {"summary_proj_to_labels": False}, {"num_labels": 5}],
-    ids=str,
+    "options", [{"summary_use_proj": False}, {"summary_proj_to_labels": False}, {"num_labels": 5}], ids=str
 )
 def test_gpt2_s_two_heads_as_its_summary_is_set(tmp_path: Path, options: dict[str, object]) -> None:
     dense = save_tiny(tmp_path / "dense", "gpt2", "GPT2DoubleHeadsModel", **options)
@@ -196,33 +192,21 @@ def _of_dtype(name: str, tensor: torch.Tensor, dtype: torch.dtype, ending: str) 
 
 GROUPS = {"group_0": {"weights": {"num_bits": 8}}}
 QUANTISED = {
-    "gptq, 4 bit": (
-        {"quant_method": "gptq", "bits": 4},
-        lambda n, t: _packed(n, t, "qweight", torch.int32),
-    ),
-    "awq, 4 bit": (
-        {"quant_method": "awq", "bits": 4},
-        lambda n, t: _packed(n, t, "qweight", torch.int32),
-    ),
+    "gptq, 4 bit": ({"quant_method": "gptq", "bits": 4}, lambda n, t: _packed(n, t, "qweight", torch.int32)),
+    "awq, 4 bit": ({"quant_method": "awq", "bits": 4}, lambda n, t: _packed(n, t, "qweight", torch.int32)),
     "compressed-tensors, 8 bit": (
         {"quant_method": "compressed-tensors", "config_groups": GROUPS},
         lambda n, t: _packed(n, t, "weight_packed", torch.int32),
     ),
     "aqlm": ({"quant_method": "aqlm"}, lambda n, t: _packed(n, t, "codes", torch.int8)),
-    "fp8": (
-        {"quant_method": "fp8"},
-        lambda n, t: _of_dtype(n, t, torch.float8_e4m3fn, "_scale_inv"),
-    ),
+    "fp8": ({"quant_method": "fp8"}, lambda n, t: _of_dtype(n, t, torch.float8_e4m3fn, "_scale_inv")),
     "bitsandbytes, 8 bit": (
         {"load_in_8bit": True},
         lambda n, t: {n: t.to(torch.int8), n.replace("weight", "SCB"): torch.ones(len(t))},
     ),
     "bitsandbytes, 4 bit": (
         {"quant_method": "bitsandbytes", "load_in_4bit": True},
-        lambda n, t: {
-            n: torch.zeros(t.numel() // 2, 1, dtype=torch.uint8),
-            f"{n}.absmax": torch.ones(2),
-        },
+        lambda n, t: {n: torch.zeros(t.numel() // 2, 1, dtype=torch.uint8), f"{n}.absmax": torch.ones(2)},
     ),
     "quanto": (
         {"quant_method": "quanto"},
@@ -234,8 +218,7 @@ QUANTISED = {
 
 
 @pytest.mark.parametrize(
-    ("family", "kind"),
-    [*(("qwen2", kind) for kind in QUANTISED), *((name, "gptq, 4 bit") for name in DENSE_LAYOUTS)],
+    ("family", "kind"), [*(("qwen2", kind) for kind in QUANTISED), *((name, "gptq, 4 bit") for name in DENSE_LAYOUTS)]
 )
 def test_quantised_weights_are_called_so(tmp_path: Path, family: str, kind: str) -> None:
     settings, quantise = QUANTISED[kind]
@@ -286,11 +269,19 @@ def test_config_without_a_class_is_the_base_model(tmp_path: Path, family: str) -
     assert moeify.verify(dense, tmp_path / "moe").compared == ("last_hidden_state",)
 
 
-@pytest.mark.parametrize("config", [
-    {"model_type": "mixtral"}, {"model_type": "jamba"}, {"model_type": "gpt_oss"},
-    {"model_type": "deepseek_v2", "n_routed_experts": 64}, {"model_type": "llama4"},
-    {"model_type": "qwen3_next"}, {"model_type": "some_moe"},
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_type": "mixtral"},
+        {"model_type": "jamba"},
+        {"model_type": "gpt_oss"},
+        {"model_type": "deepseek_v2", "n_routed_experts": 64},
+        {"model_type": "llama4"},
+        {"model_type": "qwen3_next"},
+        {"model_type": "some_moe"},
+    ],
+    ids=str,
+)
 def test_a_mixture_is_called_one(tmp_path: Path, config: dict[str, object]) -> None:
     dense = save_tiny(tmp_path / "dense", "qwen3")
     edit_config(dense, **config)

@@ -60,9 +60,7 @@ def test_roles_and_neuron_axis(model_type: str, tmp_path: Path) -> None:
     layer = layout.moe_layers(config)[-1]
     prefix = layout_prefix(layout, stored) + layout.layer.format(layer=layer)
     dims = layout.dims(config)
-    module = next(
-        m for name, m in model.named_modules() if re.search(rf"\.{layer}\..*experts$", name)
-    )
+    module = next(m for name, m in model.named_modules() if re.search(rf"\.{layer}\..*experts$", name))
     transposed = bool(getattr(module, "is_transposed", False)) or model_type == "llama4_text"
     for expert in range(EXPERTS):
         for spec in layout.experts:
@@ -84,9 +82,7 @@ def _split(one: torch.Tensor, spec: ExpertTensor) -> tuple[torch.Tensor, ...]:
     return rows.chunk(len(spec.roles))
 
 
-def _loaded(
-    module: torch.nn.Module, role: str, expert: int, model_type: str, transposed: bool
-) -> torch.Tensor:
+def _loaded(module: torch.nn.Module, role: str, expert: int, model_type: str, transposed: bool) -> torch.Tensor:
     """The same role out of the loaded module, neurons along axis 0, by its forward pass' rules."""
     kind, _, bias = role.partition("_")
     if model_type in OWN:

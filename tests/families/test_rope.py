@@ -18,14 +18,9 @@ ROPES: dict[str, dict[str, Any]] = {
     "linear": {"factor": 2.0},
     "dynamic": {"factor": 2.0},
     "yarn": {"factor": 4.0, "original_max_position_embeddings": 16, "beta_fast": 24},
-    "llama3": {
-        "factor": 4.0, "original_max_position_embeddings": 16, "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-    },
-    "longrope": {
-        "original_max_position_embeddings": 16, "long_factor": [2.0] * 4, "short_factor": [1.0] * 4,
-    },
-}  # fmt: skip
+    "llama3": {"factor": 4.0, "original_max_position_embeddings": 16, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+    "longrope": {"original_max_position_embeddings": 16, "long_factor": [2.0] * 4, "short_factor": [1.0] * 4},
+}
 SIZES = {"hidden_size": 32, "head_dim": 8}
 
 
@@ -48,9 +43,7 @@ def loaded(folder: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("kind", ROPES)
 @pytest.mark.parametrize("notation", ["new", "old"])
 @pytest.mark.parametrize("family", ["qwen2", "qwen3"])
-def test_both_notations_are_written_and_agree(
-    tmp_path: Path, family: str, notation: str, kind: str
-) -> None:
+def test_both_notations_are_written_and_agree(tmp_path: Path, family: str, notation: str, kind: str) -> None:
     dense = dense_of(tmp_path / "dense", family, kind, notation)
     moeify.upcycle(dense, tmp_path / "moe", num_experts=2, noise=0.0)
     moeify.extract(tmp_path / "moe", tmp_path / "again")
@@ -102,9 +95,7 @@ def warnings(base: Path, other: Path) -> str:
 
 @pytest.mark.parametrize("family", ["qwen2", "qwen3"])
 @pytest.mark.parametrize("kind", ["default", "yarn"])
-def test_sources_in_other_notations_differ_by_what_they_mean(
-    tmp_path: Path, family: str, kind: str
-) -> None:
+def test_sources_in_other_notations_differ_by_what_they_mean(tmp_path: Path, family: str, kind: str) -> None:
     new = dense_of(tmp_path / "new", family, kind, "new")
     old = specialist(dense_of(tmp_path / "base", family, kind, "old"), tmp_path / "old", 1)
     assert warnings(new, old) == warnings(old, new) == ""

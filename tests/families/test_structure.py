@@ -16,17 +16,15 @@ from moeify.families.structure import check_structure, structure_problems
 from tests.tiny import save_tiny
 
 CLASSIFIERS = {
-    "bert": "BertForSequenceClassification", "gpt2": "GPT2ForSequenceClassification",
-    "qwen2": "Qwen2ForTokenClassification", "qwen3": "Qwen3ForSequenceClassification",
-}  # fmt: skip
+    "bert": "BertForSequenceClassification",
+    "gpt2": "GPT2ForSequenceClassification",
+    "qwen2": "Qwen2ForTokenClassification",
+    "qwen3": "Qwen3ForSequenceClassification",
+}
 
 
-@pytest.fixture(
-    scope="module", params=[*DENSE_LAYOUTS, *(f"{name} classifier" for name in DENSE_LAYOUTS)]
-)
-def checkpoints(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> list[Checkpoint]:
+@pytest.fixture(scope="module", params=[*DENSE_LAYOUTS, *(f"{name} classifier" for name in DENSE_LAYOUTS)])
+def checkpoints(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Checkpoint]:
     """A dense checkpoint, the mixture of some of its layers, and one whose layers all are."""
     family, _, head = request.param.partition(" ")
     folder = tmp_path_factory.mktemp(family)

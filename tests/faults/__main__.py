@@ -24,8 +24,7 @@ from tests.faults.processes import Nursery, nursery
 from tests.faults.scenarios import Scenario, make_sources, scenarios
 
 Fault = Callable[[int], dict[str, object]]
-_WRITTEN = {"upcycle": 16_000_000, "attach": 40_000, "extract": 3_000_000, "prune": 6_000_000,
-            "warmup": 400_000}  # fmt: skip
+_WRITTEN = {"upcycle": 16_000_000, "attach": 40_000, "extract": 3_000_000, "prune": 6_000_000, "warmup": 400_000}
 """Bytes that a command writes at most, so that a full disk is met anywhere."""
 
 

@@ -18,9 +18,19 @@ import traceback
 from typing import Any
 
 OPERATIONS = {
-    "open", "os.link", "os.listdir", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.scandir",
-    "os.truncate", "fcntl.flock", "shutil.copyfile", "shutil.rmtree",
-}  # fmt: skip
+    "open",
+    "os.link",
+    "os.listdir",
+    "os.mkdir",
+    "os.remove",
+    "os.rename",
+    "os.rmdir",
+    "os.scandir",
+    "os.truncate",
+    "fcntl.flock",
+    "shutil.copyfile",
+    "shutil.rmtree",
+}
 WITHOUT_PATHS = {"os.truncate", "fcntl.flock"}  # these name files by descriptor
 
 

@@ -54,10 +54,18 @@ def main() -> None:
         return changed[:longest]
 
     atheris.Setup(
-        [sys.argv[0], f"-runs={options.inputs}", f"-seed={options.seed}", "-max_len=60000",
-         "-timeout=60", "-verbosity=0", str(corpus)],
-        one, custom_mutator=mutate,
-    )  # fmt: skip
+        [
+            sys.argv[0],
+            f"-runs={options.inputs}",
+            f"-seed={options.seed}",
+            "-max_len=60000",
+            "-timeout=60",
+            "-verbosity=0",
+            str(corpus),
+        ],
+        one,
+        custom_mutator=mutate,
+    )
     atheris.Fuzz()
 
 

@@ -42,9 +42,7 @@ class Disk:
         place.mkdir()
         variables = {f"DISK_{name.upper()}": str(value) for name, value in faults.items()}
         variables["DISK_BELOW"] = str(below or place)
-        return self.nursery.start(
-            Place(folder=place, environment=variables), scenario.line("out")
-        ).wait()
+        return self.nursery.start(Place(folder=place, environment=variables), scenario.line("out")).wait()
 
     @property
     def place(self) -> Path:

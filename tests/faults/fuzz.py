@@ -25,9 +25,7 @@ def seeds_in(folder: Path) -> list[Seed]:
     return read_seeds(folder)
 
 
-def fuzz(
-    bench: Bench, seeds: list[Seed], first: int, inputs: int, loading: float, target: str = ""
-) -> None:
+def fuzz(bench: Bench, seeds: list[Seed], first: int, inputs: int, loading: float, target: str = "") -> None:
     """Inputs ``first`` .. ``first + inputs``; the number alone makes the input."""
     seeds = [s for s in seeds if target in s.target]
     if not loading:  # the tokenizer's files are read by what loads models only

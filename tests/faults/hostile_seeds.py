@@ -43,15 +43,29 @@ def write_seeds(folder: Path) -> list[Seed]:
     text = folder / "text.txt"
     text.write_text("\n\n".join(f"the cat {i} sat on the mat {i * i}" for i in range(300)))
     shutil.copytree(folder / "gpt2-moe", scored)
-    prune(folder / "gpt2-moe", folder / "cut", keep=2, by="reap", dataset=str(text), seq_len=16,
-          scores=scored / "scores.json")  # fmt: skip
+    prune(
+        folder / "gpt2-moe",
+        folder / "cut",
+        keep=2,
+        by="reap",
+        dataset=str(text),
+        seq_len=16,
+        scores=scored / "scores.json",
+    )
     made.append((scored, "moe"))
     return [Seed(path, kind, target) for path, kind in made for target in _targets(path)]
 
 
 def _targets(folder: Path) -> list[str]:
-    names = ["config.json", INDEX, "moeify.json", "scores.json", "tokenizer.json",
-             "tokenizer_config.json", "README.md"]  # fmt: skip
+    names = [
+        "config.json",
+        INDEX,
+        "moeify.json",
+        "scores.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "README.md",
+    ]
     weights = sorted(path.name for path in folder.glob("*.safetensors"))[-1:]
     return [*(name for name in names if (folder / name).exists()), *weights]
 

@@ -69,9 +69,7 @@ class Striker:
         self._begun = str(folder / "begun")
         self._count = 0
 
-    def start(
-        self, scenario: Scenario, place: Place, moment: dict[str, Any] | None, *more: str
-    ) -> Running | Forked:
+    def start(self, scenario: Scenario, place: Place, moment: dict[str, Any] | None, *more: str) -> Running | Forked:
         line = scenario.line("out", *more)
         if moment is not None and scenario.command == "upcycle":
             moment = {**moment, "processes": True}
@@ -104,16 +102,16 @@ class Striker:
                 whole = scenario.source if hub is not None else folder / "out"
                 problems = tuple(moeify.inspect(whole).problems)
             self._references[key] = Reference(
-                output=written, problems=problems, seconds=time.perf_counter() - began,
+                output=written,
+                problems=problems,
+                seconds=time.perf_counter() - began,
                 operations=int(counter.read_text() or 0),
-            )  # fmt: skip
+            )
             shutil.rmtree(folder)
             counter.unlink()
         return self._references[key]
 
-    def strike(
-        self, scenario: Scenario, rng: random.Random, operation: int | None = None
-    ) -> Outcome:
+    def strike(self, scenario: Scenario, rng: random.Random, operation: int | None = None) -> Outcome:
         """Kill a scenario once; raises ``AssertionError`` where something was lost or left.
 
         Half the moments are operations on files, unless one is given, half are points in time.
@@ -152,14 +150,18 @@ class Striker:
             assert tree(scenario.source) == before, told
         shutil.rmtree(folder)
         return Outcome(
-            scenario=scenario.name, signal=number.name, moment=text, code=ended.code, state=state,
-            left=left, resumed=resumed,
-        )  # fmt: skip
+            scenario=scenario.name,
+            signal=number.name,
+            moment=text,
+            code=ended.code,
+            state=state,
+            left=left,
+            resumed=resumed,
+        )
 
     def _check_next(
-        self, scenario: Scenario, place: Place, hub: HubStandIn | None, state: str,
-        reference: Reference, told: str,
-    ) -> bool:  # fmt: skip
+        self, scenario: Scenario, place: Place, hub: HubStandIn | None, state: str, reference: Reference, told: str
+    ) -> bool:
         """The same command again succeeds, resumes where there is something, leaves nothing."""
         run = place.folder / "out.warmup"
         resumed = any(run.glob("checkpoint-*/trainer_state.json"))
@@ -181,9 +183,15 @@ class Striker:
 
 
 def _check_end(
-    scenario: Scenario, ended: Ended, number: signal.Signals, folder: Path,
-    hub: HubStandIn | None, reference: Reference, old: Tree, told: str,
-) -> str:  # fmt: skip
+    scenario: Scenario,
+    ended: Ended,
+    number: signal.Signals,
+    folder: Path,
+    hub: HubStandIn | None,
+    reference: Reference,
+    old: Tree,
+    told: str,
+) -> str:
     """What must hold right after the signal; returns the state of the output."""
     assert ended.code in (0, 128 + number), told
     assert "Traceback" not in ended.stderr and "bug in moeify" not in ended.stderr, told
@@ -223,8 +231,4 @@ def published(hub: HubStandIn) -> Tree:
     """What a visitor of the repository sees, but for what the Hub itself puts there."""
     repository = hub.repositories.get("user/moe")
     files = {} if repository is None else repository.files()
-    return {
-        name: hashlib.sha256(content).hexdigest()
-        for name, content in files.items()
-        if name != ".gitattributes"
-    }
+    return {name: hashlib.sha256(content).hexdigest() for name, content in files.items() if name != ".gitattributes"}

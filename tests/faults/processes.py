@@ -38,9 +38,13 @@ class Place:
     def variables(self) -> dict[str, str]:
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "MOEIFY_"))}
         fixed = {
-            "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "NO_COLOR": "1",
-            "COLUMNS": "120", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false",
-        }  # fmt: skip
+            "PYTHONPATH": str(REPOSITORY),
+            "OMP_NUM_THREADS": "1",
+            "NO_COLOR": "1",
+            "COLUMNS": "120",
+            "HF_HUB_OFFLINE": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+        }
         return kept | fixed | self.environment
 
 
@@ -48,9 +52,8 @@ class Running:
     """A process of its own, from the interpreter on."""
 
     def __init__(
-        self, place: Place, arguments: list[str], moment: dict[str, Any] | None = None,
-        wrapper: tuple[str, ...] = (),
-    ) -> None:  # fmt: skip
+        self, place: Place, arguments: list[str], moment: dict[str, Any] | None = None, wrapper: tuple[str, ...] = ()
+    ) -> None:
         self.started = time.perf_counter()
         variables = place.variables
         program = "moeify"
@@ -59,9 +62,13 @@ class Running:
             program = "tests.faults.child"
         self._process = subprocess.Popen(
             [*wrapper, sys.executable, "-m", program, *arguments],
-            cwd=place.folder, env=variables, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
+            cwd=place.folder,
+            env=variables,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         self.pid = self._process.pid
 
     @property
@@ -78,9 +85,7 @@ class Running:
         """Wait for the end."""
         stdout, stderr = self._process.communicate(timeout=TIMEOUT)
         seconds = time.perf_counter() - self.started
-        return Ended(
-            code=shell_code(self._process.returncode), stdout=stdout, stderr=stderr, seconds=seconds
-        )
+        return Ended(code=shell_code(self._process.returncode), stdout=stdout, stderr=stderr, seconds=seconds)
 
 
 class Nursery:
@@ -91,9 +96,13 @@ class Nursery:
         if preload is not None:
             variables["LD_PRELOAD"] = str(preload)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.faults.child", "--nursery"], cwd=REPOSITORY,
-            env=variables, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
+            [sys.executable, "-m", "tests.faults.child", "--nursery"],
+            cwd=REPOSITORY,
+            env=variables,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         assert self.line() == "ready"
 
     def line(self) -> str:
@@ -101,16 +110,18 @@ class Nursery:
         assert self._process.stdout is not None
         return self._process.stdout.readline().strip()
 
-    def start(
-        self, place: Place, arguments: list[str], moment: dict[str, Any] | None = None
-    ) -> Forked:
+    def start(self, place: Place, arguments: list[str], moment: dict[str, Any] | None = None) -> Forked:
         """Fork a child that runs a command; one at a time."""
         out = place.folder.parent / f"{place.folder.name}.stdout"
         err = place.folder.parent / f"{place.folder.name}.stderr"
         order = {
-            "cwd": str(place.folder), "environment": place.environment, "arguments": arguments,
-            "moment": moment or {}, "stdout": str(out), "stderr": str(err),
-        }  # fmt: skip
+            "cwd": str(place.folder),
+            "environment": place.environment,
+            "arguments": arguments,
+            "moment": moment or {},
+            "stdout": str(out),
+            "stderr": str(err),
+        }
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(order) + "\n")
         self._process.stdin.flush()

@@ -16,8 +16,24 @@ from tests.warming.mixtures import corpus
 
 FAMILIES = ("gpt2", "bert", "qwen2", "qwen3")
 _SHORT = ("--seq-len", "32", "--max-tokens", "2048", "--batch", "4")
-_WARM = ("--seq-len", "32", "--fit-tokens", "1024", "--eval-tokens", "256", "--batch", "2",
-         "--steps", "12", "--save-steps", "3", "--device", "cpu", "--fit", "kmeans")  # fmt: skip
+_WARM = (
+    "--seq-len",
+    "32",
+    "--fit-tokens",
+    "1024",
+    "--eval-tokens",
+    "256",
+    "--batch",
+    "2",
+    "--steps",
+    "12",
+    "--save-steps",
+    "3",
+    "--device",
+    "cpu",
+    "--fit",
+    "kmeans",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,12 +100,19 @@ def scenarios(sources: Sources) -> list[Scenario]:
             Scenario(family=family, command="upcycle", source=dense, arguments=noisy, force=True),
             Scenario(family=family, command="attach", source=moe),
             Scenario(family=family, command="extract", source=moe),
-            Scenario(family=family, command="prune", source=moe, arguments=scored, heavy=True,
-                     resumes=(".out.scores.json",)),
-            Scenario(family=family, command="warmup", source=moe, heavy=True,
-                     arguments=(*_WARM, "--dataset", text), resumes=("out.warmup",)),
+            Scenario(
+                family=family, command="prune", source=moe, arguments=scored, heavy=True, resumes=(".out.scores.json",)
+            ),
+            Scenario(
+                family=family,
+                command="warmup",
+                source=moe,
+                heavy=True,
+                arguments=(*_WARM, "--dataset", text),
+                resumes=("out.warmup",),
+            ),
             Scenario(family=family, command="push", source=moe, arguments=("user/moe",)),
-        ]  # fmt: skip
+        ]
     return found
 
 
@@ -104,7 +127,11 @@ def place_for(scenario: Scenario, folder: Path) -> Iterator[tuple[Place, HubStan
         return
     with running_hub() as hub:
         variables = {
-            "HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HOME": str(folder / "hf"),
-            "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_TELEMETRY": "1",
-        }  # fmt: skip
+            "HF_ENDPOINT": hub.url,
+            "HF_TOKEN": TOKEN,
+            "HF_HOME": str(folder / "hf"),
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_OFFLINE": "0",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+        }
         yield Place(folder=folder, environment=variables), hub

@@ -30,9 +30,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_on_the_same_output_one_wins_and_the_other_says_so(
-    scenario: Scenario, tmp_path: Path
-) -> None:
+def test_on_the_same_output_one_wins_and_the_other_says_so(scenario: Scenario, tmp_path: Path) -> None:
     (alone,) = together(scenario, tmp_path, "alone")
     assert alone.code == 0
     expected = tree(tmp_path / "alone")
@@ -49,9 +47,7 @@ def test_on_the_same_output_one_wins_and_the_other_says_so(
         shutil.rmtree(place)
 
 
-def test_with_force_the_output_is_whole_whoever_comes_last(
-    scenario: Scenario, tmp_path: Path
-) -> None:
+def test_with_force_the_output_is_whole_whoever_comes_last(scenario: Scenario, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     ended = together(scenario, tmp_path, "out", "out", "out", force=True)
     assert 0 in [process.code for process in ended]

@@ -121,11 +121,10 @@ def touch(path: Path) -> None:
         ("config.json", ("source", 1), Path.unlink, "has no config.json"),
     ],
     ids=["shrinks", "changes", "vanishes early", "vanishes late", "carried", "cut", "config"],
-)  # fmt: skip
+)
 def test_a_source_that_changes_while_it_is_read(
-    parent: Nursery, sources: Sources, tmp_path: Path, name: str, moment: tuple[str, int],
-    change: Change, reason: str,
-) -> None:  # fmt: skip
+    parent: Nursery, sources: Sources, tmp_path: Path, name: str, moment: tuple[str, int], change: Change, reason: str
+) -> None:
     """The command stops itself at an opening of a file, and goes on after the change."""
     dense = shutil.copytree(sources.dense["qwen3"], tmp_path / "dense")
     place = Place(folder=tmp_path / "place")
@@ -197,9 +196,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_file_system_that_is_really_full(
-    parent: Nursery, sources: Sources, small_disk: Path
-) -> None:
+def test_a_file_system_that_is_really_full(parent: Nursery, sources: Sources, small_disk: Path) -> None:
     def run(*options: str, moment: dict[str, object] | None = None, fill: int = 0) -> Ended:
         line = ["upcycle", str(sources.dense["qwen3"]), "out", "--experts", *options]
         running = parent.start(Place(folder=small_disk), line, moment)
@@ -213,8 +210,7 @@ def test_a_file_system_that_is_really_full(
     (small_disk.parent / "small.stdout").unlink(missing_ok=True)
     ended = run("64")
     assert "GB free" in check_refusal(ended, ended.stderr)
-    stop = {"below": ".out.moeify-partial", "event": "os.mkdir", "operation": 1,
-            "signal": signal.SIGSTOP}  # fmt: skip
+    stop = {"below": ".out.moeify-partial", "event": "os.mkdir", "operation": 1, "signal": signal.SIGSTOP}
     ended = run("2", moment=stop, fill=300_000)
     assert "no space left" in check_refusal(ended, ended.stderr)
     assert [path.name for path in small_disk.iterdir()] == ["other"]

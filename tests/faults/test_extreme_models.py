@@ -21,11 +21,15 @@ from tests.tiny import LM_HEADS, save_tiny, state
 ODD: dict[str, dict[str, Any]] = {
     "bert": {"hidden_size": 33, "num_attention_heads": 3, "intermediate_size": 47},
     "gpt2": {"n_embd": 33, "n_head": 3, "n_inner": 47},
-    "qwen2": {"hidden_size": 30, "num_attention_heads": 3, "num_key_value_heads": 3,
-              "intermediate_size": 47},
-    "qwen3": {"hidden_size": 33, "num_attention_heads": 3, "num_key_value_heads": 1,
-              "intermediate_size": 47, "head_dim": 10},
-}  # fmt: skip
+    "qwen2": {"hidden_size": 30, "num_attention_heads": 3, "num_key_value_heads": 3, "intermediate_size": 47},
+    "qwen3": {
+        "hidden_size": 33,
+        "num_attention_heads": 3,
+        "num_key_value_heads": 1,
+        "intermediate_size": 47,
+        "head_dim": 10,
+    },
+}
 ONE_LAYER = {"gpt2": {"n_layer": 1}}
 
 
@@ -85,14 +89,15 @@ def test_other_dtypes_elsewhere_are_copied_untouched(tmp_path: Path) -> None:
         "double": torch.tensor([1e-300, torch.pi, float("nan"), float("inf")], dtype=torch.float64),
         "byte8": torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn),
         "byte52": torch.arange(256, dtype=torch.uint8).view(torch.float8_e5m2),
-        "flags": torch.tensor([True, False]), "long": torch.tensor([-(2**63), 2**63 - 1]),
-        "complex": torch.tensor([1 + 2j], dtype=torch.complex64), "none": torch.zeros(0, 4),
-    }  # fmt: skip
+        "flags": torch.tensor([True, False]),
+        "long": torch.tensor([-(2**63), 2**63 - 1]),
+        "complex": torch.tensor([1 + 2j], dtype=torch.complex64),
+        "none": torch.zeros(0, 4),
+    }
     save_file(weights | extra, path)
     upcycle(dense, tmp_path / "moe", num_experts=4)
     source = read_header(path)[0]
-    held = {n: t for p in (tmp_path / "moe").glob("*.safetensors")
-            for n, t in read_header(p)[0].items()}  # fmt: skip
+    held = {n: t for p in (tmp_path / "moe").glob("*.safetensors") for n, t in read_header(p)[0].items()}
     for name in extra:
         copy = held[name if name in held else f"transformer.{name}"]
         assert (copy.dtype, copy.shape) == (source[name].dtype, source[name].shape)
@@ -129,23 +134,22 @@ def huge(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with open(folder / "model.safetensors", "wb") as file:
         file.write(header)
         os.truncate(file.fileno(), len(header) + sum(tensor_nbytes(d, s) for _, d, s in listed))
-    config = {**CONFIG, "num_hidden_layers": LAYERS, "num_experts_per_tok": 1,
-              "num_attention_heads": 2, "vocab_size": 1000}  # fmt: skip
+    config = {
+        **CONFIG,
+        "num_hidden_layers": LAYERS,
+        "num_experts_per_tok": 1,
+        "num_attention_heads": 2,
+        "vocab_size": 1000,
+    }
     (folder / "config.json").write_text(json.dumps(config))
     return folder
 
 
-@pytest.mark.parametrize(
-    ("command", "limit"),
-    [(["inspect"], 60), (["prune", "--keep", "1", "--by", "random"], 100)],
-)  # fmt: skip
-def test_20_gigabytes_in_little_memory(
-    huge: Path, tmp_path: Path, command: list[str], limit: int
-) -> None:
+@pytest.mark.parametrize(("command", "limit"), [(["inspect"], 60), (["prune", "--keep", "1", "--by", "random"], 100)])
+def test_20_gigabytes_in_little_memory(huge: Path, tmp_path: Path, command: list[str], limit: int) -> None:
     assert (huge / "model.safetensors").stat().st_size > 20e9
     assert (huge / "model.safetensors").stat().st_blocks * 512 < 10e6
-    line = [command[0], str(huge), *([str(tmp_path / "out")] if len(command) > 1 else []),
-            *command[1:]]  # fmt: skip
+    line = [command[0], str(huge), *([str(tmp_path / "out")] if len(command) > 1 else []), *command[1:]]
     done = subprocess.run([sys.executable, "-c", _PEAK, *line], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout.splitlines()[-1]) <= limit

@@ -16,8 +16,7 @@ def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny(tmp_path_factory.mktemp("limits") / "dense", "gpt2")
 
 
-NAMES = ["with space", "ünïcode-\u6a21\u578b", "e\u0301", "-x", "it's", "a\nb", ".hidden",
-         "x" * 200, "\u6a21" * 70]  # fmt: skip
+NAMES = ["with space", "ünïcode-\u6a21\u578b", "e\u0301", "-x", "it's", "a\nb", ".hidden", "x" * 200, "\u6a21" * 70]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -30,9 +29,7 @@ def test_folders_of_any_name(dense: Path, tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["x" * 255, "x" * 245, "\u6a21" * 85])
-def test_an_output_whose_stage_would_be_too_long_is_refused(
-    dense: Path, tmp_path: Path, name: str
-) -> None:
+def test_an_output_whose_stage_would_be_too_long_is_refused(dense: Path, tmp_path: Path, name: str) -> None:
     done = moeify("upcycle", dense, tmp_path / "to" / name)
     assert done.code == 1 and "shorter name" in done.err, done.text
     assert not (tmp_path / "to").exists()
@@ -58,8 +55,7 @@ def test_the_folder_one_is_in(dense: Path, tmp_path: Path, monkeypatch: pytest.M
 def test_odd_files_beside_the_weights(dense: Path, tmp_path: Path) -> None:
     source = tmp_path / "dense"
     shutil.copytree(dense, source)
-    names = {*(f"{name}.txt" for name in NAMES), "x" * 251 + ".txt", "Tokenizer.json",
-             "TOKENIZER.json"}  # fmt: skip
+    names = {*(f"{name}.txt" for name in NAMES), "x" * 251 + ".txt", "Tokenizer.json", "TOKENIZER.json"}
     for name in names:
         (source / name).write_bytes(b"" if name != "e\u0301.txt" else b"x")
     assert moeify("upcycle", source, tmp_path / "out").code == 0

@@ -71,13 +71,9 @@ _CONFIGS = st.fixed_dictionaries(
 )
 
 
-@settings(
-    max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
-)
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(document=st.one_of(_CONFIGS, st.dictionaries(_NAMED, _ANY)), choice=st.randoms())
-def test_generated_documents(
-    bench: Bench, seeds: list[Seed], document: object, choice: random.Random
-) -> None:
+def test_generated_documents(bench: Bench, seeds: list[Seed], document: object, choice: random.Random) -> None:
     bench.tally.failures.clear()
     plain = [s for s in seeds if s.target in ("config.json", INDEX, "moeify.json", "scores.json")]
     seed = choice.choice(plain)
@@ -109,7 +105,7 @@ def test_generated_documents(
         ("tokenizer_config.json", {"model_max_length": "long"}, "tokenizer"),
         ("tokenizer_config.json", {"added_tokens_decoder": "x"}, "tokenizer"),
     ],
-)  # fmt: skip
+)
 def test_found_by_fuzzing(
     seeds: list[Seed], tmp_path: Path, target: str, change: dict[str, object], said: str
 ) -> None:
@@ -119,11 +115,10 @@ def test_found_by_fuzzing(
     text = seeds[0].folder.parent / "text.txt"
     out = tmp_path / "out"
     lines: dict[str, list[object]] = {
-        "scores.json": ["prune", folder, out, "--keep", 2, "--by", "reap", "--scores",
-                        folder / target],
+        "scores.json": ["prune", folder, out, "--keep", 2, "--by", "reap", "--scores", folder / target],
         "tokenizer.json": ["warmup", folder, out, "--dataset", text],
         "tokenizer_config.json": ["prune", folder, out, "--keep", 2, "--dataset", text],
-    }  # fmt: skip
+    }
     done = moeify(*lines.get(target, ["prune", folder, out, "--keep", 2, "--by", "random"]))
     assert done.code == 1 and "bug in moeify" not in done.err, done.text
     assert said in done.err and not out.exists()
@@ -133,8 +128,12 @@ def test_found_by_fuzzing(
 @pytest.mark.parametrize(
     ("name", "command", "change", "said"),
     [
-        ("gpt2", "verify", {"model_type": "llama4_text", "architectures": ["Llama4ForCausalLM"]},
-         "a model of more than"),
+        (
+            "gpt2",
+            "verify",
+            {"model_type": "llama4_text", "architectures": ["Llama4ForCausalLM"]},
+            "a model of more than",
+        ),
         ("gpt2", "verify", {"n_inner": 50_000_000}, "a model of more than"),
         ("qwen3", "upcycle --router", {"model_type": "llama4_text"}, "not supported"),
         ("qwen3", "upcycle --router", {"head_dim": 50_000_000}, "config.json says [2000"),
@@ -148,7 +147,7 @@ def test_found_by_fuzzing(
         ("gpt2-moe", "warmup", {"embd_pdrop": float("nan")}, "cannot run: dropout"),
         ("gpt2-moe", "prune --dataset", {"embd_pdrop": float("nan")}, "cannot run: dropout"),
     ],
-)  # fmt: skip
+)
 def test_models_that_cannot_be_made_or_run(
     bench: Bench, seeds: list[Seed], name: str, command: str, change: dict[str, object], said: str
 ) -> None:
@@ -167,8 +166,7 @@ def test_a_router_of_another_shape_is_a_finding(seeds: list[Seed], tmp_path: Pat
     folder = copied(seeds, "scored", tmp_path)
     for path in folder.glob("*.safetensors"):
         stored = sorted(read_header(path)[0].values(), key=lambda t: t.start)
-        listed = [(t.name, t.dtype, (t.elements,) if t.name.endswith("router.weight") else t.shape)
-                  for t in stored]  # fmt: skip
+        listed = [(t.name, t.dtype, (t.elements,) if t.name.endswith("router.weight") else t.shape) for t in stored]
         path.write_bytes(encode_header(listed) + path.read_bytes()[stored[0].start :])
     done = moeify("inspect", folder, "--weights", "--json")
     assert done.code == 3, done.text
@@ -179,17 +177,19 @@ def test_a_router_of_another_shape_is_a_finding(seeds: list[Seed], tmp_path: Pat
 @pytest.mark.parametrize(
     ("name", "command", "target", "change", "said"),
     [
-        ("qwen2", "upcycle --router", "tokenizer_config.json", {"model_max_length": "long"},
-         "cannot read the text"),
-        ("qwen2-moe", "warmup", "tokenizer.json", {"model": {
-            "type": "WordLevel", "vocab": {"[UNK]": 1, "the": 1 << 31}, "unk_token": "[UNK]"}},
-         "makes token 2147483648"),
+        ("qwen2", "upcycle --router", "tokenizer_config.json", {"model_max_length": "long"}, "cannot read the text"),
+        (
+            "qwen2-moe",
+            "warmup",
+            "tokenizer.json",
+            {"model": {"type": "WordLevel", "vocab": {"[UNK]": 1, "the": 1 << 31}, "unk_token": "[UNK]"}},
+            "makes token 2147483648",
+        ),
     ],
-)  # fmt: skip
+)
 def test_tokenizers_that_cannot_read_a_text(
-    bench: Bench, seeds: list[Seed], name: str, command: str, target: str,
-    change: dict[str, object], said: str,
-) -> None:  # fmt: skip
+    bench: Bench, seeds: list[Seed], name: str, command: str, target: str, change: dict[str, object], said: str
+) -> None:
     seed = next(s for s in seeds if s.folder.name == name and s.target == target)
     document = json.loads((seed.folder / target).read_text()) | change
     bench.lay(seed, json.dumps(document).encode())

@@ -53,18 +53,21 @@ def _commands(checkpoint: Path) -> list[list[object]]:
     if (checkpoint / "moeify.json").exists():
         small = ["--max-tokens", 200, "--seq-len", 16]
         return [
-            ["inspect", checkpoint], ["inspect", checkpoint, "--weights"],
+            ["inspect", checkpoint],
+            ["inspect", checkpoint, "--weights"],
             ["inspect", checkpoint, "--dataset", text, *small],
-            ["attach", checkpoint, out], ["extract", checkpoint, out, "--expert", 1],
+            ["attach", checkpoint, out],
+            ["extract", checkpoint, out, "--expert", 1],
             ["prune", checkpoint, out, "--keep", 2, "--by", "random"],
             ["prune", checkpoint, out, "--keep", 2, "--dataset", text, *small],
             ["warmup", checkpoint, out, "--dataset", text, "--steps", 0, "--seq-len", 16],
-        ]  # fmt: skip
+        ]
     return [
-        ["inspect", checkpoint], ["upcycle", checkpoint, out],
+        ["inspect", checkpoint],
+        ["upcycle", checkpoint, out],
         ["upcycle", checkpoint, "--dry-run"],
         ["verify", checkpoint, checkpoint, "--text", text, "--seq-len", 8],
-    ]  # fmt: skip
+    ]
 
 
 def harmless(checkpoint: Path, *, loading: bool) -> None:
@@ -81,9 +84,19 @@ def harmless(checkpoint: Path, *, loading: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["../../elsewhere/secret", "{absolute}", "a/../../../elsewhere/secret", "..\\secret",
-             "link", "/dev/zero", "x" * 300, "e" * 300 + "/" + "f" * 300, "sub"],
-)  # fmt: skip
+    "name",
+    [
+        "../../elsewhere/secret",
+        "{absolute}",
+        "a/../../../elsewhere/secret",
+        "..\\secret",
+        "link",
+        "/dev/zero",
+        "x" * 300,
+        "e" * 300 + "/" + "f" * 300,
+        "sub",
+    ],
+)
 def test_an_index_leads_nowhere_else(checkpoint: Path, tmp_path: Path, name: str) -> None:
     outside = tmp_path / "elsewhere" / "secret"
     outside.parent.mkdir()
@@ -101,12 +114,21 @@ def test_an_index_leads_nowhere_else(checkpoint: Path, tmp_path: Path, name: str
 
 @pytest.mark.parametrize("kind", ["link", "pipe", "device", "socket", "folder", "dangling"])
 @pytest.mark.parametrize(
-    "name", ["config.json", WEIGHTS, INDEX, "moeify.json", "README.md", "tokenizer.json",
-             "tokenizer_config.json", "generation_config.json", "notes.txt", "scores.json"],
-)  # fmt: skip
-def test_no_file_is_anything_but_a_file(
-    checkpoint: Path, tmp_path: Path, name: str, kind: str
-) -> None:
+    "name",
+    [
+        "config.json",
+        WEIGHTS,
+        INDEX,
+        "moeify.json",
+        "README.md",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "generation_config.json",
+        "notes.txt",
+        "scores.json",
+    ],
+)
+def test_no_file_is_anything_but_a_file(checkpoint: Path, tmp_path: Path, name: str, kind: str) -> None:
     (tmp_path / "secret").write_text(f"---\nlicense: {SECRET}\n---\n{SECRET}")
     path = checkpoint / name
     path.unlink(missing_ok=True)
@@ -138,8 +160,9 @@ def test_text_comes_from_files_only(work: Path, tmp_path: Path) -> None:
         done = moeify("warmup", work / "moe", tmp_path / "out", "--dataset", text)
         assert done.code == 1 and "bug" not in done.err, done.text
     for name in ("pipe", "absent"):
-        done = moeify("prune", work / "moe", tmp_path / "out", "--keep", 2, "--by", "reap",
-                      "--scores", tmp_path / name)  # fmt: skip
+        done = moeify(
+            "prune", work / "moe", tmp_path / "out", "--keep", 2, "--by", "reap", "--scores", tmp_path / name
+        )
         assert done.code == 1 and "bug" not in done.err, done.text
 
 
@@ -161,12 +184,20 @@ def test_an_archive_for_a_text_leads_nowhere_else(work: Path, tmp_path: Path, ki
                 entry = tarfile.TarInfo(name)
                 entry.size = len(content)
                 file.addfile(entry, io.BytesIO(content))
-    line = [sys.executable, "-m", "moeify", "inspect", str(work / "moe"), "--dataset", "text.txt",
-            "--max-tokens", "100"]  # fmt: skip
+    line = [
+        sys.executable,
+        "-m",
+        "moeify",
+        "inspect",
+        str(work / "moe"),
+        "--dataset",
+        "text.txt",
+        "--max-tokens",
+        "100",
+    ]
     done = subprocess.run(
-        line, cwd=tmp_path, env={**os.environ, "HF_HOME": str(tmp_path / "hf")},
-        capture_output=True, text=True,
-    )  # fmt: skip
+        line, cwd=tmp_path, env={**os.environ, "HF_HOME": str(tmp_path / "hf")}, capture_output=True, text=True
+    )
     assert done.returncode in (0, 1, 3) and "bug in moeify" not in done.stderr, done.stderr
     unpacked = tmp_path / "hf" / "datasets" / "downloads" / "extracted"
     assert unpacked.is_dir()

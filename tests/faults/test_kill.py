@@ -25,12 +25,17 @@ def find(sources: Sources, name: str) -> Scenario:
 
 @pytest.mark.parametrize(
     ("name", "moments"),
-    [("upcycle qwen3", 3), ("upcycle gpt2 --force", 3), ("attach gpt2", 3), ("extract qwen3", 3),
-     ("prune qwen3", 1), ("warmup gpt2", 2), ("push qwen3", 2)],
-)  # fmt: skip
-def test_a_kill_at_any_moment_loses_nothing(
-    sources: Sources, striker: Striker, name: str, moments: int
-) -> None:
+    [
+        ("upcycle qwen3", 3),
+        ("upcycle gpt2 --force", 3),
+        ("attach gpt2", 3),
+        ("extract qwen3", 3),
+        ("prune qwen3", 1),
+        ("warmup gpt2", 2),
+        ("push qwen3", 2),
+    ],
+)
+def test_a_kill_at_any_moment_loses_nothing(sources: Sources, striker: Striker, name: str, moments: int) -> None:
     for number in range(moments):
         striker.strike(find(sources, name), random.Random(f"{name}/{number}"))
 
@@ -65,9 +70,7 @@ def test_a_kill_between_the_two_renames_of_force(sources: Sources, tmp_path: Pat
     assert not moeify.inspect(tmp_path / "out").problems
 
 
-def test_a_kill_while_layers_are_evaluated_one_by_one(
-    sources: Sources, parent: Nursery, tmp_path: Path
-) -> None:
+def test_a_kill_while_layers_are_evaluated_one_by_one(sources: Sources, parent: Nursery, tmp_path: Path) -> None:
     """What layers give lies in the staging folder; it once lay beside the source, and stayed."""
     scenario, place = find(sources, "prune qwen3"), Place(folder=tmp_path / "place")
     place.folder.mkdir()
@@ -83,9 +86,7 @@ def test_a_kill_while_layers_are_evaluated_one_by_one(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_kill_while_a_model_is_loaded(
-    sources: Sources, tmp_path: Path, number: signal.Signals
-) -> None:
+def test_a_kill_while_a_model_is_loaded(sources: Sources, tmp_path: Path, number: signal.Signals) -> None:
     """The temporary folder goes; what SIGKILL leaves are links and settings, never weights."""
     place = Place(folder=tmp_path, environment={"TMPDIR": str(tmp_path / "temporary")})
     (tmp_path / "temporary").mkdir()
@@ -99,9 +100,7 @@ def test_a_kill_while_a_model_is_loaded(
 
 
 @pytest.mark.parametrize("event", ["os.rename", "shutil.rmtree"])
-def test_a_second_signal_does_not_interrupt_the_clean_up(
-    sources: Sources, tmp_path: Path, event: str
-) -> None:
+def test_a_second_signal_does_not_interrupt_the_clean_up(sources: Sources, tmp_path: Path, event: str) -> None:
     """The first one comes while weights are written, the second in what it causes."""
     scenario = find(sources, "extract qwen3")
     here = str(tmp_path)

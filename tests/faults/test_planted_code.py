@@ -17,8 +17,7 @@ from tests.faults.in_process import moeify
 from tests.faults.words import write_tokenizer
 from tests.tiny import save_tiny
 
-AUTO = ("AutoConfig", "AutoModel", "AutoModelForCausalLM", "AutoModelForMaskedLM", "AutoTokenizer",
-        "AutoProcessor")  # fmt: skip
+AUTO = ("AutoConfig", "AutoModel", "AutoModelForCausalLM", "AutoModelForMaskedLM", "AutoTokenizer", "AutoProcessor")
 
 
 class Payload:
@@ -45,30 +44,58 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def plant(folder: Path, mark: Path) -> None:
     """Code in every place where transformers, datasets or torch would look for some."""
     source = f"import os\nos.makedirs({str(mark)!r}, exist_ok=True)\nclass Evil: pass\n"
-    for name in ("evil.py", "modeling_gpt2_moe.py", "modeling_bert_moe.py", "moe_layers.py",
-                 "configuration_gpt2_moe.py", "tokenization_evil.py", "__init__.py", "conftest.py",
-                 "sitecustomize.py", "setup.py", "moeify.py", "custom_generate/generate.py",
-                 "text.py", "json.py", "0_Evil/evil.py"):  # fmt: skip
+    for name in (
+        "evil.py",
+        "modeling_gpt2_moe.py",
+        "modeling_bert_moe.py",
+        "moe_layers.py",
+        "configuration_gpt2_moe.py",
+        "tokenization_evil.py",
+        "__init__.py",
+        "conftest.py",
+        "sitecustomize.py",
+        "setup.py",
+        "moeify.py",
+        "custom_generate/generate.py",
+        "text.py",
+        "json.py",
+        "0_Evil/evil.py",
+    ):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(source)
-    named = {"auto_map": dict.fromkeys(AUTO, "evil.Evil") | {
-                 "AutoTokenizer": ["evil.Evil", "evil.Evil"]},
-             "custom_pipelines": {"x": {"impl": "evil.Evil", "pt": ["AutoModel"]}},
-             "attn_implementation": "someone/evil-kernel",
-             "_attn_implementation": "someone/evil-kernel"}  # fmt: skip
-    for kind in ("config", "tokenizer_config", "generation_config", "preprocessor_config",
-                 "processor_config", "0_Evil/config"):  # fmt: skip
+    named = {
+        "auto_map": dict.fromkeys(AUTO, "evil.Evil") | {"AutoTokenizer": ["evil.Evil", "evil.Evil"]},
+        "custom_pipelines": {"x": {"impl": "evil.Evil", "pt": ["AutoModel"]}},
+        "attn_implementation": "someone/evil-kernel",
+        "_attn_implementation": "someone/evil-kernel",
+    }
+    for kind in (
+        "config",
+        "tokenizer_config",
+        "generation_config",
+        "preprocessor_config",
+        "processor_config",
+        "0_Evil/config",
+    ):
         name = f"{kind}.json"
         found = json.loads((folder / name).read_text()) if (folder / name).exists() else {}
         (folder / name).write_text(json.dumps({**found, **named}))
-    (folder / "adapter_config.json").write_text(json.dumps(
-        {"peft_type": "LORA", "base_model_name_or_path": str(folder), "auto_mapping": None}
-    ))  # fmt: skip
-    for name in ("pytorch_model.bin", "training_args.bin", "optimizer.pt",
-                 "scheduler.pt", "rng_state.pth", "model.pkl", "tokenizer.pickle", "x.joblib",
-                 "0_Evil/x.pkl", "scores.pkl"):  # fmt: skip
-        (folder / name).write_bytes(_torch_file(mark) if "model" in name else pickle.dumps(
-            Payload(mark)))  # fmt: skip
+    (folder / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "base_model_name_or_path": str(folder), "auto_mapping": None})
+    )
+    for name in (
+        "pytorch_model.bin",
+        "training_args.bin",
+        "optimizer.pt",
+        "scheduler.pt",
+        "rng_state.pth",
+        "model.pkl",
+        "tokenizer.pickle",
+        "x.joblib",
+        "0_Evil/x.pkl",
+        "scores.pkl",
+    ):
+        (folder / name).write_bytes(_torch_file(mark) if "model" in name else pickle.dumps(Payload(mark)))
     np.savez(folder / "scores.npz", x=np.array([Payload(mark)], dtype=object))
 
 
@@ -110,10 +137,9 @@ def test_no_command_runs_or_carries_code(
         ["extract", moe, out, "--expert", 1],
         ["prune", moe, out, "--keep", 2, "--dataset", text, *small],
         ["prune", moe, out, "--keep", 1, "--dense", "--by", "random"],
-        ["warmup", moe, out, "--dataset", text, "--steps", 1, "--seq-len", 16, "--reference", dense,
-         "--batch", 2],
+        ["warmup", moe, out, "--dataset", text, "--steps", 1, "--seq-len", 16, "--reference", dense, "--batch", 2],
         ["verify", dense, moe, "--text", text, "--seq-len", 8],
-    ):  # fmt: skip
+    ):
         done = moeify(*line)
         assert done.code == 0 or (line[0], done.code) == ("inspect", 3), done.text
         assert not mark.exists(), f"{line[0]} ran the payload"
@@ -144,8 +170,9 @@ def test_a_pickle_or_script_is_no_scores_and_no_dataset(work: Path, tmp_path: Pa
     mark = tmp_path / "mark"
     plant(tmp_path, mark)
     for name in ("scores.pkl", "scores.npz"):
-        done = moeify("prune", work / "gpt2-moe", tmp_path / "out", "--keep", 2, "--by", "reap",
-                      "--scores", tmp_path / name)  # fmt: skip
+        done = moeify(
+            "prune", work / "gpt2-moe", tmp_path / "out", "--keep", 2, "--by", "reap", "--scores", tmp_path / name
+        )
         assert done.code == 1 and not mark.exists(), done.text
     for name in ("evil.py", ".", "model.pkl", "scores.npz", "pytorch_model.bin"):
         done = moeify("warmup", work / "gpt2-moe", tmp_path / "out", "--dataset", tmp_path / name)
@@ -169,15 +196,22 @@ def test_a_class_that_only_the_code_defines_is_refused(work: Path, tmp_path: Pat
     shutil.copytree(work / "gpt2-moe", folder)
     plant(folder, mark)
     config = json.loads((folder / "config.json").read_text())
-    for changed in ({"model_type": "evil"}, {"architectures": ["Evil"]},
-                    {"architectures": ["AutoModel"]}, {"architectures": ["pipeline"]}):  # fmt: skip
+    for changed in (
+        {"model_type": "evil"},
+        {"architectures": ["Evil"]},
+        {"architectures": ["AutoModel"]},
+        {"architectures": ["pipeline"]},
+    ):
         (folder / "config.json").write_text(json.dumps(config | changed))
         done = moeify("verify", work / "gpt2", folder)
         assert done.code == 1 and "bug" not in done.err, done.text
     (folder / "config.json").write_text(json.dumps(config))
     settings = json.loads((folder / "tokenizer_config.json").read_text())
-    for changed in ({"tokenizer_class": "Evil"}, {"tokenizer_file": "/etc/passwd"},
-                    {"vocab_file": "/etc/passwd", "tokenizer_class": "BertTokenizer"}):  # fmt: skip
+    for changed in (
+        {"tokenizer_class": "Evil"},
+        {"tokenizer_file": "/etc/passwd"},
+        {"vocab_file": "/etc/passwd", "tokenizer_class": "BertTokenizer"},
+    ):
         (folder / "tokenizer_config.json").write_text(json.dumps(settings | changed))
         done = moeify("inspect", folder, "--dataset", work / "text.txt", "--seq-len", 16)
         assert done.code in (0, 1, 3) and "bug" not in done.err, done.text

@@ -23,19 +23,43 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
-def test_no_command_says_or_writes_who_and_where(
-    home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_command_says_or_writes_who_and_where(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     models, text = home / "models", home / "text.txt"
     dense, moe = models / "dense", models / "moe"
     printed = [
         moeify("upcycle", dense, moe, "--experts", 4),
-        moeify("warmup", moe, models / "warm", "--dataset", text, "--steps", 1, "--reference",
-               dense, "--seq-len", 16, "--batch", 2, "--plot", home / "plot.svg"),
-        moeify("prune", moe, models / "half", "--keep", 2, "--dataset", text, "--seq-len",
-               16, "--scores", home / "scores.json"),
+        moeify(
+            "warmup",
+            moe,
+            models / "warm",
+            "--dataset",
+            text,
+            "--steps",
+            1,
+            "--reference",
+            dense,
+            "--seq-len",
+            16,
+            "--batch",
+            2,
+            "--plot",
+            home / "plot.svg",
+        ),
+        moeify(
+            "prune",
+            moe,
+            models / "half",
+            "--keep",
+            2,
+            "--dataset",
+            text,
+            "--seq-len",
+            16,
+            "--scores",
+            home / "scores.json",
+        ),
         moeify("verify", dense, moe, "--text", text, "--seq-len", 8),
         moeify("inspect", moe, "--html", home / "page.html", "--weights"),
         moeify("push", models / "half", "me/x"),
@@ -44,7 +68,7 @@ def test_no_command_says_or_writes_who_and_where(
         moeify("inspect", home),
         moeify("attach", dense),
         moeify("upcycle", dense, models / "wide", "--layers", "99"),
-    ]  # fmt: skip
+    ]
     assert [done.code for done in printed] == [0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1]
     for done in printed:
         assert USER not in done.text and TOKEN not in done.text, done.text
@@ -59,16 +83,24 @@ def test_options_are_recorded_without_paths_and_tokens(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "text.txt").write_text("x")
     options = {
-        "dataset": str(tmp_path / "data" / "text.txt"), "dense": "~/dense", "hub": "user/name",
-        "list": [Path("/a/b"), f"x {TOKEN} y"], "inner": {"path": "../secret/place"}, "n": 3,
-    }  # fmt: skip
+        "dataset": str(tmp_path / "data" / "text.txt"),
+        "dense": "~/dense",
+        "hub": "user/name",
+        "list": [Path("/a/b"), f"x {TOKEN} y"],
+        "inner": {"path": "../secret/place"},
+        "n": 3,
+    }
     step = Step(command="upcycle", options=options, results={})
     Record(source="dense", steps=(step,)).write(tmp_path)
     found = json.loads((tmp_path / "moeify.json").read_text())["steps"][0]["options"]
     assert found == {
-        "dataset": "text.txt", "dense": "dense", "hub": "user/name", "list": ["b", "x hf_*** y"],
-        "inner": {"path": "place"}, "n": 3,
-    }  # fmt: skip
+        "dataset": "text.txt",
+        "dense": "dense",
+        "hub": "user/name",
+        "list": ["b", "x hf_*** y"],
+        "inner": {"path": "place"},
+        "n": 3,
+    }
 
 
 def test_only_the_home_folder_itself_is_shortened(monkeypatch: pytest.MonkeyPatch) -> None:

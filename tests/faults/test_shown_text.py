@@ -16,11 +16,28 @@ from tests.tiny import save_tiny, state
 
 SCRIPT = "<script>alert(1)</script>"
 NASTY = [
-    SCRIPT, "\x1b[2J\x1b[31mred", "\x1b]0;title\x07", "\x9b31m", "[bold red]x[/]", "[/]", "x\\",
-    "a\nerror: all is lost", "a\rb", "\u202egnp.exe", "\u200b\ufeff", "`| x | y |`",
-    "'><img src=x>", "$\\frac{$",
-    "]]>", "{{7*7}}", "${x}", ":warning:", "\u2028", "---\nlicense: mit\n---", "x" * 900,
-]  # fmt: skip
+    SCRIPT,
+    "\x1b[2J\x1b[31mred",
+    "\x1b]0;title\x07",
+    "\x9b31m",
+    "[bold red]x[/]",
+    "[/]",
+    "x\\",
+    "a\nerror: all is lost",
+    "a\rb",
+    "\u202egnp.exe",
+    "\u200b\ufeff",
+    "`| x | y |`",
+    "'><img src=x>",
+    "$\\frac{$",
+    "]]>",
+    "{{7*7}}",
+    "${x}",
+    ":warning:",
+    "\u2028",
+    "---\nlicense: mit\n---",
+    "x" * 900,
+]
 
 
 def safe(done: Done) -> None:
@@ -74,9 +91,7 @@ def test_a_record_breaks_out_of_no_card(work: Path, tmp_path: Path) -> None:
     nasty = "\n".join(NASTY)
     options = {nasty: nasty, "list": NASTY, "inner": {nasty: nasty}}
     step = {"command": nasty, "options": options, "results": options, "versions": {nasty: nasty}}
-    (folder / "moeify.json").write_text(
-        json.dumps({"source": nasty, "revision": nasty, "steps": [step]})
-    )
+    (folder / "moeify.json").write_text(json.dumps({"source": nasty, "revision": nasty, "steps": [step]}))
     license_text = "mit\n---\n# forged"
     (folder / "README.md").write_text(
         f"---\nlicense: {json.dumps(license_text)}\nlanguage: [en, {json.dumps(SCRIPT)}]\n"
@@ -96,8 +111,21 @@ def test_pages_and_pictures(work: Path, tmp_path: Path) -> None:
     folder = tmp_path / SCRIPT.replace("/", "")
     shutil.copytree(work / "moe", folder)
     page, plot = tmp_path / "page.html", tmp_path / "plot.svg"
-    done = moeify("inspect", folder, "--dataset", work / "text.jsonl", "--domain-column", "kind",
-                  "--seq-len", 16, "--html", page, "--plot", plot, "--vocabulary")  # fmt: skip
+    done = moeify(
+        "inspect",
+        folder,
+        "--dataset",
+        work / "text.jsonl",
+        "--domain-column",
+        "kind",
+        "--seq-len",
+        16,
+        "--html",
+        page,
+        "--plot",
+        plot,
+        "--vocabulary",
+    )
     safe(done)
     text = page.read_text()
     body = text[text.index("<body>") :]

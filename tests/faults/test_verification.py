@@ -36,13 +36,16 @@ def flip(path: Path, place: int, bit: int = 3) -> None:
 
 
 def damaged_while_writing(
-    parent: Nursery, scenario: Scenario, folder: Path, damage: Callable[[Path], object], *more: str,
+    parent: Nursery,
+    scenario: Scenario,
+    folder: Path,
+    damage: Callable[[Path], object],
+    *more: str,
     before: str = "config.json",
-) -> Ended:  # fmt: skip
+) -> Ended:
     """Let ``damage`` befall the staging folder before a file is opened that follows the weights."""
     folder.mkdir()
-    stop = {"below": f".out.moeify-partial/{before}", "event": "open", "operation": 1,
-            "signal": signal.SIGSTOP}  # fmt: skip
+    stop = {"below": f".out.moeify-partial/{before}", "event": "open", "operation": 1, "signal": signal.SIGSTOP}
     running = parent.start(Place(folder=folder), scenario.line("out", *more), stop)
     stopped(running.pid)
     damage(folder / ".out.moeify-partial")
@@ -76,9 +79,16 @@ def test_a_bit_that_flips_after_the_sums_is_found_by_verify(
 
 @pytest.mark.parametrize(
     ("command", "what"),
-    [("upcycle", "header"), ("upcycle", "size"), ("upcycle", "gone"), ("extract", "header"),
-     ("attach", "header"), ("prune", "header"), ("warmup", "header")],
-)  # fmt: skip
+    [
+        ("upcycle", "header"),
+        ("upcycle", "size"),
+        ("upcycle", "gone"),
+        ("extract", "header"),
+        ("attach", "header"),
+        ("prune", "header"),
+        ("warmup", "header"),
+    ],
+)
 def test_structure_is_always_checked(
     parent: Nursery, sources: Sources, tmp_path: Path, command: str, what: str
 ) -> None:
@@ -154,9 +164,11 @@ def test_damage_that_comes_later_is_found(parent: Nursery, summed: Path, tmp_pat
     assert ended.code == 3
     found = {(p["kind"], p["message"].split()[0]) for p in json.loads(ended.stdout)["problems"]}
     assert found == {
-        ("checksum", weights.name), ("checksum", "tokenizer.json"), ("checksum", "vocab.json"),
+        ("checksum", weights.name),
+        ("checksum", "tokenizer.json"),
+        ("checksum", "vocab.json"),
         ("missing_file", "generation_config.json"),
-    }  # fmt: skip
+    }
     assert parent.start(place, ["inspect", str(folder), "-q"]).wait().code == 0
 
 
@@ -169,17 +181,13 @@ def test_a_source_that_rotted_is_not_linked_with_checksum(summed: Path, tmp_path
     assert [path.name for path in tmp_path.iterdir()] == ["moe"]
 
 
-def test_a_checkpoint_without_checksums_cannot_be_verified(
-    parent: Nursery, sources: Sources, tmp_path: Path
-) -> None:
+def test_a_checkpoint_without_checksums_cannot_be_verified(parent: Nursery, sources: Sources, tmp_path: Path) -> None:
     line = ["inspect", str(sources.dense["qwen3"]), "--verify"]
     ended = parent.start(Place(folder=tmp_path), line).wait()
     assert "holds no checksums" in check_refusal(ended, ended.stderr)
 
 
-@pytest.mark.parametrize(
-    "files", [[], {"a": 1}, {"a": {"bytes": "x"}}, {"a": {"bytes": 1, "sha256": "zz"}}]
-)
+@pytest.mark.parametrize("files", [[], {"a": 1}, {"a": {"bytes": "x"}}, {"a": {"bytes": 1, "sha256": "zz"}}])
 def test_a_list_of_files_in_another_form(summed: Path, tmp_path: Path, files: object) -> None:
     folder = shutil.copytree(summed, tmp_path / "moe")
     document = json.loads((folder / "moeify.json").read_text()) | {"files": files}

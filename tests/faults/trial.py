@@ -24,13 +24,27 @@ from tests.faults.hostile_seeds import Seed
 LIMIT_SECONDS = 5.0
 LIMIT_WAIT = 120.0
 LIMIT_BYTES = 100_000_000
-HEADERS = ("inspect", "inspect --json", "upcycle --dry-run", "upcycle", "attach", "extract",
-           "prune", "prune --dense", "inspect --weights", "inspect --verify")  # fmt: skip
+HEADERS = (
+    "inspect",
+    "inspect --json",
+    "upcycle --dry-run",
+    "upcycle",
+    "attach",
+    "extract",
+    "prune",
+    "prune --dense",
+    "inspect --weights",
+    "inspect --verify",
+)
 SCORED = ("prune --scores",)
-LOADING = {"dense": ("verify", "upcycle --router"),
-           "moe": ("verify", "inspect --dataset", "warmup", "prune --dataset")}  # fmt: skip
-PROMPTS = {"cat": ["the cat sat on the mat 1", "the cat 2 sat on the mat"],
-           "mat": ["mat 3 on the cat sat", "on the mat 4 9 16"]}  # fmt: skip
+LOADING = {
+    "dense": ("verify", "upcycle --router"),
+    "moe": ("verify", "inspect --dataset", "warmup", "prune --dataset"),
+}
+PROMPTS = {
+    "cat": ["the cat sat on the mat 1", "the cat 2 sat on the mat"],
+    "mat": ["mat 3 on the cat sat", "on the mat 4 9 16"],
+}
 _COMMAND: Any = typer.main.get_command(app)
 
 
@@ -68,9 +82,21 @@ def arguments(command: str, folder: Path, output: Path, text: Path, dense: Path)
         case "upcycle" | "attach":
             said += [str(output), *(["--experts", "4"] if word == "upcycle" else [])]
         case "upcycle --router":
-            said += [str(output), "--experts-from", f"{dense},{dense}", "--labels", "cat,mat",
-                     option, "prompts", "--prompts", str(text.with_name("prompts.json")),
-                     "--seq-len", "8", "--fit-tokens", "100"]  # fmt: skip
+            said += [
+                str(output),
+                "--experts-from",
+                f"{dense},{dense}",
+                "--labels",
+                "cat,mat",
+                option,
+                "prompts",
+                "--prompts",
+                str(text.with_name("prompts.json")),
+                "--seq-len",
+                "8",
+                "--fit-tokens",
+                "100",
+            ]
         case "upcycle --dry-run":
             said += ["--experts", "4", option]
         case "extract":
@@ -80,26 +106,27 @@ def arguments(command: str, folder: Path, output: Path, text: Path, dense: Path)
         case "prune --dense":
             said += [str(output), "--keep", "1", "--by", "aimer", option]
         case "prune --scores":
-            said += [
-                str(output),
-                "--keep",
-                "2",
-                "--by",
-                "reap",
-                option,
-                str(folder / "scores.json"),
-            ]
+            said += [str(output), "--keep", "2", "--by", "reap", option, str(folder / "scores.json")]
         case "prune --dataset":
-            said += [str(output), "--keep", "2", "--by", "reap", option, str(text),
-                     "--max-tokens", "200"]  # fmt: skip
+            said += [str(output), "--keep", "2", "--by", "reap", option, str(text), "--max-tokens", "200"]
         case "inspect --dataset":
             said += [option, str(text), "--max-tokens", "200", "--batch", "2", "--vocabulary"]
         case "warmup":
-            said += ["--dataset", str(text), str(output), "--steps", "0", "--fit-tokens", "200",
-                     "--eval-tokens", "100", "--batch", "2"]  # fmt: skip
+            said += [
+                "--dataset",
+                str(text),
+                str(output),
+                "--steps",
+                "0",
+                "--fit-tokens",
+                "200",
+                "--eval-tokens",
+                "100",
+                "--batch",
+                "2",
+            ]
         case "verify":
-            said = [word, str(dense), str(folder), "--batch", "1", "--seq-len", "4",
-                    "--text", str(text)]  # fmt: skip
+            said = [word, str(dense), str(folder), "--batch", "1", "--seq-len", "4", "--text", str(text)]
         case _:
             said += [option] if option else []
     return said

@@ -16,7 +16,11 @@ def write_tokenizer(folder: Path, family: str) -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "[UNK]", "pad_token": "[PAD]",
-        "eos_token": "<|endoftext|>", "mask_token": "[MASK]", "model_max_length": 64,
-    }  # fmt: skip
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "unk_token": "[UNK]",
+        "pad_token": "[PAD]",
+        "eos_token": "<|endoftext|>",
+        "mask_token": "[MASK]",
+        "model_max_length": 64,
+    }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))

@@ -140,15 +140,7 @@ class _Handler(XetEndpoints, BaseHTTPRequestHandler):
         except (_HangUpError, BrokenPipeError, ConnectionResetError):
             self.close_connection = True
         self.hub.exchanges.append(
-            Exchange(
-                self.command,
-                path,
-                self.status,
-                self.received,
-                self.sent,
-                self.token,
-                self.headers.get("Range"),
-            )
+            Exchange(self.command, path, self.status, self.received, self.sent, self.token, self.headers.get("Range"))
         )
 
     do_GET = do_HEAD = do_POST = do_PUT = _serve
@@ -195,9 +187,7 @@ class _Handler(XetEndpoints, BaseHTTPRequestHandler):
             self.connection.shutdown(socket.SHUT_RDWR)
             raise _HangUpError
 
-    def _json(
-        self, document: Any, status: int = 200, headers: dict[str, str] | None = None
-    ) -> None:
+    def _json(self, document: Any, status: int = 200, headers: dict[str, str] | None = None) -> None:
         kind = {"Content-Type": "application/json"}
         self._send(status, json.dumps(document).encode(), kind | (headers or {}))
 

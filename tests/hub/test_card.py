@@ -42,10 +42,12 @@ def card(tmp_path, write=None, **options):
         (lambda f: qwen_like(f, "qwen2"), "text-generation", "AutoModelForCausalLM", False),
         (
             lambda f: qwen_like(f, "qwen3", head="ForSequenceClassification"),
-            "text-classification", "AutoModelForSequenceClassification", False,
+            "text-classification",
+            "AutoModelForSequenceClassification",
+            False,
         ),
     ],
-)  # fmt: skip
+)
 def test_metadata_and_snippet(tmp_path, write, task, auto, remote):
     report, page = card(tmp_path, write)
     assert page.data.library_name == "transformers"
@@ -100,9 +102,12 @@ def test_steps_of_other_commands_are_shown(tmp_path):
     record.with_step(warm).with_step(prune).write(folder)
     page = card_text(folder)
     rows = (
-        "| measured | before | after |", "| eval loss | 3.25 | 3.125 |",
-        "| max violation after | 0.5 |", "| kept 0 | 1, 3 |", "| kept 1 | 40 values |",
-    )  # fmt: skip
+        "| measured | before | after |",
+        "| eval loss | 3.25 | 3.125 |",
+        "| max violation after | 0.5 |",
+        "| kept 0 | 1, 3 |",
+        "| kept 1 | 40 values |",
+    )
     for row in rows:
         assert row in page
     assert "changes the routers only" in page
@@ -128,9 +133,14 @@ def test_sizes_are_those_of_the_files(tmp_path):
 def foreign(folder, kind, **sizes):
     """A mixture that somebody else made, as transformers saves it."""
     common = {
-        "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-        "num_attention_heads": 2, "num_key_value_heads": 2, "num_experts_per_tok": 2,
-    }  # fmt: skip
+        "vocab_size": 64,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "num_experts_per_tok": 2,
+    }
     config = getattr(transformers, f"{kind}Config")(**(common | sizes))
     getattr(transformers, f"{kind}ForCausalLM")(config).save_pretrained(folder)
     (folder / "README.md").write_bytes(CARD.replace(b"license", b"base_model: org/base\nlicense"))
@@ -175,9 +185,7 @@ def test_a_dense_model_again(tmp_path, family):
     assert "Taking experts out was not followed by training" in page.text
 
 
-@pytest.mark.parametrize(
-    ("trained", "routers_only", "cut"), [("routers", True, True), ("all", False, False)]
-)
+@pytest.mark.parametrize(("trained", "routers_only", "cut"), [("routers", True, True), ("all", False, False)])
 def test_what_training_changed_is_no_limit_any_more(tmp_path, trained, routers_only, cut):
     card(tmp_path)
     folder = tmp_path / "moe"
@@ -233,9 +241,7 @@ def test_flat_routers_over_experts_that_differ(tmp_path, model_type, noise, late
 def test_text_from_files_cannot_break_out(tmp_path):
     card(tmp_path)
     folder = tmp_path / "moe"
-    step = Step(
-        command=NASTY, options={NASTY: NASTY}, results={"x": [NASTY]}, versions={NASTY: NASTY}
-    )
+    step = Step(command=NASTY, options={NASTY: NASTY}, results={"x": [NASTY]}, versions={NASTY: NASTY})
     Record(source=NASTY, revision=NASTY, steps=(step,)).write(folder)
     page = card_text(folder)
     body = page.split("\n---\n", 1)[1]

@@ -9,9 +9,7 @@ from moeify.routing.data import read_blocks, tokenizer_for
 
 from ..warming.mixtures import corpus, demo_mixture
 
-SMALL = (
-    "--steps", 0, "--seq-len", 32, "--fit-tokens", 256, "--eval-tokens", 128, "--device", "cpu",
-)  # fmt: skip
+SMALL = ("--steps", 0, "--seq-len", 32, "--fit-tokens", 256, "--eval-tokens", 128, "--device", "cpu")
 CARD = b"---\nconfigs:\n- config_name: default\n  data_files: rows.jsonl\n---\n"
 
 
@@ -29,9 +27,7 @@ def texts(tmp_path_factory):
 def test_warm_up_reads_a_dataset_by_its_id(hub, client, moe, texts, tmp_path, streaming):
     hub.add("datasets/org/texts", {"README.md": CARD, "rows.jsonl": texts.read_bytes()})
     options = ("--domain-column", "domain", "--json", *["--streaming"] * streaming)
-    out = client.moeify(
-        "warmup", moe, tmp_path / "warm", "--dataset", "org/texts", *SMALL, *options
-    )
+    out = client.moeify("warmup", moe, tmp_path / "warm", "--dataset", "org/texts", *SMALL, *options)
     assert hub.requests("GET", "/datasets/org/texts/resolve/.*rows.jsonl")
     config = DataConfig(dataset=str(texts), domain_column="domain", streaming=streaming)
     local = read_blocks(config, tokenizer_for(moe), 32, 1280)

@@ -40,9 +40,7 @@ def files(tmp_path):
 def test_only_what_is_needed_is_fetched_and_only_once(hub, client, files, tmp_path):
     hub.add("org/dense", files | EXTRAS)
     client.moeify("upcycle", "org/dense", tmp_path / "a", "--experts", 2)
-    fetched = {
-        e.path.split("/resolve/")[1].split("/", 1)[1] for e in hub.requests("GET", "resolve")
-    }
+    fetched = {e.path.split("/resolve/")[1].split("/", 1)[1] for e in hub.requests("GET", "resolve")}
     assert fetched == set(files)
     mark = len(hub.exchanges)
     client.moeify("upcycle", "org/dense", tmp_path / "b", "--experts", 2)
@@ -167,16 +165,19 @@ def test_pickles_are_not_downloaded(hub, client, tmp_path):
 
 def test_the_hint_for_pickles_converts_them(tmp_path, monkeypatch):
     config = BertConfig(
-        vocab_size=13, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-        num_attention_heads=4, max_position_embeddings=32, architectures=["BertForMaskedLM"],
-    )  # fmt: skip
+        vocab_size=13,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=32,
+        architectures=["BertForMaskedLM"],
+    )
     old = tmp_path / "it's old"
     old.mkdir()
     torch.save(BertForMaskedLM(config).state_dict(), old / "pytorch_model.bin")
     (old / "config.json").write_text(json.dumps(config.to_dict()))
-    (old / "vocab.txt").write_text(
-        "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abc"])
-    )
+    (old / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abc"]))
     with pytest.raises(MoeifyError, match="no safetensors file") as caught:
         moeify.upcycle(old, tmp_path / "out")
     python, option, code = shlex.split(caught.value.hint.removeprefix("convert it once: "))
@@ -193,9 +194,7 @@ def test_a_repository_without_weights(hub, client, tmp_path):
     assert "no safetensors weights" in client.refused("upcycle", "org/empty", tmp_path / "out")
 
 
-@pytest.mark.parametrize(
-    "name", ["../evil.json", "../../../evil.json", "a/../../../../evil.json", "/tmp/evil.json"]
-)
+@pytest.mark.parametrize("name", ["../evil.json", "../../../evil.json", "a/../../../../evil.json", "/tmp/evil.json"])
 def test_a_listing_leads_nowhere_else(hub, client, files, tmp_path, name):
     hub.add("org/dense", files | {name: b'{"evil": true}'})
     client.refused("upcycle", "org/dense", tmp_path / "out", "--experts", 2)
@@ -204,9 +203,7 @@ def test_a_listing_leads_nowhere_else(hub, client, files, tmp_path, name):
     assert strays == []
 
 
-def test_the_weights_that_transformers_loads_are_fetched_and_no_others(
-    hub, client, files, tmp_path
-):
+def test_the_weights_that_transformers_loads_are_fetched_and_no_others(hub, client, files, tmp_path):
     index = "model.safetensors.index.json"
     listed = json.loads(files[index])
     named = {f: f"weights/{f}" for f in set(listed["weight_map"].values())}

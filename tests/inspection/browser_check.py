@@ -41,12 +41,24 @@ def test_page_in_a_browser(tmp_path: Path, scheme: str) -> None:
     page = tmp_path / "page.html"
     page.write_text(render_page(full_report(tmp_path)).replace("</body>", _PROBE))
     done = subprocess.run(
-        [browser, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1100,900",
-         f"--blink-settings=preferredColorScheme={0 if scheme == 'dark' else 1}",
-         "--virtual-time-budget=5000", f"--user-data-dir={tmp_path / 'profile'}",
-         f"--screenshot={tmp_path / 'page.png'}", "--dump-dom", page.as_uri()],
-        capture_output=True, text=True, check=True, timeout=300,
-    )  # fmt: skip
+        [
+            browser,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--window-size=1100,900",
+            f"--blink-settings=preferredColorScheme={0 if scheme == 'dark' else 1}",
+            "--virtual-time-budget=5000",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            f"--screenshot={tmp_path / 'page.png'}",
+            "--dump-dom",
+            page.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=300,
+    )
     title = re.search(r"<title>(.*?)</title>", done.stdout, re.DOTALL)
     assert title is not None
     seen = json.loads(unescape(title[1]))
@@ -64,9 +76,13 @@ def test_text_from_files_is_text(tmp_path: Path) -> None:
     assert browser, "install chromium to run this check"
     mark = "document.documentElement.setAttribute('harmed', '')"
     nasty = [
-        f"<script>{mark}</script>", f'<img src=x onerror="{mark}">',
-        f'</title><svg onload="{mark}">', f'"><b autofocus onfocus="{mark}">', "\x1b[31m", "$x$",
-    ]  # fmt: skip
+        f"<script>{mark}</script>",
+        f'<img src=x onerror="{mark}">',
+        f'</title><svg onload="{mark}">',
+        f'"><b autofocus onfocus="{mark}">',
+        "\x1b[31m",
+        "$x$",
+    ]
     report = full_report(tmp_path)
     report.source = "".join(nasty)
     report.notes = nasty
@@ -75,10 +91,21 @@ def test_text_from_files_is_text(tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     page.write_text(render_page(report))
     done = subprocess.run(
-        [browser, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=5000",
-         f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", page.as_uri()],
-        capture_output=True, text=True, check=True, timeout=300,
-    )  # fmt: skip
+        [
+            browser,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--virtual-time-budget=5000",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            "--dump-dom",
+            page.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=300,
+    )
     root = re.search(r"<html[^>]*>", done.stdout)
     assert root is not None and "harmed" not in root[0]
     assert "&lt;script&gt;" in done.stdout and done.stdout.count("<img") == 0

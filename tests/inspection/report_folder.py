@@ -22,6 +22,12 @@ def full_report(folder: Path) -> InspectReport:
     rows = [json.dumps({"text": part, "domain": name}) for name, part in TEXTS.items()]
     text.write_text("\n".join(rows))
     return inspect(
-        folder / "moe0", weights=True, reference=str(demo_gpt2()), dataset=str(text), seq_len=64,
-        domain_column="domain", vocabulary=True, against=str(folder / "moe1"),
-    )  # fmt: skip
+        folder / "moe0",
+        weights=True,
+        reference=str(demo_gpt2()),
+        dataset=str(text),
+        seq_len=64,
+        domain_column="domain",
+        vocabulary=True,
+        against=str(folder / "moe1"),
+    )

@@ -30,9 +30,7 @@ CONFIG = {
 TOTAL, ACTIVE = 30_532_122_624, 3_353_032_704
 
 
-def tensors(
-    layers: int = LAYERS, experts: int = EXPERTS
-) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+def tensors(layers: int = LAYERS, experts: int = EXPERTS) -> Iterator[tuple[str, str, tuple[int, ...]]]:
     """Name, dtype and shape of all tensors: 18,867 of them, unless more is asked for."""
     yield "lm_head.weight", "BF16", (VOCABULARY, HIDDEN)
     yield "model.embed_tokens.weight", "BF16", (VOCABULARY, HIDDEN)
@@ -57,9 +55,7 @@ def tensors(
     yield "model.norm.weight", "BF16", (HIDDEN,)
 
 
-def write_sparse(
-    folder: Path, shards: int = 16, layers: int = LAYERS, experts: int = EXPERTS
-) -> Path:
+def write_sparse(folder: Path, shards: int = 16, layers: int = LAYERS, experts: int = EXPERTS) -> Path:
     """Write config, index and ``shards`` sparse files; they take a few MB of disk."""
     listed = list(tensors(layers, experts))
     size = -(-len(listed) // shards)

@@ -54,8 +54,10 @@ def _split(whole: Path, folder: Path) -> Path:
     tensors = load_file(target / "model.safetensors")
     (target / "model.safetensors").unlink()
     names = sorted(tensors)
-    parts = {"model-00001-of-00002.safetensors": names[: len(names) // 2],
-             "model-00002-of-00002.safetensors": names[len(names) // 2 :]}  # fmt: skip
+    parts = {
+        "model-00001-of-00002.safetensors": names[: len(names) // 2],
+        "model-00002-of-00002.safetensors": names[len(names) // 2 :],
+    }
     for file, part in parts.items():
         save_file({name: tensors[name] for name in part}, target / file)
     index = {"weight_map": {name: file for file, part in parts.items() for name in part}}
@@ -76,35 +78,39 @@ EXPERT = "model.layers.2.mlp.experts.1.up_proj.weight"
 @pytest.mark.parametrize(
     ("change", "kind", "said"),
     [
-        (lambda t: t.pop(EXPERT),
-         "missing_experts",
-         "layer 2: mlp.experts.*.up_proj.weight is missing for expert 1"),
-        (lambda t: [t.pop(n) for n in list(t) if "layers.2.mlp.experts.3." in n],
-         "expert_count",
-         "layer 2: 3 experts in the files, config.json says 4"),
-        (lambda t: t.update({EXPERT.replace(".1.", ".4.", 1): torch.zeros(8, 16)}),
-         "expert_count",
-         "5 experts in the files, config.json says 4"),
+        (lambda t: t.pop(EXPERT), "missing_experts", "layer 2: mlp.experts.*.up_proj.weight is missing for expert 1"),
+        (
+            lambda t: [t.pop(n) for n in list(t) if "layers.2.mlp.experts.3." in n],
+            "expert_count",
+            "layer 2: 3 experts in the files, config.json says 4",
+        ),
+        (
+            lambda t: t.update({EXPERT.replace(".1.", ".4.", 1): torch.zeros(8, 16)}),
+            "expert_count",
+            "5 experts in the files, config.json says 4",
+        ),
         (lambda t: t.pop("model.layers.3.mlp.gate.weight"), "missing_router", "layer 3: no router"),
-        (lambda t: t.update({"model.layers.3.mlp.gate.weight": torch.zeros(5, 16)}),
-         "shape",
-         "router has shape [5, 16]"),
-        (lambda t: t.update({EXPERT: torch.zeros(16, 8)}),
-         "shape",
-         "has shape [16, 8], config.json says [8, 16]"),
-        (lambda t: t.update({"model.layers.0.mlp.strange.weight": torch.zeros(1)}),
-         "unknown_tensor",
-         "model.layers.*.mlp.strange.weight"),
-        (lambda t: t.update({"model.layers.9.input_layernorm.weight": torch.zeros(16)}),
-         "unknown_tensor",
-         "model.layers.*.input_layernorm.weight"),
-        (lambda t: t.pop("model.layers.1.self_attn.q_proj.weight"),
-         "missing_tensor",
-         "self_attn.q_proj.weight"),
+        (
+            lambda t: t.update({"model.layers.3.mlp.gate.weight": torch.zeros(5, 16)}),
+            "shape",
+            "router has shape [5, 16]",
+        ),
+        (lambda t: t.update({EXPERT: torch.zeros(16, 8)}), "shape", "has shape [16, 8], config.json says [8, 16]"),
+        (
+            lambda t: t.update({"model.layers.0.mlp.strange.weight": torch.zeros(1)}),
+            "unknown_tensor",
+            "model.layers.*.mlp.strange.weight",
+        ),
+        (
+            lambda t: t.update({"model.layers.9.input_layernorm.weight": torch.zeros(16)}),
+            "unknown_tensor",
+            "model.layers.*.input_layernorm.weight",
+        ),
+        (lambda t: t.pop("model.layers.1.self_attn.q_proj.weight"), "missing_tensor", "self_attn.q_proj.weight"),
         (lambda t: t.pop("model.norm.weight"), "missing_tensor", "norm.weight"),
         (lambda t: t.pop("lm_head.weight"), "missing_tensor", "lm_head.weight"),
     ],
-)  # fmt: skip
+)
 def test_damage_is_named(
     whole: Path, tmp_path: Path, change: Callable[[Tensors], object], kind: str, said: str
 ) -> None:
@@ -136,9 +142,7 @@ def test_every_problem_in_one_run(whole: Path, tmp_path: Path) -> None:
         ({"model_type": None}, "no model_type"),
     ],
 )
-def test_config_that_disagrees(
-    whole: Path, tmp_path: Path, keys: dict[str, object], said: str
-) -> None:
+def test_config_that_disagrees(whole: Path, tmp_path: Path, keys: dict[str, object], said: str) -> None:
     report = inspect(_configured(whole, tmp_path, **keys))
     assert any(said in problem.message for problem in report.problems)
 
@@ -161,13 +165,12 @@ def _truncate(path: Path) -> None:
         (lambda f: (f / "model-00002-of-00002.safetensors").write_bytes(b"x"), "damaged_shard"),
         (lambda f: (f / "model.safetensors.index.json").unlink(), "index"),
         (lambda f: (f / "model.safetensors.index.json").write_text("{"), "index"),
-        (lambda f: shutil.copy(f / "model-00001-of-00002.safetensors", f / "model-x.safetensors"),
-         "index"),
+        (lambda f: shutil.copy(f / "model-00001-of-00002.safetensors", f / "model-x.safetensors"), "index"),
         (lambda f: (f / "config.json").unlink(), "config"),
         (lambda f: (f / "config.json").write_text("[]"), "config"),
         (lambda f: (f / "moeify.json").write_text("["), "provenance"),
     ],
-)  # fmt: skip
+)
 def test_damaged_files_are_reported_beside_what_is_left(
     whole: Path, tmp_path: Path, damage: Callable[[Path], object], kind: str
 ) -> None:
@@ -262,9 +265,7 @@ def test_tensors_of_other_classes_are_not_counted(tmp_path: Path) -> None:
     source = bert_base_uncased_like(tmp_path / "dense")
     written = upcycle(source, tmp_path / "moe", num_experts=2)
     report = inspect(tmp_path / "moe")
-    assert (report.params_total, report.params_active) == (
-        written.params_total, written.params_active,
-    )  # fmt: skip
+    assert (report.params_total, report.params_active) == (written.params_total, written.params_active)
     assert not report.problems
 
 
@@ -278,9 +279,13 @@ def test_what_moeify_wrote_names_its_source(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("keys", "said"),
-    [({"n_layer": 2_000_000_000}, "up to 10000, not 2000000000"), ({"n_layer": 6}, "are missing"),
-     ({"n_embd": 64}, "of another shape"), ({"architectures": ["Other"]}, "no gpt2 class")],
-)  # fmt: skip
+    [
+        ({"n_layer": 2_000_000_000}, "up to 10000, not 2000000000"),
+        ({"n_layer": 6}, "are missing"),
+        ({"n_embd": 64}, "of another shape"),
+        ({"architectures": ["Other"]}, "no gpt2 class"),
+    ],
+)
 def test_dense_config_that_disagrees(tmp_path: Path, keys: dict[str, object], said: str) -> None:
     report = inspect(_configured(demo_gpt2(), tmp_path, **keys))
     assert any(said in problem.message for problem in report.problems)
@@ -302,8 +307,7 @@ def test_json_is_the_same_byte_for_byte(whole: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("condition", "code"),
-    [(None, 3), ("problems>0", 3), ("problems>5", 0), ("dead>0", 1), ("nonsense", 1)],
+    ("condition", "code"), [(None, 3), ("problems>0", 3), ("problems>5", 0), ("dead>0", 1), ("nonsense", 1)]
 )
 def test_fail_on(whole: Path, tmp_path: Path, condition: str | None, code: int) -> None:
     folder = _changed(whole, tmp_path, lambda t: t.pop(EXPERT))
@@ -330,9 +334,7 @@ _MEASURED = (
 
 def test_18867_tensors_in_16_shards(tmp_path: Path) -> None:
     folder = write_sparse(tmp_path)
-    done = subprocess.run(
-        [sys.executable, "-c", _MEASURED, str(folder)], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", _MEASURED, str(folder)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     total, active, problems, peak_mib = map(int, done.stdout.split())
     assert (total, active, problems) == (TOTAL, ACTIVE, 0)
@@ -346,14 +348,15 @@ def test_command_line_imports_no_torch(whole: Path) -> None:
         "except SystemExit: pass\n"
         "assert not {'torch', 'numpy', 'transformers', 'huggingface_hub'} & set(sys.modules)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(whole)], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", code, str(whole)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
 def _run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "moeify", "inspect", *arguments],
-        env=os.environ | environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )

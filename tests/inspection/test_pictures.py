@@ -15,8 +15,14 @@ from moeify.inspection.plots import figures, save_plot
 from moeify.inspection.report import InspectReport
 from tests.inspection.report_folder import full_report
 
-_TITLES = ("load, relative", "gate mass", "balance and decision", "experts that meet",
-           "part of a domain", "distance to the nearest")  # fmt: skip
+_TITLES = (
+    "load, relative",
+    "gate mass",
+    "balance and decision",
+    "experts that meet",
+    "part of a domain",
+    "distance to the nearest",
+)
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +35,7 @@ def test_svg_is_labelled_text_and_always_the_same(report: InspectReport, tmp_pat
         save_plot(report, tmp_path / name)
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
     drawn = ElementTree.parse(tmp_path / "a.svg")
-    labels = " ".join(
-        element.text or "" for element in drawn.iter() if element.tag.endswith("text")
-    )
+    labels = " ".join(element.text or "" for element in drawn.iter() if element.tag.endswith("text"))
     for title in (*_TITLES, "layer", "expert", "code", "<b>prose</b>"):
         assert title in labels
 
@@ -54,9 +58,7 @@ def test_page_holds_every_table_and_figure(report: InspectReport) -> None:
 
 def test_page_fetches_nothing(report: InspectReport) -> None:
     page = render_page(report)
-    links = re.findall(r'(?:\bsrc|\bhref|action)\s*=\s*"([^"]*)"', page) + re.findall(
-        r"url\(([^)]*)\)", page
-    )
+    links = re.findall(r'(?:\bsrc|\bhref|action)\s*=\s*"([^"]*)"', page) + re.findall(r"url\(([^)]*)\)", page)
     assert links
     assert all(link.startswith(("#", "data:image/png")) for link in links)
     assert "@import" not in page and "fetch(" not in page

@@ -30,8 +30,11 @@ def _inspect(traffic: Traffic, *arguments: str, home: Path) -> subprocess.Comple
     }
     return subprocess.run(
         [sys.executable, "-m", "moeify", "inspect", *arguments, "--json"],
-        env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def test_requests_and_bytes(sparse: Path, tmp_path: Path) -> None:
@@ -104,8 +107,7 @@ def test_an_adapter_is_said_to_be_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "kind"),
-    [("remove", "missing_shard"), ("truncate", "damaged_shard"), ("garble", "damaged_shard")],
+    ("change", "kind"), [("remove", "missing_shard"), ("truncate", "damaged_shard"), ("garble", "damaged_shard")]
 )
 def test_damaged_repository(sparse: Path, tmp_path: Path, change: str, kind: str) -> None:
     folder = tmp_path / "repo"
@@ -126,9 +128,7 @@ def test_damaged_repository(sparse: Path, tmp_path: Path, change: str, kind: str
     assert kind in {problem["kind"] for problem in json.loads(done.stdout)["problems"]}
 
 
-@pytest.mark.parametrize(
-    ("status", "said"), [(403, "gated"), (500, "failed"), (404, "no such model")]
-)
+@pytest.mark.parametrize(("status", "said"), [(403, "gated"), (500, "failed"), (404, "no such model")])
 def test_refusals_are_one_sentence(tmp_path: Path, status: int, said: str) -> None:
     with hub_server("other/repo" if status == 404 else REPO, tmp_path) as traffic:
         traffic.status = 200 if status == 404 else status

@@ -30,8 +30,9 @@ _PROSE = "the man of the land had in that hand the and of his father and the oth
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("text") / "text.jsonl"
-    rows = [{"text": part * 6, "domain": name}
-            for name, part in (("code", _CODE), ("prose", _PROSE)) for _ in range(3)]  # fmt: skip
+    rows = [
+        {"text": part * 6, "domain": name} for name, part in (("code", _CODE), ("prose", _PROSE)) for _ in range(3)
+    ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
@@ -45,9 +46,7 @@ def _routable(model_type: str, folder: Path, **options: Any) -> Path:
     with torch.no_grad():
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
             scale = 0.3 if "gate.weight" in name or "router" in name else 0.1
-            if tensor.is_floating_point() and (
-                "bias" in name or "weight" in name or "proj" in name
-            ):
+            if tensor.is_floating_point() and ("bias" in name or "weight" in name or "proj" in name):
                 tensor.add_(scale * torch.randn(tensor.shape, generator=generator))
     if model_type in OWN:
         assert REMOTE_CODE[model_type]
@@ -83,19 +82,10 @@ def _sparsemixer(logits: np.ndarray, eps: float = 0.01) -> tuple[np.ndarray, np.
     return np.stack(chosen, 1), np.stack(weights, 1)
 
 
-def _oracle(
-    logits: np.ndarray, bias: np.ndarray, model_type: str, config: dict[str, Any]
-) -> dict[str, Any]:
+def _oracle(logits: np.ndarray, bias: np.ndarray, model_type: str, config: dict[str, Any]) -> dict[str, Any]:
     """Load, gate mass, entropy, margin and pairs, from the papers' formulas."""
     top_k = config.get("num_experts_per_tok") or config.get("moe_k")
-    sigmoid = model_type in {
-        "deepseek_v3",
-        "glm4_moe",
-        "minimax_m2",
-        "lfm2_moe",
-        "llama4_text",
-        "llama4",
-    }
+    sigmoid = model_type in {"deepseek_v3", "glm4_moe", "minimax_m2", "lfm2_moe", "llama4_text", "llama4"}
     scores = 1 / (1 + np.exp(-logits)) if sigmoid else _softmax(logits)
     biased = model_type in {"deepseek_v3", "glm4_moe", "minimax_m2", "lfm2_moe", "ernie4_5_moe"}
     choice = scores + bias if biased else scores if sigmoid else logits
@@ -110,15 +100,7 @@ def _oracle(
         chosen, weights = _sparsemixer(logits)
     else:
         weights = np.take_along_axis(scores, chosen, 1)
-        always = {
-            "mixtral",
-            "granitemoe",
-            "gpt_oss",
-            "ernie4_5_moe",
-            "minimax_m2",
-            "qwen3_5_moe",
-            "qwen3_5_moe_text",
-        }
+        always = {"mixtral", "granitemoe", "gpt_oss", "ernie4_5_moe", "minimax_m2", "qwen3_5_moe", "qwen3_5_moe_text"}
         if model_type in always or config.get("norm_topk_prob"):
             weights = weights / weights.sum(1, keepdims=True)
     hits = np.zeros_like(logits)
@@ -141,9 +123,7 @@ def _oracle(
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
-def test_statistics_equal_numpy_on_recorded_logits(
-    model_type: str, tmp_path: Path, text: Path
-) -> None:
+def test_statistics_equal_numpy_on_recorded_logits(model_type: str, tmp_path: Path, text: Path) -> None:
     folder = _routable(model_type, tmp_path / "model")
     report = inspect(folder, dataset=str(text), seq_len=48, batch=3)
     config = json.loads((folder / "config.json").read_text())
@@ -154,9 +134,7 @@ def test_statistics_equal_numpy_on_recorded_logits(
     blocks = read_blocks(options, tokenizer_for(folder), block_length(config, 48), 50_000)
     collect(WholeModel(model), layout, blocks, recorder, batch_size=3)
     names = ("e_score_correction_bias", "expert_bias")
-    biases = [
-        t for n, t in (*model.named_parameters(), *model.named_buffers()) if n.endswith(names)
-    ]
+    biases = [t for n, t in (*model.named_parameters(), *model.named_buffers()) if n.endswith(names)]
     for place, layer in enumerate(report.layers):
         bias = biases[place].detach().flatten().double().numpy() if biases else np.zeros(EXPERTS)
         expected = _oracle(np.concatenate(recorder.logits[layer.layer]), bias, model_type, section)
@@ -215,9 +193,7 @@ def test_vocabulary_counts_are_the_routers(tmp_path: Path, text: Path) -> None:
     def both(tokens: RoutedTokens) -> None:
         counts(tokens)
         if tokens.layer == 1 and tokens.token_ids is not None:
-            for token, experts in zip(
-                tokens.token_ids.tolist(), tokens.experts.tolist(), strict=True
-            ):
+            for token, experts in zip(tokens.token_ids.tolist(), tokens.experts.tolist(), strict=True):
                 seen.extend((token, expert) for expert in experts)
 
     collect(WholeModel(load_model(folder)), moe_layout(config), blocks, both)
@@ -272,9 +248,7 @@ def test_collapse_is_flagged_and_balance_is_not(tmp_path: Path, text: Path) -> N
         ({"dataset": "TEXT", "max_tokens": 0}, ConfigError),
     ],
 )
-def test_bad_options(
-    tmp_path: Path, text: Path, options: dict[str, Any], error: type[Exception]
-) -> None:
+def test_bad_options(tmp_path: Path, text: Path, options: dict[str, Any], error: type[Exception]) -> None:
     upcycle(demo_gpt2(), tmp_path / "moe", num_experts=4)
     options = {k: str(text) if v == "TEXT" else v for k, v in options.items()}
     with pytest.raises(error):
@@ -288,8 +262,16 @@ def _shown(monkeypatch: pytest.MonkeyPatch, folder: Path, *options: str, columns
 
 def test_tables_fit(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     upcycle(demo_gpt2(), tmp_path / "moe", num_experts=4)
-    options = ("--weights", "--dataset", str(text), "--domain-column", "domain", "--vocabulary",
-               "--fail-on", "maxvio>100")  # fmt: skip
+    options = (
+        "--weights",
+        "--dataset",
+        str(text),
+        "--domain-column",
+        "domain",
+        "--vocabulary",
+        "--fail-on",
+        "maxvio>100",
+    )
     for columns in (80, 120):
         done = _shown(monkeypatch, tmp_path / "moe", *options, columns=columns)
         assert done.exit_code == 0, done.output
@@ -297,9 +279,7 @@ def test_tables_fit(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch)
         assert "MaxVio" in done.stdout
 
 
-def test_long_model_is_summarised(
-    tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_long_model_is_summarised(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = _routable("qwen3_moe", tmp_path / "model", num_hidden_layers=20, mlp_only_layers=[])
 
     def rows(*options: str) -> list[str]:

@@ -19,9 +19,7 @@ from tests.real.checkpoints import demo_gpt2, minilm
 
 
 @pytest.mark.parametrize("block", [64, 32 << 20])
-def test_figures_equal_numpy_on_whole_tensors(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
-) -> None:
+def test_figures_equal_numpy_on_whole_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int) -> None:
     monkeypatch.setattr(weights, "_BLOCK_BYTES", block)
     folder = save(tiny("qwen3_moe", tied=False), tmp_path)
     stored = {n: t.double().numpy() for n, t in load_file(folder / "model.safetensors").items()}
@@ -34,15 +32,17 @@ def test_figures_equal_numpy_on_whole_tensors(
         found = layer.weights
         assert np.allclose(found["router_norm"]["values"], norms, rtol=1e-5)
         assert np.isclose(found["router_cosine"]["mean"], (unit @ unit.T)[off].mean(), rtol=1e-4)
-        flat = np.stack([
-            np.concatenate([stored[f"{prefix}experts.{e}.{p}_proj.weight"].ravel()
-                            for p in ("gate", "up", "down")]) for e in range(4)
-        ])  # fmt: skip
+        flat = np.stack(
+            [
+                np.concatenate(
+                    [stored[f"{prefix}experts.{e}.{p}_proj.weight"].ravel() for p in ("gate", "up", "down")]
+                )
+                for e in range(4)
+            ]
+        )
         distances = np.linalg.norm(flat[:, None] - flat[None], axis=2)
         scale = np.sqrt((flat**2).sum(1).mean())
-        assert np.isclose(
-            found["expert_distance"]["mean"], distances[off].mean() / scale, rtol=1e-5
-        )
+        assert np.isclose(found["expert_distance"]["mean"], distances[off].mean() / scale, rtol=1e-5)
         assert np.isclose(found["expert_distance"]["min"], distances[off].min() / scale, rtol=1e-5)
         assert (found["duplicates"], found["nonfinite"]) == ([], 0)
 
@@ -82,11 +82,7 @@ def test_nan_and_infinity_are_counted(tmp_path: Path) -> None:
     tensors["model.layers.3.mlp.gate.weight"][1, 1] = torch.inf
     save_file(tensors, folder / "model.safetensors")
     report = inspect(folder, weights=True)
-    assert {layer.layer: layer.weights["nonfinite"] for layer in report.layers} == {
-        0: 0,
-        2: 3,
-        3: 1,
-    }
+    assert {layer.layer: layer.weights["nonfinite"] for layer in report.layers} == {0: 0, 2: 3, 3: 1}
     assert [problem.kind for problem in report.problems] == ["nonfinite"]
     json.dumps(report.to_dict(), allow_nan=False)
 
@@ -116,15 +112,24 @@ def test_memory_does_not_grow_with_layer_or_shard(tmp_path: Path) -> None:
         prefix = f"model.layers.{layer}."
         listed.append((f"{prefix}mlp.gate.weight", "BF16", (experts, hidden)))
         listed.append((f"{prefix}post_attention_layernorm.weight", "BF16", (hidden,)))
-        listed += [(f"{prefix}mlp.experts.{e}.{name}.weight", "BF16", shape)
-                   for e in range(experts) for name, shape in shapes.items()]  # fmt: skip
+        listed += [
+            (f"{prefix}mlp.experts.{e}.{name}.weight", "BF16", shape)
+            for e in range(experts)
+            for name, shape in shapes.items()
+        ]
     header = encode_header(listed)
     with open(tmp_path / "model.safetensors", "wb") as file:
         file.write(header)
         file.truncate(len(header) + sum(tensor_nbytes(d, s) for _, d, s in listed))
-    config = {"model_type": "qwen3_moe", "hidden_size": hidden, "moe_intermediate_size": ffn,
-              "num_experts": experts, "num_experts_per_tok": 2, "num_hidden_layers": layers,
-              "num_attention_heads": 8}  # fmt: skip
+    config = {
+        "model_type": "qwen3_moe",
+        "hidden_size": hidden,
+        "moe_intermediate_size": ffn,
+        "num_experts": experts,
+        "num_experts_per_tok": 2,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 8,
+    }
     (tmp_path / "config.json").write_text(json.dumps(config))
     code = (
         "import sys; from moeify.inspection.inspect import inspect;"
@@ -132,8 +137,6 @@ def test_memory_does_not_grow_with_layer_or_shard(tmp_path: Path) -> None:
         " assert report.layers[1].weights['duplicates'] == [list(range(8))];"
         " print(next(int(line.split()[1]) for line in open('/proc/self/status') if 'HWM' in line))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) // 1024 <= 240

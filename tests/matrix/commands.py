@@ -62,9 +62,16 @@ def attach(source: Source, work: Path) -> None:
 
 def warmup(source: Source, work: Path, train: str = "routers") -> None:
     report = moeify.warmup(
-        source.folder, work / "out", steps=2, batch=2, fit_tokens=256, eval_tokens=256,
-        device="cpu", train=train, **_TEXT,
-    )  # fmt: skip
+        source.folder,
+        work / "out",
+        steps=2,
+        batch=2,
+        fit_tokens=256,
+        eval_tokens=256,
+        device="cpu",
+        train=train,
+        **_TEXT,
+    )
     assert report.steps == 2
     changed = _changed(source, work / "out")
     routers = [name for name in changed if name.endswith(_router_names(source))]
@@ -110,9 +117,8 @@ def prune_by(criterion: str) -> Callable[[Source, Path], None]:
 
 def prune_eval(source: Source, work: Path) -> None:
     report = moeify.prune(
-        source.folder, work / "out", keep=KEEP, evaluate=True, random_seeds=1, max_tokens=MOST,
-        batch=_BATCH, **_TEXT,
-    )  # fmt: skip
+        source.folder, work / "out", keep=KEEP, evaluate=True, random_seeds=1, max_tokens=MOST, batch=_BATCH, **_TEXT
+    )
     assert report.held_out is not None and 0 < report.held_out.before < 30
     _loads_whole(work / "out")
 
@@ -134,9 +140,7 @@ def prune_low_memory(source: Source, work: Path) -> None:
 def extract(source: Source, work: Path) -> None:
     moeify.extract(source.folder, work / "out", expert=EXPERT)
     _loads_whole(work / "out")
-    assert (
-        Checkpoint.open(work / "out").config["model_type"] == origin(source.config).dense.model_type
-    )
+    assert Checkpoint.open(work / "out").config["model_type"] == origin(source.config).dense.model_type
 
 
 def prune_dense(source: Source, work: Path) -> None:
@@ -162,19 +166,25 @@ def push(source: Source, work: Path) -> None:
 
 
 COMMANDS = (
-    Command(name="upcycle", run=upcycle,
-            checks="mixture computes what the dense model computes; one expert gives it back"),
+    Command(
+        name="upcycle", run=upcycle, checks="mixture computes what the dense model computes; one expert gives it back"
+    ),
     Command(name="attach", run=attach, checks="only routers change; loads with nothing missing"),
     Command(name="warmup", run=warmup, checks="only routers change; loads with nothing missing"),
-    Command(name="warmup --train moe", run=lambda s, w: warmup(s, w, "moe"),
-            checks="routers and experts change; loads with nothing missing"),
-    Command(name="inspect", run=inspect_headers,
-            checks="no problem found; parameters as the loaded model has them"),
+    Command(
+        name="warmup --train moe",
+        run=lambda s, w: warmup(s, w, "moe"),
+        checks="routers and experts change; loads with nothing missing",
+    ),
+    Command(name="inspect", run=inspect_headers, checks="no problem found; parameters as the loaded model has them"),
     Command(name="inspect --weights", run=inspect_weights, checks="figures for every layer"),
     Command(name="inspect --dataset", run=inspect_dataset, checks="every token counted"),
     *(
-        Command(name=f"prune --by {by}", run=prune_by(by),
-                checks="logits as with the dropped experts masked; kept bytes unchanged")
+        Command(
+            name=f"prune --by {by}",
+            run=prune_by(by),
+            checks="logits as with the dropped experts masked; kept bytes unchanged",
+        )
         for by in (*_CALIBRATED, "aimer", "random")
     ),
     Command(name="prune --eval", run=prune_eval, checks="held-out loss; loads"),
@@ -184,7 +194,7 @@ COMMANDS = (
     Command(name="extract", run=extract, checks="loads as the dense class"),
     Command(name="verify", run=verify, checks="equal to itself, to the bit"),
     Command(name="push", run=push, checks="everything that loading needs would be sent"),
-)  # fmt: skip
+)
 EXPERT = 1
 
 
@@ -204,9 +214,7 @@ def _loads_whole(folder: Path) -> Any:
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(folder)
-    model, info = model_class(config).from_pretrained(
-        folder, dtype="float32", output_loading_info=True
-    )
+    model, info = model_class(config).from_pretrained(folder, dtype="float32", output_loading_info=True)
     assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     return model.eval()
 

@@ -45,9 +45,7 @@ def save_packed(model: Any, folder: Path, method: str) -> None:
     path = folder / "model.safetensors"
     tensors: Tensors = {}
     for name, tensor in load_file(path).items():
-        tensors |= dict(
-            _mxfp4(name, tensor) if method == "mxfp4" else _packed(name, tensor, method)
-        )
+        tensors |= dict(_mxfp4(name, tensor) if method == "mxfp4" else _packed(name, tensor, method))
     save_file(tensors, path, metadata={"format": "pt"})
     config = json.loads((folder / "config.json").read_text())
     config["quantization_config"] = _settings(method)
@@ -57,25 +55,47 @@ def save_packed(model: Any, folder: Path, method: str) -> None:
 def _settings(method: str) -> dict[str, Any]:
     kept = ["lm_head", "re:.*mlp.gate$", "re:.*self_attn.*"]
     return {
-        "mxfp4": {"quant_method": "mxfp4", "modules_to_not_convert": [
-            "model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens",
-            "lm_head",
-        ]},
-        "fp8": {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic",
-                "weight_block_size": [_BLOCK, _BLOCK],
-                "modules_to_not_convert": ["gate", "self_attn", "lm_head", "linear_attn",
-                                           "shared_expert", "shared_experts", "mlp.gate_proj",
-                                           "mlp.up_proj", "mlp.down_proj", "shared_expert_gate"]},
-        "gptq": {"quant_method": "gptq", "bits": 4, "group_size": 8, "sym": True},
-        "awq": {"quant_method": "awq", "bits": 4, "group_size": 8, "version": "gemm",
-                "zero_point": True},
-        "compressed-tensors": {
-            "quant_method": "compressed-tensors", "format": "pack-quantized", "ignore": kept,
-            "config_groups": {"group_0": {"targets": ["Linear"], "weights": {
-                "num_bits": 4, "type": "int", "strategy": "group", "group_size": 8,
-            }}},
+        "mxfp4": {
+            "quant_method": "mxfp4",
+            "modules_to_not_convert": [
+                "model.layers.*.self_attn",
+                "model.layers.*.mlp.router",
+                "model.embed_tokens",
+                "lm_head",
+            ],
         },
-    }[method]  # fmt: skip
+        "fp8": {
+            "quant_method": "fp8",
+            "fmt": "e4m3",
+            "activation_scheme": "dynamic",
+            "weight_block_size": [_BLOCK, _BLOCK],
+            "modules_to_not_convert": [
+                "gate",
+                "self_attn",
+                "lm_head",
+                "linear_attn",
+                "shared_expert",
+                "shared_experts",
+                "mlp.gate_proj",
+                "mlp.up_proj",
+                "mlp.down_proj",
+                "shared_expert_gate",
+            ],
+        },
+        "gptq": {"quant_method": "gptq", "bits": 4, "group_size": 8, "sym": True},
+        "awq": {"quant_method": "awq", "bits": 4, "group_size": 8, "version": "gemm", "zero_point": True},
+        "compressed-tensors": {
+            "quant_method": "compressed-tensors",
+            "format": "pack-quantized",
+            "ignore": kept,
+            "config_groups": {
+                "group_0": {
+                    "targets": ["Linear"],
+                    "weights": {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 8},
+                }
+            },
+        },
+    }[method]
 
 
 def _mxfp4(name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:

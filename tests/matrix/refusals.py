@@ -14,9 +14,16 @@ _FROM_DENSE = (*_OWN, "qwen2_moe", "qwen3_moe")
 UNLOADABLE = ("gptq", "awq", "compressed-tensors")
 _PACKED = ("mxfp4", "fp8", *UNLOADABLE)
 _LOADS = (
-    "warmup", "inspect --dataset", "prune --by frequency", "prune --by gate", "prune --by ean",
-    "prune --by reap", "prune --eval", "prune --low-memory", "verify",
-)  # fmt: skip
+    "warmup",
+    "inspect --dataset",
+    "prune --by frequency",
+    "prune --by gate",
+    "prune --by ean",
+    "prune --by reap",
+    "prune --eval",
+    "prune --low-memory",
+    "verify",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,53 +41,58 @@ class Reason:
 
 REASONS = (
     Reason(
-        letter="d", meaning="a dense checkpoint has no experts: `moeify upcycle` first",
+        letter="d",
+        meaning="a dense checkpoint has no experts: `moeify upcycle` first",
         sentence="dense checkpoint|no mixture of experts",
-        holds=lambda command, model_type, form: model_type in DENSE_LAYOUTS
-        and command not in ("upcycle", "inspect", "verify", "push"),
+        holds=lambda command, model_type, form: (
+            model_type in DENSE_LAYOUTS and command not in ("upcycle", "inspect", "verify", "push")
+        ),
     ),
     Reason(
-        letter="m", meaning="it is a mixture already",
+        letter="m",
+        meaning="it is a mixture already",
         sentence="mixture of experts already",
-        holds=lambda command, model_type, form: model_type not in DENSE_LAYOUTS
-        and command == "upcycle",
+        holds=lambda command, model_type, form: model_type not in DENSE_LAYOUTS and command == "upcycle",
     ),
     Reason(
-        letter="n", meaning="no dense class that moeify knows belongs to it",
+        letter="n",
+        meaning="no dense class that moeify knows belongs to it",
         sentence="is not supported; known: bert_moe",
-        holds=lambda command, model_type, form: model_type not in (*DENSE_LAYOUTS, *_FROM_DENSE)
-        and command in ("extract", "prune --dense"),
+        holds=lambda command, model_type, form: (
+            model_type not in (*DENSE_LAYOUTS, *_FROM_DENSE) and command in ("extract", "prune --dense")
+        ),
     ),
     Reason(
-        letter="s", meaning="its shared expert is no part of a dense class",
+        letter="s",
+        meaning="its shared expert is no part of a dense class",
         sentence="shared expert of width",
-        holds=lambda command, model_type, form: model_type == "qwen2_moe"
-        and command in ("extract", "prune --dense"),
+        holds=lambda command, model_type, form: model_type == "qwen2_moe" and command in ("extract", "prune --dense"),
     ),
     Reason(
-        letter="q", meaning="quantised weights can be moved, not read or averaged",
+        letter="q",
+        meaning="quantised weights can be moved, not read or averaged",
         sentence="aimer cannot read quantised weights|quantised experts cannot be merged",
-        holds=lambda command, model_type, form: form in _PACKED
-        and command in ("prune --by aimer", "prune --merge"),
+        holds=lambda command, model_type, form: form in _PACKED and command in ("prune --by aimer", "prune --merge"),
     ),
     Reason(
-        letter="p", meaning="a dense checkpoint of quantised weights is not written",
+        letter="p",
+        meaning="a dense checkpoint of quantised weights is not written",
         sentence="has no place in a dense .*use the unquantised checkpoint",
-        holds=lambda command, model_type, form: form in _PACKED
-        and command in ("extract", "prune --dense"),
+        holds=lambda command, model_type, form: form in _PACKED and command in ("extract", "prune --dense"),
     ),
     Reason(
-        letter="t", meaning="trained weights cannot be written in the form of quantised ones",
+        letter="t",
+        meaning="trained weights cannot be written in the form of quantised ones",
         sentence="in which trained weights cannot be written",
-        holds=lambda command, model_type, form: form in _PACKED
-        and command == "warmup --train moe",
+        holds=lambda command, model_type, form: form in _PACKED and command == "warmup --train moe",
     ),
     Reason(
-        letter="l", meaning="transformers needs a package for this quantisation",
+        letter="l",
+        meaning="transformers needs a package for this quantisation",
         sentence="transformers cannot load .*install what reads this quantisation",
         holds=lambda command, model_type, form: form in UNLOADABLE and command in _LOADS,
     ),
-)  # fmt: skip
+)
 
 
 def refusal(command: str, model_type: str, form: str) -> Reason | None:

@@ -62,15 +62,22 @@ FORMS = (
     Form(name="tied", meaning="the same with tied embeddings", tied=True),
     Form(name="bfloat16", meaning="the same in bfloat16", dtype="bfloat16"),
     Form(
-        name="in memory", save=_in_memory, fits=_converted,
+        name="in memory",
+        save=_in_memory,
+        fits=_converted,
         meaning="names as transformers 5 holds them: `save_original_format=False`",
     ),
     *(
-        Form(name=method, meaning=meaning, save=_cut(method), fits=packing.carriers(method),
-             options=packing.SIZES.get(method, {}))
+        Form(
+            name=method,
+            meaning=meaning,
+            save=_cut(method),
+            fits=packing.carriers(method),
+            options=packing.SIZES.get(method, {}),
+        )
         for method, meaning in packing.METHODS.items()
     ),
-)  # fmt: skip
+)
 FORM = {form.name: form for form in FORMS}
 DENSE_FORMS = ("float32", "tied", "bfloat16")
 
@@ -115,8 +122,7 @@ def make(model_type: str, form_name: str, folder: Path) -> Source:
     form = FORM[form_name]
     source = Source(model_type=model_type, form=form, folder=folder)
     if source.is_dense:
-        save_tiny(folder, model_type, dtype=form.dtype, vocab_size=TOKENS,
-                  tie_word_embeddings=form.tied)  # fmt: skip
+        save_tiny(folder, model_type, dtype=form.dtype, vocab_size=TOKENS, tie_word_embeddings=form.tied)
     else:
         model = mixture(model_type, tied=form.tied, **form.options)
         form.save(model.to(getattr(torch, form.dtype)), folder)
@@ -134,9 +140,7 @@ def mixture(model_type: str, *, tied: bool, **options: Any) -> Any:
         counts["mlp_only_layers"] = []  # a dense class has one width
     if model_type in published_models.OWN:
         counts = {"num_experts": EXPERTS}
-    model = published_models.tiny(
-        model_type, tied=tied, **{"vocab_size": TOKENS, **counts, **options}
-    )
+    model = published_models.tiny(model_type, tied=tied, **{"vocab_size": TOKENS, **counts, **options})
     draw = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, tensor in model.state_dict().items():

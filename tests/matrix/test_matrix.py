@@ -53,10 +53,7 @@ def test_cell(command: Command, source: Source, tmp_path: Path) -> None:
 def test_every_form_and_every_reason_is_met() -> None:
     rows = list(cases())
     assert {form for _, form in rows} == {form.name for form in FORMS}
-    assert {model_type for model_type, _ in rows} == {
-        *registry.DENSE_LAYOUTS,
-        *registry.MOE_LAYOUTS,
-    }
+    assert {model_type for model_type, _ in rows} == {*registry.DENSE_LAYOUTS, *registry.MOE_LAYOUTS}
     met = {refusal(command.name, *row) for row in rows for command in COMMANDS}
     assert met - {None} == set(REASONS)
 
@@ -71,9 +68,7 @@ def _without_vocabulary(layout: MoeLayout) -> MoeLayout:
 def _gates_exchanged(layout: MoeLayout) -> MoeLayout:
     """Experts whose gate is called the down-projection, and the other way round."""
     gate, up, down = layout.experts
-    return replace(
-        layout, experts=(replace(gate, name=down.name), up, replace(down, name=gate.name))
-    )
+    return replace(layout, experts=(replace(gate, name=down.name), up, replace(down, name=gate.name)))
 
 
 FAULTS = {

@@ -39,9 +39,7 @@ def test_lora_on_attention_and_router(head):
 @pytest.mark.parametrize("head", TARGETS)
 def test_lora_on_the_fused_experts(head):
     model = vary_experts(upcycle(dense_model(head)))
-    config = peft.LoraConfig(
-        r=2, target_modules=[], target_parameters=["experts.up_proj", "experts.down_proj"]
-    )
+    config = peft.LoraConfig(r=2, target_modules=[], target_parameters=["experts.up_proj", "experts.down_proj"])
     adapted = peft.get_peft_model(model, config).eval()
     adapted(**inputs(head, labels=True)).loss.backward()
     trained = {name for name, p in adapted.named_parameters() if p.grad is not None}

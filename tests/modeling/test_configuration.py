@@ -53,9 +53,7 @@ def test_a_model_checks_a_config_changed_later():
 
 @BOTH
 def test_round_trip_through_json(config_class, tmp_path):
-    config = config_class(
-        num_experts=6, moe_layers=[1, 3], norm_topk_prob=False, route_by="sequence"
-    )
+    config = config_class(num_experts=6, moe_layers=[1, 3], norm_topk_prob=False, route_by="sequence")
     config.save_pretrained(tmp_path)
     loaded = config_class.from_pretrained(tmp_path)
     assert (loaded.num_experts, loaded.moe_layers, loaded.norm_topk_prob) == (6, [1, 3], False)

@@ -5,15 +5,7 @@ import re
 import pytest
 import torch
 
-from tests.modeling.tiny_models import (
-    HEADS,
-    dense_model,
-    inputs,
-    relative_difference,
-    set_top_k,
-    tensors,
-    upcycle,
-)
+from tests.modeling.tiny_models import HEADS, dense_model, inputs, relative_difference, set_top_k, tensors, upcycle
 
 PLAIN = ["BertModel", "BertForMaskedLM", "GPT2LMHeadModel"]
 

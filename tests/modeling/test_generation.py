@@ -28,9 +28,7 @@ def test_tokens_are_the_dense_ones(head, mode):
     for model in (dense, upcycle(dense), upcycle(dense, top_k=1)):
         torch.manual_seed(0)
         found.append(
-            model.generate(
-                **prompt(head), max_new_tokens=8, pad_token_id=0, eos_token_id=None, **MODES[mode]
-            )
+            model.generate(**prompt(head), max_new_tokens=8, pad_token_id=0, eos_token_id=None, **MODES[mode])
         )
     assert found[0].shape[-1] == 17
     assert torch.equal(found[0], found[1])

@@ -11,13 +11,7 @@ from transformers.utils import logging
 from moeify.families.registry import MOE_LAYOUTS
 from moeify.modeling.moe_models import GuardedLayer
 from tests.modeling.checkpoints import HEADS as BY_TYPE
-from tests.modeling.tiny_models import (
-    HEADS,
-    dense_model,
-    is_bert,
-    moe_class,
-    upcycle,
-)
+from tests.modeling.tiny_models import HEADS, dense_model, is_bert, moe_class, upcycle
 
 GUARDS = {
     "BertModel": "encoder.layer.1.intermediate.dense.weight",
@@ -52,8 +46,7 @@ def test_one_element_stands_in_the_first_layer_with_experts(head, folder):
 
 
 @pytest.mark.parametrize(
-    ("head", "saved"),
-    [(head, saved) for head in HEADS for saved in GUARDS if is_bert(head) == is_bert(saved)],
+    ("head", "saved"), [(head, saved) for head in HEADS for saved in GUARDS if is_bert(head) == is_bert(saved)]
 )
 def test_the_dense_class_stops(head, saved, folder):
     with pytest.raises(RuntimeError, match="mismatch"):

@@ -73,9 +73,7 @@ def test_experts_and_their_gradients(kind, implementation, top_k):
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     upstream = torch.randn_like(expected)
     for ours, theirs in zip(
-        torch.autograd.grad(found, leaves, upstream),
-        torch.autograd.grad(expected, leaves, upstream),
-        strict=True,
+        torch.autograd.grad(found, leaves, upstream), torch.autograd.grad(expected, leaves, upstream), strict=True
     ):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
 

@@ -11,15 +11,7 @@ import torch
 import transformers
 
 from moeify.modeling.moe_layers import balance_loss, z_loss
-from tests.modeling.tiny_models import (
-    HEADS,
-    dense_model,
-    inputs,
-    moe_class,
-    set_top_k,
-    upcycle,
-    vary_experts,
-)
+from tests.modeling.tiny_models import HEADS, dense_model, inputs, moe_class, set_top_k, upcycle, vary_experts
 
 WITHOUT_LOSS = {"BertModel", "GPT2Model"}
 
@@ -81,9 +73,7 @@ def test_positional_arguments_and_tuples(models):
     model = models("BertForMaskedLM")
     with torch.no_grad():
         expected = model(**batch, output_router_logits=True)
-        found = model(
-            ids, mask, labels=batch["labels"], output_router_logits=True, return_dict=False
-        )
+        found = model(ids, mask, labels=batch["labels"], output_router_logits=True, return_dict=False)
         model.config.return_dict = False
         configured = model(ids, mask)
     assert isinstance(found, tuple)
@@ -144,9 +134,7 @@ def test_gradient_checkpointing_changes_nothing(head, reentrant, models):
                 module.p = 0.0
         model.config.attention_probs_dropout_prob = model.config.attn_pdrop = 0.0
         if checkpointing:
-            model.activation_checkpointing_enable(
-                activation_checkpointing_kwargs={"use_reentrant": reentrant}
-            )
+            model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": reentrant})
         # Reentrant checkpointing hides what is recorded inside it from autograd, in every model.
         output = model(**inputs(head, labels=True), output_router_logits=not reentrant)
         assert reentrant or len(output.router_logits) == 3
@@ -186,11 +174,7 @@ def test_building_a_model_allocates_no_dense_network(monkeypatch):
 
 
 def test_modules_that_must_stay_on_one_device():
-    assert upcycle(dense_model("BertForMaskedLM"))._no_split_modules == {
-        "BertEmbeddings",
-        "BertLayer",
-        "BertMoeLayer",
-    }
+    assert upcycle(dense_model("BertForMaskedLM"))._no_split_modules == {"BertEmbeddings", "BertLayer", "BertMoeLayer"}
     gpt2 = upcycle(dense_model("GPT2LMHeadModel"))
     assert gpt2._no_split_modules == {"GPT2Block", "GPT2MoeBlock"}
 

@@ -39,13 +39,10 @@ def test_a_padded_prompt_goes_on_as_it_would_alone(head):
     mask = torch.ones_like(ids)
     mask[2, :3] = 0
     places = (mask.cumsum(-1) - 1).clamp(min=0)
-    first = run(
-        model, ids[:, :6], attention_mask=mask[:, :6], position_ids=places[:, :6], use_cache=True
-    )
+    first = run(model, ids[:, :6], attention_mask=mask[:, :6], position_ids=places[:, :6], use_cache=True)
     found = run(
-        model, ids[:, 6:], attention_mask=mask, position_ids=places[:, 6:],
-        past_key_values=first.past_key_values,
-    ).logits  # fmt: skip
+        model, ids[:, 6:], attention_mask=mask, position_ids=places[:, 6:], past_key_values=first.past_key_values
+    ).logits
     alone = run(model, ids[2:, 3:]).logits
     torch.testing.assert_close(found[2:], alone[:, 3:], **CLOSE)
 
@@ -62,9 +59,7 @@ def test_a_cropped_a_copied_and_a_reset_cache(head):
         assert held.get_seq_length() == 6
         torch.testing.assert_close(run(model, ids[:, 6:], past_key_values=held).logits, expected)
     cache.reset()
-    torch.testing.assert_close(
-        run(model, ids, past_key_values=cache).logits, run(model, ids).logits, **CLOSE
-    )
+    torch.testing.assert_close(run(model, ids, past_key_values=cache).logits, run(model, ids).logits, **CLOSE)
 
 
 def test_a_reordered_cache_takes_its_means_along():
@@ -87,9 +82,7 @@ def test_decoder_with_cross_attention_and_a_cache():
         encoded = torch.randn(3, 5, 32, generator=torch.Generator().manual_seed(0))
         whole = run(model, ids, encoder_hidden_states=encoded).logits
         first = run(model, ids[:, :6], encoder_hidden_states=encoded, use_cache=True)
-        found = run(
-            model, ids[:, 6:], encoder_hidden_states=encoded, past_key_values=first.past_key_values
-        ).logits
+        found = run(model, ids[:, 6:], encoder_hidden_states=encoded, past_key_values=first.past_key_values).logits
         torch.testing.assert_close(found, whole[:, 6:], **CLOSE)
 
 

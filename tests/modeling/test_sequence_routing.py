@@ -167,9 +167,7 @@ def test_gradients_with_and_without_checkpointing(head):
                 module.p = 0.0
         if checkpointing:
             model.gradient_checkpointing_enable()
-        model(
-            **inputs(head, labels=True), output_router_logits=True, use_cache=False
-        ).loss.backward()
+        model(**inputs(head, labels=True), output_router_logits=True, use_cache=False).loss.backward()
         gradients.append({n: p.grad for n, p in model.named_parameters() if "router" in n})
     assert all(grad.abs().max() > 0 for grad in gradients[0].values())
     for name, grad in gradients[0].items():
@@ -219,9 +217,7 @@ def test_a_mask_that_does_not_name_the_tokens_is_refused_unless_another_does():
     full = torch.ones(3, 1, 9, 9).tril().bool() & batch["attention_mask"][:, None, None].bool()
     with pytest.raises(ValueError, match=r"needs an attention mask of shape \[B, S\]"):
         run(model, batch["input_ids"], attention_mask=full)
-    found = run(
-        model, batch["input_ids"], attention_mask=full, router_mask=batch["attention_mask"]
-    ).logits
+    found = run(model, batch["input_ids"], attention_mask=full, router_mask=batch["attention_mask"]).logits
     expected = run(model, **batch).logits
     torch.testing.assert_close(found[:2], expected[:2], **CLOSE)
 

@@ -4,14 +4,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from tests.modeling.tiny_models import (
-    VOCABULARY,
-    dense_model,
-    inputs,
-    tensors,
-    upcycle,
-    vary_experts,
-)
+from tests.modeling.tiny_models import VOCABULARY, dense_model, inputs, tensors, upcycle, vary_experts
 
 
 def build(head, size=None, **options):
@@ -90,9 +83,7 @@ def test_the_default_compiles_in_one_piece(size):
     assert (found - expected).abs().mean() < 0.01 * expected.abs().mean()
 
 
-@pytest.mark.parametrize(
-    ("head", "route_by"), [("BertForMaskedLM", "token"), ("GPT2LMHeadModel", "sequence")]
-)
+@pytest.mark.parametrize(("head", "route_by"), [("BertForMaskedLM", "token"), ("GPT2LMHeadModel", "sequence")])
 def test_training_compiles_in_one_piece(head, route_by):
     model = build(head, route_by=route_by)
     model.config.loss_type = "ForMaskedLM" if "Masked" in head else "ForCausalLM"

@@ -143,9 +143,7 @@ def vary_experts(model: PreTrainedModel, seed: int = 1) -> PreTrainedModel:
     return model
 
 
-def inputs(
-    head: str, *, padded: bool = True, labels: bool = False, seed: int = 2
-) -> dict[str, Any]:
+def inputs(head: str, *, padded: bool = True, labels: bool = False, seed: int = 2) -> dict[str, Any]:
     """A batch for the head, B = 3 and S = 9, with the last row padded by three tokens."""
     generator = torch.Generator().manual_seed(seed)
     choices = "MultipleChoice" in head or "DoubleHeads" in head
@@ -183,7 +181,4 @@ def relative_difference(dense: Any, moe: Any) -> float:
     """Largest over the outputs of max|moe - dense| / max|dense|."""
     expected, found = tensors(dense), tensors(moe)
     assert expected.keys() <= found.keys()
-    return max(
-        ((found[name] - value).abs().max() / value.abs().max()).item()
-        for name, value in expected.items()
-    )
+    return max(((found[name] - value).abs().max() / value.abs().max()).item() for name, value in expected.items())

@@ -48,9 +48,7 @@ if __name__ == "__main__":
     rank, meeting, *folders = sys.argv[1:]
     os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2"}
     torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{meeting}", rank=int(rank), world_size=2
-    )
+    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=int(rank), world_size=2)
     for folder in map(Path, folders):
         for plan in PLANS:
             compare(folder.name, folder, plan)

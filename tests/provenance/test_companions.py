@@ -44,8 +44,7 @@ def test_dropped_code_is_said_in_the_report_and_on_every_later_card(tmp_path: Pa
     (said,) = (warning for warning in report.warnings if "trust_remote_code" in warning)
     for part in ("AutoModel in config.json", "AutoTokenizer in tokenizer_config.json"):
         assert part in said
-    along = [tmp_path / "dense" / f"{name}.json" for name in
-             ("generation_config", "tokenizer", "tokenizer_config")]  # fmt: skip
+    along = [tmp_path / "dense" / f"{name}.json" for name in ("generation_config", "tokenizer", "tokenizer_config")]
     assert report.bytes_carried == sum(path.stat().st_size for path in along if path.exists())
     prune(tmp_path / "moe", tmp_path / "pruned", keep=2, by="random")
     for folder in (tmp_path / "moe", tmp_path / "pruned"):
@@ -84,23 +83,22 @@ def test_what_names_code(tmp_path: Path, auto_map: object, named: bool) -> None:
     ("modules", "named"),
     [
         ([{"type": "sentence_transformers.models.Transformer"}], ()),
-        ([{"type": "custom_st.Transformer"}, {"type": "sentence_transformers.models.Pooling"}],
-         ("custom_st.Transformer in modules.json",)),
-        ("x", ()), ([5, {}], ("None in modules.json",)),
+        (
+            [{"type": "custom_st.Transformer"}, {"type": "sentence_transformers.models.Pooling"}],
+            ("custom_st.Transformer in modules.json",),
+        ),
+        ("x", ()),
+        ([5, {}], ("None in modules.json",)),
     ],
-)  # fmt: skip
-def test_modules_of_an_encoder_name_code_too(
-    tmp_path: Path, modules: object, named: tuple[str, ...]
-) -> None:
+)
+def test_modules_of_an_encoder_name_code_too(tmp_path: Path, modules: object, named: tuple[str, ...]) -> None:
     (tmp_path / "modules.json").write_text(json.dumps(modules))
     assert names_code(tmp_path) == named
 
 
 def test_what_is_to_say_of_experts_sources_is_said(tmp_path: Path) -> None:
     dense = save_tiny(tmp_path / "dense", "qwen2", "Qwen2ForCausalLM")
-    report = upcycle(
-        dense, tmp_path / "moe", num_experts=2, experts_from=(str(coded(tmp_path / "other")),) * 2
-    )
+    report = upcycle(dense, tmp_path / "moe", num_experts=2, experts_from=(str(coded(tmp_path / "other")),) * 2)
     (said,) = (warning for warning in report.warnings if "trust_remote_code" in warning)
     assert said.startswith("other: ")
 
@@ -110,9 +108,7 @@ def test_a_broken_file_names_nothing(tmp_path: Path) -> None:
     assert names_code(tmp_path) == ()
 
 
-@pytest.mark.parametrize(
-    ("family", "settings"), [("bert", {"do_lower_case": True}), ("gpt2", None)]
-)
+@pytest.mark.parametrize(("family", "settings"), [("bert", {"do_lower_case": True}), ("gpt2", None)])
 def test_a_tokenizer_that_names_no_class_loads_without_moeify(
     tmp_path: Path, family: str, settings: dict[str, object] | None
 ) -> None:
@@ -129,9 +125,8 @@ def test_a_tokenizer_that_names_no_class_loads_without_moeify(
     written = json.loads((tmp_path / "moe" / "tokenizer_config.json").read_text())
     assert written == {**(settings or {}), "tokenizer_class": written["tokenizer_class"]}
     done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_MOEIFY, str(tmp_path / "moe")],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        [sys.executable, "-c", WITHOUT_MOEIFY, str(tmp_path / "moe")], capture_output=True, text=True, check=True
+    )
     said = {"bert": "BertTokenizer [MASK]", "gpt2": "GPT2Tokenizer"}[family]
     assert done.stdout.startswith(said) and done.stdout.split()[-1] != "None" * (family == "gpt2")
 

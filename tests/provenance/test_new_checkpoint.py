@@ -52,9 +52,7 @@ def test_an_output_that_would_not_load_is_refused_before_text_is_read(
     moe.mkdir()
     for file in ("config.json", "tokenizer.json", "tokenizer_config.json"):
         (moe / file).write_bytes((place / "moe" / file).read_bytes())
-    tensors = {
-        k: v for path in (place / "moe").glob("*.safetensors") for k, v in load_file(path).items()
-    }
+    tensors = {k: v for path in (place / "moe").glob("*.safetensors") for k, v in load_file(path).items()}
     del tensors[LOST]
     save_file(tensors, moe / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"would not load: norm\.weight"):
@@ -63,19 +61,24 @@ def test_an_output_that_would_not_load_is_refused_before_text_is_read(
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_an_output_that_exists_is_refused_before_text_is_read(
-    place: Path, tmp_path: Path, command: str
-) -> None:
+def test_an_output_that_exists_is_refused_before_text_is_read(place: Path, tmp_path: Path, command: str) -> None:
     (tmp_path / "out").mkdir()
     with pytest.raises(OutputError, match="exists already"):
         COMMANDS[command](place / "moe", place / "dense", tmp_path / "out")
 
 
 @pytest.mark.parametrize(
-    "config", [UpcycleConfig(), AddConfig(experts=("a",)), AttachConfig(), PruneConfig(keep=2),
-               ExtractConfig(), WarmupConfig(dataset="text.txt")],
+    "config",
+    [
+        UpcycleConfig(),
+        AddConfig(experts=("a",)),
+        AttachConfig(),
+        PruneConfig(keep=2),
+        ExtractConfig(),
+        WarmupConfig(dataset="text.txt"),
+    ],
     ids=lambda config: type(config).__name__,
-)  # fmt: skip
+)
 def test_every_config_has_the_options_of_outputs(config: OutputOptions) -> None:
     recorded = config.recorded()
     assert not recorded.keys() & {"force", "checksum"}

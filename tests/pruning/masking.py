@@ -24,9 +24,7 @@ class _Masked(TorchFunctionMode):
         self.dropped = dropped
         self.seen = 0
 
-    def __torch_function__(
-        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
         if function is torch.nn.functional.linear and args[1].data_ptr() in self.dropped:
             self.seen += 1

@@ -86,8 +86,7 @@ def brute_force(
         g = weight_of(model_type, routers[layer], model.config, x, top_k)
         inside = model_type == "llama4_text"  # the weights multiply the inputs
         outputs = [
-            output_of(model_type, modules[layer], j, x * g[:, j : j + 1] if inside else x)
-            for j in range(g.shape[1])
+            output_of(model_type, modules[layer], j, x * g[:, j : j + 1] if inside else x) for j in range(g.shape[1])
         ]
         norms = torch.stack([f.norm(dim=-1) for f in outputs], dim=1)
         added = norms if inside else g * norms

@@ -34,9 +34,7 @@ def blocks(rows: int = 6, length: int = 12) -> Blocks:
     lengths = np.full(rows, length)
     lengths[-1] = length - 5
     ids = draw.integers(3, 60, (rows, length)).astype(np.int32)
-    return Blocks(
-        input_ids=ids, lengths=lengths, domains=None, domain_names=(), documents=rows
-    )  # fmt: skip
+    return Blocks(input_ids=ids, lengths=lengths, domains=None, domain_names=(), documents=rows)
 
 
 def fresh(mixture: Mixture) -> Scores:
@@ -46,8 +44,7 @@ def fresh(mixture: Mixture) -> Scores:
 
 
 @pytest.mark.parametrize(
-    "model_type",
-    ["bert_moe", "gpt2_moe", "qwen2_moe", "mixtral", "deepseek_v3", "gpt_oss", "llama4_text"],
+    "model_type", ["bert_moe", "gpt2_moe", "qwen2_moe", "mixtral", "deepseek_v3", "gpt_oss", "llama4_text"]
 )
 def test_scores_are_the_formulas(model_type: str, tmp_path: Path) -> None:
     model = save(model_type, tmp_path / "m")
@@ -219,8 +216,7 @@ def test_growth_of_weights_is_reported_and_can_be_folded_in(tmp_path: Path) -> N
     assert all(1 < factor < 8 for factor in plain.gate_inflation.values())
     from safetensors.torch import load_file
 
-    before, after = (load_file(tmp_path / n / "model-00001-of-00002.safetensors")
-                     for n in ("plain", "scaled"))  # fmt: skip
+    before, after = (load_file(tmp_path / n / "model-00001-of-00002.safetensors") for n in ("plain", "scaled"))
     for name, tensor in before.items():
         layer = int(name.split(".")[2]) if ".experts." in name else 0
         factor = 1 / plain.gate_inflation[layer] if ".experts." in name and "down" in name else 1.0

@@ -34,8 +34,7 @@ def test_json_is_one_document_with_the_promised_keys(work: Path) -> None:
     done = moeify("prune", "moe", "out", "--ratio", 0.25, "--by", "random", "--json", cwd=work)
     document = json.loads(done.stdout)
     assert document["schema"] == "moeify.prune/1"
-    promised = {"output", "by", "num_experts_before", "num_experts", "kept", "bytes_written",
-                "seconds"}  # fmt: skip
+    promised = {"output", "by", "num_experts_before", "num_experts", "kept", "bytes_written", "seconds"}
     assert promised <= document.keys()
     assert document["num_experts"] == 6 and set(document["kept"]) == {"0", "2"}
     files = (work / "out").glob("*.safetensors")
@@ -59,17 +58,11 @@ def test_dense_and_extract(work: Path) -> None:
     [
         (["prune", "moe", "--keep", "4", "--by", "reap"], "reap needs text", "--by aimer"),
         (["prune", "moe", "--keep", "8", "--by", "aimer"], "nothing to do", "--keep 4"),
-        (
-            ["prune", "./nothing", "--keep", "4", "--by", "aimer"],
-            "is not a checkpoint folder",
-            "name a",
-        ),
+        (["prune", "./nothing", "--keep", "4", "--by", "aimer"], "is not a checkpoint folder", "name a"),
         (["extract", "moe", "--expert", "9"], "there is no expert 9", "0 to 7"),
     ],
 )
-def test_failures_are_a_sentence_and_a_hint(
-    work: Path, arguments: list[str], message: str, hint: str
-) -> None:
+def test_failures_are_a_sentence_and_a_hint(work: Path, arguments: list[str], message: str, hint: str) -> None:
     before = sorted(path.name for path in work.iterdir())
     done = moeify(*arguments, cwd=work)
     assert done.returncode == 1 and done.stdout == ""

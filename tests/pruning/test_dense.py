@@ -19,23 +19,36 @@ from moeify.upcycling.upcycle import upcycle
 from tests.pruning.tiny_mixtures import save
 
 _SMALL = {
-    "vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2,
-    "num_key_value_heads": 1, "intermediate_size": 24, "max_position_embeddings": 32,
-    "head_dim": 8, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
-}  # fmt: skip
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "intermediate_size": 24,
+    "max_position_embeddings": 32,
+    "head_dim": 8,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 _KEYS = {
     "bert": {k: v for k, v in _SMALL.items() if k not in ("num_key_value_heads", "head_dim")},
-    "gpt2": {"vocab_size": 40, "n_embd": 16, "n_layer": 3, "n_head": 2, "n_positions": 32,
-             "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1},
+    "gpt2": {
+        "vocab_size": 40,
+        "n_embd": 16,
+        "n_layer": 3,
+        "n_head": 2,
+        "n_positions": 32,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 1,
+    },
     "qwen2": _SMALL,
     "qwen3": _SMALL,
-}  # fmt: skip
-_CONFIGS = {"bert": "BertConfig", "gpt2": "GPT2Config", "qwen2": "Qwen2Config",
-            "qwen3": "Qwen3Config"}  # fmt: skip
+}
+_CONFIGS = {"bert": "BertConfig", "gpt2": "GPT2Config", "qwen2": "Qwen2Config", "qwen3": "Qwen3Config"}
 CLASSES = [
-    (layout.model_type, layout.class_prefix + head)
-    for layout in DENSE_LAYOUTS.values()
-    for head in layout.heads
+    (layout.model_type, layout.class_prefix + head) for layout in DENSE_LAYOUTS.values() for head in layout.heads
 ]
 
 
@@ -50,9 +63,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(("model_type", "class_name"), CLASSES)
-def test_upcycle_then_prune_to_one_gives_the_original_back(
-    model_type: str, class_name: str, tmp_path: Path
-) -> None:
+def test_upcycle_then_prune_to_one_gives_the_original_back(model_type: str, class_name: str, tmp_path: Path) -> None:
     save_dense(model_type, class_name, tmp_path / "dense")
     upcycle(tmp_path / "dense", tmp_path / "moe", num_experts=3, layers="0,2", noise=0.0)
     report = prune(tmp_path / "moe", tmp_path / "back", keep=1, by="random", dense=True)
@@ -112,9 +123,8 @@ def test_a_score_chooses_the_expert_of_each_layer_as_pruning_does(tmp_path: Path
     pruned = prune(tmp_path / "moe", tmp_path / "pruned", keep=1, dense=True, by="random", seed=5)
     said: list[str] = []
     report = extract(
-        tmp_path / "moe", tmp_path / "best", by="random", seed=5,
-        progress=lambda what, done, total: said.append(what),
-    )  # fmt: skip
+        tmp_path / "moe", tmp_path / "best", by="random", seed=5, progress=lambda what, done, total: said.append(what)
+    )
     assert report.chosen == {layer: kept[0] for layer, kept in pruned.kept.items()}
     assert len(set(report.chosen.values())) > 1
     assert (report.by, report.expert, report.experts) == ("random", None, ())

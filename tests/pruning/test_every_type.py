@@ -60,9 +60,7 @@ def same_model(first: Path, second: Path, tolerance: float = 0.0) -> bool:
 def test_both_forms_become_the_same_model(model_type: str, tmp_path: Path) -> None:
     usual, loaded = both_forms(model_of(model_type), tmp_path)
     assert weights(usual).keys() != weights(loaded).keys()
-    for name, options in (
-        ("aimer", {"by": "aimer"}), ("merged", {"by": "random", "merge": True}),
-    ):  # fmt: skip
+    for name, options in (("aimer", {"by": "aimer"}), ("merged", {"by": "random", "merge": True})):
         first = prune(usual, tmp_path / f"usual-{name}", keep=2, **options)
         second = prune(loaded, tmp_path / f"loaded-{name}", keep=2, **options)
         assert first.kept == second.kept

@@ -33,9 +33,7 @@ def text(rows: int = 6, length: int = 12) -> Blocks:
     lengths = np.full(rows, length)
     lengths[-1] = length - 5
     ids = np.random.default_rng(3).integers(3, 60, (rows, length)).astype(np.int32)
-    return Blocks(
-        input_ids=ids, lengths=lengths, domains=None, domain_names=(), documents=rows
-    )  # fmt: skip
+    return Blocks(input_ids=ids, lengths=lengths, domains=None, domain_names=(), documents=rows)
 
 
 def saved(model_type: str, folder: Path, *, tied: bool = False) -> tuple[PreTrainedModel, Mixture]:
@@ -59,28 +57,21 @@ def by_layer(mixture: Mixture, scratch: Path) -> LayerByLayer:
 
 
 @pytest.mark.parametrize("model_type", ["bert_moe", "gpt2_moe"])
-def test_whole_sequences_go_where_they_go_in_the_whole_model(
-    model_type: str, tmp_path: Path
-) -> None:
+def test_whole_sequences_go_where_they_go_in_the_whole_model(model_type: str, tmp_path: Path) -> None:
     _, mixture = saved(model_type, tmp_path / "m")
     config = json.loads((tmp_path / "m" / "config.json").read_text()) | {"route_by": "sequence"}
     (tmp_path / "m" / "config.json").write_text(json.dumps(config))
     whole, layered, path = fresh(mixture), fresh(mixture), tmp_path / "s.json"
     model = load_model(tmp_path / "m")
     calibrate(WholeModel(model), mixture, text(), whole, batch_size=4, save_to=path)
-    calibrate(by_layer(mixture, tmp_path / "h"), mixture, text(), layered, batch_size=4,
-              save_to=path)  # fmt: skip
+    calibrate(by_layer(mixture, tmp_path / "h"), mixture, text(), layered, batch_size=4, save_to=path)
     for layer, sums in whole.layers.items():
         assert np.array_equal(sums.sums["frequency"], layered.layers[layer].sums["frequency"])
-        assert np.allclose(
-            *(CRITERIA["reap"].formula(s.sums) for s in (sums, layered.layers[layer])), rtol=1e-5
-        )
+        assert np.allclose(*(CRITERIA["reap"].formula(s.sums) for s in (sums, layered.layers[layer])), rtol=1e-5)
 
 
 @pytest.mark.parametrize("model_type", ["bert_moe", "gpt2_moe", "qwen3_moe", "deepseek_v3"])
-def test_losses_are_those_of_the_whole_model(
-    model_type: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_losses_are_those_of_the_whole_model(model_type: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Tokenizer:
         mask_token_id = 1
 
@@ -90,8 +81,7 @@ def test_losses_are_those_of_the_whole_model(
     monkeypatch.setattr("moeify.pruning.evaluation.tokenizer_for", lambda _: Tokenizer())
     saved(model_type, tmp_path / "m", tied=True)
     losses = [
-        held_out_loss(tmp_path / "m", text(), PruneConfig(keep=2, low_memory=low), tmp_path)
-        for low in (False, True)
+        held_out_loss(tmp_path / "m", text(), PruneConfig(keep=2, low_memory=low), tmp_path) for low in (False, True)
     ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-6) and losses[0] > 1
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
@@ -103,8 +93,7 @@ def test_only_one_layer_is_loaded(tmp_path: Path) -> None:
     assert len(runs) == 4
     for place in range(4):
         with runs.opened(place) as step:
-            held = {n.split(".")[2] for n, p in step.model.named_parameters()
-                    if "layers." in n and not p.is_meta}  # fmt: skip
+            held = {n.split(".")[2] for n, p in step.model.named_parameters() if "layers." in n and not p.is_meta}
             assert held == {str(place)}
             assert step.model.lm_head.weight.is_meta
         assert all(p.is_meta for p in step.model.parameters())
@@ -120,8 +109,9 @@ def interrupted(mixture: Mixture, scratch: Path, save_to: Path, after: int) -> S
 
     calls: list[int] = []
     with pytest.raises(KeyboardInterrupt):
-        calibrate(by_layer(mixture, scratch), mixture, text(), fresh(mixture), batch_size=2,
-                  save_to=save_to, progress=stop)  # fmt: skip
+        calibrate(
+            by_layer(mixture, scratch), mixture, text(), fresh(mixture), batch_size=2, save_to=save_to, progress=stop
+        )
     return Scores.read(save_to, mixture)
 
 
@@ -136,8 +126,15 @@ def test_an_interrupted_calibration_goes_on(after: int, tmp_path: Path) -> None:
     again = by_layer(mixture, scratch)
     assert again.holds(after // 3, 3)
     done: list[int] = []
-    calibrate(again, mixture, text(), kept, batch_size=2, save_to=tmp_path / "s.json",
-              progress=lambda n, total: done.append(n))  # fmt: skip
+    calibrate(
+        again,
+        mixture,
+        text(),
+        kept,
+        batch_size=2,
+        save_to=tmp_path / "s.json",
+        progress=lambda n, total: done.append(n),
+    )
     assert len(done) == 12 - after and done[-1] == 4 * 6
     for layer, sums in whole.layers.items():
         for name, row in sums.sums.items():
@@ -162,9 +159,7 @@ def demo_options() -> dict:
 
 def test_prune_gives_the_same_and_leaves_nothing_behind(warm: Path, tmp_path: Path) -> None:
     whole = prune(warm, tmp_path / "a", keep=3, low_memory=False, **demo_options())
-    layered = prune(
-        warm, tmp_path / "b", keep=3, low_memory=True, evaluate=True, **demo_options()
-    )  # fmt: skip
+    layered = prune(warm, tmp_path / "b", keep=3, low_memory=True, evaluate=True, **demo_options())
     assert layered.kept == whole.kept and layered.tokens == whole.tokens
     assert layered.layer_by_layer and not whole.layer_by_layer
     for layer, row in whole.scores.items():
@@ -195,23 +190,17 @@ def test_what_an_interruption_leaves_is_used_or_replaced(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "warm"]
 
 
-def test_without_the_states_it_begins_again(
-    warm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_the_states_it_begins_again(warm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = prune(warm, tmp_path / "a", keep=3, low_memory=True, **demo_options())
     scores = tmp_path / "a" / "scores.json"
     document = json.loads(scores.read_text())
     half = document | {"complete": False, "batches": document["batches"] // 2}
     scores.write_text(json.dumps(half))
-    again = prune(
-        warm, tmp_path / "b", keep=3, low_memory=True, scores=scores, **demo_options()
-    )  # fmt: skip
+    again = prune(warm, tmp_path / "b", keep=3, low_memory=True, scores=scores, **demo_options())
     assert again.tokens == whole.tokens and again.scores == whole.scores
 
 
-def test_it_is_chosen_where_memory_is_short(
-    warm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_it_is_chosen_where_memory_is_short(warm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     weights = sum(t.nbytes for t in Checkpoint.open(warm).tensors.values())
     for available, layered in ((weights, True), (2 * weights, False), (None, False)):
         monkeypatch.setattr(memory, "available_memory", lambda found=available: found)
@@ -220,9 +209,7 @@ def test_it_is_chosen_where_memory_is_short(
         assert passes.runs_by_layer(Checkpoint.open(warm), not layered) is not layered
 
 
-def test_memory_is_that_of_the_system_and_the_container(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_memory_is_that_of_the_system_and_the_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "_MEMINFO", tmp_path / "meminfo")
     monkeypatch.setattr(memory, "_CGROUP", tmp_path)
     (tmp_path / "meminfo").write_text("MemTotal: 9000 kB\nMemAvailable:    4000 kB\n")
@@ -241,9 +228,7 @@ def test_what_cannot_run_by_layer_is_said() -> None:
 
 
 @pytest.mark.parametrize(("model_type", "method"), [("gpt_oss", "mxfp4"), ("deepseek_v3", "fp8")])
-def test_quantised_layers_are_unpacked_one_by_one(
-    model_type: str, method: str, tmp_path: Path
-) -> None:
+def test_quantised_layers_are_unpacked_one_by_one(model_type: str, method: str, tmp_path: Path) -> None:
     model = tiny(model_type, tied=False, **SIZES.get(method, {}))
     save_packed(model.to(torch.bfloat16), tmp_path / "m", method)
     checkpoint = Checkpoint.open(tmp_path / "m")
@@ -251,8 +236,7 @@ def test_quantised_layers_are_unpacked_one_by_one(
     whole, layered, path = fresh(mixture), fresh(mixture), tmp_path / "s.json"
     held = WholeModel(load_model(tmp_path / "m"))
     calibrate(held, mixture, text(), whole, batch_size=4, save_to=path)
-    calibrate(by_layer(mixture, tmp_path / "h"), mixture, text(), layered, batch_size=4,
-              save_to=path)  # fmt: skip
+    calibrate(by_layer(mixture, tmp_path / "h"), mixture, text(), layered, batch_size=4, save_to=path)
     for layer, sums in whole.layers.items():
         assert np.array_equal(sums.sums["frequency"], layered.layers[layer].sums["frequency"])
     loaded = sum(parameter.nbytes for parameter in held.model.parameters())
@@ -278,14 +262,21 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 def test_memory_is_that_of_one_layer(tmp_path: Path) -> None:
     """12 layers of 24 MB each: a pass takes a few layers' room, not the model's."""
     model = tiny(
-        "qwen3_moe", tied=False, hidden_size=256, moe_intermediate_size=512, num_hidden_layers=12,
-        mlp_only_layers=[], num_experts=32,
-    )  # fmt: skip
+        "qwen3_moe",
+        tied=False,
+        hidden_size=256,
+        moe_intermediate_size=512,
+        num_hidden_layers=12,
+        mlp_only_layers=[],
+        num_experts=32,
+    )
     model.to(torch.bfloat16).save_pretrained(tmp_path / "m")
     del model
     done = subprocess.run(
         [sys.executable, "-c", PEAK, tmp_path / "m", tmp_path / "h", tmp_path / "s.json"],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     size = (tmp_path / "m" / "model.safetensors").stat().st_size
     assert size > 280 << 20 and int(done.stdout) << 10 < size / 2

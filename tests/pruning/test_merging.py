@@ -106,9 +106,7 @@ def test_alignment_finds_a_permutation() -> None:
     noisy = rows[order] + 0.05 * draw.standard_normal((50, 20)).astype(np.float32)
     found = align(rows, noisy)
     assert np.array_equal(order[found], np.arange(50))
-    assert np.array_equal(
-        align(np.zeros((4, 3), np.float32), np.ones((4, 3), np.float32)), range(4)
-    )
+    assert np.array_equal(align(np.zeros((4, 3), np.float32), np.ones((4, 3), np.float32)), range(4))
     assert sorted(align(rows[:9], draw.standard_normal((9, 20)).astype(np.float32))) == [*range(9)]
 
 

@@ -57,23 +57,20 @@ def compressed(name: str, weight: torch.Tensor) -> Tensors:
 
 
 def fp8(name: str, weight: torch.Tensor) -> Tensors:
-    return {
-        f"{name}.weight": weight.to(torch.float8_e4m3fn),
-        f"{name}.weight_scale_inv": torch.ones(1, 1),
-    }
+    return {f"{name}.weight": weight.to(torch.float8_e4m3fn), f"{name}.weight_scale_inv": torch.ones(1, 1)}
 
 
 KINDS = {
     "gptq": (gptq, {"quant_method": "gptq", "bits": 4}),
     "awq": (awq, {"quant_method": "awq", "bits": 4}),
     "compressed-tensors": (compressed, {"quant_method": "compressed-tensors"}),
-    "fp8": (fp8, {"quant_method": "fp8", "weight_block_size": [128, 128],
-                  "activation_scheme": "dynamic"}),
-}  # fmt: skip
+    "fp8": (fp8, {"quant_method": "fp8", "weight_block_size": [128, 128], "activation_scheme": "dynamic"}),
+}
 
 
-def change(folder: Path, settings: dict[str, object], pack: Callable[[str, torch.Tensor], Tensors],
-           ending: str) -> Path:  # fmt: skip
+def change(
+    folder: Path, settings: dict[str, object], pack: Callable[[str, torch.Tensor], Tensors], ending: str
+) -> Path:
     tensors = load_file(folder / "model.safetensors")
     for name in [name for name in tensors if name.endswith(ending)]:
         tensors |= pack(name.removesuffix(".weight"), tensors.pop(name))
@@ -106,9 +103,13 @@ def mxfp4(folder: Path) -> Path:
     tiny("gpt_oss", tied=False, vocab_size=2048, **sizes).bfloat16().save_pretrained(folder)
     settings = {
         "quant_method": "mxfp4",
-        "modules_to_not_convert": ["model.layers.*.self_attn", "model.layers.*.mlp.router",
-                                   "model.embed_tokens", "lm_head"],
-    }  # fmt: skip
+        "modules_to_not_convert": [
+            "model.layers.*.self_attn",
+            "model.layers.*.mlp.router",
+            "model.embed_tokens",
+            "lm_head",
+        ],
+    }
     change(folder, settings, pack, "gate_up_proj")
     return change(folder, settings, pack, "down_proj")
 
@@ -116,9 +117,7 @@ def mxfp4(folder: Path) -> Path:
 @pytest.mark.parametrize("evaluate", [False, True])
 def test_text_chooses_among_packed_experts(evaluate: bool, data: str, tmp_path: Path) -> None:
     source = mxfp4(tmp_path / "moe")
-    report = prune(
-        source, tmp_path / "out", keep=2, dataset=data, evaluate=evaluate, random_seeds=1, **TEXT
-    )
+    report = prune(source, tmp_path / "out", keep=2, dataset=data, evaluate=evaluate, random_seeds=1, **TEXT)
     assert report.by == "reap"
     before, after = weights(source), weights(tmp_path / "out")
     for name in [name for name in before if name.endswith(("_blocks", "_scales"))]:
@@ -134,9 +133,7 @@ def test_text_chooses_among_packed_experts(evaluate: bool, data: str, tmp_path: 
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "mxfp4"])
-def test_what_needs_their_values_is_refused_before_any_work(
-    kind: str, data: str, tmp_path: Path
-) -> None:
+def test_what_needs_their_values_is_refused_before_any_work(kind: str, data: str, tmp_path: Path) -> None:
     source = mxfp4(tmp_path / "moe") if kind == "mxfp4" else quantised(kind, tmp_path / "moe")
     family = kind == "mxfp4"  # which no dense family belongs to
     for options, said, helps in (

@@ -81,11 +81,7 @@ def test_config_numbers_agree_under_every_key(tmp_path: Path) -> None:
     save("qwen3_moe", tmp_path / "moe")
     path = tmp_path / "moe" / "config.json"
     config = json.loads(path.read_text())
-    config |= {
-        "num_experts": EXPERTS,
-        "num_local_experts": EXPERTS,
-        "auto_map": {"AutoModel": "x.Y"},
-    }
+    config |= {"num_experts": EXPERTS, "num_local_experts": EXPERTS, "auto_map": {"AutoModel": "x.Y"}}
     config["quantization_config"] = {
         "ignore": ["model.layers.0.mlp.experts.1.up_proj", "model.layers.0.mlp.experts.7.up_proj"]
     }
@@ -122,9 +118,7 @@ def test_single_experts_take_their_side_tensors_along(tmp_path: Path) -> None:
     save_file(source, tmp_path / "moe" / "model.safetensors")
     report = prune(tmp_path / "moe", tmp_path / "out", keep=3, by="random")
     after = weights(tmp_path / "out")
-    scales = [
-        after[f"model.layers.1.mlp.experts.{n}.up_proj.weight_scale_inv"].item() for n in range(3)
-    ]
+    scales = [after[f"model.layers.1.mlp.experts.{n}.up_proj.weight_scale_inv"].item() for n in range(3)]
     assert tuple(scales) == report.kept[1]
 
 
@@ -148,9 +142,7 @@ def test_layers_for_further_tokens_are_left_out(tmp_path: Path) -> None:
     report = prune(tmp_path / "moe", tmp_path / "out", keep=4, by="random")
     assert any("further tokens" in warning for warning in report.warnings)
     assert not any(name.startswith("model.layers.3.") for name in weights(tmp_path / "out"))
-    assert (
-        json.loads((tmp_path / "out" / "config.json").read_text())["num_nextn_predict_layers"] == 0
-    )
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["num_nextn_predict_layers"] == 0
 
 
 def test_groups_stay_equally_large(tmp_path: Path) -> None:

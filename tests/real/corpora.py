@@ -16,9 +16,7 @@ _SCRIPT = REPOSITORY / "scripts" / "corpora.py"
 
 
 def domains(
-    names: Sequence[str] = ("english", "python", "german", "logs"),
-    max_documents: int = 200,
-    seed: int = 0,
+    names: Sequence[str] = ("english", "python", "german", "logs"), max_documents: int = 200, seed: int = 0
 ) -> list[dict[str, str]]:
     """Up to `max_documents` passages of each domain, shuffled, as {"text", "domain"}.
 

@@ -9,9 +9,7 @@ from safetensors.torch import save_file
 from .tiny_parts import Draw, bert_vocabulary, write_bert_tokenizer, write_json
 
 
-def bert_base_uncased_like(
-    folder: Path, *, hidden: int = 64, layers: int = 2, heads: int = 4, seed: int = 0
-) -> Path:
+def bert_base_uncased_like(folder: Path, *, hidden: int = 64, layers: int = 2, heads: int = 4, seed: int = 0) -> Path:
     """Old LayerNorm names, `bert.` prefix, both pre-training heads, no decoder.weight (tied)."""
     draw = Draw(seed)
     vocabulary = len(bert_vocabulary())
@@ -33,9 +31,7 @@ def bert_base_uncased_like(
     return folder
 
 
-def sentence_encoder_like(
-    folder: Path, *, hidden: int = 64, layers: int = 2, heads: int = 4, seed: int = 0
-) -> Path:
+def sentence_encoder_like(folder: Path, *, hidden: int = 64, layers: int = 2, heads: int = 4, seed: int = 0) -> Path:
     """Bare names, an I64 position_ids buffer, and the files sentence-transformers reads."""
     draw = Draw(seed)
     vocabulary = len(bert_vocabulary())
@@ -47,30 +43,18 @@ def sentence_encoder_like(
     write_bert_tokenizer(folder)
     kinds = {"": "Transformer", "1_Pooling": "Pooling", "2_Normalize": "Normalize"}
     modules = [
-        {
-            "idx": index,
-            "name": str(index),
-            "path": path,
-            "type": f"sentence_transformers.models.{kind}",
-        }
+        {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{kind}"}
         for index, (path, kind) in enumerate(kinds.items())
     ]
     write_json(folder / "modules.json", modules)
     pooling = {"word_embedding_dimension": hidden, "pooling_mode_mean_tokens": True}
     write_json(folder / "1_Pooling" / "config.json", pooling)
-    write_json(
-        folder / "sentence_bert_config.json", {"max_seq_length": 256, "do_lower_case": False}
-    )
+    write_json(folder / "sentence_bert_config.json", {"max_seq_length": 256, "do_lower_case": False})
     return folder
 
 
 def _bert_body(
-    draw: Draw,
-    prefix: str,
-    hidden: int,
-    layers: int,
-    vocabulary: int,
-    norm_names: tuple[str, str],
+    draw: Draw, prefix: str, hidden: int, layers: int, vocabulary: int, norm_names: tuple[str, str]
 ) -> dict[str, torch.Tensor]:
     tensors: dict[str, torch.Tensor] = {}
 
@@ -97,9 +81,7 @@ def _bert_body(
     return tensors
 
 
-def _bert_config(
-    architecture: str, hidden: int, layers: int, heads: int, vocabulary: int
-) -> dict[str, Any]:
+def _bert_config(architecture: str, hidden: int, layers: int, heads: int, vocabulary: int) -> dict[str, Any]:
     return {
         "architectures": [architecture],
         "attention_probs_dropout_prob": 0.1,

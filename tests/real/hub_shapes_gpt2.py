@@ -10,13 +10,7 @@ from .tiny_parts import Draw, write_byte_tokenizer, write_json
 
 
 def gpt2_like(
-    folder: Path,
-    *,
-    hidden: int = 64,
-    layers: int = 2,
-    heads: int = 4,
-    positions: int = 128,
-    seed: int = 0,
+    folder: Path, *, hidden: int = 64, layers: int = 2, heads: int = 4, positions: int = 128, seed: int = 0
 ) -> Path:
     """No `transformer.` prefix, mask buffers in the file, `n_inner` null, no lm_head (tied)."""
     draw = Draw(seed)
@@ -49,9 +43,7 @@ def gpt2_like(
     return folder
 
 
-def _gpt2_config(
-    hidden: int, layers: int, heads: int, positions: int, vocabulary: int
-) -> dict[str, Any]:
+def _gpt2_config(hidden: int, layers: int, heads: int, positions: int, vocabulary: int) -> dict[str, Any]:
     return {
         "activation_function": "gelu_new",
         "architectures": ["GPT2LMHeadModel"],

@@ -88,9 +88,7 @@ def _tensors(config: dict[str, Any], head: str, draw: Draw) -> dict[str, torch.T
 
 
 def _layer(config: dict[str, Any], prefix: str, draw: Draw) -> dict[str, torch.Tensor]:
-    hidden, ffn, heads = (
-        config[key] for key in ("hidden_size", "intermediate_size", "num_attention_heads")
-    )
+    hidden, ffn, heads = (config[key] for key in ("hidden_size", "intermediate_size", "num_attention_heads"))
     head_dim = config.get("head_dim", hidden // heads)
     rows = {
         "q_proj": heads * head_dim,

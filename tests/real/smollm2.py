@@ -83,10 +83,7 @@ def _state_dict(reader: Any, config: dict[str, Any], dtype: torch.dtype) -> dict
         return torch.from_numpy(np.ascontiguousarray(values)).to(dtype)
 
     rotary = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
-    tensors = {
-        "model.embed_tokens.weight": read("token_embd.weight"),
-        "model.norm.weight": read("output_norm.weight"),
-    }
+    tensors = {"model.embed_tokens.weight": read("token_embd.weight"), "model.norm.weight": read("output_norm.weight")}
     for layer in range(config["num_hidden_layers"]):
         prefix = f"model.layers.{layer}."
         for name, source in _LAYER_NAMES.items():

@@ -10,13 +10,7 @@ from safetensors import safe_open
 
 from . import hub_shapes
 
-HEADS = [
-    "Model",
-    "ForCausalLM",
-    "ForSequenceClassification",
-    "ForTokenClassification",
-    "ForQuestionAnswering",
-]
+HEADS = ["Model", "ForCausalLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering"]
 
 
 def _load(folder: Path, unexpected: set[str] | None = None) -> torch.nn.Module:
@@ -25,9 +19,7 @@ def _load(folder: Path, unexpected: set[str] | None = None) -> torch.nn.Module:
     model, report = model_class.from_pretrained(folder, output_loading_info=True)
     assert not report["missing_keys"] and not report["mismatched_keys"]
     assert set(report["unexpected_keys"]) == (unexpected or set())
-    tokens = transformers.AutoTokenizer.from_pretrained(folder)(
-        "The sea and it", return_tensors="pt"
-    )
+    tokens = transformers.AutoTokenizer.from_pretrained(folder)("The sea and it", return_tensors="pt")
     assert tokens["input_ids"].shape[1] > 3
     with torch.no_grad():
         output = model.eval()(**tokens)
@@ -89,9 +81,7 @@ def test_qwen_like_untied_float32(tmp_path: Path, shards: int) -> None:
 
 @pytest.mark.parametrize("make", [getattr(hub_shapes, name) for name in hub_shapes.__all__])
 def test_same_seed_same_bytes(tmp_path: Path, make: Callable[..., Path]) -> None:
-    first, again, other = (
-        make(tmp_path / str(run), seed=seed) for run, seed in enumerate((0, 0, 1))
-    )
+    first, again, other = (make(tmp_path / str(run), seed=seed) for run, seed in enumerate((0, 0, 1)))
     for file in first.glob("*.safetensors"):
         assert file.read_bytes() == (again / file.name).read_bytes()
         assert file.read_bytes() != (other / file.name).read_bytes()

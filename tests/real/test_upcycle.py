@@ -36,10 +36,17 @@ def test_sources_equal_to_the_base_are_exact_on_real_text(tmp_path: Path) -> Non
     text = tmp_path / "text.txt"
     text.write_text("\n".join(TEXT), encoding="utf-8")
     moeify.upcycle(
-        dense, tmp_path / "moe", experts_from=[dense, dense], labels=["bible", "jargon"],
-        num_experts=4, noise=0.0, router="data", dataset=str(dense.parent / "text.jsonl"),
-        domain_column="domain", fit_tokens=4096,
-    )  # fmt: skip
+        dense,
+        tmp_path / "moe",
+        experts_from=[dense, dense],
+        labels=["bible", "jargon"],
+        num_experts=4,
+        noise=0.0,
+        router="data",
+        dataset=str(dense.parent / "text.jsonl"),
+        domain_column="domain",
+        fit_tokens=4096,
+    )
     report = moeify.verify(dense, tmp_path / "moe", text=text, batch=4, seq_len=128)
     assert report.relative_diff <= 1e-6
     assert report.top1_agreement == 1.0
@@ -95,9 +102,7 @@ def test_smollm2_knows_the_capital_of_germany_before_and_after(tmp_path: Path) -
 
 @pytest.mark.real
 @pytest.mark.parametrize("name", ["minilm", "smollm2"])
-def test_an_untrained_calibrated_router_is_neither_saturated_nor_flat(
-    tmp_path: Path, name: str
-) -> None:
+def test_an_untrained_calibrated_router_is_neither_saturated_nor_flat(tmp_path: Path, name: str) -> None:
     dense = minilm() if name == "minilm" else smollm2()
     moeify.upcycle(dense, tmp_path / "moe", num_experts=8, noise=0.0)
     routers = {n: t.numpy() for n, t in state(tmp_path / "moe").items() if _is_router(n)}
@@ -124,13 +129,9 @@ def _router_inputs(folder: Path, name: str) -> dict[int, np.ndarray]:
     layers = model.encoder.layer if name == "minilm" else model.model.layers
     found: dict[int, list[torch.Tensor]] = {}
     for number, layer in enumerate(layers):
-        norm = (
-            layer.attention.output.LayerNorm if name == "minilm" else layer.post_attention_layernorm
-        )
+        norm = layer.attention.output.LayerNorm if name == "minilm" else layer.post_attention_layernorm
         norm.register_forward_hook(
-            lambda module, args, output, number=number: found.setdefault(number, []).append(
-                output.flatten(0, -2)
-            )
+            lambda module, args, output, number=number: found.setdefault(number, []).append(output.flatten(0, -2))
         )
     with torch.inference_mode():
         for text in TEXT:
@@ -138,9 +139,7 @@ def _router_inputs(folder: Path, name: str) -> dict[int, np.ndarray]:
     return {number: torch.cat(parts).numpy() for number, parts in found.items()}
 
 
-@pytest.mark.parametrize(
-    "shape", ["bert", "gpt2", "sentence encoder", "qwen2", "qwen3", "qwen2 untied"]
-)
+@pytest.mark.parametrize("shape", ["bert", "gpt2", "sentence encoder", "qwen2", "qwen3", "qwen2 untied"])
 def test_files_shaped_as_on_the_hub(tmp_path: Path, shape: str) -> None:
     folder = tmp_path / "dense"
     if shape == "bert":

@@ -44,11 +44,7 @@ def write_bert_tokenizer(folder: Path) -> None:
     """Write vocab.txt and tokenizer_config.json."""
     lines = "".join(f"{token}\n" for token in bert_vocabulary())
     (folder / "vocab.txt").write_text(lines, encoding="utf-8")
-    config = {
-        "do_lower_case": True,
-        "model_max_length": 512,
-        "tokenizer_class": "BertTokenizer",
-    }
+    config = {"do_lower_case": True, "model_max_length": 512, "tokenizer_class": "BertTokenizer"}
     write_json(folder / "tokenizer_config.json", config)
 
 

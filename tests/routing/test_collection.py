@@ -10,15 +10,7 @@ from moeify.routing.data import Blocks
 from moeify.routing.loaded import LoadedMixture
 from moeify.routing.passes import WholeModel
 from moeify.routing.statistics import RoutingStatistics
-from tests.routing.tiny_mixtures import (
-    EXPERTS,
-    HIDDEN,
-    MODEL_TYPES,
-    POSITIONS,
-    TOP_K,
-    VOCABULARY,
-    mixture,
-)
+from tests.routing.tiny_mixtures import EXPERTS, HIDDEN, MODEL_TYPES, POSITIONS, TOP_K, VOCABULARY, mixture
 
 
 def blocks(count: int = 5, seq_len: int = 16, padded: int = 5, domains: bool = True) -> Blocks:
@@ -41,13 +33,7 @@ def test_records_equal_the_models_own_routing(model_type):
     model, data = mixture(model_type), blocks()
     seen: dict[int, list[RoutedTokens]] = {}
     layout = MOE_LAYOUTS[model_type]
-    collect(
-        WholeModel(model),
-        layout,
-        data,
-        lambda r: seen.setdefault(r.layer, []).append(r),
-        batch_size=2,
-    )
+    collect(WholeModel(model), layout, data, lambda r: seen.setdefault(r.layer, []).append(r), batch_size=2)
     assert not any(module._forward_hooks for module in model.modules()), "hooks are taken off"
     with torch.no_grad():
         inputs = data.inputs()
@@ -65,10 +51,7 @@ def test_records_equal_the_models_own_routing(model_type):
             if getattr(model.config, "norm_topk_prob", True):
                 weights = weights / weights.sum(-1, keepdim=True)
             torch.testing.assert_close(record.weights, weights)
-            again = (
-                record.inputs
-                @ LoadedMixture(model, layout).layers[record.layer].router.weight.detach().T
-            )
+            again = record.inputs @ LoadedMixture(model, layout).layers[record.layer].router.weight.detach().T
             torch.testing.assert_close(again, record.logits)
 
 
@@ -91,9 +74,7 @@ def test_whole_sequences_show_what_the_router_and_what_the_experts_read(model_ty
     reservoir = InputReservoir(capacity=40)
     reservoir(records[0])
     torch.testing.assert_close(reservoir.expert_inputs(0), records[0].expert_inputs)
-    assert set(map(tuple, reservoir.inputs(0).tolist())) <= set(
-        map(tuple, records[0].inputs.tolist())
-    )
+    assert set(map(tuple, reservoir.inputs(0).tolist())) <= set(map(tuple, records[0].inputs.tolist()))
 
 
 @pytest.mark.parametrize("model_type", ["bert_moe", "qwen3_moe"])
@@ -108,9 +89,7 @@ def test_padding_never_counts(model_type):
         figures.append(statistics)
     assert figures[0].tokens == data.tokens == 5 * 16 - 9
     for layer, sums in figures[0].layers.items():
-        np.testing.assert_array_equal(
-            sums.tokens_per_expert, figures[1].layers[layer].tokens_per_expert
-        )
+        np.testing.assert_array_equal(sums.tokens_per_expert, figures[1].layers[layer].tokens_per_expert)
         assert sums.tokens_per_domain.tolist() == [2 * 16 + 7, 2 * 16]
         assert len(sums.load) == EXPERTS
         assert sums.load.sum() == pytest.approx(1)
@@ -124,9 +103,7 @@ def test_statistics_do_not_depend_on_the_batch_size():
         collect(WholeModel(model), MOE_LAYOUTS["gpt2_moe"], data, statistics, batch_size=batch_size)
         results.append(statistics)
     for layer, sums in results[0].layers.items():
-        np.testing.assert_array_equal(
-            sums.tokens_per_expert, results[1].layers[layer].tokens_per_expert
-        )
+        np.testing.assert_array_equal(sums.tokens_per_expert, results[1].layers[layer].tokens_per_expert)
         assert sums.entropy == pytest.approx(results[1].layers[layer].entropy, rel=1e-6)
 
 
@@ -138,10 +115,14 @@ def test_the_reservoir_is_bounded_uniform_and_the_same_in_every_layer():
         for layer in (1, 4):
             reservoir(
                 RoutedTokens(
-                    layer=layer, inputs=rows, logits=empty, experts=empty.long(), weights=empty,
+                    layer=layer,
+                    inputs=rows,
+                    logits=empty,
+                    experts=empty.long(),
+                    weights=empty,
                     domains=rows[:, 0].long() % 3,
                 )
-            )  # fmt: skip
+            )
     kept = reservoir.inputs(1)[:, 0]
     assert len(kept) == 200 == len(set(kept.tolist()))
     assert reservoir.nbytes == 2 * 200 * 4

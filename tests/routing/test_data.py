@@ -12,9 +12,7 @@ from moeify.routing.data import block_length, pack, read_blocks, tokenizer_for
 from moeify.routing.documents import read_documents
 
 DEMO = Path(__file__).parents[2] / "moeify" / "demo"
-ROWS = [
-    {"text": f"The {name} of number {n}", "kind": name} for n in range(30) for name in ("ox", "bee")
-]
+ROWS = [{"text": f"The {name} of number {n}", "kind": name} for n in range(30) for name in ("ox", "bee")]
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +52,7 @@ def written(folder: Path, ending: str) -> Path:
 @pytest.mark.parametrize("streaming", [False, True])
 def test_every_kind_of_file(tmp_path, ending, streaming):
     column = None if ending == ".txt" else "kind"
-    config = DataConfig(
-        dataset=str(written(tmp_path, ending)), domain_column=column, streaming=streaming
-    )
+    config = DataConfig(dataset=str(written(tmp_path, ending)), domain_column=column, streaming=streaming)
     found = list(read_documents(config))
     wanted = [(row["text"], row["kind"] if column else None) for row in ROWS]
     assert sorted(found) == sorted(wanted)
@@ -136,9 +132,7 @@ def test_block_length():
     ],
 )
 @pytest.mark.parametrize("streaming", [False, True])
-def test_bad_data_is_one_sentence_and_a_hint(
-    tmp_path, tokenizer, content, ending, options, message, streaming
-):
+def test_bad_data_is_one_sentence_and_a_hint(tmp_path, tokenizer, content, ending, options, message, streaming):
     path = tmp_path / f"data{ending}"
     path.write_text(content)
     config = DataConfig(dataset=str(path), streaming=streaming, **options)
@@ -180,13 +174,9 @@ STREAMED += [(".parquet", False)]  # streamed, datasets waits for seconds at the
 
 @pytest.mark.parametrize(("ending", "streaming"), STREAMED)
 @pytest.mark.parametrize("domains", [(1, None, 20), ("a", None, "null"), ("a", " ", "b")])
-def test_texts_without_a_domain_are_left_out_and_counted(
-    tmp_path, tokenizer, ending, streaming, domains
-):
+def test_texts_without_a_domain_are_left_out_and_counted(tmp_path, tokenizer, ending, streaming, domains):
     rows = [{"text": f"The {d} text of these", "of": d} for d in domains for _ in range(3)]
-    data = DataConfig(
-        dataset=table(tmp_path, ending, rows), domain_column="of", streaming=streaming
-    )
+    data = DataConfig(dataset=table(tmp_path, ending, rows), domain_column="of", streaming=streaming)
     blocks = read_blocks(data, tokenizer, 8)
     assert blocks.domain_names == tuple(sorted(str(d) for d in domains if d and str(d).strip()))
     assert blocks.documents == 6
@@ -230,8 +220,7 @@ def test_rows_of_json_lines_need_not_be_alike(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("ending", "streaming"),
-    [(".jsonl", False), (".jsonl", True), (".json", False), (".parquet", False)],
+    ("ending", "streaming"), [(".jsonl", False), (".jsonl", True), (".json", False), (".parquet", False)]
 )
 def test_hints_name_only_columns_that_can_be_read(tmp_path, ending, streaming):
     chat = [{"role": "user", "content": "Who?"}]

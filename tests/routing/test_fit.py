@@ -109,9 +109,7 @@ def test_tokens_against_a_label_leave_its_expert():
     known = labelled | against
     domains = torch.where(against, 0, members % 2)[known]
     more = label_router(fit[known], domains, owners=[0, 1], seed=0, negatives=against[known])
-    at_zero = [
-        float(((fit[against] @ rows.T).argmax(-1) == 0).float().mean()) for rows in (few, more)
-    ]
+    at_zero = [float(((fit[against] @ rows.T).argmax(-1) == 0).float().mean()) for rows in (few, more)]
     assert at_zero[1] < 0.05 < at_zero[0]
 
 

@@ -25,12 +25,8 @@ def test_prune_and_warmup_report_the_same(loss: str, tmp_path: Path) -> None:
     dense = demo_gpt2() if loss == "causal" else masked(tmp_path / "dense")
     moeify.upcycle(dense, tmp_path / "moe", num_experts=4, noise=0.3)
     text = {"dataset": str(corpus(tmp_path)), "seq_len": 32, "seed": 3}
-    pruned = moeify.prune(
-        tmp_path / "moe", tmp_path / "p", keep=2, evaluate=True, random_seeds=1, **text
-    )
-    warmed = moeify.warmup(
-        tmp_path / "moe", tmp_path / "w", steps=0, fit="none", device="cpu", fit_tokens=256, **text
-    )
+    pruned = moeify.prune(tmp_path / "moe", tmp_path / "p", keep=2, evaluate=True, random_seeds=1, **text)
+    warmed = moeify.warmup(tmp_path / "moe", tmp_path / "w", steps=0, fit="none", device="cpu", fit_tokens=256, **text)
     assert pruned.held_out is not None
     assert pruned.held_out.tokens == warmed.eval_tokens
     assert pruned.held_out.before == pytest.approx(warmed.eval_loss_before, rel=1e-6)

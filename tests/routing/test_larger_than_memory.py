@@ -17,17 +17,31 @@ from tests.warming.mixtures import with_tokenizer
 
 TOO_MUCH = 77
 _TEXT = {"dataset": str(TEXT), "seq_len": 32}
-_IGNORED = ("source", "output", "seconds", "collect_seconds", "fit_seconds", "train_seconds",
-            "layer_by_layer", "warnings")  # fmt: skip
+_IGNORED = (
+    "source",
+    "output",
+    "seconds",
+    "collect_seconds",
+    "fit_seconds",
+    "train_seconds",
+    "layer_by_layer",
+    "warnings",
+)
 
 
 def saved(folder: Path, layers: int, width: int) -> Path:
     """A mixture with ``layers`` layers of 25 MB where ``width`` is 2,048."""
     model = tiny(
-        "qwen3_moe", tied=False, hidden_size=256, moe_intermediate_size=width, num_experts=8,
-        num_hidden_layers=layers, mlp_only_layers=[], vocab_size=2048,
+        "qwen3_moe",
+        tied=False,
+        hidden_size=256,
+        moe_intermediate_size=width,
+        num_experts=8,
+        num_hidden_layers=layers,
+        mlp_only_layers=[],
+        vocab_size=2048,
         max_position_embeddings=64,
-    )  # fmt: skip
+    )
     model.to(torch.bfloat16).save_pretrained(folder)
     return with_tokenizer(folder)
 
@@ -37,14 +51,18 @@ def figures(folder: Path, work: Path, low_memory: bool) -> list[dict]:
     reports = (
         moeify.inspect(folder, max_tokens=128, low_memory=low_memory, **_TEXT),
         moeify.warmup(
-            folder, work / f"w-{low_memory}", steps=0, fit="none", fit_tokens=256,
-            eval_tokens=128, low_memory=low_memory, device="cpu", **_TEXT,
-        ),
-        moeify.prune(
-            folder, work / f"p-{low_memory}", keep=4, max_tokens=256, low_memory=low_memory,
+            folder,
+            work / f"w-{low_memory}",
+            steps=0,
+            fit="none",
+            fit_tokens=256,
+            eval_tokens=128,
+            low_memory=low_memory,
+            device="cpu",
             **_TEXT,
         ),
-    )  # fmt: skip
+        moeify.prune(folder, work / f"p-{low_memory}", keep=4, max_tokens=256, low_memory=low_memory, **_TEXT),
+    )
     return [{k: v for k, v in report.to_dict().items() if k not in _IGNORED} for report in reports]
 
 

@@ -34,7 +34,6 @@ def test_every_layer_shows_what_the_model_used(model_type: str) -> None:
         best = layer.choice(routed.logits)["selection"]
         if layout.rule.scores != "sparsemixer":
             best = routed.logits if best is None else best
-            assert torch.equal(best.topk(layer.top_k).indices.sort().values,
-                               routed.experts.sort().values)  # fmt: skip
+            assert torch.equal(best.topk(layer.top_k).indices.sort().values, routed.experts.sort().values)
         outputs = [layer.expert(n, routed.inputs) for n in range(layer.num_experts)]
         assert not torch.allclose(outputs[0], outputs[1], atol=1e-4)

@@ -29,9 +29,7 @@ def layers(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The numbers of the layers that are loaded by themselves."""
     opened: list[int] = []
     original = LayerByLayer._devices
-    monkeypatch.setattr(
-        LayerByLayer, "_devices", lambda self, place: opened.append(place) or original(self, place)
-    )
+    monkeypatch.setattr(LayerByLayer, "_devices", lambda self, place: opened.append(place) or original(self, place))
     return opened
 
 
@@ -48,8 +46,14 @@ def close(one: object, two: object) -> bool:
 
 def test_inspect(mixture: Path, tmp_path: Path, layers: list[int]) -> None:
     moeify.attach(mixture, tmp_path / "other", seed=5)
-    options = {"dataset": str(TEXT), "domain_column": "domain", "max_tokens": 2048, "seq_len": 64,
-               "vocabulary": True, "against": str(tmp_path / "other")}  # fmt: skip
+    options = {
+        "dataset": str(TEXT),
+        "domain_column": "domain",
+        "max_tokens": 2048,
+        "seq_len": 64,
+        "vocabulary": True,
+        "against": str(tmp_path / "other"),
+    }
     whole = moeify.inspect(mixture, low_memory=False, **options).to_dict()
     assert not layers
     small = moeify.inspect(mixture, low_memory=True, **options).to_dict()
@@ -70,8 +74,9 @@ def test_verify(family: str, tmp_path: Path, layers: list[int]) -> None:
 def test_a_type_whose_layers_are_not_known_is_refused(tmp_path: Path) -> None:
     from transformers import OPTConfig, OPTForCausalLM
 
-    config = OPTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, ffn_dim=16,
-                       vocab_size=32, word_embed_proj_dim=16)  # fmt: skip
+    config = OPTConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, ffn_dim=16, vocab_size=32, word_embed_proj_dim=16
+    )
     OPTForCausalLM(config).save_pretrained(tmp_path)
     assert moeify.verify(tmp_path, tmp_path).bit_exact
     with pytest.raises(ConfigError, match="does not know the layers of 'opt'"):
@@ -80,21 +85,29 @@ def test_a_type_whose_layers_are_not_known_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("fit", "extra"),
-    [("kmeans", {}), ("domains", {"reference": True}), ("none", {"loss": "distill"}),
-     ("none", {"loss": "distill", "reference": True})],
-)  # fmt: skip
-def test_warmup(
-    fit: str, extra: dict[str, object], mixture: Path, tmp_path: Path, layers: list[int]
-) -> None:
+    [
+        ("kmeans", {}),
+        ("domains", {"reference": True}),
+        ("none", {"loss": "distill"}),
+        ("none", {"loss": "distill", "reference": True}),
+    ],
+)
+def test_warmup(fit: str, extra: dict[str, object], mixture: Path, tmp_path: Path, layers: list[int]) -> None:
     options = {
-        "dataset": str(TEXT), "domain_column": "domain", "seq_len": 32, "fit_tokens": 2048,
-        "eval_tokens": 1024, "steps": 0, "fit": fit, "device": "cpu", **extra,
-    }  # fmt: skip
+        "dataset": str(TEXT),
+        "domain_column": "domain",
+        "seq_len": 32,
+        "fit_tokens": 2048,
+        "eval_tokens": 1024,
+        "steps": 0,
+        "fit": fit,
+        "device": "cpu",
+        **extra,
+    }
     if "reference" in extra:
         options["reference"] = str(demo_gpt2())
     reports = {
-        low: moeify.warmup(mixture, tmp_path / str(low), low_memory=low, **options).to_dict()
-        for low in (False, True)
+        low: moeify.warmup(mixture, tmp_path / str(low), low_memory=low, **options).to_dict() for low in (False, True)
     }
     assert layers
     for report in reports.values():
@@ -116,14 +129,13 @@ def test_warmup_that_trains_needs_all_weights(mixture: Path, tmp_path: Path) -> 
 def test_upcycle_and_add(tmp_path: Path, layers: list[int]) -> None:
     base, found = demo_gpt2(), []
     domains = sorted({json.loads(line)["domain"] for line in TEXT.read_text().splitlines()})
-    text = {"dataset": str(TEXT), "domain_column": "domain", "router": "data", "fit_tokens": 2048,
-            "seq_len": 32}  # fmt: skip
+    text = {"dataset": str(TEXT), "domain_column": "domain", "router": "data", "fit_tokens": 2048, "seq_len": 32}
     for low in (False, True):
         moe, more = tmp_path / f"moe-{low}", tmp_path / f"more-{low}"
-        one = moeify.upcycle(base, moe, experts_from=[base] * len(domains), labels=domains,
-                             noise=0.3, low_memory=low, **text)  # fmt: skip
-        two = moeify.add_experts(moe, more, experts=[base], labels=domains[:1], low_memory=low,
-                                 **text)  # fmt: skip
+        one = moeify.upcycle(
+            base, moe, experts_from=[base] * len(domains), labels=domains, noise=0.3, low_memory=low, **text
+        )
+        two = moeify.add_experts(moe, more, experts=[base], labels=domains[:1], low_memory=low, **text)
         found.append((one.label_agreement, two.label_agreement))
         assert bool(layers) is low
     assert found[0] == pytest.approx(found[1], abs=1e-3)

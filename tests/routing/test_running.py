@@ -49,8 +49,7 @@ def _raise(error: BaseException) -> Callable[[Any], Any]:
 
 
 @pytest.mark.parametrize(
-    "error",
-    [RoutingError("no router"), KeyboardInterrupt(), OSError(28, "No space"), MemoryError()],
+    "error", [RoutingError("no router"), KeyboardInterrupt(), OSError(28, "No space"), MemoryError()]
 )
 def test_what_is_not_the_model_s(error: BaseException) -> None:
     with pytest.raises(type(error)) as caught:

@@ -44,9 +44,12 @@ def layer(batches):
 def tokens_of(batches):
     for batch in batches:
         yield from zip(
-            batch.logits.double().numpy(), batch.experts.numpy(), batch.weights.double().numpy(),
-            batch.domains.numpy(), strict=True,
-        )  # fmt: skip
+            batch.logits.double().numpy(),
+            batch.experts.numpy(),
+            batch.weights.double().numpy(),
+            batch.domains.numpy(),
+            strict=True,
+        )
 
 
 def test_counts_weights_and_pairs(batches, layer):
@@ -135,12 +138,7 @@ def test_one_expert_for_each_domain_is_seen_as_such():
     experts = domains[:, None]
     weights = torch.ones(300, 1)
     inputs = torch.zeros(300, 1)
-    statistics(
-        RoutedTokens(
-            layer=4, inputs=inputs, logits=logits, experts=experts, weights=weights,
-            domains=domains,
-        )
-    )  # fmt: skip
+    statistics(RoutedTokens(layer=4, inputs=inputs, logits=logits, experts=experts, weights=weights, domains=domains))
     figures = statistics.layers[4].domains
     assert figures.nmi == pytest.approx(1.0)
     np.testing.assert_array_equal(figures.own_expert_fraction, np.ones(D))
@@ -154,16 +152,19 @@ def test_a_collapsed_layer_scores_e_and_an_even_one_k():
     for layer in range(4):
         logits = torch.zeros(count, 8)
         logits[:, [2 * layer, 2 * layer + 1]] += 40.0
-        spread = torch.stack([torch.roll(torch.tensor([40.0, 40, 0, 0, 0, 0, 0, 0]), i % 8)
-                              for i in range(count)])  # fmt: skip
+        spread = torch.stack([torch.roll(torch.tensor([40.0, 40, 0, 0, 0, 0, 0, 0]), i % 8) for i in range(count)])
         for statistics, values in ((collapsed, logits), (even, spread)):
             top = values.topk(2, dim=-1)
             statistics(
                 RoutedTokens(
-                    layer=layer, inputs=values, logits=values, experts=top.indices,
-                    weights=top.values.softmax(-1), domains=None,
+                    layer=layer,
+                    inputs=values,
+                    logits=values,
+                    experts=top.indices,
+                    weights=top.values.softmax(-1),
+                    domains=None,
                 )
-            )  # fmt: skip
+            )
     assert [s.balance_loss for s in collapsed.layers.values()] == pytest.approx([8.0] * 4)
     assert [s.balance_loss for s in even.layers.values()] == pytest.approx([2.0] * 4)
     assert collapsed.max_violation == pytest.approx(3.0)

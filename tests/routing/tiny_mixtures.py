@@ -47,9 +47,7 @@ def mixture(model_type: str, seed: int = 0, **options: Any) -> PreTrainedModel:
         model = BertMoeForMaskedLM(BertMoeConfig(**(own | sizes | depth | options)))
     elif model_type == "gpt2_moe":
         sizes = {"n_embd": HIDDEN, "n_layer": 3, "n_head": 4, "n_positions": POSITIONS}
-        model = GPT2MoeLMHeadModel(
-            GPT2MoeConfig(**(own | sizes | {"moe_layers": [0, 2]} | options))
-        )
+        model = GPT2MoeLMHeadModel(GPT2MoeConfig(**(own | sizes | {"moe_layers": [0, 2]} | options)))
     else:
         name, extra = _NATIVE[model_type]
         config = getattr(transformers, f"{name}Config")(**(_DECODER | extra | options))

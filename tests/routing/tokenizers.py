@@ -44,18 +44,25 @@ def tokenizer(kind: str, template: str = "") -> Any:
         trainer = trainers.BpeTrainer(vocab_size=600, **specials)
     made.train_from_iterator(TEXTS[:60], trainer)
     if kind == "unsplit":
-        made = rust.Tokenizer.from_str(json.dumps(json.loads(made.to_str()) | {
-            "pre_tokenizer": None,
-            "normalizer": {"type": "Sequence", "normalizers": [
-                {"type": "Prepend", "prepend": "▁"},
-                {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
-            ]},
-        }))  # fmt: skip
+        made = rust.Tokenizer.from_str(
+            json.dumps(
+                json.loads(made.to_str())
+                | {
+                    "pre_tokenizer": None,
+                    "normalizer": {
+                        "type": "Sequence",
+                        "normalizers": [
+                            {"type": "Prepend", "prepend": "▁"},
+                            {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+                        ],
+                    },
+                }
+            )
+        )
     template = template or ("[CLS] $A [SEP]" if kind == "words" else "")
     if template:
         made.post_processor = processors.TemplateProcessing(
-            single=template,
-            special_tokens=[(t, made.token_to_id(t)) for t in template.split() if t != "$A"],
+            single=template, special_tokens=[(t, made.token_to_id(t)) for t in template.split() if t != "$A"]
         )
     from transformers import PreTrainedTokenizerFast
 

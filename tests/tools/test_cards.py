@@ -24,9 +24,12 @@ for name, code in json.load(sys.stdin).items():
 print(json.dumps(answers))
 """
 WITH_TOKENIZER = {
-    "bert": bert_base_uncased_like, "gpt2": gpt2_like, "encoder": sentence_encoder_like,
-    "qwen2": lambda f: qwen_like(f, "qwen2"), "qwen3": lambda f: qwen_like(f, "qwen3"),
-}  # fmt: skip
+    "bert": bert_base_uncased_like,
+    "gpt2": gpt2_like,
+    "encoder": sentence_encoder_like,
+    "qwen2": lambda f: qwen_like(f, "qwen2"),
+    "qwen3": lambda f: qwen_like(f, "qwen3"),
+}
 
 
 def snippets(folder: Path) -> list[str]:

@@ -23,9 +23,14 @@ GATES = {"target_parameters": ["mlp.gate.weight"]}
 
 def arguments(folder, **options):
     common = {
-        "output_dir": str(folder), "report_to": [], "save_strategy": "no", "use_cpu": True,
-        "logging_strategy": "no", "disable_tqdm": True, "seed": 0,
-    }  # fmt: skip
+        "output_dir": str(folder),
+        "report_to": [],
+        "save_strategy": "no",
+        "use_cpu": True,
+        "logging_strategy": "no",
+        "disable_tqdm": True,
+        "seed": 0,
+    }
     return common | options
 
 
@@ -45,9 +50,7 @@ def labelled(tokenizer, **words):
     """Sentences whose last word tells the class."""
     texts = [f"the {word}" for word in words for _ in range(16)]
     labels = [label for label in words.values() for _ in range(16)]
-    return Dataset.from_dict(
-        {**tokenizer(texts, padding="max_length", max_length=8), "labels": labels}
-    )
+    return Dataset.from_dict({**tokenizer(texts, padding="max_length", max_length=8), "labels": labels})
 
 
 def test_a_fine_tuned_classifier_is_upcycled_and_fine_tuned_on(classifier, tmp_path):
@@ -62,9 +65,7 @@ def test_a_fine_tuned_classifier_is_upcycled_and_fine_tuned_on(classifier, tmp_p
     tokenizer.save_pretrained(tmp_path / "tuned")
 
     moeify.upcycle(tmp_path / "tuned", tmp_path / "moe", num_experts=4, noise=0.01)
-    model = AutoModelForSequenceClassification.from_pretrained(
-        tmp_path / "moe", output_router_logits=True
-    )
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "moe", output_router_logits=True)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     rows = labelled(tokenizer, man=0, city=1, woman=1, house=0)
     further = trainer(model, rows, tmp_path / "run", max_steps=40)
@@ -131,10 +132,16 @@ def test_sft_trainer_on_qwen3(pair, tmp_path):
     tokenizer.pad_token = tokenizer.eos_token
     rows = Dataset.from_dict({"text": ["to be or not to be, that is the question"] * 16})
     options = arguments(
-        tmp_path / "run", max_steps=6, per_device_train_batch_size=4, learning_rate=1e-2,
-        bf16=False, max_length=32, logging_strategy="steps", logging_steps=1,
+        tmp_path / "run",
+        max_steps=6,
+        per_device_train_batch_size=4,
+        learning_rate=1e-2,
+        bf16=False,
+        max_length=32,
+        logging_strategy="steps",
+        logging_steps=1,
         gradient_checkpointing=False,
-    )  # fmt: skip
+    )
     trainer = SFTTrainer(
         model=AutoModelForCausalLM.from_pretrained(folder, output_router_logits=True),
         args=SFTConfig(**options),

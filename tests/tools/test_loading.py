@@ -9,9 +9,11 @@ from ..hub.client import Client
 from ..hub.stand_in import running_hub
 
 AUTO = {
-    "bert": AutoModelForMaskedLM, "gpt2": AutoModelForCausalLM,
-    "qwen2": AutoModelForCausalLM, "qwen3": AutoModelForCausalLM,
-}  # fmt: skip
+    "bert": AutoModelForMaskedLM,
+    "gpt2": AutoModelForCausalLM,
+    "qwen2": AutoModelForCausalLM,
+    "qwen3": AutoModelForCausalLM,
+}
 PUBLISH = """
 import sys, moeify
 from transformers import AutoModelForMaskedLM
@@ -65,9 +67,7 @@ def test_offloaded_layers(family, pair, tmp_path):
     budget = sum(p.numel() * p.element_size() for p in whole.parameters()) // 2
     model = (
         AUTO[family]
-        .from_pretrained(
-            moe, device_map="auto", max_memory={"cpu": budget}, offload_folder=tmp_path / "offload"
-        )
+        .from_pretrained(moe, device_map="auto", max_memory={"cpu": budget}, offload_folder=tmp_path / "offload")
         .eval()
     )
     assert "disk" in model.hf_device_map.values()

@@ -34,9 +34,7 @@ def test_label_smoothing_shifts_labels(pair, tmp_path):
     losses = []
     for folder in pair("gpt2"):
         model = AutoModelForCausalLM.from_pretrained(folder).eval()
-        options = TrainingArguments(
-            tmp_path, label_smoothing_factor=0.1, report_to=[], use_cpu=True
-        )
+        options = TrainingArguments(tmp_path, label_smoothing_factor=0.1, report_to=[], use_cpu=True)
         losses.append(Trainer(model=model, args=options).compute_loss(model, dict(batch)).item())
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
     with torch.no_grad():

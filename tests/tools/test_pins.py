@@ -16,9 +16,13 @@ def check(path: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize(
     ("before", "after", "said"),
-    [("safetensors==", "safetensors==0.0.1 # ", "safetensors"), ("rich==", "richer==", "rich"),
-     ("numpy==", "numpy>=", "no exact version"), ("idna==", "idna==3.* # ", "no exact version")],
-)  # fmt: skip
+    [
+        ("safetensors==", "safetensors==0.0.1 # ", "safetensors"),
+        ("rich==", "richer==", "rich"),
+        ("numpy==", "numpy>=", "no exact version"),
+        ("idna==", "idna==3.* # ", "no exact version"),
+    ],
+)
 def test_a_pin_that_does_not_hold(tmp_path: Path, before: str, after: str, said: str) -> None:
     pins = (ROOT / "constraints.txt").read_text()
     (tmp_path / "pins.txt").write_text(pins.replace(before, after))

@@ -17,9 +17,7 @@ def dense_view(folder: Path) -> Dense:
     return open_dense(checkpoint, dense_layout(checkpoint.config))
 
 
-def specialist(
-    base: Path, folder: Path, seed: int, *, scale: float = 0.3, everything: bool = False
-) -> Path:
+def specialist(base: Path, folder: Path, seed: int, *, scale: float = 0.3, everything: bool = False) -> Path:
     """A copy of ``base`` with other FFN weights, or with every weight changed."""
     shutil.copytree(base, folder)
     view = dense_view(folder)

@@ -79,9 +79,7 @@ def assert_ffn_equal(found: Path, wanted: Path, **tolerance: float) -> None:
 
 
 @pytest.mark.parametrize("kind", ["plain", "rslora", "patterns"])
-def test_an_adapter_is_merged_as_peft_merges_it(
-    base: tuple[str, Path], tmp_path: Path, kind: str
-) -> None:
+def test_an_adapter_is_merged_as_peft_merges_it(base: tuple[str, Path], tmp_path: Path, kind: str) -> None:
     family, folder = base
     special, ending = PATTERNS[family]
     options: dict[str, Any] = {"r": 4, "lora_alpha": 6, "target_modules": targets(family)}
@@ -126,9 +124,8 @@ def test_the_matrices_are_added_across_chunks(tmp_path: Path) -> None:
 def test_whole_biases_and_modules_take_the_place_of_the_base_s(tmp_path: Path) -> None:
     folder = save_tiny(tmp_path / "base", "gpt2")
     adapter = save_adapter(
-        folder, tmp_path / "adapter", target_modules=r".*mlp\.c_fc", bias="all",
-        modules_to_save=["h.2.mlp.c_proj"],
-    )  # fmt: skip
+        folder, tmp_path / "adapter", target_modules=r".*mlp\.c_fc", bias="all", modules_to_save=["h.2.mlp.c_proj"]
+    )
     wanted = merged(folder, adapter, tmp_path / "merged")
     found = experts(folder, [folder, adapter], tmp_path, 1)
     assert_ffn_equal(found, wanted, rtol=1e-5, atol=1e-6)
@@ -143,9 +140,7 @@ def test_repeats_of_an_adapter_take_noise(qwen: Path, tmp_path: Path) -> None:
         assert moved == pytest.approx(0.01, rel=0.1)
 
 
-def test_changes_to_what_experts_share_are_left_out_and_said_once(
-    base: tuple[str, Path], tmp_path: Path
-) -> None:
+def test_changes_to_what_experts_share_are_left_out_and_said_once(base: tuple[str, Path], tmp_path: Path) -> None:
     family, folder = base
     both = f"{targets(family)}|.*{ATTENTION[family]}"
     adapter = save_adapter(folder, tmp_path / "adapter", target_modules=both)
@@ -158,9 +153,7 @@ def test_changes_to_what_experts_share_are_left_out_and_said_once(
     assert_ffn_equal(found, merged(folder, adapter, tmp_path / "m"), rtol=1e-5, atol=1e-6)
 
 
-def test_the_mean_of_the_rest_holds_an_adapter_s_part(
-    base: tuple[str, Path], tmp_path: Path
-) -> None:
+def test_the_mean_of_the_rest_holds_an_adapter_s_part(base: tuple[str, Path], tmp_path: Path) -> None:
     family, folder = base
     both = f"{targets(family)}|.*{ATTENTION[family]}"
     adapter = save_adapter(folder, tmp_path / "adapter", target_modules=both)
@@ -197,9 +190,7 @@ def changed(adapter: Path, **values: Any) -> None:
         ({"init_lora_weights": "pissa"}, "was initialised by 'pissa'"),
     ],
 )
-def test_what_is_no_plain_adapter_of_the_base_is_refused(
-    qwen: Path, tmp_path: Path, values: dict, part: str
-) -> None:
+def test_what_is_no_plain_adapter_of_the_base_is_refused(qwen: Path, tmp_path: Path, values: dict, part: str) -> None:
     adapter = save_adapter(qwen, tmp_path / "adapter", target_modules=targets("qwen3"))
     changed(adapter, **values)
     assert part in refused(qwen, adapter, tmp_path)
@@ -238,9 +229,7 @@ def test_an_adapter_without_weights_is_refused(qwen: Path, tmp_path: Path) -> No
     assert "has no adapter_model.safetensors" in refused(qwen, adapter, tmp_path)
 
 
-def test_a_base_under_another_folder_name_is_known_by_its_config(
-    qwen: Path, tmp_path: Path
-) -> None:
+def test_a_base_under_another_folder_name_is_known_by_its_config(qwen: Path, tmp_path: Path) -> None:
     shutil.copytree(qwen, tmp_path / "renamed")
     config = tmp_path / "renamed" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"_name_or_path": "org/base"}))

@@ -50,18 +50,15 @@ def classifier(base: Path) -> Any:
 
 BOTH = rf"{targets('qwen3')}|.*(lm_head|embed_tokens)"
 SURPLUS: dict[str, tuple[Any, dict[str, Any], str]] = {
-    "embeddings of another size": (
-        resized, {"modules_to_save": ["embed_tokens", "lm_head"]}, "embed_tokens, lm_head",
-    ),
-    "low ranks on embeddings of another size": (
-        resized, {"target_modules": BOTH}, "lm_head",
-    ),
+    "embeddings of another size": (resized, {"modules_to_save": ["embed_tokens", "lm_head"]}, "embed_tokens, lm_head"),
+    "low ranks on embeddings of another size": (resized, {"target_modules": BOTH}, "lm_head"),
     "a classifier's head": (classifier, {"task_type": "SEQ_CLS"}, "score"),
     "single tokens": (
-        transformers.AutoModelForCausalLM.from_pretrained, {"trainable_token_indices": [1, 2]},
+        transformers.AutoModelForCausalLM.from_pretrained,
+        {"trainable_token_indices": [1, 2]},
         "embed_tokens",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", SURPLUS)
@@ -99,9 +96,7 @@ def test_ffns_of_layers_that_the_base_lacks_are_refused(base: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("name", ["unsloth/base-bnb-4bit", "/home/me/merged-base", "me/other"])
-def test_the_name_of_the_base_is_warned_of_and_shapes_decide(
-    base: Path, tmp_path: Path, name: str
-) -> None:
+def test_the_name_of_the_base_is_warned_of_and_shapes_decide(base: Path, tmp_path: Path, name: str) -> None:
     adapter = save_adapter(base, tmp_path / "adapter", target_modules=targets("qwen3"))
     wanted = merged(base, adapter, tmp_path / "merged")
     changed(adapter, base_model_name_or_path=name)

@@ -51,29 +51,22 @@ def logits(folder: Path, expert: int | None = None) -> torch.Tensor:
             return model(ids).logits
 
 
-def test_the_others_stay_and_the_new_ones_compute_their_source(
-    family: Path, tmp_path: Path
-) -> None:
-    report = moeify.add_experts(
-        family / "moe", tmp_path / "more", experts=[family / "new", family / "newer"]
-    )
+def test_the_others_stay_and_the_new_ones_compute_their_source(family: Path, tmp_path: Path) -> None:
+    report = moeify.add_experts(family / "moe", tmp_path / "more", experts=[family / "new", family / "newer"])
     assert (report.num_experts_before, report.num_experts) == (3, 5)
     assert [origin.experts for origin in report.added] == [(3,), (4,)]
     before, after = state(family / "moe"), state(tmp_path / "more")
     for name, tensor in before.items():
         assert torch.equal(after[name][: len(tensor)], tensor)
         grown = "router" in name or "mlp.gate.weight" in name or ".experts.up" in name
-        assert (len(after[name]) > len(tensor)) == (grown or (".experts.down_proj" in name
-                                                    and "weight" not in name))  # fmt: skip
+        assert (len(after[name]) > len(tensor)) == (grown or (".experts.down_proj" in name and "weight" not in name))
     for expert, name in ((3, "new"), (4, "newer")):
         moeify.extract(tmp_path / "more", tmp_path / name, expert=expert)
         wanted, base = ffn_tensors(family / name), ffn_tensors(family / "base")
         for key, tensor in ffn_tensors(tmp_path / name).items():
             layer = int(next(part for part in key.split(".") if part.isdigit()))
             assert torch.equal(tensor, (wanted if layer % 2 else base)[key])
-        torch.testing.assert_close(
-            logits(tmp_path / "more", expert), logits(tmp_path / name), rtol=1e-5, atol=1e-5
-        )
+        torch.testing.assert_close(logits(tmp_path / "more", expert), logits(tmp_path / name), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(logits(tmp_path / "more", 1), logits(family / "moe", 1))
     assert load_model(tmp_path / "more").num_parameters() == (
         load_model(family / "moe").num_parameters() + report.params_added
@@ -95,9 +88,7 @@ def test_what_was_done_is_recorded_and_shown(qwen: Path, tmp_path: Path) -> None
 def test_qwen_s_other_files_are_linked(qwen: Path, tmp_path: Path) -> None:
     report = moeify.add_experts(qwen / "moe", tmp_path / "more", experts=[qwen / "new"])
     assert report.files_linked == 1
-    assert report.bytes_written < 0.5 * sum(
-        path.stat().st_size for path in (qwen / "moe").glob("*.safetensors")
-    )
+    assert report.bytes_written < 0.5 * sum(path.stat().st_size for path in (qwen / "moe").glob("*.safetensors"))
     assert moeify.inspect(tmp_path / "more").problems == []
 
 
@@ -112,9 +103,7 @@ def test_rows_are_as_large_as_those_that_are_there(qwen: Path, tmp_path: Path) -
 
 
 def test_a_dry_run_writes_nothing(qwen: Path, tmp_path: Path) -> None:
-    report = moeify.add_experts(
-        qwen / "moe", tmp_path / "more", experts=[qwen / "new"], dry_run=True
-    )
+    report = moeify.add_experts(qwen / "moe", tmp_path / "more", experts=[qwen / "new"], dry_run=True)
     done = moeify.add_experts(qwen / "moe", tmp_path / "done", experts=[qwen / "new"])
     assert not (tmp_path / "more").exists()
     assert report.bytes_written == done.bytes_written
@@ -133,13 +122,20 @@ def test_a_row_from_text_wins_its_label_s_tokens(tmp_path: Path, router: str) ->
     (tmp_path / "held_out.json").write_text(json.dumps(held_out), encoding="utf-8")
     prompts = {"code": {"positive": texts["code"][:12], "negative": texts["prose"][:12]}}
     (tmp_path / "prompts.json").write_text(json.dumps(prompts), encoding="utf-8")
-    text = {"prompts": tmp_path / "prompts.json"} if router == "prompts" else {
-        "dataset": str(tmp_path / "corpus.jsonl"), "domain_column": "domain",
-    }  # fmt: skip
+    text = (
+        {"prompts": tmp_path / "prompts.json"}
+        if router == "prompts"
+        else {"dataset": str(tmp_path / "corpus.jsonl"), "domain_column": "domain"}
+    )
     report = moeify.add_experts(
-        tmp_path / "moe", tmp_path / "more", experts=[tmp_path / "code"], router=router,
-        fit_tokens=4096, seq_len=64, **text,
-    )  # fmt: skip
+        tmp_path / "moe",
+        tmp_path / "more",
+        experts=[tmp_path / "code"],
+        router=router,
+        fit_tokens=4096,
+        seq_len=64,
+        **text,
+    )
     before, after = state(tmp_path / "moe"), state(tmp_path / "more")
     for name, tensor in before.items():
         assert torch.equal(after[name][: len(tensor)], tensor)
@@ -192,9 +188,14 @@ def test_a_label_without_text_is_refused(tmp_path: Path) -> None:
     moeify.upcycle(base, tmp_path / "moe", num_experts=2)
     corpus(tmp_path)
     error = refused(
-        tmp_path, tmp_path, base, router="data", dataset=str(tmp_path / "corpus.jsonl"),
-        domain_column="domain", labels=["logs"],
-    )  # fmt: skip
+        tmp_path,
+        tmp_path,
+        base,
+        router="data",
+        dataset=str(tmp_path / "corpus.jsonl"),
+        domain_column="domain",
+        labels=["logs"],
+    )
     assert isinstance(error, DatasetError)
     assert "has no text for 'logs'" in error.message
 

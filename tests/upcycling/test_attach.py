@@ -40,9 +40,7 @@ def test_only_routers_are_written(tmp_path: Path, family: str) -> None:
     assert os.path.samefile(moe / first, tmp_path / "fresh" / first)
     assert report.files_linked == 1
     assert report.bytes_written < 10_000
-    assert all(
-        outlook is not None and outlook.entropy > 0.999 for outlook in report.before.values()
-    )
+    assert all(outlook is not None and outlook.entropy > 0.999 for outlook in report.before.values())
     assert all(0.9 < outlook.entropy < 0.97 for outlook in report.after.values())
     load_strictly(tmp_path / "fresh")
     config = json.loads((tmp_path / "fresh" / "config.json").read_text())
@@ -86,10 +84,18 @@ def test_a_native_checkpoint_that_moeify_did_not_make(tmp_path: Path) -> None:
     from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
     config = Qwen3MoeConfig(
-        vocab_size=64, hidden_size=32, intermediate_size=48, moe_intermediate_size=16,
-        num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, num_experts=8,
-        num_experts_per_tok=2, head_dim=16, norm_topk_prob=True,
-    )  # fmt: skip
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        moe_intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_experts=8,
+        num_experts_per_tok=2,
+        head_dim=16,
+        norm_topk_prob=True,
+    )
     Qwen3MoeForCausalLM(config).save_pretrained(tmp_path / "native")
     moeify.attach(tmp_path / "native", tmp_path / "fresh", top_k=4)
     model = load_strictly(tmp_path / "fresh")
@@ -101,11 +107,21 @@ def test_mixtures_of_other_families(tmp_path: Path, name: str) -> None:
     import transformers
 
     config = getattr(transformers, f"{name}Config")(
-        vocab_size=64, hidden_size=32, intermediate_size=48, moe_intermediate_size=16,
-        num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, num_local_experts=8,
-        num_experts=8, n_routed_experts=8, num_experts_per_tok=2, head_dim=16,
-        first_k_dense_replace=0, pad_token_id=0,
-    )  # fmt: skip
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        moe_intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_local_experts=8,
+        num_experts=8,
+        n_routed_experts=8,
+        num_experts_per_tok=2,
+        head_dim=16,
+        first_k_dense_replace=0,
+        pad_token_id=0,
+    )
     getattr(transformers, f"{name}ForCausalLM")(config).save_pretrained(tmp_path / "native")
     report = moeify.attach(tmp_path / "native", tmp_path / "fresh", top_k=3, router="zeros")
     model = load_strictly(tmp_path / "fresh")
@@ -116,8 +132,7 @@ def test_mixtures_of_other_families(tmp_path: Path, name: str) -> None:
     assert not any(router.any() for router in routers)
 
 
-ROUTER_NAMES = ("mlp.gate.weight", "block_sparse_moe.gate.weight", "router.weight",
-                "router.layer.weight")  # fmt: skip
+ROUTER_NAMES = ("mlp.gate.weight", "block_sparse_moe.gate.weight", "router.weight", "router.layer.weight")
 
 
 def test_bad_input(tmp_path: Path) -> None:

@@ -61,9 +61,7 @@ def test_qwen3_is_right_as_it_is_and_bert_is_unknown_there(tmp_path):
         moeify.upcycle(qwen3, tmp_path / compat, compat=compat)
     names = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "config.json")
     for name in names:
-        assert (tmp_path / "gguf" / name).read_bytes() == (
-            tmp_path / "transformers" / name
-        ).read_bytes()
+        assert (tmp_path / "gguf" / name).read_bytes() == (tmp_path / "transformers" / name).read_bytes()
     bert = save_tiny(tmp_path / "bert", "bert")
     with pytest.raises(moeify.MoeifyError, match="do not know bert_moe"):
         moeify.upcycle(bert, tmp_path / "never", compat="gguf")

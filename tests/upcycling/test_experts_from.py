@@ -106,9 +106,7 @@ def test_extract_averages_experts(family: Path, tmp_path: Path, shares) -> None:
         ({"expert": (0, 1), "shares": (1.0, -1.0)}, "numbers of a positive sum"),
     ],
 )
-def test_means_that_cannot_be_are_refused(
-    qwen: Path, tmp_path: Path, options: dict, part: str
-) -> None:
+def test_means_that_cannot_be_are_refused(qwen: Path, tmp_path: Path, options: dict, part: str) -> None:
     moeify.upcycle(qwen / "base", tmp_path / "moe", num_experts=3)
     with pytest.raises(ConfigError, match=part):
         moeify.extract(tmp_path / "moe", tmp_path / "dense", **options)
@@ -117,12 +115,17 @@ def test_means_that_cannot_be_are_refused(
 
 def test_experts_are_dealt_out_and_only_repeats_take_noise(family: Path, tmp_path: Path) -> None:
     report = moeify.upcycle(
-        family / "base", tmp_path / "moe", num_experts=5, noise=0.05, labels=["code", "german"],
+        family / "base",
+        tmp_path / "moe",
+        num_experts=5,
+        noise=0.05,
+        labels=["code", "german"],
         experts_from=[family / "a", family / "b"],
-    )  # fmt: skip
+    )
     assert [(s.name, s.label, s.experts) for s in report.sources] == [
-        ("a", "code", (0, 2, 4)), ("b", "german", (1, 3)),
-    ]  # fmt: skip
+        ("a", "code", (0, 2, 4)),
+        ("b", "german", (1, 3)),
+    ]
     assert report.noise_effective == pytest.approx(0.05, rel=0.1)
     for expert in range(5):
         moeify.extract(tmp_path / "moe", tmp_path / str(expert), expert=expert)
@@ -150,9 +153,12 @@ def test_the_rest_can_be_the_mean_of_all(family: Path, tmp_path: Path, shares) -
     for number, name in enumerate("xy"):
         specialist(family / "base", tmp_path / name, number, everything=True)
     moeify.upcycle(
-        family / "base", tmp_path / "moe", rest="mean", shares=shares or (),
+        family / "base",
+        tmp_path / "moe",
+        rest="mean",
+        shares=shares or (),
         experts_from=[tmp_path / "x", tmp_path / "y"],
-    )  # fmt: skip
+    )
     moeify.extract(tmp_path / "moe", tmp_path / "dense", expert=1)
     first, second = (state(tmp_path / name) for name in "xy")
     share = 0.75 if shares else 0.5
@@ -165,15 +171,16 @@ def test_the_rest_can_be_the_mean_of_all(family: Path, tmp_path: Path, shares) -
 
 
 def test_what_was_done_is_recorded(qwen: Path, tmp_path: Path) -> None:
-    moeify.upcycle(
-        qwen / "base", tmp_path / "moe", experts_from=[qwen / "a", qwen / "b"], labels=["x", "y"]
-    )
+    moeify.upcycle(qwen / "base", tmp_path / "moe", experts_from=[qwen / "a", qwen / "b"], labels=["x", "y"])
     step = json.loads((tmp_path / "moe" / "moeify.json").read_text())["steps"][0]
     assert step["options"]["experts_from"] == ["a", "b"]
     assert step["results"]["sources"][1] == {
-        "name": "b", "revision": None, "label": "y", "experts": [1],
+        "name": "b",
+        "revision": None,
+        "label": "y",
+        "experts": [1],
         "adapter": False,
-    }  # fmt: skip
+    }
     assert str(tmp_path) not in (tmp_path / "moe" / "moeify.json").read_text()
     card = (tmp_path / "moe" / "README.md").read_text()
     assert "| 1 | y | b |" in card
@@ -182,8 +189,10 @@ def test_what_was_done_is_recorded(qwen: Path, tmp_path: Path) -> None:
 
 
 def test_the_card_names_every_model_on_the_hub() -> None:
-    sources = [{"name": "me/code", "revision": "c" * 40, "label": "code", "experts": [0]},
-               {"name": "folder", "revision": None, "label": "x", "experts": [1]}]  # fmt: skip
+    sources = [
+        {"name": "me/code", "revision": "c" * 40, "label": "code", "experts": [0]},
+        {"name": "folder", "revision": None, "label": "x", "experts": [1]},
+    ]
     step = Step(command="upcycle", options={}, results={"sources": sources}, versions={})
     record = Record(source="org/base", revision="b" * 40, steps=(step,))
     assert _origins(record) == ["org/base", "me/code"]
@@ -193,9 +202,7 @@ def refused(qwen: Path, tmp_path: Path, source: Path, **options: object) -> str:
     """The message of the refusal; nothing may be written."""
     before = tree(tmp_path)
     with pytest.raises((CheckpointError, ConfigError)) as caught:
-        moeify.upcycle(
-            qwen / "base", tmp_path / "moe", experts_from=[qwen / "a", source], **options
-        )
+        moeify.upcycle(qwen / "base", tmp_path / "moe", experts_from=[qwen / "a", source], **options)
     assert tree(tmp_path) == before
     assert caught.value.hint
     return caught.value.message
@@ -238,9 +245,7 @@ def test_a_mixture_is_refused_as_a_source(qwen: Path, tmp_path: Path) -> None:
         ({"prompts": Path("x.yaml")}, "--prompts has no use with --router calibrated"),
     ],
 )
-def test_options_that_do_not_fit_are_refused(
-    qwen: Path, tmp_path: Path, options: dict, part: str
-) -> None:
+def test_options_that_do_not_fit_are_refused(qwen: Path, tmp_path: Path, options: dict, part: str) -> None:
     assert part in refused(qwen, tmp_path, qwen / "b", **options)
 
 
@@ -296,18 +301,14 @@ def test_tokens_that_differ_are_named(qwen: Path, tmp_path: Path) -> None:
         shutil.copytree(qwen / name, tmp_path / name)
         document = {"model": {"type": "BPE", "vocab": vocabulary}, "added_tokens": []}
         (tmp_path / name / "tokenizer.json").write_text(json.dumps(document))
-    report = moeify.upcycle(
-        tmp_path / "base", dry_run=True, experts_from=[tmp_path / "base", tmp_path / "b"]
-    )
+    report = moeify.upcycle(tmp_path / "base", dry_run=True, experts_from=[tmp_path / "base", tmp_path / "b"])
     assert report.warnings == (
         "b: its tokenizer differs in 3 tokens ('c', 'b', '<tool>'); the base's tokenizer is used",
     )
 
 
 @pytest.mark.parametrize("rest", ["base", "mean"])
-def test_a_source_may_lack_its_head_where_only_ffns_are_taken(
-    qwen: Path, tmp_path: Path, rest: str
-) -> None:
+def test_a_source_may_lack_its_head_where_only_ffns_are_taken(qwen: Path, tmp_path: Path, rest: str) -> None:
     headless = shutil.copytree(qwen / "b", tmp_path / "headless")
     config = json.loads((headless / "config.json").read_text()) | {"tie_word_embeddings": False}
     (headless / "config.json").write_text(json.dumps(config))

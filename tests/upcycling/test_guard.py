@@ -30,9 +30,7 @@ def guards(folder: Path) -> dict[str, str]:
 
 def routers_file(folder: Path) -> str:
     (file,) = {
-        stored.path.name
-        for name, stored in Checkpoint.open(folder).tensors.items()
-        if name.endswith("router.weight")
+        stored.path.name for name, stored in Checkpoint.open(folder).tensors.items() if name.endswith("router.weight")
     }
     return file
 

@@ -32,14 +32,18 @@ def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("qwen")
     hidden, ffn, vocab, layers = 1024, 4096, 4096, 4
     config = {
-        "model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"], "hidden_size": hidden,
-        "intermediate_size": ffn, "num_hidden_layers": layers, "num_attention_heads": 8,
-        "num_key_value_heads": 2, "vocab_size": vocab, "tie_word_embeddings": True,
+        "model_type": "qwen2",
+        "architectures": ["Qwen2ForCausalLM"],
+        "hidden_size": hidden,
+        "intermediate_size": ffn,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+        "vocab_size": vocab,
+        "tie_word_embeddings": True,
         "torch_dtype": "bfloat16",
-    }  # fmt: skip
-    shapes: dict[str, tuple[int, ...]] = {
-        "model.embed_tokens.weight": (vocab, hidden), "model.norm.weight": (hidden,),
-    }  # fmt: skip
+    }
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocab, hidden), "model.norm.weight": (hidden,)}
     for layer in range(layers):
         prefix = f"model.layers.{layer}."
         for name, rows in (("q", 1024), ("k", 256), ("v", 256)):
@@ -64,16 +68,16 @@ def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def measure(source: Path, output: Path, **options: object) -> dict[str, float]:
     done = subprocess.run(
         [sys.executable, "-c", MEASURE, str(source), str(output), json.dumps(options)],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     result: dict[str, float] = json.loads(done.stdout)
     return result
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.01])
-def test_memory_does_not_grow_with_experts_or_shards(
-    qwen: Path, tmp_path: Path, noise: float
-) -> None:
+def test_memory_does_not_grow_with_experts_or_shards(qwen: Path, tmp_path: Path, noise: float) -> None:
     few = measure(qwen, tmp_path / "few", num_experts=2, noise=noise)
     many = measure(qwen, tmp_path / "many", num_experts=8, noise=noise)
     small = measure(qwen, tmp_path / "small", num_experts=8, noise=noise, max_shard_size="100MB")
@@ -143,8 +147,7 @@ def test_a_dry_run_reads_little(qwen: Path, tmp_path: Path) -> None:
         "print(read() - before)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, str(qwen), str(tmp_path / "out")],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        [sys.executable, "-c", code, str(qwen), str(tmp_path / "out")], capture_output=True, text=True, check=True
+    )
     weights = (qwen / "model.safetensors").stat().st_size
     assert int(done.stdout) < 10_000_000 < weights / 10

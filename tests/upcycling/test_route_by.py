@@ -27,9 +27,7 @@ def config_of(folder: Path) -> dict[str, object]:
 @pytest.mark.parametrize(("family", "head"), OWN_HEADS)
 def test_every_head_is_exact(tmp_path: Path, family: str, head: str) -> None:
     dense = save_tiny(tmp_path / "dense", family, head)
-    report = moeify.upcycle(
-        dense, tmp_path / "moe", num_experts=4, noise=0.0, route_by="sequence", layers="odd"
-    )
+    report = moeify.upcycle(dense, tmp_path / "moe", num_experts=4, noise=0.0, route_by="sequence", layers="odd")
     assert report.route_by == config_of(tmp_path / "moe")["route_by"] == "sequence"
     assert load_strictly(tmp_path / "moe").config.route_by == "sequence"
     comparison = moeify.verify(dense, tmp_path / "moe")
@@ -40,9 +38,7 @@ def test_every_head_is_exact(tmp_path: Path, family: str, head: str) -> None:
 @pytest.mark.parametrize("family", ["bert", "gpt2"])
 def test_bfloat16_with_tied_experts_is_bit_exact(tmp_path: Path, family: str) -> None:
     dense = save_tiny(tmp_path / "dense", family, dtype="bfloat16")
-    moeify.upcycle(
-        dense, tmp_path / "moe", num_experts=4, noise=0.0, router="zeros", route_by="sequence"
-    )
+    moeify.upcycle(dense, tmp_path / "moe", num_experts=4, noise=0.0, router="zeros", route_by="sequence")
     assert moeify.verify(dense, tmp_path / "moe").bit_exact
 
 
@@ -95,9 +91,7 @@ def test_pruning_keeps_the_unit_and_a_dense_model_has_none(tmp_path: Path) -> No
     assert moeify.verify(dense, tmp_path / "fewer").relative_diff <= 1e-6
     moeify.extract(tmp_path / "moe", tmp_path / "one", expert=1)
     assert "route_by" not in config_of(tmp_path / "one")
-    assert all(
-        torch.equal(tensor, state(tmp_path / "one")[n]) for n, tensor in state(dense).items()
-    )
+    assert all(torch.equal(tensor, state(tmp_path / "one")[n]) for n, tensor in state(dense).items())
 
 
 def test_the_command_line(tmp_path: Path) -> None:
@@ -110,9 +104,7 @@ def test_the_command_line(tmp_path: Path) -> None:
     assert "by sequence" in shown.stdout
     document = CliRunner().invoke(app, ["inspect", str(tmp_path / "moe"), "--json"])
     assert json.loads(document.stdout)["router"]["route_by"] == "sequence"
-    done = CliRunner().invoke(
-        app, ["attach", str(tmp_path / "moe"), str(tmp_path / "out"), "--route-by", "token"]
-    )
+    done = CliRunner().invoke(app, ["attach", str(tmp_path / "moe"), str(tmp_path / "out"), "--route-by", "token"])
     assert done.exit_code == 0, done.output
     assert config_of(tmp_path / "out")["route_by"] == "token"
     assert "Each sequence visits 2" in (tmp_path / "moe" / "README.md").read_text()

@@ -37,8 +37,7 @@ def place(tmp_path_factory) -> Path:
     for line in (folder / "corpus.jsonl").read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         texts[row["domain"]].append(row["text"])
-    prompts = {"code": texts["code"][:8], "prose": {"positive": texts["prose"][:8],
-                                                   "negative": texts["code"][8:12]}}  # fmt: skip
+    prompts = {"code": texts["code"][:8], "prose": {"positive": texts["prose"][:8], "negative": texts["code"][8:12]}}
     (folder / "prompts.json").write_text(json.dumps(prompts), encoding="utf-8")
     held_out = {name: listed[-12:] for name, listed in texts.items()}
     (folder / "held_out.json").write_text(json.dumps(held_out), encoding="utf-8")
@@ -49,9 +48,7 @@ def own_share(moe: Path, place: Path, owners: dict[str, set[int]]) -> float:
     """How many of the texts' tokens have an expert of their domain as their first, on average."""
     model, tokenizer = load_model(moe), load_tokenizer(moe)
     texts = json.loads((place / "held_out.json").read_text(encoding="utf-8"))
-    documents = [
-        (tokenizer(t)["input_ids"], name) for name, listed in texts.items() for t in listed
-    ]
+    documents = [(tokenizer(t)["input_ids"], name) for name, listed in texts.items() for t in listed]
     blocks = pack(documents, 64, 0)
     hits: list[torch.Tensor] = []
 
@@ -67,16 +64,24 @@ def own_share(moe: Path, place: Path, owners: dict[str, set[int]]) -> float:
 
 @pytest.mark.parametrize("router", ["data", "prompts"])
 @pytest.mark.parametrize("rest", ["base", "mean"])
-def test_tokens_go_to_the_experts_of_their_label(
-    place: Path, tmp_path: Path, router: str, rest: str
-) -> None:
-    text = {"prompts": place / "prompts.json"} if router == "prompts" else {
-        "dataset": str(place / "corpus.jsonl"), "domain_column": "domain",
-    }  # fmt: skip
+def test_tokens_go_to_the_experts_of_their_label(place: Path, tmp_path: Path, router: str, rest: str) -> None:
+    text = (
+        {"prompts": place / "prompts.json"}
+        if router == "prompts"
+        else {"dataset": str(place / "corpus.jsonl"), "domain_column": "domain"}
+    )
     report = moeify.upcycle(
-        BASE, tmp_path / "moe", experts_from=[place / "one", place / "two"], num_experts=4,
-        labels=["prose", "code"], router=router, rest=rest, fit_tokens=4096, seq_len=64, **text,
-    )  # fmt: skip
+        BASE,
+        tmp_path / "moe",
+        experts_from=[place / "one", place / "two"],
+        num_experts=4,
+        labels=["prose", "code"],
+        router=router,
+        rest=rest,
+        fit_tokens=4096,
+        seq_len=64,
+        **text,
+    )
     share = own_share(tmp_path / "moe", place, {"prose": {0, 2}, "code": {1, 3}})
     assert report.label_agreement is not None
     assert report.label_agreement > (0.9 if router == "data" else 0.75)
@@ -90,18 +95,19 @@ def test_rows_are_fitted_to_what_routers_of_sequences_read(place: Path, tmp_path
     text = options(place, fit_tokens=8192)
     for route_by in ("token", "sequence"):
         moeify.upcycle(BASE, tmp_path / route_by, route_by=route_by, **text)
-    shares = [
-        own_share(tmp_path / name, place, {"prose": {0}, "code": {1}})
-        for name in ("token", "sequence")
-    ]
+    shares = [own_share(tmp_path / name, place, {"prose": {0}, "code": {1}}) for name in ("token", "sequence")]
     assert shares[1] > shares[0] > 0.85
 
 
 @pytest.mark.parametrize(
     ("base", "changes"),
-    [("gpt2", {}), ("gpt2", {"route_by": "sequence", "layers": "odd", "checksum": True}),
-     ("bert", {"rest": "mean"}), ("qwen3", {"layers": "1"})],
-)  # fmt: skip
+    [
+        ("gpt2", {}),
+        ("gpt2", {"route_by": "sequence", "layers": "odd", "checksum": True}),
+        ("bert", {"rest": "mean"}),
+        ("qwen3", {"layers": "1"}),
+    ],
+)
 def test_each_router_is_fitted_to_what_it_reads_behind_the_others(
     place: Path, tmp_path: Path, base: str, changes: dict[str, object]
 ) -> None:
@@ -113,9 +119,11 @@ def test_each_router_is_fitted_to_what_it_reads_behind_the_others(
         specialist(model, folder, number, scale=1.0)  # far apart
     seen: list[tuple[int, int]] = []
     moeify.upcycle(
-        model, tmp_path / "moe", progress=lambda *given: seen.append(given),
+        model,
+        tmp_path / "moe",
+        progress=lambda *given: seen.append(given),
         **options(place, experts_from=experts, fit_tokens=2048, **changes),
-    )  # fmt: skip
+    )
     assert seen == sorted(seen)
     assert seen[-1][0] == seen[-1][1]
     assert not [path for path in (tmp_path / "moe").iterdir() if path.name.startswith(".")]
@@ -132,10 +140,15 @@ def test_each_router_is_fitted_to_what_it_reads_behind_the_others(
 
 def options(place: Path, **changes: object) -> dict[str, object]:
     return {
-        "experts_from": [place / "one", place / "two"], "labels": ["prose", "code"],
-        "router": "data", "dataset": str(place / "corpus.jsonl"), "domain_column": "domain",
-        "fit_tokens": 1024, "seq_len": 64, **changes,
-    }  # fmt: skip
+        "experts_from": [place / "one", place / "two"],
+        "labels": ["prose", "code"],
+        "router": "data",
+        "dataset": str(place / "corpus.jsonl"),
+        "domain_column": "domain",
+        "fit_tokens": 1024,
+        "seq_len": 64,
+        **changes,
+    }
 
 
 def refused(place: Path, tmp_path: Path, **changes: object) -> MoeifyError:
@@ -203,9 +216,7 @@ def test_fewer_prompts_than_labels_are_refused(place: Path, tmp_path: Path) -> N
         ("prose: [once\ncode", "is no valid YAML"),
     ],
 )
-def test_prompts_of_another_form_are_refused(
-    place: Path, tmp_path: Path, text: str, part: str
-) -> None:
+def test_prompts_of_another_form_are_refused(place: Path, tmp_path: Path, text: str, part: str) -> None:
     path = tmp_path / "prompts.yaml"
     path.write_text(text)
     changes = {"router": "prompts", "dataset": None, "domain_column": None, "prompts": path}
@@ -214,9 +225,7 @@ def test_prompts_of_another_form_are_refused(
 
 def test_a_label_needs_tokens_for_each_of_its_experts(place: Path, tmp_path: Path) -> None:
     path = tmp_path / "prompts.yaml"
-    path.write_text(
-        "prose: [once upon a time there was a king who had three sons and a garden]\ncode: [x]\n"
-    )
+    path.write_text("prose: [once upon a time there was a king who had three sons and a garden]\ncode: [x]\n")
     changes = {"router": "prompts", "dataset": None, "domain_column": None, "prompts": path}
     message = refused(place, tmp_path, **changes, num_experts=6).message
     assert message.startswith("label 'code' has ")

@@ -57,18 +57,14 @@ def test_dry_run_reads_headers_only_and_counts_right(bert: Path, tmp_path: Path)
 @pytest.mark.parametrize("family", LM_HEADS)
 def test_active_parameters_are_those_of_top_k_experts(tmp_path: Path, family: str) -> None:
     dense = save_tiny(tmp_path / "dense", family)
-    by_top_k = [
-        moeify.upcycle(dense, num_experts=4, top_k=k, dry_run=True).params_active for k in (1, 2, 4)
-    ]
+    by_top_k = [moeify.upcycle(dense, num_experts=4, top_k=k, dry_run=True).params_active for k in (1, 2, 4)]
     full = moeify.upcycle(dense, num_experts=4, top_k=4, dry_run=True)
     assert by_top_k[2] == full.params_total
     assert by_top_k[2] - by_top_k[1] == 2 * (by_top_k[1] - by_top_k[0])
 
 
 @pytest.mark.parametrize(("family", "expected"), [("qwen3", 1.22), ("bert", 1.0), ("gpt2", 1.0)])
-def test_noise_moves_the_ffn_by_what_theory_says(
-    tmp_path: Path, family: str, expected: float
-) -> None:
+def test_noise_moves_the_ffn_by_what_theory_says(tmp_path: Path, family: str, expected: float) -> None:
     sizes = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 1}
     if family == "gpt2":
         sizes = {"n_embd": 256, "n_inner": 1024, "n_layer": 1}
@@ -249,27 +245,11 @@ BREAK: dict[str, tuple[Any, type[MoeifyError], str]] = {
         "known: bert, gpt2, qwen2, qwen3",
     ),
     "no model type": (lambda f: edit_config(f, model_type=...), UnsupportedModelError, "None"),
-    "already MoE": (
-        lambda f: edit_config(f, model_type="qwen3_moe"),
-        UnsupportedModelError,
-        "qwen3_moe",
-    ),
-    "odd class": (
-        lambda f: edit_config(f, architectures=["BertForDancing"]),
-        CheckpointError,
-        "BertForDancing",
-    ),
-    "truncated": (
-        lambda f: os.truncate(f / "model.safetensors", 50_000),
-        CheckpointError,
-        "truncated",
-    ),
+    "already MoE": (lambda f: edit_config(f, model_type="qwen3_moe"), UnsupportedModelError, "qwen3_moe"),
+    "odd class": (lambda f: edit_config(f, architectures=["BertForDancing"]), CheckpointError, "BertForDancing"),
+    "truncated": (lambda f: os.truncate(f / "model.safetensors", 50_000), CheckpointError, "truncated"),
     "missing FFN": (lambda f: without(f, FFN), TensorNotFoundError, "intermediate.dense.weight"),
-    "missing head": (
-        lambda f: without(f, "cls.predictions.bias"),
-        TensorNotFoundError,
-        "cls.predictions.bias",
-    ),
+    "missing head": (lambda f: without(f, "cls.predictions.bias"), TensorNotFoundError, "cls.predictions.bias"),
     "shape": (
         lambda f: edit_config(f, intermediate_size=64),
         CheckpointError,
@@ -330,10 +310,7 @@ def _stretch(folder: Path, width: int, experts: int) -> None:
 
     edit_config(folder, intermediate_size=width)
     shapes = {name: tuple(tensor.shape) for name, tensor in state(folder).items()}
-    specs = [
-        (name, "F32", tuple(width if size == 48 else size for size in shape))
-        for name, shape in shapes.items()
-    ]
+    specs = [(name, "F32", tuple(width if size == 48 else size for size in shape)) for name, shape in shapes.items()]
     header = encode_header(specs)
     size = len(header) + 4 * sum(torch.Size(shape).numel() for _, _, shape in specs)
     with open(folder / "model.safetensors", "wb") as file:

@@ -24,9 +24,7 @@ def corpus(folder: Path, count: int = 150) -> Path:
     rows = [{"text": json.loads(line)["text"], "domain": "prose"} for line in lines]
     code = Path(json.__file__).with_name("decoder.py").read_text(encoding="utf-8")
     code += Path(hashlib.__file__).read_text(encoding="utf-8")
-    rows += [
-        {"text": code[start : start + 400], "domain": "code"} for start in range(0, len(code), 400)
-    ]
+    rows += [{"text": code[start : start + 400], "domain": "code"} for start in range(0, len(code), 400)]
     path = folder / "corpus.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path

@@ -31,9 +31,17 @@ def command(*arguments):
 def test_the_table_says_what_was_measured(mixture, data, tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     done = command(
-        mixture, tmp_path / "warm", "--dataset", data, "--steps", 2, "--plot",
-        tmp_path / "load.png", "--reference", DEMO / "gpt2",
-    )  # fmt: skip
+        mixture,
+        tmp_path / "warm",
+        "--dataset",
+        data,
+        "--steps",
+        2,
+        "--plot",
+        tmp_path / "load.png",
+        "--reference",
+        DEMO / "gpt2",
+    )
     assert done.exit_code == 0, done.stderr
     rows = {line[:14].strip(): line[14:].strip() for line in done.stdout.splitlines()[1:]}
     assert {"MaxVio", "entropy", "dead experts", "causal loss", "layer 0", "layer 2"} <= set(rows)
@@ -47,9 +55,18 @@ def test_a_loss_that_got_worse_is_said(mixture, data, tmp_path):
     good = ("--dataset", data, "--steps", 8, "--learning-rate", 0.05)
     assert command(mixture, tmp_path / "good", *good, "-q").exit_code == 0
     done = command(
-        tmp_path / "good", tmp_path / "worse", "--dataset", data, "--steps", 2, "--json",
-        "--learning-rate", 50, "--balance", "none",
-    )  # fmt: skip
+        tmp_path / "good",
+        tmp_path / "worse",
+        "--dataset",
+        data,
+        "--steps",
+        2,
+        "--json",
+        "--learning-rate",
+        50,
+        "--balance",
+        "none",
+    )
     report = json.loads(done.stdout)
     assert report["eval_loss_after"] > report["eval_loss_before"]
     assert any("held-out loss got worse by" in note for note in report["notes"])
@@ -61,9 +78,7 @@ def test_domains_are_said_by_layer(mixture, tmp_path):
     rows = [{"text": r["text"], "domain": r["domain"] + str(n % 2)} for n, r in enumerate(lines)]
     path = tmp_path / "four.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    done = command(
-        mixture, tmp_path / "warm", "--dataset", path, "--domain-column", "domain", "--steps", 0
-    )
+    done = command(mixture, tmp_path / "warm", "--dataset", path, "--domain-column", "domain", "--steps", 0)
     assert done.exit_code == 0, done.stderr
     assert done.stdout.count("own first") == 2
     assert "NMI" in done.stdout
@@ -91,7 +106,7 @@ def named(domains):
         (named("a"), ("--domain-column", "d"), "has one value, 'a'"),
         (named("abcde"), ("--domain-column", "d"), "names 5 domains for 4 experts"),
     ],
-)  # fmt: skip
+)
 def test_bad_input_is_one_sentence_and_a_hint(mixture, data, tmp_path, text, arguments, said):
     path = data
     if text is not None:

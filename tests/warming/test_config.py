@@ -54,11 +54,7 @@ def test_the_loss_follows_the_head(architecture, loss, steps, expected):
 
 @pytest.mark.parametrize(
     ("architecture", "loss"),
-    [
-        ("BertMoeForSequenceClassification", "auto"),
-        ("BertMoeModel", "causal"),
-        ("GPT2MoeLMHeadModel", "masked"),
-    ],
+    [("BertMoeForSequenceClassification", "auto"), ("BertMoeModel", "causal"), ("GPT2MoeLMHeadModel", "masked")],
 )
 def test_a_loss_without_its_head_is_refused(architecture, loss):
     with pytest.raises(ConfigError, match=architecture):

@@ -36,11 +36,7 @@ def batch(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     ids = torch.randint(0, model.config.vocab_size, (3, 32), generator=generator)
     mask = torch.ones_like(ids)
     mask[2, 20:] = 0
-    return {
-        "input_ids": ids,
-        "attention_mask": mask,
-        "labels": ids.masked_fill(mask == 0, IGNORED),
-    }
+    return {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, IGNORED)}
 
 
 def held_bytes(model: torch.nn.Module, inputs: dict[str, torch.Tensor], loss="causal"):

@@ -43,9 +43,11 @@ def as_fp8(folder: Path) -> Path:
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     config = json.loads((folder / "config.json").read_text())
     config["quantization_config"] = {
-        "quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic",
+        "quant_method": "fp8",
+        "fmt": "e4m3",
+        "activation_scheme": "dynamic",
         "weight_block_size": [128, 128],
-    }  # fmt: skip
+    }
     (folder / "config.json").write_text(json.dumps(config))
     return folder
 

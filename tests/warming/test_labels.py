@@ -12,9 +12,8 @@ LABELS = {"prose": {0, 2}, "code": {1, 3}}  # by name, code would come first
 
 def assembled(place: Path, folder: Path, **options: object) -> Path:  # noqa: F811
     moeify.upcycle(
-        BASE, folder, experts_from=[place / "one", place / "two"], num_experts=4,
-        labels=list(LABELS), **options,
-    )  # fmt: skip
+        BASE, folder, experts_from=[place / "one", place / "two"], num_experts=4, labels=list(LABELS), **options
+    )
     return folder
 
 

@@ -29,9 +29,8 @@ def even(layers: int = 4) -> list[torch.Tensor]:
 
 
 LAYER = LoadedLayer(
-    number=0, block=None, router=None, chooser=None, experts=None, rule=RouterRule(), groups=None,
-    top_k=K, bias=None,
-)  # fmt: skip
+    number=0, block=None, router=None, chooser=None, experts=None, rule=RouterRule(), groups=None, top_k=K, bias=None
+)
 
 
 def routed(logits: torch.Tensor) -> Routed:

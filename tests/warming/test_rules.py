@@ -72,9 +72,7 @@ def test_sums_are_what_the_model_used(model_type):
         assert torch.equal(sums.counts[place], (used != 0).float().sum(0))
         if rule.renormalises(watched.model.config.to_dict()) and not rule.weighs_inputs:
             each = rule.scaling(watched.model.config.to_dict())
-            torch.testing.assert_close(
-                used.sum(-1), torch.full((len(used),), each), rtol=1e-4, atol=0
-            )
+            torch.testing.assert_close(used.sum(-1), torch.full((len(used),), each), rtol=1e-4, atol=0)
 
 
 def moved(trained: list, slopes: list, step: float) -> None:
@@ -131,15 +129,20 @@ def test_training_evens_out_a_skewed_router(model_type, data, tmp_path):
             layer.router.weight[1] += 0.05
     model.to(torch.bfloat16).save_pretrained(folder)
     report = warmup(
-        with_tokenizer(folder), tmp_path / "warm", dataset=str(data), fit="none", steps=15,
-        learning_rate=0.01, balance_coef=1.0, z_coef=0.0, **SHORT,
-    )  # fmt: skip
+        with_tokenizer(folder),
+        tmp_path / "warm",
+        dataset=str(data),
+        fit="none",
+        steps=15,
+        learning_rate=0.01,
+        balance_coef=1.0,
+        z_coef=0.0,
+        **SHORT,
+    )
     assert report.curve[-1]["balance"] < report.curve[0]["balance"]
     assert report.max_violation_after < report.max_violation_before
     names = changed(folder, tmp_path / "warm")
-    assert names and all(
-        ".router." in name or ".gate." in name or "router" in name for name in names
-    )
+    assert names and all(".router." in name or ".gate." in name or "router" in name for name in names)
     assert any(name.endswith("router.bias") for name in names) == (model_type == "gpt_oss")
 
 

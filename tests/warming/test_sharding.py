@@ -42,17 +42,33 @@ def sharded(mixture, output, data, *flags, launching=(), **options):
     options = {**FAST, **SIZES, "batch": 2, "dataset": data, **options}
     words = [w for key, value in options.items() for w in (f"--{key.replace('_', '-')}", value)]
     launch = (
-        "accelerate.commands.launch", "--use_fsdp", "--fsdp_version", 2, "--num_processes", 2,
-        "--num_machines", 1, "--mixed_precision", "no", "--dynamo_backend", "no",
-        "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP", "--main_process_port", next(PORTS),
+        "accelerate.commands.launch",
+        "--use_fsdp",
+        "--fsdp_version",
+        2,
+        "--num_processes",
+        2,
+        "--num_machines",
+        1,
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+        "--fsdp_auto_wrap_policy",
+        "TRANSFORMER_BASED_WRAP",
+        "--main_process_port",
+        next(PORTS),
         *launching,
-    )  # fmt: skip
+    )
     words = [*launch, Path(__file__).with_name("fsdp_on_cpu.py"), "warmup", mixture, output, *words]
     settings = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
     return subprocess.Popen(
-        [sys.executable, "-m", *map(str, words), *flags, "--json"], env=os.environ | settings,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        [sys.executable, "-m", *map(str, words), *flags, "--json"],
+        env=os.environ | settings,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def done(process):
@@ -77,9 +93,7 @@ def assert_same(folder, other, atol):
     ],
     ids=["distill-activation-checkpointing", "bfloat16", "moe"],
 )
-def test_shards_are_trained_and_written_as_whole_weights(
-    mixture, data, tmp_path, options, launching, atol
-):
+def test_shards_are_trained_and_written_as_whole_weights(mixture, data, tmp_path, options, launching, atol):
     process = sharded(mixture, tmp_path / "two", data, launching=launching, steps=4, **options)
     expected = here(mixture, tmp_path / "one", data, steps=4, **options)
     found = done(process)
@@ -127,10 +141,7 @@ def test_a_loss_that_becomes_nan_leaves_the_last_good_routers(mixture, data, tmp
 
 @pytest.mark.parametrize(
     ("family", "version", "said", "hint"),
-    [
-        ("qwen2", "1", "first version", "--fsdp_version 2"),
-        ("bert", "2", "cannot shard a BERT", "torchrun"),
-    ],
+    [("qwen2", "1", "first version", "--fsdp_version 2"), ("bert", "2", "cannot shard a BERT", "torchrun")],
 )
 def test_what_cannot_be_sharded(family, version, said, hint, data, tmp_path, monkeypatch):
     upcycle(tiny(tmp_path / "dense", family), tmp_path / "moe", num_experts=4)

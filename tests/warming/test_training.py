@@ -28,9 +28,20 @@ from tests.warming.mixtures import FAST, corpus, demo_mixture
 
 REPOSITORY = Path(__file__).parents[2]
 OPTIONS = [
-    "--fit", "kmeans", "--device", "cpu", "--seq-len", "32", "--fit-tokens", "1024",
-    "--eval-tokens", "512", "--json", "--learning-rate", "0.01",
-]  # fmt: skip
+    "--fit",
+    "kmeans",
+    "--device",
+    "cpu",
+    "--seq-len",
+    "32",
+    "--fit-tokens",
+    "1024",
+    "--eval-tokens",
+    "512",
+    "--json",
+    "--learning-rate",
+    "0.01",
+]
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +58,11 @@ def command(*arguments: object, launcher: tuple[str, ...] = ()) -> subprocess.Po
     settings = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
     return subprocess.Popen(
         [sys.executable, "-m", *launcher, "moeify", "warmup", *OPTIONS, *map(str, arguments)],
-        env=os.environ | settings, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        env=os.environ | settings,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def here(mixture: Path, output: Path, data: Path, **options: object) -> WarmupReport:
@@ -110,9 +124,14 @@ def test_accumulated_micro_batches_do_what_one_batch_does(mixture, data, tmp_pat
     weights = []
     for batch, accumulate in ((8, 1), (4, 2)):
         run = trainer(
-            mixture, data, tmp_path / str(accumulate), batch=batch,
-            accumulate=accumulate, balance_coef=0.0, learning_rate=0.01,
-        )  # fmt: skip
+            mixture,
+            data,
+            tmp_path / str(accumulate),
+            batch=batch,
+            accumulate=accumulate,
+            balance_coef=0.0,
+            learning_rate=0.01,
+        )
         run.train()
         weights.append([p.detach().clone() for p in trainable(run.model).values()])
     for one, two in zip(*weights, strict=True):
@@ -130,19 +149,28 @@ LAUNCHERS = {
     "torchrun": ("torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29671"),
     "accelerate": (
         # By its option --cpu it starts one process; this is its way to start several anywhere.
-        "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
-        "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "29672",
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+        "--main_process_port",
+        "29672",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_two_processes_compute_what_one_does(mixture, data, alone, tmp_path, launcher):
     expected, routers_alone = alone
     two = command(
-        mixture, tmp_path / "two", "--dataset", data, "--steps", 4, "--batch", 2,
-        launcher=(*LAUNCHERS[launcher], "-m"),
-    )  # fmt: skip
+        mixture, tmp_path / "two", "--dataset", data, "--steps", 4, "--batch", 2, launcher=(*LAUNCHERS[launcher], "-m")
+    )
     out, err = two.communicate(timeout=300)
     assert two.returncode == 0, err
     found = json.loads(out)  # one document: only the first process reports
@@ -154,9 +182,7 @@ def test_two_processes_compute_what_one_does(mixture, data, alone, tmp_path, lau
         torch.testing.assert_close(router, routers(tmp_path / "two")[name], rtol=0, atol=1e-6)
 
 
-def test_a_loss_that_becomes_nan_ends_with_exit_code_1_and_the_last_good_routers(
-    mixture, data, tmp_path
-):
+def test_a_loss_that_becomes_nan_ends_with_exit_code_1_and_the_last_good_routers(mixture, data, tmp_path):
     here(mixture, tmp_path / "fitted", data, steps=0)
     arguments = ("--dataset", data, "--steps", 5, "--batch", 4, "--learning-rate", 3e38)
     failed = command(mixture, tmp_path / "nan", *arguments)

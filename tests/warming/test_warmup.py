@@ -55,9 +55,7 @@ def test_across_file_systems_files_are_copied_byte_by_byte(mixture, data, elsewh
         os.link(next(mixture.glob("*.safetensors")), elsewhere / "link")
     report = run(mixture, elsewhere / "warm", data)
     shards = sorted(path.name for path in mixture.glob("*.safetensors"))
-    same = [
-        n for n in shards if (mixture / n).read_bytes() == (elsewhere / "warm" / n).read_bytes()
-    ]
+    same = [n for n in shards if (mixture / n).read_bytes() == (elsewhere / "warm" / n).read_bytes()]
     assert (same, report.files_linked, report.files_copied) == (shards[:-1], 0, len(shards) - 1)
     sizes = {path.name: path.stat().st_size for path in (elsewhere / "warm").glob("*.safetensors")}
     assert report.bytes_written == sum(sizes.values())
@@ -129,9 +127,15 @@ def test_whole_sequences_visit_their_domains_experts(mixture, data, tmp_path):
     shares = []
     for folder, steps in ((mixture, 0), (tmp_path / "moe", 2)):
         report = run(
-            folder, tmp_path / f"{steps}-warm", data, domain_column="domain", fit="domains",
-            fit_tokens=8192, eval_tokens=2048, steps=steps,
-        )  # fmt: skip
+            folder,
+            tmp_path / f"{steps}-warm",
+            data,
+            domain_column="domain",
+            fit="domains",
+            fit_tokens=8192,
+            eval_tokens=2048,
+            steps=steps,
+        )
         shares.append([min(layer.own_expert_fraction.values()) for layer in report.layers])
     assert report.steps == len(report.curve) == 2
     assert json.loads((tmp_path / "2-warm" / "config.json").read_text())["route_by"] == "sequence"

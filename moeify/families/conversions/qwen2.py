@@ -52,11 +52,19 @@ def gated_dense_config(config: Config) -> Config:
 
 
 _MOE_KEYS = (
-    "num_experts", "num_local_experts", "num_experts_per_tok", "moe_intermediate_size",
-    "norm_topk_prob", "decoder_sparse_step", "mlp_only_layers", "output_router_logits",
-    "router_aux_loss_coef", "shared_expert_intermediate_size", "qkv_bias",
+    "num_experts",
+    "num_local_experts",
+    "num_experts_per_tok",
+    "moe_intermediate_size",
+    "norm_topk_prob",
+    "decoder_sparse_step",
+    "mlp_only_layers",
+    "output_router_logits",
+    "router_aux_loss_coef",
+    "shared_expert_intermediate_size",
+    "qkv_bias",
     "experts_implementation",
-)  # fmt: skip
+)
 
 
 def _has_dense_layers(config: Config) -> bool:
@@ -109,12 +117,7 @@ GGUF = (
         name="llama.cpp",
         verdict="yes",
         renormalises=True,
-        unless=(
-            (
-                _has_dense_layers,
-                "no: its converter takes such a model only if every layer is a mixture",
-            ),
-        ),
+        unless=((_has_dense_layers, "no: its converter takes such a model only if every layer is a mixture"),),
     ),
     Engine(name="mlx-lm", verdict="yes", renormalises=True),
 )
@@ -137,10 +140,7 @@ CONVERSIONS = (
         to_moe=_to_moe,
         to_dense=_to_dense,
         head_prefixes={"ForQuestionAnswering": "model."},
-        engines=(
-            *NATIVE,
-            *(replace(e, renormalises=False, unless=(_ELSEWHERE, *e.unless)) for e in GGUF),
-        ),
+        engines=(*NATIVE, *(replace(e, renormalises=False, unless=(_ELSEWHERE, *e.unless)) for e in GGUF)),
         notes=((_renormalised, _NOTE),),
         extras=(
             ExtraTensor(name="mlp.shared_expert.gate_proj.weight", shape=("S", "H")),

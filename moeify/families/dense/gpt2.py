@@ -15,9 +15,7 @@ _SPELLINGS = {
 
 def _canonical(config: Config) -> Config:
     """``config`` with GPT-2's own names, which give way to the general ones as in GPT2Config."""
-    general = {
-        own: config[name] for name, own in _SPELLINGS.items() if config.get(name) is not None
-    }
+    general = {own: config[name] for name, own in _SPELLINGS.items() if config.get(name) is not None}
     return {key: value for key, value in config.items() if key not in _SPELLINGS} | general
 
 
@@ -50,12 +48,7 @@ LAYOUT = DenseLayout(
     activation=("activation_function", "gelu_new"),
     prefixes=("transformer.",),
     layer="h.{layer}.",
-    outer={
-        "wte.weight": ("V", "H"),
-        "wpe.weight": ("P", "H"),
-        "ln_f.weight": ("H",),
-        "ln_f.bias": ("H",),
-    },
+    outer={"wte.weight": ("V", "H"), "wpe.weight": ("P", "H"), "ln_f.weight": ("H",), "ln_f.bias": ("H",)},
     per_layer={
         "ln_1.weight": ("H",),
         "ln_1.bias": ("H",),
@@ -83,21 +76,16 @@ LAYOUT = DenseLayout(
             tied=_TIED,
             switches=dict.fromkeys(_SUMMARY, "summary_use_proj"),
         ),
-        "ForSequenceClassification": Head(
-            prefix="transformer.", tensors={"score.weight": ("C", "H")}
-        ),
+        "ForSequenceClassification": Head(prefix="transformer.", tensors={"score.weight": ("C", "H")}),
         "ForTokenClassification": Head(
-            prefix="transformer.",
-            tensors={"classifier.weight": ("C", "H"), "classifier.bias": ("C",)},
+            prefix="transformer.", tensors={"classifier.weight": ("C", "H"), "classifier.bias": ("C",)}
         ),
         "ForQuestionAnswering": Head(
-            prefix="transformer.",
-            tensors={"qa_outputs.weight": (2, "H"), "qa_outputs.bias": (2,)},
+            prefix="transformer.", tensors={"qa_outputs.weight": (2, "H"), "qa_outputs.bias": (2,)}
         ),
     },
     dims=_dims,
     canonical=_canonical,
     ties_by_default=True,
-    buffers=(".attn.bias", ".attn.masked_bias", ".crossattention.bias",
-             ".crossattention.masked_bias"),
-)  # fmt: skip
+    buffers=(".attn.bias", ".attn.masked_bias", ".crossattention.bias", ".crossattention.masked_bias"),
+)

@@ -6,20 +6,26 @@ from moeify.families.moe_layout import MoeLayout, Rest
 _LATENT_ATTENTION = tuple(
     f"self_attn.{part}"
     for part in (
-        "q_proj.weight", "q_a_proj.weight", "q_a_proj.bias", "q_a_layernorm.weight",
-        "q_b_proj.weight", "kv_a_proj_with_mqa.weight", "kv_a_proj_with_mqa.bias",
-        "kv_a_layernorm.weight", "kv_b_proj.weight", "o_proj.weight", "o_proj.bias",
+        "q_proj.weight",
+        "q_a_proj.weight",
+        "q_a_proj.bias",
+        "q_a_layernorm.weight",
+        "q_b_proj.weight",
+        "kv_a_proj_with_mqa.weight",
+        "kv_a_proj_with_mqa.bias",
+        "kv_a_layernorm.weight",
+        "kv_b_proj.weight",
+        "o_proj.weight",
+        "o_proj.bias",
     )
-)  # fmt: skip
+)
 
 
 LAYOUT = MoeLayout(
     model_type="deepseek_v3",
     class_prefix="DeepseekV3",
     experts=names.single_experts("mlp"),
-    dims=names.decoder_dims(
-        "moe_intermediate_size", layers=61, hidden=7168, width=2048, vocab=129280
-    ),
+    dims=names.decoder_dims("moe_intermediate_size", layers=61, hidden=7168, width=2048, vocab=129280),
     moe_layers=names.late_layers("first_k_dense_replace", first=3, default=61),
     num_experts_keys=names.ROUTED_KEYS,
     shared_keys=("n_shared_experts",),

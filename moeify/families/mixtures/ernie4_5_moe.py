@@ -19,17 +19,13 @@ LAYOUT = MoeLayout(
     model_type="ernie4_5_moe",
     class_prefix="Ernie4_5_Moe",
     experts=names.single_experts("mlp"),
-    dims=names.decoder_dims(
-        "moe_intermediate_size", layers=28, hidden=2560, width=1536, vocab=103424
-    ),
+    dims=names.decoder_dims("moe_intermediate_size", layers=28, hidden=2560, width=1536, vocab=103424),
     moe_layers=_ernie_layers,
     num_experts_keys=("moe_num_experts", "num_experts"),
     top_k_keys=("moe_k", "num_experts_per_tok"),
     shared_keys=("moe_num_shared_experts",),
     rule=RouterRule(
-        selection_bias="mlp.moe_statics.e_score_correction_bias",
-        selection_bias_axis=1,
-        selection_bias_trained=True,
+        selection_bias="mlp.moe_statics.e_score_correction_bias", selection_bias_axis=1, selection_bias_trained=True
     ),
     loaded_selection_bias="mlp.gate.moe_statics.e_score_correction_bias",
     rest=Rest(

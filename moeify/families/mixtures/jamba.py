@@ -28,13 +28,15 @@ LAYOUT = MoeLayout(
     rest=Rest(
         outer=("embed_tokens.weight", "final_layernorm.weight"),
         per_layer=(
-            "input_layernorm.weight", "pre_ff_layernorm.weight", *names.ATTENTION,
-            "mamba.A_log", "mamba.D",
+            "input_layernorm.weight",
+            "pre_ff_layernorm.weight",
+            *names.ATTENTION,
+            "mamba.A_log",
+            "mamba.D",
             *(f"mamba.{part}_layernorm.weight" for part in ("b", "c", "dt")),
-            *(f"mamba.{part}.weight" for part in ("conv1d", "dt_proj", "in_proj", "out_proj",
-                                                  "x_proj")),
+            *(f"mamba.{part}.weight" for part in ("conv1d", "dt_proj", "in_proj", "out_proj", "x_proj")),
             *(f"mamba.{part}.bias" for part in ("conv1d", "dt_proj", "in_proj", "out_proj")),
         ),
         ffn=names.gated("feed_forward"),
     ),
-)  # fmt: skip
+)

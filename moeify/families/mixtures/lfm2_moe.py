@@ -9,9 +9,7 @@ LAYOUT = MoeLayout(
     router="feed_forward.gate.weight",
     experts=names.single_experts("feed_forward", numbered=True),
     norm="ffn_norm.weight",
-    dims=names.decoder_dims(
-        "moe_intermediate_size", layers=32, hidden=2048, width=1792, vocab=65536
-    ),
+    dims=names.decoder_dims("moe_intermediate_size", layers=32, hidden=2048, width=1792, vocab=65536),
     moe_layers=names.late_layers("num_dense_layers", first=2, default=32),
     rule=RouterRule(
         scores="sigmoid",
@@ -27,11 +25,7 @@ LAYOUT = MoeLayout(
             *(f"self_attn.{part}_proj.weight" for part in ("q", "k", "v", "out")),
             "self_attn.q_layernorm.weight",
             "self_attn.k_layernorm.weight",
-            *(
-                f"conv.{part}.{kind}"
-                for part in ("conv", "in_proj", "out_proj")
-                for kind in ("weight", "bias")
-            ),
+            *(f"conv.{part}.{kind}" for part in ("conv", "in_proj", "out_proj") for kind in ("weight", "bias")),
         ),
         ffn=names.gated("feed_forward", numbered=True),
         ties_by_default=True,

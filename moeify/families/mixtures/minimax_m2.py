@@ -14,7 +14,5 @@ LAYOUT = MoeLayout(
     num_experts_keys=("num_local_experts", "num_experts"),
     rule=RouterRule(scores="sigmoid", selection_bias="block_sparse_moe.e_score_correction_bias"),
     loaded_selection_bias="mlp.e_score_correction_bias",
-    rest=Rest(
-        per_layer=(*names.LLAMA_LAYER, *names.QK_NORMS),
-    ),
+    rest=Rest(per_layer=(*names.LLAMA_LAYER, *names.QK_NORMS)),
 )

@@ -11,7 +11,5 @@ LAYOUT = MoeLayout(
     moe_layers=names.all_layers(16),
     num_experts_keys=("num_experts", "num_local_experts"),
     rule=RouterRule(norm_key="norm_topk_prob", norm_default=False),
-    rest=Rest(
-        per_layer=(*names.LLAMA_BIASED, *names.QK_NORMS),
-    ),
+    rest=Rest(per_layer=(*names.LLAMA_BIASED, *names.QK_NORMS)),
 )

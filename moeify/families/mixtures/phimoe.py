@@ -17,9 +17,11 @@ LAYOUT = MoeLayout(
     rest=Rest(
         outer=("embed_tokens.weight", "norm.weight", "norm.bias"),
         per_layer=(
-            *names.LLAMA_NORMS, *(name.replace(".weight", ".bias") for name in names.LLAMA_NORMS),
-            *names.ATTENTION, *names.ATTENTION_BIASES,
+            *names.LLAMA_NORMS,
+            *(name.replace(".weight", ".bias") for name in names.LLAMA_NORMS),
+            *names.ATTENTION,
+            *names.ATTENTION_BIASES,
         ),
         heads=(*DECODER_HEADS, "lm_head.bias"),
     ),
-)  # fmt: skip
+)

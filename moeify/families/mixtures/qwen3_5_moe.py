@@ -8,9 +8,7 @@ LAYOUT = MoeLayout(
     class_prefix="Qwen3_5Moe",
     prefixes=("model.language_model.", "model."),
     experts=names.single_experts("mlp"),
-    dims=names.decoder_dims(
-        "moe_intermediate_size", layers=40, hidden=2048, width=512, vocab=248320
-    ),
+    dims=names.decoder_dims("moe_intermediate_size", layers=40, hidden=2048, width=512, vocab=248320),
     moe_layers=names.all_layers(40),
     rest=Rest(
         per_layer=(

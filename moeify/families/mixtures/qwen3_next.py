@@ -7,17 +7,11 @@ LAYOUT = MoeLayout(
     model_type="qwen3_next",
     class_prefix="Qwen3Next",
     experts=names.single_experts("mlp"),
-    dims=names.decoder_dims(
-        "moe_intermediate_size", layers=48, hidden=2048, width=512, vocab=151936
-    ),
+    dims=names.decoder_dims("moe_intermediate_size", layers=48, hidden=2048, width=512, vocab=151936),
     moe_layers=names.stepped_layers(48),
     rule=RouterRule(norm_key="norm_topk_prob"),
     rest=Rest(
-        per_layer=(
-            *names.LINEAR_ATTENTION,
-            "linear_attn.in_proj_qkvz.weight",
-            "linear_attn.in_proj_ba.weight",
-        ),
+        per_layer=(*names.LINEAR_ATTENTION, "linear_attn.in_proj_qkvz.weight", "linear_attn.in_proj_ba.weight"),
         ffn=names.FFN,
         shared=names.SHARED_EXPERT,
         ignored=("mtp.",),
