@@ -20,15 +20,17 @@ if TYPE_CHECKING:
     from moeify.inspection.inspect import inspect
     from moeify.inspection.report import InspectReport
     from moeify.pruning.config import ExtractConfig, PruneConfig
-    from moeify.pruning.extract import ExtractReport, extract
-    from moeify.pruning.prune import PruneReport, prune
+    from moeify.pruning.extract import extract
+    from moeify.pruning.prune import prune
+    from moeify.pruning.report import ExtractReport, PruneReport
     from moeify.upcycling.adding import AddReport, add_experts
     from moeify.upcycling.attach import AttachReport, attach
     from moeify.upcycling.config import AddConfig, AttachConfig, UpcycleConfig, VerifyConfig
     from moeify.upcycling.upcycle import UpcycleReport, upcycle
     from moeify.upcycling.verify import VerifyReport, verify
     from moeify.warming.config import WarmupConfig
-    from moeify.warming.warmup import WarmupReport, warmup
+    from moeify.warming.report import WarmupReport
+    from moeify.warming.warmup import warmup
 
 __version__ = "0.1.0"
 

@@ -4,8 +4,6 @@ import sys
 
 from moeify.cli._signals import leave_at_once
 
-__all__ = ["main"]
-
 
 def main() -> None:
     """Run the command line."""

@@ -18,20 +18,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-__all__ = [
-    "CheckpointError",
-    "ConfigError",
-    "DatasetError",
-    "HubError",
-    "MissingExtraError",
-    "MoeifyError",
-    "OutputError",
-    "RoutingError",
-    "TensorNotFoundError",
-    "TrainingError",
-    "UnsupportedModelError",
-]
-
 
 class MoeifyError(Exception):
     """A failure that the user can understand and mend.

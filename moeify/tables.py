@@ -9,8 +9,6 @@ from typing import Annotated, Any, Generic, Literal, TypeVar, get_args, get_orig
 
 from moeify.errors import ConfigError
 
-__all__ = ["Citation", "Row", "Table", "check_choices", "choices"]
-
 _NAME = re.compile(r"[a-z][a-z0-9_-]*")
 
 

@@ -11,25 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moeify.checkpoint.header import FLOAT_DTYPES
-
-__all__ = [
-    "CHUNK_ELEMENTS",
-    "FLOAT_DTYPES",
-    "NOISE_BLOCK_ELEMENTS",
-    "Float32",
-    "NoiseStream",
-    "decode",
-    "decode_into",
-    "encode",
-    "encode_into",
-    "encode_noisy_into",
-    "generator",
-    "is_finite",
-    "normal",
-    "scratch",
-]
-
 Float32 = NDArray[np.float32]
 Raw = bytes | bytearray | memoryview
 CHUNK_ELEMENTS = 1 << 17

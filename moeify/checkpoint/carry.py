@@ -16,8 +16,6 @@ from moeify.checkpoint.inside import resolve_inside
 from moeify.checkpoint.naming import some
 from moeify.errors import CheckpointError, OutputError
 
-__all__ = ["TOKENIZER_CONFIG", "Carried", "carried", "carry_files", "is_part"]
-
 TOKENIZER_CONFIG = "tokenizer_config.json"
 _REWRITTEN = ("config.json", "moeify.json", "README.md")
 _FILES = (*MODEL_FILES, ".gitattributes")

@@ -6,8 +6,6 @@ import hashlib
 import os
 from pathlib import Path
 
-__all__ = ["SMALL_BYTES", "sha256"]
-
 SMALL_BYTES = 16 << 20
 """Files up to this size are summed always: that takes hundredths of a second."""
 

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from moeify.checkpoint.jobs import Piece
 from moeify.checkpoint.output_file import ALIGNMENT
 
-__all__ = ["CHUNK_BYTES", "Chunk", "chunks"]
-
 CHUNK_BYTES = 4 << 20
 
 

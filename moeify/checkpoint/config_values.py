@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-__all__ = ["wrong_values"]
-
 _MOST = 1 << 31
 
 

@@ -9,8 +9,6 @@ from pathlib import Path
 
 from moeify.errors import CheckpointError
 
-__all__ = ["copy_file", "reading"]
-
 _BLOCK_BYTES = 1 << 20
 
 

@@ -21,8 +21,6 @@ from moeify.checkpoint.weight_files import (
 )
 from moeify.errors import HubError
 
-__all__ = ["MODEL_FILES", "download"]
-
 MODEL_FILES = (
     "*.json",
     "*.jinja",

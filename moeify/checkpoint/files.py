@@ -13,10 +13,8 @@ from moeify.checkpoint.arithmetic import Float32, decode, is_finite
 from moeify.checkpoint.copying import reading
 from moeify.checkpoint.header import ZEROS, StoredTensor, tensor_nbytes
 from moeify.checkpoint.regular import open_regular
-from moeify.checkpoint.slices import Run, Slice
+from moeify.checkpoint.slices import Run
 from moeify.errors import CheckpointError
-
-__all__ = ["Slice", "SourceFiles"]
 
 _SCAN_BYTES = 1 << 17
 

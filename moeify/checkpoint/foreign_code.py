@@ -15,8 +15,6 @@ from moeify.checkpoint.json_text import MAX_TEXT_BYTES, parse_json, read_json
 from moeify.checkpoint.regular import read_bytes
 from moeify.errors import CheckpointError
 
-__all__ = ["cleaned", "code_note", "names_code", "without_code"]
-
 _KEYS = frozenset(
     {
         "auto_map",

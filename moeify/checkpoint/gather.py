@@ -13,8 +13,6 @@ from moeify.checkpoint.header import StoredTensor, tensor_nbytes
 from moeify.checkpoint.slices import Slice
 from moeify.errors import ConfigError
 
-__all__ = ["Gather", "Index", "neurons"]
-
 Index = NDArray[np.int64]
 
 _WORTH_A_READ = 2048

@@ -14,20 +14,6 @@ from moeify.checkpoint.json_text import MAX_BYTES, MAX_TEXT_BYTES, parse_json
 from moeify.checkpoint.regular import open_regular
 from moeify.errors import CheckpointError
 
-__all__ = [
-    "DTYPE_BITS",
-    "FLOAT_DTYPES",
-    "ZEROS",
-    "StoredTensor",
-    "encode_header",
-    "held_bytes",
-    "parse_header",
-    "read_header",
-    "salvage_header",
-    "tensor_nbytes",
-    "zeros",
-]
-
 FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
 """Dtypes whose values are weights by themselves, without a scale or a table."""
 DTYPE_BITS = {

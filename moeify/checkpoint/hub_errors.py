@@ -8,8 +8,6 @@ from contextlib import contextmanager
 
 from moeify.errors import HubError
 
-__all__ = ["explain_hub_error", "hub_errors", "reason"]
-
 _LOGIN = "hf auth login, or set HF_TOKEN to a token of that account"
 _TOKEN = re.compile(r"hf_\w+")
 _QUERY = re.compile(r"\?\S+")

@@ -6,8 +6,6 @@ from pathlib import Path, PurePosixPath
 
 from moeify.errors import CheckpointError
 
-__all__ = ["check_relative", "resolve_inside"]
-
 _LONGEST_NAME, _LONGEST_PATH = 255, 1024
 
 

@@ -11,7 +11,6 @@ import numpy as np
 
 from moeify.checkpoint.arithmetic import (
     CHUNK_ELEMENTS,
-    FLOAT_DTYPES,
     NOISE_BLOCK_ELEMENTS,
     Float32,
     NoiseStream,
@@ -22,27 +21,11 @@ from moeify.checkpoint.arithmetic import (
     encode_noisy_into,
     scratch,
 )
-from moeify.checkpoint.files import Slice, SourceFiles
-from moeify.checkpoint.header import DTYPE_BITS, StoredTensor, tensor_nbytes
+from moeify.checkpoint.files import SourceFiles
+from moeify.checkpoint.header import DTYPE_BITS, FLOAT_DTYPES, StoredTensor, tensor_nbytes
 from moeify.checkpoint.lowrank import LowRank, LowRankRows
 from moeify.checkpoint.slices import Run, whole
 from moeify.errors import CheckpointError
-
-__all__ = [
-    "Blend",
-    "Copy",
-    "Job",
-    "Literal",
-    "Noise",
-    "Piece",
-    "Run",
-    "Slice",
-    "Tally",
-    "Values",
-    "copy_of",
-    "piece_of",
-]
-
 
 _JUDGED_ELEMENTS = 1 << 14
 _F16_INFINITE = 65520.0  # from here on float16 rounds to infinity

@@ -11,8 +11,6 @@ from typing import Any
 from moeify.checkpoint.regular import read_bytes
 from moeify.errors import CheckpointError
 
-__all__ = ["MAX_BYTES", "MAX_TEXT_BYTES", "parse_json", "read_json"]
-
 MAX_BYTES = 86_000_000
 """What text and values of one document may take in memory: an index of 200,000 tensors fits."""
 MAX_TEXT_BYTES = MAX_BYTES // 2

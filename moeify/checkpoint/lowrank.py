@@ -13,8 +13,6 @@ from moeify.checkpoint.gather import Index, neurons
 from moeify.checkpoint.header import StoredTensor
 from moeify.checkpoint.slices import whole
 
-__all__ = ["LowRank"]
-
 
 @dataclass(frozen=True, slots=True)
 class LowRank:

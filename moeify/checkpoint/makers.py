@@ -17,8 +17,6 @@ from moeify.checkpoint.jobs import Tally
 from moeify.checkpoint.output_file import ALIGNMENT, OutputFile, aligned_buffer
 from moeify.checkpoint.worker_process import WorkerProcess
 
-__all__ = ["Maker", "Makers"]
-
 P = ParamSpec("P")
 T = TypeVar("T")
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-__all__ = ["some"]
-
 
 def some(names: Collection[str], limit: int = 3) -> str:
     """The first few of ``names``, and how many more there are."""

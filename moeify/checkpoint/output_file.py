@@ -9,8 +9,6 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["ALIGNMENT", "OutputFile", "aligned_buffer", "create_file", "cut_file", "is_memory"]
-
 ALIGNMENT = 4096
 """What memory, length and position of a direct write must be multiples of."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

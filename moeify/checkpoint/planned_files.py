@@ -16,8 +16,6 @@ from moeify.checkpoint.weight_files import INDEX_FILE
 from moeify.checkpoint.writer import Progress, Shard, write_shards
 from moeify.errors import OutputError
 
-__all__ = ["PlannedFiles", "check_written", "write_files"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedFiles:

@@ -26,8 +26,6 @@ from moeify.checkpoint.weight_files import (
 )
 from moeify.errors import CheckpointError, TensorNotFoundError
 
-__all__ = ["Checkpoint", "has_tokenizer", "read_config", "reading_notes"]
-
 CONFIG_FILE = "config.json"
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model")
 

@@ -8,8 +8,6 @@ from pathlib import Path
 
 from moeify.errors import CheckpointError
 
-__all__ = ["open_regular", "read_bytes", "read_text"]
-
 
 def open_regular(path: Path) -> tuple[int, int]:
     """A descriptor of the regular file ``path``, and its size in bytes.

@@ -9,8 +9,6 @@ from pathlib import Path
 
 from moeify.checkpoint.interruption import Interruptions
 
-__all__ = ["remove_partial", "replacing"]
-
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:

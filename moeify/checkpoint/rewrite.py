@@ -14,8 +14,6 @@ from moeify.checkpoint.staging import existing_parent
 from moeify.checkpoint.weight_files import WEIGHTS_FILE
 from moeify.checkpoint.writer import Shard, aligned_jobs, grouped
 
-__all__ = ["plan_rewrite"]
-
 _FEW_BYTES = 64  # a guard
 
 

@@ -10,8 +10,6 @@ from moeify.checkpoint.header import StoredTensor, tensor_nbytes
 if TYPE_CHECKING:
     from moeify.checkpoint.files import SourceFiles
 
-__all__ = ["Run", "Slice", "rows_of", "whole"]
-
 
 class Run(Protocol):
     """Elements of one stored tensor, in an order of their own."""

@@ -9,8 +9,6 @@ from pathlib import Path
 
 from moeify.errors import CheckpointError, ConfigError
 
-__all__ = ["Source", "is_hub_id", "resolve_source", "split_revision"]
-
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
 _REVISION = re.compile(r"[\w./-]{1,250}")
 

@@ -13,9 +13,6 @@ from pathlib import Path
 from moeify.checkpoint.interruption import Interruptions
 from moeify.errors import OutputError
 
-__all__ = ["check_free_space", "check_output", "existing_parent", "output_errors", "staged", "sync_tree"]
-
-
 _LONGEST_NAME = 255 - len("..moeify-replaced")
 
 

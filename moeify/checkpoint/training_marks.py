@@ -9,8 +9,6 @@ from dataclasses import replace
 from moeify.checkpoint.header import StoredTensor
 from moeify.errors import CheckpointError
 
-__all__ = ["check_gathered", "unwrapped"]
-
 _ANYWHERE = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 """Of torch.compile, FSDP and activation checkpointing, which wrap single layers as well."""
 _LEADING = ("module.", "base_model.model.")

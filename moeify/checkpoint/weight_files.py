@@ -12,26 +12,6 @@ from moeify.checkpoint.inside import check_relative, resolve_inside
 from moeify.checkpoint.json_text import read_json
 from moeify.errors import CheckpointError
 
-__all__ = [
-    "ADAPTERS",
-    "ADAPTER_CONFIG",
-    "ADAPTER_WEIGHTS",
-    "INDEX_FILE",
-    "WEIGHTS_FILE",
-    "Index",
-    "adapter_error",
-    "by_file",
-    "check_no_adapter",
-    "conversion_hint",
-    "first_file",
-    "is_adapter",
-    "is_index",
-    "local_file",
-    "no_weights",
-    "read_index",
-    "unused_files",
-]
-
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTERS = (ADAPTER_WEIGHTS, "adapter_model.bin")

@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import IO, Any, Concatenate, Generic, ParamSpec, TypeVar, cast
 
-__all__ = ["WorkerProcess", "serve"]
-
 P = ParamSpec("P")
 T = TypeVar("T")
 State = TypeVar("State")

@@ -22,8 +22,6 @@ from moeify.checkpoint.output_file import ALIGNMENT, create_file, cut_file, is_m
 from moeify.checkpoint.weight_files import WEIGHTS_FILE
 from moeify.errors import ConfigError
 
-__all__ = ["Progress", "Shard", "aligned_jobs", "grouped", "parse_size", "plan_shards", "write_shards"]
-
 T = TypeVar("T")
 Progress = Callable[[int, int], None]
 """Called with bytes done and bytes in all."""

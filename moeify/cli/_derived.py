@@ -22,8 +22,6 @@ from moeify.cli._output import Output
 from moeify.errors import ConfigError
 from moeify.tables import Table, choices
 
-__all__ = ["config_of", "derived"]
-
 Parameter = inspect.Parameter
 
 

@@ -13,8 +13,6 @@ from moeify.cli._output import error
 from moeify.cli._signals import Interrupted, interruptible
 from moeify.errors import MoeifyError
 
-__all__ = ["EXIT_ERROR", "EXIT_FINDINGS", "guarded"]
-
 EXIT_ERROR = 1
 EXIT_FINDINGS = 3
 

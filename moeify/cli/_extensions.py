@@ -9,8 +9,6 @@ from contextlib import suppress
 
 from moeify.cli._output import error
 
-__all__ = ["load_extensions"]
-
 
 def load_extensions() -> None:
     """Import the modules that installed packages name in the group ``moeify``.

@@ -7,8 +7,6 @@ import inspect
 import sys
 from functools import cache
 
-__all__ = ["field_docs"]
-
 
 def field_docs(config: type) -> dict[str, str]:
     """The docstring under each field of ``config``, those it inherits included, on one line."""

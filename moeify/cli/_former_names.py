@@ -5,8 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-__all__ = ["todays_names"]
-
 _OPTIONS = {
     "upcycle": {"--weights": "--shares"},
     "warmup": {"--batch-size": "--batch", "--dense": "--reference"},

@@ -9,8 +9,6 @@ from moeify.cli._output import Output, bar, count, size
 if TYPE_CHECKING:
     from moeify.inspection.report import InspectReport, LayerReport, RouterFacts
 
-__all__ = ["show"]
-
 _LONG = 16
 _SHOWN_PROBLEMS = 40
 _PART_NAMES = {

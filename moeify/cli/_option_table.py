@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["METAVARS", "PANELS", "PANEL_OF", "SHORT", "flag_name"]
-
 PANELS = ("Details", "Text", "Training", "Computation", "Output")
 """Groups of the help behind the options that come first, in their order."""
 _MEMBERS = {

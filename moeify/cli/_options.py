@@ -7,8 +7,6 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["DryRunOption", "JsonOption", "MixtureArgument", "OutputArgument", "PushToOption", "QuietOption", "epilog"]
-
 MixtureArgument = Annotated[str, typer.Argument(metavar="MOE", help="Mixture of experts: a folder or a Hub id.")]
 OutputArgument = Annotated[
     Path | None, typer.Argument(help="Folder to write; named after source and options if left out.")

@@ -15,9 +15,6 @@ from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 
-__all__ = ["Output", "bar", "count", "error", "plain", "size", "spark", "written"]
-
-
 _LONGEST = 4000
 _TOKEN = re.compile(r"hf_\w{8,}")
 _NOT_ASCII = re.compile(r"[^\x20-\x7e\n]+")

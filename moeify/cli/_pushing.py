@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from moeify.hub.plan import PushPlan
     from moeify.hub.push import PushReport
 
-__all__ = ["check_push_target", "publish", "push_after"]
-
 _SHOWN_FILES = 12
 
 

@@ -10,8 +10,6 @@ from moeify.cli._output import Output, spark
 if TYPE_CHECKING:
     from moeify.inspection.report import InspectReport, LayerReport
 
-__all__ = ["show_routing"]
-
 _SPARK_EXPERTS = 32
 _DOMAIN_EXPERTS = 12
 _WORST = 4

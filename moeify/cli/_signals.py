@@ -11,8 +11,6 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-__all__ = ["Interrupted", "interruptible", "leave_at_once"]
-
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 

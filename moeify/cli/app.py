@@ -13,8 +13,6 @@ from moeify.cli._errors import guarded
 from moeify.cli._extensions import load_extensions
 from moeify.cli._options import epilog
 
-__all__ = ["app"]
-
 app = typer.Typer(
     name="moeify",
     help="Turn dense transformers into mixtures of experts: exact, streaming, measured.",

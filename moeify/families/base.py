@@ -6,22 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from moeify.errors import CheckpointError
-from moeify.families.moe_layout import ExpertTensor, MoeLayout, Rest, RouterRule
-from moeify.families.values import Config, Dims, Shape, num_labels, positive, resolve_shape, ties_embeddings
-
-__all__ = [
-    "Config",
-    "DenseLayout",
-    "ExpertTensor",
-    "FfnTensor",
-    "Head",
-    "MoeLayout",
-    "RouterRule",
-    "Shape",
-    "num_labels",
-    "positive",
-    "resolve_shape",
-]
+from moeify.families.moe_layout import Rest
+from moeify.families.values import Config, Dims, Shape, resolve_shape, ties_embeddings
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,8 +8,6 @@ from pkgutil import iter_modules
 from types import ModuleType
 from typing import Any, TypeVar
 
-__all__ = ["Catalogue"]
-
 T = TypeVar("T")
 
 

@@ -11,8 +11,6 @@ from moeify.families.engines import NATIVE, Engine, Said, own_engines
 from moeify.families.moe_layout import ExtraTensor, MoeLayout
 from moeify.families.values import Config
 
-__all__ = ["DENSE_TYPE", "Conversion", "MoeSettings", "own_conversion"]
-
 DENSE_TYPE = "dense_model_type"
 """Under which moeify.json, and config.json where a user adds it, say what a mixture came from."""
 

@@ -12,11 +12,10 @@ from moeify.checkpoint.naming import some
 from moeify.checkpoint.reader import Checkpoint
 from moeify.checkpoint.slices import rows_of
 from moeify.errors import CheckpointError, TensorNotFoundError
-from moeify.families.base import Config, DenseLayout, Head, resolve_shape
+from moeify.families.base import DenseLayout, Head
 from moeify.families.problems import grouped
 from moeify.families.quantization import QUANTIZATION, quantization_kind, quantized_as
-
-__all__ = ["Dense", "open_dense", "sort_dense"]
+from moeify.families.values import Config, resolve_shape
 
 
 @dataclass(kw_only=True)

@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from moeify.errors import MoeifyError
-from moeify.families.base import resolve_shape
 from moeify.families.conversion import MoeSettings
 from moeify.families.dense_checkpoint import Dense
 from moeify.families.mixture import PartSize
@@ -18,8 +17,7 @@ from moeify.families.moe_checks import unknown_tensors
 from moeify.families.problems import Problem, by_pattern
 from moeify.families.quantization import packed_values, split_quantized
 from moeify.families.registry import conversion_from
-
-__all__ = ["Outlook", "dense_parts", "dense_problems", "outlook"]
+from moeify.families.values import resolve_shape
 
 _EXPERTS, _TOP_K = 8, 2  # the defaults of upcycle
 _PACKED = "U8"  # bitsandbytes has two weights of 4 bit in one such element

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 from moeify.families.values import Config
 
-__all__ = ["FOREIGN", "NATIVE", "Engine", "Said", "Test", "own_engines"]
-
 Test = Callable[[Config], bool]
 Said = tuple[tuple[Test, str], ...]
 """What is to be said of a mixture whose config passes a test."""

@@ -16,8 +16,6 @@ from moeify.families.quantization import packed_values, stored_under
 from moeify.families.registry import moe_layout
 from moeify.families.values import Config
 
-__all__ = ["Mixture", "PartSize", "open_mixture", "sort_mixture"]
-
 _UNCOUNTED = ("buffers", "guard", "ignored", "unknown")
 _UNPLACED = (*_UNCOUNTED, "towers")
 

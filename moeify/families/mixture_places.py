@@ -11,8 +11,6 @@ from moeify.families.moe_layout import ExpertTensor, MoeLayout
 from moeify.families.quantization import split_quantized
 from moeify.families.values import Config, text_config
 
-__all__ = ["MIXERS", "Place", "Places", "layer_part", "layout_prefix", "named_like", "outer_part"]
-
 MIXERS = frozenset(("self_attn", "attn", "attention", "crossattention", "linear_attn", "mamba", "conv"))
 """Under which names a layer's parts mix tokens with one another."""
 _EMBEDDINGS = ("embed_tokens", "embeddings", "wte", "wpe")

@@ -6,13 +6,11 @@ from collections.abc import Iterator
 
 from moeify.checkpoint.naming import some
 from moeify.errors import MoeifyError
-from moeify.families.base import Config, ExpertTensor
 from moeify.families.mixture import Mixture
 from moeify.families.mixture_places import MIXERS
+from moeify.families.moe_layout import ExpertTensor
 from moeify.families.problems import Problem, grouped, numbers
-from moeify.families.values import EXPERT_KEYS, resolve_shape, text_config
-
-__all__ = ["check_mixture", "stated", "unknown_tensors"]
+from moeify.families.values import EXPERT_KEYS, Config, resolve_shape, text_config
 
 _PATTERNS_SHOWN = 12
 

@@ -9,8 +9,6 @@ from typing import Literal
 from moeify.checkpoint.header import StoredTensor
 from moeify.families.values import Config, Dims, Shape, first_positive, text_config, ties_embeddings
 
-__all__ = ["DECODER_HEADS", "ExpertTensor", "ExtraTensor", "MoeLayout", "Rest", "RouterRule"]
-
 _NEURON_SYMBOLS = ("F", "2F")
 DECODER_HEADS = ("lm_head.weight", "score.weight", "score.bias", "qa_outputs.weight", "qa_outputs.bias")
 

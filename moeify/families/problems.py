@@ -6,8 +6,6 @@ import re
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
-__all__ = ["Problem", "by_pattern", "grouped", "numbers"]
-
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 
 

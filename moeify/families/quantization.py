@@ -7,16 +7,6 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from moeify.checkpoint.header import FLOAT_DTYPES, StoredTensor
 from moeify.families.values import Config
 
-__all__ = [
-    "QUANTIZATION",
-    "all_plain",
-    "packed_values",
-    "quantization_kind",
-    "quantized_as",
-    "split_quantized",
-    "stored_under",
-]
-
 QUANTIZATION = "quantization_config"
 
 _PACKED = {"_blocks": "", ".qweight": ".weight", ".weight_packed": ".weight"}

@@ -13,24 +13,6 @@ from moeify.families.moe_layout import MoeLayout
 from moeify.families.moe_names import as_loaded
 from moeify.families.values import EXPERT_KEYS, Config, positive, text_config
 
-__all__ = [
-    "CONVERSIONS",
-    "DENSE_LAYOUTS",
-    "MOE_LAYOUTS",
-    "conversion_from",
-    "conversions_to",
-    "default_class",
-    "dense_layout",
-    "is_encoder_type",
-    "known_layout",
-    "moe_layout",
-    "origin",
-    "origin_or_none",
-    "register_conversion",
-    "register_mixture",
-    "vocabulary_size",
-]
-
 DENSE_LAYOUTS: Catalogue[DenseLayout] = Catalogue(dense, "LAYOUT")
 """Dense types that can be read."""
 

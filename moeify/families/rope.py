@@ -6,8 +6,6 @@ from typing import Any
 
 from moeify.families.values import Config
 
-__all__ = ["canonical_rope", "spelled_rope"]
-
 _THETA = 10000.0  # what every class of these families assumes
 _TOP_KEYS = ("rope_theta", "rope_scaling", "partial_rotary_factor")
 _KNOW_THEIR_ORIGIN = ("llama3", "yarn", "longrope")

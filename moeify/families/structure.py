@@ -8,15 +8,14 @@ from pathlib import Path
 from moeify.checkpoint.header import StoredTensor
 from moeify.checkpoint.reader import Checkpoint
 from moeify.errors import CheckpointError, MoeifyError
-from moeify.families.base import Config, DenseLayout, resolve_shape
+from moeify.families.base import DenseLayout
 from moeify.families.dense_checkpoint import sort_dense
 from moeify.families.dense_checks import dense_problems
 from moeify.families.mixture import Mixture, sort_mixture
 from moeify.families.moe_checks import check_mixture
 from moeify.families.problems import Problem, by_pattern
 from moeify.families.registry import DENSE_LAYOUTS, MOE_LAYOUTS, moe_layout, origin_or_none
-
-__all__ = ["check_structure", "mixture_problems", "structure_problems"]
+from moeify.families.values import Config, resolve_shape
 
 Tensors = Mapping[str, StoredTensor]
 _HARMLESS = "unknown_tensor"  # loading passes over what no class knows

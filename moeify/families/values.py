@@ -6,19 +6,6 @@ from typing import Any
 
 from moeify.errors import CheckpointError
 
-__all__ = [
-    "EXPERT_KEYS",
-    "Config",
-    "Dims",
-    "Shape",
-    "first_positive",
-    "num_labels",
-    "positive",
-    "resolve_shape",
-    "text_config",
-    "ties_embeddings",
-]
-
 Config = dict[str, Any]
 """config.json as a dictionary."""
 

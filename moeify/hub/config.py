@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 from moeify.errors import ConfigError
 
-__all__ = ["PushConfig", "check_repo_id"]
-
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 _BRANCH = re.compile(r"[\w.][\w./-]{0,200}", re.ASCII)
 

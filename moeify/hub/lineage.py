@@ -6,8 +6,6 @@ from typing import Any
 
 from moeify.provenance.record import Record
 
-__all__ = ["describe_difference"]
-
 
 def describe_difference(ours: Record | None, theirs: Record | None) -> str | None:
     """In what way ``theirs``, on the Hub, is a different model; None where it is the same.

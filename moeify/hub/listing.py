@@ -14,12 +14,11 @@ from moeify.checkpoint.reader import Checkpoint
 from moeify.checkpoint.regular import read_text
 from moeify.errors import CheckpointError
 from moeify.provenance.base_card import MAX_CARD_BYTES
-from moeify.provenance.card import CARD_FILE, PLACEHOLDER, card_text
+from moeify.provenance.card import CARD_FILE, card_text
+from moeify.provenance.card_sections import PLACEHOLDER
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd
-
-__all__ = ["LocalFile", "local_files"]
 
 _FOLDERS = ("checkpoint-*", "runs", "wandb", "__pycache__")
 _SHOWN = ("*.png", "*.jpg", "*.jpeg", "*.gif", "*.svg", "*.webp", "*.md", "*.pdf")

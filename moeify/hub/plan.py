@@ -12,8 +12,6 @@ from moeify.hub.listing import LocalFile
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoFile
 
-__all__ = ["PushPlan", "plan_push"]
-
 _WEIGHTS = re.compile(r"(model[^/]*\.safetensors|pytorch_model[^/]*\.bin)(\.index\.json)?")
 
 

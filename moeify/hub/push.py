@@ -20,8 +20,6 @@ from moeify.hub.remote import Remote, find_problem, look
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-__all__ = ["PushReport", "check_login", "push"]
-
 _MAIN = "main"
 
 

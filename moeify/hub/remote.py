@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import RepoFile
 
-__all__ = ["Remote", "find_problem", "look"]
-
 _MODELS = (
     ".safetensors",
     ".bin",

@@ -8,8 +8,6 @@ from pathlib import Path
 from moeify.errors import ConfigError
 from moeify.routing.config import DataConfig, MemoryOptions
 
-__all__ = ["InspectConfig"]
-
 IMAGE_ENDINGS = (".svg", ".png", ".pdf")
 
 

@@ -23,8 +23,6 @@ from moeify.inspection.config import InspectConfig
 from moeify.inspection.opening import Opened, open_folder
 from moeify.inspection.report import InspectReport, LayerReport, RouterFacts
 
-__all__ = ["inspect"]
-
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, steps done and steps in all."""
 

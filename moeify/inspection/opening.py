@@ -27,8 +27,6 @@ from moeify.errors import CheckpointError
 from moeify.families.problems import Problem
 from moeify.provenance.record import RECORD_FILE, Record
 
-__all__ = ["Opened", "Shard", "compare_index", "drop_training_marks", "drop_wrong_values", "open_folder"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:

@@ -13,8 +13,6 @@ from moeify.inspection.plots import figures
 from moeify.inspection.report import InspectReport
 from moeify.inspection.shown import shown
 
-__all__ = ["render_page", "save_page"]
-
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1a1a1a; --paper: #fff; --line: #d5d5d5; --bar: #2166ac; }
 @media (prefers-color-scheme: dark) {

@@ -16,8 +16,6 @@ from moeify.errors import MissingExtraError, OutputError
 from moeify.inspection.report import InspectReport, LayerReport
 from moeify.inspection.shown import shown
 
-__all__ = ["Figure", "figures", "save_plot", "to_svg"]
-
 Matrix = NDArray[np.float64]
 Figure = Any
 """A matplotlib figure; matplotlib is imported only where one is drawn."""

@@ -24,8 +24,6 @@ from moeify.checkpoint.weight_files import (
 from moeify.errors import CheckpointError
 from moeify.inspection.opening import Opened, compare_index, drop_training_marks, drop_wrong_values, open_folder
 
-__all__ = ["open_remote"]
-
 _LENGTH_BYTES = 8
 _ENTRY_BYTES = 90  # of one tensor in a header, beside its name
 _FIRST_BYTES = 1 << 19  # of a file without an index, whose number of tensors is not known

@@ -5,17 +5,16 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from moeify.families.base import Config, MoeLayout
 from moeify.families.dense_checks import Outlook
+from moeify.families.moe_layout import MoeLayout
 from moeify.families.problems import Problem
+from moeify.families.values import Config
 from moeify.inspection.opening import Opened, Shard
 from moeify.provenance.record import Record
 
 if TYPE_CHECKING:
     from moeify.inspection.verification import Verified
     from moeify.routing.statistics import LayerRouting
-
-__all__ = ["InspectReport", "LayerReport", "RouterFacts"]
 
 
 @dataclass(frozen=True, kw_only=True)

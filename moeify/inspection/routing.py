@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from moeify.checkpoint.reader import Checkpoint
 from moeify.checkpoint.source import Source, resolve_source
 from moeify.errors import RoutingError
-from moeify.families.base import MoeLayout
+from moeify.families.moe_layout import MoeLayout
 from moeify.families.problems import Problem, numbers
 from moeify.families.registry import moe_layout, vocabulary_size
 from moeify.inspection.config import InspectConfig
@@ -22,8 +22,6 @@ from moeify.routing.collection import RoutedTokens, collect
 from moeify.routing.data import Blocks, blocks_for, check_vocabulary
 from moeify.routing.passes import passes_over
 from moeify.routing.statistics import DomainFigures, LayerRouting, RoutingStatistics
-
-__all__ = ["COLLAPSED_SHARE", "Choices", "examine_routing", "is_collapsed"]
 
 COLLAPSED_SHARE = 0.9
 """A layer whose K busiest experts take more of the assignments than this counts as collapsed."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["shown"]
-
 
 def shown(text: object, longest: int = 1000) -> str:
     """``text`` without control characters, cut after ``longest`` characters."""

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from moeify.errors import ConfigError
 from moeify.inspection.report import InspectReport
 
-__all__ = ["METRICS", "Threshold", "parse_thresholds"]
-
 _CONDITION = re.compile(r"([a-z_]+)\s*(>=|<=|>|<)\s*(-?\d+(?:\.\d+)?(?:e-?\d+)?)")
 _OPERATORS: dict[str, Callable[[float, float], bool]] = {
     ">": operator.gt,

@@ -14,8 +14,6 @@ from moeify.errors import CheckpointError
 from moeify.families.problems import Problem
 from moeify.provenance.record import RECORD_FILE, FileEntry, recorded_files
 
-__all__ = ["Verified", "unsummed_note", "verify_files"]
-
 Progress = Callable[[str, int, int], None]
 _MB = 1_000_000
 _MISSING = "missing_file"

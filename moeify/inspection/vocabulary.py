@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 from moeify.routing.collection import RoutedTokens
 from moeify.routing.data import Blocks
 
-__all__ = ["VocabularyCounts"]
-
 _LISTED = 8
 _FEWEST = 8  # occurrences below which a share says nothing
 

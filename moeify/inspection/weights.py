@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moeify.checkpoint.arithmetic import FLOAT_DTYPES, Float32, decode
-from moeify.checkpoint.files import Slice, SourceFiles
-from moeify.checkpoint.header import StoredTensor
+from moeify.checkpoint.arithmetic import Float32, decode
+from moeify.checkpoint.files import SourceFiles
+from moeify.checkpoint.header import FLOAT_DTYPES, StoredTensor
 from moeify.checkpoint.reader import Checkpoint
-from moeify.checkpoint.slices import whole
+from moeify.checkpoint.slices import Slice, whole
 from moeify.checkpoint.source import resolve_source
 from moeify.errors import CheckpointError, ConfigError
 from moeify.families.dense_checkpoint import Dense, open_dense
@@ -23,8 +23,6 @@ from moeify.families.registry import conversions_to, dense_layout
 from moeify.inspection.config import InspectConfig
 from moeify.inspection.opening import Opened
 from moeify.inspection.report import InspectReport
-
-__all__ = ["ExpertFigures", "compare_experts", "examine_weights", "router_figures"]
 
 _BLOCK_BYTES = 32 << 20  # of all experts' values together, as float32
 

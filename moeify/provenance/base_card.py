@@ -10,8 +10,6 @@ from moeify.checkpoint.inside import resolve_inside
 from moeify.checkpoint.regular import read_text
 from moeify.errors import CheckpointError
 
-__all__ = ["inherited_metadata"]
-
 CARD_FILE = "README.md"
 MAX_CARD_BYTES = 4_000_000
 _INHERITED = ("license", "license_name", "license_link", "language", "datasets", "base_model")

@@ -7,16 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from moeify.checkpoint.reader import Checkpoint, read_config
 from moeify.checkpoint.source import Source
-from moeify.families.base import Config
+from moeify.families.values import Config
 from moeify.provenance.base_card import inherited_metadata
-from moeify.provenance.card_sections import PLACEHOLDER, card_sections
+from moeify.provenance.card_sections import card_sections
 from moeify.provenance.record import Record, expert_sources
 from moeify.provenance.subject import Subject
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData
-
-__all__ = ["CARD_FILE", "PLACEHOLDER", "card_text", "write_card"]
 
 CARD_FILE = "README.md"
 

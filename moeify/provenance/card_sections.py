@@ -14,8 +14,6 @@ from moeify.provenance.record import Record, Step, expert_sources
 from moeify.provenance.subject import MixtureSize, Subject
 from moeify.tables import Citation
 
-__all__ = ["PLACEHOLDER", "card_sections"]
-
 PLACEHOLDER = "FOLDER_OR_REPO"
 """Stands in the snippets of a card until the checkpoint has an id on the Hub."""
 

@@ -11,8 +11,6 @@ from moeify.tables import Citation
 if TYPE_CHECKING:
     from moeify.provenance.record import Step
 
-__all__ = ["DOMAINS", "citations"]
-
 DOMAINS = Citation(
     used_for="routers regressed on domain labels",
     authors="Fanì and Ersoy",

@@ -10,11 +10,9 @@ from moeify.checkpoint.carry import TOKENIZER_CONFIG
 from moeify.checkpoint.foreign_code import without_code
 from moeify.checkpoint.json_text import read_json
 from moeify.checkpoint.reader import CONFIG_FILE, has_tokenizer
-from moeify.families.base import Config
 from moeify.families.registry import origin_or_none
+from moeify.families.values import Config
 from moeify.modeling import REMOTE_CODE
-
-__all__ = ["name_tokenizer_class", "write_config"]
 
 
 def name_tokenizer_class(stage: Path, config: Config) -> None:

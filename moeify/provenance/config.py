@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-__all__ = ["OutputOptions", "ShardedOutput"]
-
 _WITHOUT_TRACE = ("force", "checksum", "low_memory")  # they change nothing in what is written
 _LAST = ("max_shard_size", "revision")
 

@@ -12,19 +12,6 @@ if TYPE_CHECKING:
     from moeify.families.conversion import Conversion, MoeSettings
     from moeify.provenance.record import Record
 
-__all__ = [
-    "FLAT_ROUTER_STD",
-    "SCALED_FOR_OTHERS",
-    "SET_APART_BY_NOISE",
-    "check_flat_routers",
-    "check_unscaled",
-    "down_scale",
-    "export_notes",
-    "is_as_exported",
-    "renormalises",
-    "untied",
-]
-
 FLAT_ROUTER_STD = 1e-6
 """Of routers so small that all experts weigh the same, and no two tie exactly."""
 SCALED_FOR_OTHERS = (

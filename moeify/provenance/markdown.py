@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-__all__ = ["inline", "rows", "table"]
-
 _MOST_CHARACTERS = 400
 _ENTITIES = (
     ("&", "&amp;"),

@@ -19,14 +19,12 @@ from moeify.checkpoint.source import Source
 from moeify.checkpoint.staging import check_free_space, check_output, output_errors, staged
 from moeify.checkpoint.writer import Progress
 from moeify.errors import CheckpointError
-from moeify.families.base import Config
 from moeify.families.structure import check_structure
+from moeify.families.values import Config
 from moeify.provenance.card import CARD_FILE, write_card
 from moeify.provenance.companions import name_tokenizer_class, write_config
 from moeify.provenance.config import OutputOptions
 from moeify.provenance.record import RECORD_FILE, FileEntry, Record, Step, recorded_sums
-
-__all__ = ["NewCheckpoint"]
 
 _UNLISTED = (RECORD_FILE, CARD_FILE)  # the list itself, and a page that is there to be edited
 

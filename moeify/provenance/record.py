@@ -18,8 +18,6 @@ from moeify.checkpoint.source import Source
 from moeify.errors import CheckpointError
 from moeify.families.conversion import DENSE_TYPE
 
-__all__ = ["RECORD_FILE", "FileEntry", "Record", "Step", "expert_sources", "recorded_files", "recorded_sums"]
-
 RECORD_FILE = "moeify.json"
 SCHEMA = "moeify.provenance/1"
 _TOKEN = re.compile(r"hf_\w{8,}")

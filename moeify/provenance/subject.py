@@ -7,13 +7,11 @@ from pathlib import Path
 
 from moeify.checkpoint.reader import Checkpoint, has_tokenizer
 from moeify.errors import MoeifyError
-from moeify.families.base import Config
 from moeify.families.conversion import Conversion
 from moeify.families.mixture import sort_mixture
 from moeify.families.registry import moe_layout, origin_or_none
+from moeify.families.values import Config
 from moeify.provenance.record import Record
-
-__all__ = ["Head", "MixtureSize", "Subject"]
 
 
 @dataclass(frozen=True, kw_only=True)

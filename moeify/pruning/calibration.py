@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
     from moeify.routing.collection import RoutedTokens
 
-__all__ = ["calibrate"]
-
 SAVE_SECONDS = 15.0
 
 

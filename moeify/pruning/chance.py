@@ -18,8 +18,6 @@ from moeify.pruning.report import HeldOutLoss
 from moeify.pruning.selection import random_scores, select
 from moeify.routing.data import Blocks
 
-__all__ = ["compare_losses"]
-
 
 def compare_losses(
     mixture: Mixture,

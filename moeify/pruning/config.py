@@ -14,8 +14,6 @@ from moeify.pruning.criteria import CRITERIA
 from moeify.routing.config import MemoryOptions, check_seed
 from moeify.tables import check_choices
 
-__all__ = ["ExtractConfig", "PruneConfig", "parse_experts"]
-
 _LAYER_ITEM = re.compile(r"(all|\d{1,6}):(\d{1,6}(?:,\d{1,6})*)")
 
 

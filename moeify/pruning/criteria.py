@@ -9,8 +9,6 @@ from typing import Any
 from moeify.errors import ConfigError
 from moeify.tables import Citation, Row, Table
 
-__all__ = ["CRITERIA", "DRAWS", "TEXT_SUMS", "WEIGHT_SUMS", "Criterion", "register_criterion"]
-
 TEXT_SUMS = ("frequency", "gate", "ean", "weighted_norm", "max_norm", "probability")
 """Sums over text, [E] in float64; X_j are the tokens routed to expert j, g_j the weights that
 multiply its outputs f_j: |X_j|, sum g_j, sum ||f_j||, sum g_j ||f_j||, max ||f_j||, and over all

@@ -5,23 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from moeify.checkpoint.arithmetic import FLOAT_DTYPES
-from moeify.checkpoint.header import StoredTensor
-from moeify.checkpoint.jobs import Blend, Copy, Job, Piece, Slice, copy_of
+from moeify.checkpoint.header import FLOAT_DTYPES, StoredTensor
+from moeify.checkpoint.jobs import Blend, Copy, Job, Piece, copy_of
 from moeify.checkpoint.planned_files import PlannedFiles
+from moeify.checkpoint.slices import Slice
 from moeify.checkpoint.source import Source
 from moeify.checkpoint.writer import plan_shards
 from moeify.errors import CheckpointError
-from moeify.families.base import Config, DenseLayout
+from moeify.families.base import DenseLayout
 from moeify.families.conversion import Conversion
 from moeify.families.mixture import Mixture
 from moeify.families.mixture_places import Place
 from moeify.families.registry import origin
+from moeify.families.values import Config
 from moeify.provenance.record import Record
 from moeify.pruning.plan import PrunePlan
-
-__all__ = ["plan_dense"]
-
 
 Shares = Sequence[tuple[int, float]]
 """Experts and their shares in a mean."""

@@ -6,15 +6,13 @@ from pathlib import Path
 
 from moeify.checkpoint.reader import Checkpoint
 from moeify.errors import ConfigError
-from moeify.families.base import Config
 from moeify.families.registry import moe_layout, vocabulary_size
+from moeify.families.values import Config
 from moeify.pruning.config import PruneConfig
 from moeify.routing.data import Blocks, tokenizer_for
 from moeify.routing.examples import Examples, text_loss
 from moeify.routing.held_out import Reading, read_held_out
 from moeify.routing.passes import passes_over
-
-__all__ = ["check_evaluation", "held_out_loss", "summary"]
 
 
 def check_evaluation(config: Config) -> None:

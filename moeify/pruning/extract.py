@@ -20,8 +20,6 @@ from moeify.pruning.prune import Steps, prune, step_of
 from moeify.pruning.report import ExtractReport, PruneReport
 from moeify.pruning.scores import SCORES_FILE
 
-__all__ = ["ExtractReport", "extract"]
-
 
 def extract(
     checkpoint: str | Path,

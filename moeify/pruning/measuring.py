@@ -13,8 +13,6 @@ from moeify.routing.loaded import LoadedMixture
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["measured"]
-
 
 @contextmanager
 def measured(mixture: LoadedMixture, layers: dict[int, LayerScores]) -> Iterator[Callable[[Tensor], None]]:

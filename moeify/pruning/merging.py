@@ -9,15 +9,13 @@ import numpy as np
 from moeify.checkpoint.arithmetic import Float32
 from moeify.checkpoint.files import SourceFiles
 from moeify.checkpoint.gather import Index, neurons
-from moeify.checkpoint.jobs import Blend, Piece, Run
-from moeify.checkpoint.slices import whole
+from moeify.checkpoint.jobs import Blend, Piece
+from moeify.checkpoint.slices import Run, whole
 from moeify.errors import CheckpointError
 from moeify.families.mixture import Mixture
 from moeify.families.moe_layout import ExpertTensor
 from moeify.pruning.plan import Kept
 from moeify.tables import Citation
-
-__all__ = ["MERGING", "align", "check_merging", "merged_pieces", "nearest"]
 
 MERGING = Citation(
     used_for="experts merged into their nearest",

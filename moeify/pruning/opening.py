@@ -6,8 +6,6 @@ from moeify.checkpoint.reader import Checkpoint
 from moeify.errors import CheckpointError, TensorNotFoundError
 from moeify.families.mixture import Mixture, open_mixture
 
-__all__ = ["open_prunable"]
-
 _HASH_TENSORS = (".tid2eid",)
 _HASH_KEYS = ("num_hash_layers",)
 

@@ -12,16 +12,14 @@ import numpy as np
 
 from moeify.checkpoint.gather import neurons
 from moeify.checkpoint.header import StoredTensor
-from moeify.checkpoint.jobs import Job, Piece, Slice, copy_of, piece_of
+from moeify.checkpoint.jobs import Job, Piece, copy_of, piece_of
 from moeify.checkpoint.planned_files import PlannedFiles
-from moeify.checkpoint.slices import whole
+from moeify.checkpoint.slices import Slice, whole
 from moeify.checkpoint.writer import plan_shards
 from moeify.errors import ConfigError
-from moeify.families.base import Config
 from moeify.families.mixture import Mixture
 from moeify.families.mixture_places import Place, Places
-
-__all__ = ["Kept", "PrunePlan", "check_counts", "plan_prune"]
+from moeify.families.values import Config
 
 Kept = Mapping[int, tuple[int, ...]]
 """The experts that stay in each MoE layer, ascending, by their numbers in the source."""

@@ -33,8 +33,6 @@ from moeify.pruning.selection import kept_by_hand, number_to_keep, select
 from moeify.pruning.weights import check_weights
 from moeify.routing.passes import runs_by_layer
 
-__all__ = ["PruneReport", "Steps", "prune", "step_of"]
-
 Steps = Callable[[str, int, int], None]
 
 

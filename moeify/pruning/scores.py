@@ -21,8 +21,6 @@ from moeify.errors import RoutingError
 from moeify.families.mixture import Mixture
 from moeify.pruning.criteria import CRITERIA, TEXT_SUMS, WEIGHT_SUMS
 
-__all__ = ["SCORES_FILE", "LayerScores", "Scores", "checkpoint_fingerprint"]
-
 SCORES_FILE = "scores.json"
 
 SCHEMA = "moeify.scores/1"

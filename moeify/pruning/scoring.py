@@ -26,8 +26,6 @@ from moeify.routing.data import Blocks, blocks_for
 from moeify.routing.loading import load_model
 from moeify.routing.passes import LayerByLayer, Passes, WholeModel, check_state_room
 
-__all__ = ["Text", "expert_scores", "read_text", "stored_scores", "text_scores"]
-
 HELD_OUT_FRACTION = 0.1
 
 

@@ -9,8 +9,6 @@ from moeify.families.mixture import Mixture
 from moeify.pruning.config import PruneConfig, parse_experts
 from moeify.pruning.plan import check_counts
 
-__all__ = ["best", "kept_by_hand", "number_to_keep", "random_scores", "select"]
-
 
 def number_to_keep(mixture: Mixture, options: PruneConfig) -> int:
     """Experts that stay in each layer; raises ``ConfigError`` where that cannot work."""

@@ -8,13 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from numpy.typing import NDArray
 
-from moeify.checkpoint.files import Slice, SourceFiles
+from moeify.checkpoint.files import SourceFiles
+from moeify.checkpoint.slices import Slice
 from moeify.checkpoint.writer import Progress
 from moeify.errors import CheckpointError
 from moeify.families.mixture import Mixture
 from moeify.pruning.criteria import WEIGHT_SUMS
-
-__all__ = ["check_weights", "weight_sums"]
 
 _BLOCK = 1 << 18
 _WEIGHT_ROLES = frozenset({"gate", "up", "down"})

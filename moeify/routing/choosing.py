@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from moeify.families.base import RouterRule
+from moeify.families.moe_layout import RouterRule
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-__all__ = ["Choice", "choice"]
 
 Choice = dict[str, "Tensor | None"]
 

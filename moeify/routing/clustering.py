@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["balanced_kmeans", "even_offsets"]
-
 _KMEANS_ROUNDS = 12
 _AUCTION_ROUNDS = 20
 _POLISH_ROUNDS = 60

@@ -10,15 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moeify.errors import RoutingError
-from moeify.families.base import MoeLayout
+from moeify.families.moe_layout import MoeLayout
 from moeify.routing.data import Blocks
 from moeify.routing.loaded import LoadedMixture, Routed
 from moeify.routing.passes import Passes
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-__all__ = ["InputReservoir", "Observer", "RoutedTokens", "collect", "observed"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,8 +7,6 @@ from typing import Literal, get_args
 
 from moeify.errors import ConfigError
 
-__all__ = ["ROUTER_INITS", "DataConfig", "MemoryOptions", "RouteBy", "RouterInit", "RouterStart", "check_seed"]
-
 RouterInit = Literal["calibrated", "normal", "zeros"]
 ROUTER_INITS: tuple[RouterInit, ...] = get_args(RouterInit)
 RouterStart = Literal["calibrated", "normal", "zeros", "prompts", "data"]

@@ -25,8 +25,6 @@ from moeify.routing.tokens import Tokens
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Blocks", "block_length", "blocks_for", "check_vocabulary", "pack", "read_blocks", "tokenizer_for"]
-
 DEFAULT_SEQ_LEN = 512
 _POSITIONS = ("max_position_embeddings", "n_positions")
 

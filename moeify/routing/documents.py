@@ -13,8 +13,6 @@ from moeify.errors import DatasetError, MissingExtraError, MoeifyError
 from moeify.routing.config import DataConfig
 from moeify.routing.json_lines import JsonLines
 
-__all__ = ["read_documents"]
-
 _BUILDERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 _WHOLE_FILE = {"split": "train", "streaming": False}
 _SHUFFLE_BUFFER = 1000

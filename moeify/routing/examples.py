@@ -14,8 +14,6 @@ from moeify.routing.head import IGNORED
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Examples", "next_labels", "text_loss"]
-
 _MASKED_FRACTION = 0.15
 _CAUSAL = ("CausalLM", "LMHeadModel", "DoubleHeadsModel", "ForConditionalGeneration")
 _MASKED = ("ForMaskedLM", "ForPreTraining")

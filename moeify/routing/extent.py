@@ -12,8 +12,6 @@ from moeify.errors import CheckpointError
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["within_files"]
-
 _VALUES_PER_BYTE = 2
 """Weights of four bits are the smallest that are common."""
 _ALWAYS = 1 << 20

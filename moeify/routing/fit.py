@@ -11,8 +11,6 @@ from moeify.routing.clustering import balanced_kmeans, even_offsets
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["domain_router", "joining_row", "kmeans_router", "label_router", "mean_entropy"]
-
 _SAMPLE = 4096
 _SAMPLE_PER_EXPERT = 64
 _RIDGE = 1e-2

@@ -6,13 +6,11 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import chain
 
-from moeify.families.base import MoeLayout
+from moeify.families.moe_layout import MoeLayout
 from moeify.routing.collection import InputReservoir, RoutedTokens, observed
 from moeify.routing.data import Blocks
 from moeify.routing.loaded import LoadedLayer, LoadedMixture
 from moeify.routing.passes import LayerByLayer, Pass
-
-__all__ = ["FitLayer", "fit_in_order"]
 
 FitLayer = Callable[[LoadedLayer, Sequence[InputReservoir]], None]
 """Sets a layer's router by what it reads of each text, or leaves it alone."""

@@ -11,8 +11,6 @@ from moeify.routing.loaded import replaced
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["IGNORED", "headless", "token_losses"]
-
 IGNORED = -100
 """In place of a label: the token has none."""
 _LOGITS_BYTES = 1 << 26

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moeify.families.base import MoeLayout
+from moeify.families.moe_layout import MoeLayout
 from moeify.routing.collection import Observer, observed
 from moeify.routing.examples import Examples, next_labels
 from moeify.routing.head import IGNORED, headless, token_losses
@@ -20,8 +20,6 @@ from moeify.routing.routes import all_experts
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-
-__all__ = ["BlockLosses", "Hidden", "Reading", "distances", "hidden_states", "predictions", "read_held_out"]
 
 Hidden = dict[int, "Tensor"]
 """Last hidden states [S, H] of blocks by number."""

@@ -12,11 +12,9 @@ import numpy as np
 from moeify.checkpoint.arithmetic import Float32, generator
 from moeify.checkpoint.files import SourceFiles
 from moeify.checkpoint.header import StoredTensor
-from moeify.checkpoint.jobs import Slice, Values
-from moeify.checkpoint.slices import whole
+from moeify.checkpoint.jobs import Values
+from moeify.checkpoint.slices import Slice, whole
 from moeify.routing.config import RouterInit
-
-__all__ = ["NormalRows", "RouterRows", "UpProjection", "expected_entropy", "logit_std", "router_rows"]
 
 LOGIT_STD = 0.65
 """Calibrated routers' standard deviation of a logit: normalised entropy about 0.92 at 8 experts."""

@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 
 from moeify.errors import DatasetError
 
-__all__ = ["JsonLines"]
-
 _CHUNK = 1 << 24
 
 

@@ -8,15 +8,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from moeify.errors import RoutingError
-from moeify.families.base import MoeLayout, RouterRule
+from moeify.families.moe_layout import MoeLayout, RouterRule
 from moeify.families.registry import is_encoder_type
 from moeify.routing.choosing import Choice, choice
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-
-__all__ = ["LoadedLayer", "LoadedMixture", "Route", "Routed", "base_model", "is_encoder", "layer_stack", "replaced"]
-
 
 Route = Callable[[int, "Tensor", "Tensor", "Tensor"], tuple["Tensor", "Tensor"]]
 """From layer, logits [N, E], weights [N, K] and experts [N, K] to other weights and experts."""

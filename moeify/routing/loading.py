@@ -22,16 +22,6 @@ from moeify.modeling import REMOTE_CODE
 from moeify.routing.extent import within_files
 from moeify.routing.running import first_line
 
-__all__ = [
-    "encode",
-    "load_model",
-    "load_tokenizer",
-    "model_class",
-    "outline",
-    "quiet_transformers",
-    "require_accelerate",
-]
-
 _READ_BY_TOKENIZERS = (
     *TOKENIZER_FILES,
     "merges.txt",

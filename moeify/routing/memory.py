@@ -8,8 +8,6 @@ from pathlib import Path
 from moeify.checkpoint.reader import Checkpoint
 from moeify.families.quantization import QUANTIZATION
 
-__all__ = ["available_memory", "fits_memory", "loaded_bytes"]
-
 _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
 _LOADED_BYTES = {"U8": 4, "I8": 2, "F8_E4M3": 2, "F8_E5M2": 2}

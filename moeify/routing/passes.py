@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from moeify.checkpoint.reader import Checkpoint
 from moeify.checkpoint.staging import check_free_space
 from moeify.errors import RoutingError
-from moeify.families.base import DenseLayout, MoeLayout
+from moeify.families.base import DenseLayout
+from moeify.families.moe_layout import MoeLayout
 from moeify.routing.loaded import base_model, is_encoder, layer_stack, replaced
 from moeify.routing.loading import load_model, outline, require_accelerate
 from moeify.routing.memory import fits_memory
@@ -24,19 +25,6 @@ from moeify.routing.running import run_model
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
-
-__all__ = [
-    "LayerByLayer",
-    "Pass",
-    "Passes",
-    "WholeModel",
-    "check_state_room",
-    "device_of",
-    "passes_over",
-    "runs_by_layer",
-    "state_bytes",
-    "walk_by_layer",
-]
 
 Layout = DenseLayout | MoeLayout
 Prepare = Callable[[Any], None]

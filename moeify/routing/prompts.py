@@ -15,8 +15,6 @@ from moeify.errors import CheckpointError, DatasetError
 from moeify.routing.data import Blocks
 from moeify.routing.loading import encode
 
-__all__ = ["Prompts", "prompt_blocks", "read_prompts"]
-
 MAX_FILE_BYTES = 16_000_000
 _FORM = "write it as LABEL: [text, text], or LABEL: {positive: [...], negative: [...]}"
 

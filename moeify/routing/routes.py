@@ -9,8 +9,6 @@ from moeify.routing.loaded import Route
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["all_experts", "one_expert", "random_experts"]
-
 
 def random_experts(seed: int) -> Route:
     """Experts drawn evenly, with the weights that the router gave to its own choice."""

@@ -6,8 +6,6 @@ from typing import Any
 
 from moeify.errors import CheckpointError
 
-__all__ = ["first_line", "run_model"]
-
 _BY_VALUES = (RuntimeError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError, AssertionError)
 """What a class raises for values that it cannot compute with."""
 _SCARCE = ("DefaultCPUAllocator", "Cannot allocate memory")

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
     from moeify.routing.collection import RoutedTokens
 
-__all__ = ["DomainFigures", "LayerRouting", "RoutingStatistics"]
-
 Float64 = NDArray[np.float64]
 
 DEAD_SHARE = 0.1

@@ -13,8 +13,6 @@ import numpy as np
 
 from moeify.routing.loading import encode
 
-__all__ = ["Tokens"]
-
 _SLICE = 1 << 16  # characters: a tokenizer takes some hundred bytes of memory for each
 _SHORTEST = 1024
 _REACH = 512  # characters in which a seam looks for white space

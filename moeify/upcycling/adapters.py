@@ -9,8 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from moeify.checkpoint.arithmetic import FLOAT_DTYPES
-from moeify.checkpoint.header import StoredTensor, read_header
+from moeify.checkpoint.header import FLOAT_DTYPES, StoredTensor, read_header
 from moeify.checkpoint.inside import resolve_inside
 from moeify.checkpoint.json_text import read_json
 from moeify.checkpoint.lowrank import LowRank
@@ -18,8 +17,6 @@ from moeify.checkpoint.source import Source
 from moeify.checkpoint.weight_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from moeify.errors import CheckpointError
 from moeify.families.dense_checkpoint import Dense
-
-__all__ = ["Adapter", "open_adapter"]
 
 _LARGEST_ALPHA = 1e30
 _ROOT = "base_model.model."

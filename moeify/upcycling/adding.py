@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from moeify.checkpoint.arithmetic import FLOAT_DTYPES, Float32, encode
+from moeify.checkpoint.arithmetic import Float32, encode
 from moeify.checkpoint.files import SourceFiles
-from moeify.checkpoint.header import StoredTensor
+from moeify.checkpoint.header import FLOAT_DTYPES, StoredTensor
 from moeify.checkpoint.jobs import Copy, Job, Literal, copy_of
 from moeify.checkpoint.planned_files import PlannedFiles
 from moeify.checkpoint.reader import Checkpoint
@@ -22,10 +22,10 @@ from moeify.checkpoint.slices import whole
 from moeify.checkpoint.source import Source, resolve_source
 from moeify.checkpoint.writer import Progress, parse_size
 from moeify.errors import CheckpointError, ConfigError
-from moeify.families.base import Config
 from moeify.families.conversion import Conversion
 from moeify.families.mixture import Mixture, open_mixture
 from moeify.families.registry import origin
+from moeify.families.values import Config
 from moeify.provenance.exports import check_unscaled
 from moeify.provenance.new_checkpoint import NewCheckpoint
 from moeify.provenance.record import Record, Step
@@ -44,8 +44,6 @@ from moeify.upcycling.routers import (
     written_layers,
 )
 from moeify.upcycling.sources import ExpertOrigin, ExpertSource, of_sources, open_dense
-
-__all__ = ["AddReport", "add_experts"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,27 +9,23 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from moeify.checkpoint.arithmetic import FLOAT_DTYPES
 from moeify.checkpoint.files import SourceFiles
-from moeify.checkpoint.header import tensor_nbytes
+from moeify.checkpoint.header import FLOAT_DTYPES, tensor_nbytes
 from moeify.checkpoint.jobs import Job, Literal
 from moeify.checkpoint.reader import Checkpoint
 from moeify.checkpoint.rewrite import plan_rewrite
 from moeify.checkpoint.slices import whole
 from moeify.checkpoint.source import resolve_source
 from moeify.checkpoint.writer import Progress
-from moeify.families.base import Config
 from moeify.families.mixture import Mixture, open_mixture
 from moeify.families.registry import origin_or_none
-from moeify.families.values import text_config
+from moeify.families.values import Config, text_config
 from moeify.modeling import REMOTE_CODE
 from moeify.provenance.exports import SCALED_FOR_OTHERS, is_as_exported
 from moeify.provenance.new_checkpoint import NewCheckpoint
 from moeify.provenance.record import Step
 from moeify.routing.initialization import RouterRows, UpProjection, expected_entropy, logit_std
 from moeify.upcycling.config import AttachConfig, check_route_by, check_top_k
-
-__all__ = ["AttachReport", "RouterOutlook", "attach"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,18 +7,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from moeify.checkpoint.arithmetic import FLOAT_DTYPES
+from moeify.checkpoint.header import FLOAT_DTYPES
 from moeify.checkpoint.inside import resolve_inside
 from moeify.checkpoint.json_text import read_json
 from moeify.errors import CheckpointError
-from moeify.families.base import Config, DenseLayout
+from moeify.families.base import DenseLayout
 from moeify.families.dense_checkpoint import Dense
 from moeify.families.mixture import Mixture
+from moeify.families.values import Config
 from moeify.upcycling.adapters import Adapter
 from moeify.upcycling.config import UpcycleConfig
 from moeify.upcycling.sources import ExpertSource
-
-__all__ = ["compare_joining", "compare_sources"]
 
 _UNIMPORTANT = frozenset(
     {

@@ -15,8 +15,6 @@ from moeify.routing.config import MemoryOptions, RouteBy, RouterInit, RouterStar
 from moeify.tables import check_choices
 from moeify.upcycling.recipes import RECIPES, recipe_for
 
-__all__ = ["AddConfig", "AttachConfig", "Dtype", "RouterTextConfig", "UpcycleConfig", "VerifyConfig"]
-
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 DEFAULT_EXPERTS = 8
 MAX_EXPERTS = 4096

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from moeify.checkpoint.arithmetic import FLOAT_DTYPES
 from moeify.checkpoint.gather import Index, neurons
-from moeify.checkpoint.header import StoredTensor
-from moeify.checkpoint.jobs import Blend, Noise, Piece, Run, copy_of, piece_of
+from moeify.checkpoint.header import FLOAT_DTYPES, StoredTensor
+from moeify.checkpoint.jobs import Blend, Noise, Piece, copy_of, piece_of
 from moeify.checkpoint.lowrank import LowRank
-from moeify.checkpoint.slices import whole
+from moeify.checkpoint.slices import Run, whole
 from moeify.families.dense_checkpoint import Dense
 from moeify.upcycling.config import UpcycleConfig
 from moeify.upcycling.sources import ExpertSource
-
-__all__ = ["CONFIG_DTYPES", "Ingredients"]
 
 _DTYPE_NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 CONFIG_DTYPES = {stored: name for name, stored in _DTYPE_NAMES.items()}

@@ -6,8 +6,6 @@ import re
 
 from moeify.errors import ConfigError
 
-__all__ = ["select_layers"]
-
 _LAYER_ITEM = re.compile(r"(\d+)(?:-(\d+))?")
 
 

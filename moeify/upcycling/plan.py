@@ -15,11 +15,11 @@ from moeify.checkpoint.slices import whole
 from moeify.checkpoint.source import Source
 from moeify.checkpoint.writer import parse_size, plan_shards
 from moeify.errors import ConfigError
-from moeify.families.base import Config, ExpertTensor, resolve_shape
 from moeify.families.conversion import Conversion, MoeSettings
 from moeify.families.dense_checkpoint import Dense, open_dense
-from moeify.families.moe_layout import ExtraTensor
+from moeify.families.moe_layout import ExpertTensor, ExtraTensor
 from moeify.families.registry import conversion_from, dense_layout
+from moeify.families.values import Config, resolve_shape
 from moeify.provenance.exports import FLAT_ROUTER_STD, down_scale, export_notes, renormalises, untied
 from moeify.routing.config import ROUTER_INITS, RouterInit
 from moeify.routing.initialization import NormalRows, RouterRows, UpProjection
@@ -29,8 +29,6 @@ from moeify.upcycling.ingredients import CONFIG_DTYPES, Ingredients
 from moeify.upcycling.layers import select_layers
 from moeify.upcycling.recipes import Recipe, recipe_for
 from moeify.upcycling.sources import ExpertOrigin, ExpertSource, expert_origins, open_sources
-
-__all__ = ["ParameterCounts", "UpcyclePlan", "plan_upcycle"]
 
 
 @dataclass(frozen=True, kw_only=True)

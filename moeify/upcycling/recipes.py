@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from moeify.upcycling.ingredients import Ingredients
     from moeify.upcycling.sources import ExpertOrigin
 
-__all__ = ["RECIPES", "Recipe", "papers", "recipe_for", "register_recipe"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(Row, ABC):

@@ -15,10 +15,10 @@ from moeify.checkpoint.planned_files import PlannedFiles
 from moeify.checkpoint.reader import Checkpoint
 from moeify.checkpoint.writer import write_shards
 from moeify.errors import DatasetError
-from moeify.families.base import Config
 from moeify.families.mixture import Mixture
 from moeify.families.moe_layout import MoeLayout
 from moeify.families.registry import vocabulary_size
+from moeify.families.values import Config
 from moeify.provenance.companions import write_config
 from moeify.routing.collection import InputReservoir
 from moeify.routing.config import DataConfig
@@ -32,18 +32,6 @@ from moeify.upcycling.plan import UpcyclePlan
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-__all__ = [
-    "FittedRouters",
-    "LabelledText",
-    "fit_routers",
-    "joining_rows",
-    "labelled_text",
-    "recorded_options",
-    "router_owners",
-    "write_routers",
-    "written_layers",
-]
 
 _OVERSAMPLING = 8
 """Text is read until there is this much more than is used, so that rare labels have some too."""

@@ -18,8 +18,6 @@ from moeify.families.registry import MOE_LAYOUTS, dense_layout
 from moeify.upcycling.adapters import Adapter, open_adapter
 from moeify.upcycling.config import UpcycleConfig
 
-__all__ = ["ExpertOrigin", "ExpertSource", "expert_origins", "of_sources", "open_dense", "open_sources"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class ExpertSource:

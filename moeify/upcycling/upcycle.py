@@ -30,8 +30,6 @@ from moeify.upcycling.routers import (
 )
 from moeify.upcycling.sources import ExpertOrigin, of_sources
 
-__all__ = ["UpcycleReport", "upcycle"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class UpcycleReport:

@@ -13,9 +13,9 @@ from moeify.checkpoint.reader import Checkpoint
 from moeify.checkpoint.regular import read_text
 from moeify.checkpoint.source import resolve_source
 from moeify.errors import CheckpointError, ConfigError, DatasetError
-from moeify.families.base import Config
 from moeify.families.dense_checkpoint import sort_dense
 from moeify.families.registry import DENSE_LAYOUTS, is_encoder_type, known_layout, vocabulary_size
+from moeify.families.values import Config
 from moeify.routing.data import check_vocabulary
 from moeify.routing.loading import encode, load_model, load_tokenizer
 from moeify.routing.passes import Passes, WholeModel, passes_over
@@ -23,9 +23,6 @@ from moeify.upcycling.config import VerifyConfig
 
 if TYPE_CHECKING:
     import torch
-
-__all__ = ["VerifyReport", "verify"]
-
 
 _BYTES_A_TOKEN = 128
 _NO_TOKEN = -1

@@ -11,11 +11,9 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
-from moeify.families.base import MoeLayout
+from moeify.families.moe_layout import MoeLayout
 from moeify.routing.loaded import layer_stack
 from moeify.routing.memory import available_memory
-
-__all__ = ["bound_activations", "room_for_activations"]
 
 _LEAST_ROOM = 1 << 30
 """Activations that are held whatever the size of the model."""

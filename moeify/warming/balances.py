@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 
     from moeify.warming.losses import RouterSums
 
-__all__ = ["BALANCES", "Balance", "register_balance"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Balance(Row):

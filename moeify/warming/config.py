@@ -14,8 +14,6 @@ from moeify.tables import check_choices
 from moeify.warming.balances import BALANCES
 from moeify.warming.fits import FITS
 
-__all__ = ["Loss", "Trained", "WarmupConfig"]
-
 Trained = Literal["routers", "moe", "all"]
 Loss = Literal["auto", "causal", "masked", "distill"]
 

@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from moeify.checkpoint.arithmetic import FLOAT_DTYPES
-from moeify.checkpoint.header import StoredTensor
+from moeify.checkpoint.header import FLOAT_DTYPES, StoredTensor
 from moeify.errors import CheckpointError, ConfigError
 from moeify.families.mixture import Mixture
 from moeify.warming.balances import BALANCES
 from moeify.warming.config import WarmupConfig
-
-__all__ = ["balances", "check_names", "check_trainable", "learns_from_task"]
 
 
 def learns_from_task(view: Mixture) -> bool:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from moeify.provenance.citations import DOMAINS
 from moeify.tables import Citation, Row, Table
 
-__all__ = ["FITS"]
-
 FITS: Table[Row] = Table(
     "fit",
     Row(name="auto"),

@@ -6,8 +6,6 @@ from moeify.provenance.record import Record
 from moeify.routing.data import Blocks
 from moeify.warming.config import WarmupConfig
 
-__all__ = ["expert_owners", "fit_method"]
-
 _SETTING = ("upcycle", "add-experts", "attach", "warmup")
 """Steps that set routers."""
 

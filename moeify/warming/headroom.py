@@ -15,8 +15,6 @@ from moeify.warming.session import Session
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Headroom", "expert_difference", "measure_headroom"]
-
 IDENTICAL = 1e-6
 """Experts whose outputs differ relatively by less than this are one function, up to rounding."""
 _MOST_STATIC = 16

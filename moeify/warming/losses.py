@@ -10,8 +10,6 @@ from torch import Tensor
 
 from moeify.routing.loaded import Routed
 
-__all__ = ["RouterSums", "router_sums", "z_loss"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class RouterSums:

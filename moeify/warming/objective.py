@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from moeify.errors import ConfigError
-from moeify.families.base import MoeLayout
+from moeify.families.moe_layout import MoeLayout
 from moeify.routing.examples import text_loss
 from moeify.routing.head import headless
 from moeify.routing.held_out import distances, predictions
@@ -17,8 +17,6 @@ from moeify.warming.config import Loss
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-
-__all__ = ["Objective", "choose_loss"]
 
 
 def choose_loss(architecture: str, loss: Loss, steps: int) -> Loss:

@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
     from moeify.warming.session import Session
 
-__all__ = ["check_new", "router_tensors", "write_output"]
-
 _UNRECORDED = ("resume", "plot", "device")
 _Z_LOSS = Citation(
     used_for="the router z-loss",

@@ -9,8 +9,6 @@ from moeify.checkpoint.replacing import replacing
 from moeify.errors import MissingExtraError, OutputError
 from moeify.warming.report import WarmupReport
 
-__all__ = ["check_plotting", "plot_warmup"]
-
 
 def check_plotting() -> None:
     """Raise ``MissingExtraError`` where matplotlib is not installed."""

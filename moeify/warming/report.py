@@ -8,8 +8,6 @@ from typing import Any
 from moeify.routing.statistics import RoutingStatistics
 from moeify.warming.headroom import Headroom
 
-__all__ = ["DomainLoss", "LayerChange", "WarmupReport", "changes"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class LayerChange:

@@ -22,17 +22,6 @@ from moeify.routing.data import Blocks
 from moeify.warming.config import WarmupConfig
 from moeify.warming.sharding import uses_fsdp
 
-__all__ = [
-    "TRAINED_FILE",
-    "close_run",
-    "is_main_process",
-    "kept_if_resumable",
-    "last_checkpoint",
-    "open_run",
-    "run_folder",
-    "world_size",
-]
-
 TRAINED_FILE = "trained.safetensors"
 _STATE_FILE = "trainer_state.json"  # transformers writes it last
 _RUN_FILE = "run.json"

@@ -31,8 +31,6 @@ from moeify.warming.output import check_new
 from moeify.warming.run import is_main_process, world_size
 from moeify.warming.sharding import check_sharding
 
-__all__ = ["Measured", "Progress", "Session", "open_session", "some_blocks"]
-
 Progress = Callable[[str, int, int], None]
 """Told what is being done, how much of it is done and how much there is."""
 

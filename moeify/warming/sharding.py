@@ -10,8 +10,6 @@ from moeify.errors import ConfigError
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["check_sharding", "fill", "is_sharded", "name_layers", "uses_fsdp", "whole"]
-
 
 def uses_fsdp() -> bool:
     """Whether accelerate launch was told to shard."""

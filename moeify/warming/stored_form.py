@@ -10,8 +10,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers.core_model_loading import revert_weight_conversion
 
-__all__ = ["in_stored_form", "save_in_stored_form"]
-
 
 def save_in_stored_form(model: Any, weights: Mapping[str, Tensor], names: Collection[str], path: Path) -> None:
     """Write what ``in_stored_form`` returns into a file of its own."""

@@ -17,7 +17,7 @@ from transformers.trainer import SCHEDULER_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback
 
 from moeify.errors import OutputError
-from moeify.families.base import MoeLayout
+from moeify.families.moe_layout import MoeLayout
 from moeify.routing.examples import Examples
 from moeify.routing.loaded import LoadedMixture, Routed
 from moeify.warming.activations import bound_activations, room_for_activations
@@ -27,8 +27,6 @@ from moeify.warming.losses import RouterSums, router_sums, z_loss
 from moeify.warming.objective import Objective
 from moeify.warming.run import TRAINED_FILE
 from moeify.warming.sharding import fill, is_sharded, name_layers, whole
-
-__all__ = ["NonFiniteLossError", "RouterTrainer", "prepare", "route_in_float32", "trainable", "wanted"]
 
 _CHECKPOINTED = "_checkpoint_wrapped_module."  # what activation checkpointing adds to names
 

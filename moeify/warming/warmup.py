@@ -37,8 +37,6 @@ from moeify.warming.session import Progress, Session, open_session, some_blocks
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["WarmupReport", "warmup"]
-
 
 def warmup(
     checkpoint: str | Path,

@@ -9,11 +9,12 @@ import pytest
 from safetensors.numpy import save_file
 
 from moeify.checkpoint.arithmetic import decode
-from moeify.checkpoint.files import Slice, SourceFiles
+from moeify.checkpoint.files import SourceFiles
 from moeify.checkpoint.gather import neurons
 from moeify.checkpoint.header import StoredTensor, read_header
 from moeify.checkpoint.jobs import Blend, Copy, Job, Noise, Piece, piece_of
 from moeify.checkpoint.lowrank import LowRank
+from moeify.checkpoint.slices import Slice
 from moeify.checkpoint.writer import plan_shards, write_shards
 from moeify.errors import ConfigError
 

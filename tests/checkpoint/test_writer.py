@@ -10,10 +10,11 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from moeify.checkpoint.arithmetic import NOISE_BLOCK_ELEMENTS
-from moeify.checkpoint.files import Slice, SourceFiles
+from moeify.checkpoint.files import SourceFiles
 from moeify.checkpoint.header import StoredTensor, read_header
 from moeify.checkpoint.jobs import Blend, Copy, Job, Noise, copy_of, piece_of
 from moeify.checkpoint.planned_files import PlannedFiles, check_written, write_files
+from moeify.checkpoint.slices import Slice
 from moeify.checkpoint.writer import parse_size, plan_shards, write_shards
 from moeify.errors import CheckpointError, ConfigError, OutputError
 

@@ -60,7 +60,8 @@ def watch(moment: dict[str, Any]) -> None:
 
 def run(arguments: list[str], moment: dict[str, Any]) -> None:
     """Become ``moeify ARGUMENTS``."""
-    from moeify.__main__ import leave_at_once, main
+    from moeify.__main__ import main
+    from moeify.cli._signals import leave_at_once
 
     leave_at_once()
     if moment.get("processes"):

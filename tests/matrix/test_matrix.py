@@ -12,8 +12,8 @@ import pytest
 
 from moeify.errors import MoeifyError
 from moeify.families import registry
-from moeify.families.base import Config, MoeLayout
-from moeify.families.values import Dims
+from moeify.families.moe_layout import MoeLayout
+from moeify.families.values import Config, Dims
 from tests.matrix.commands import COMMANDS, Command
 from tests.matrix.refusals import REASONS, refusal
 from tests.matrix.sources import FORMS, Source, cases, make

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from moeify.families.base import RouterRule
+from moeify.families.moe_layout import RouterRule
 from moeify.routing.loaded import LoadedLayer, Routed
 from moeify.warming.balances import BALANCES
 from moeify.warming.losses import RouterSums, router_sums, z_loss
