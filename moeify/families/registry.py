@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from moeify.errors import CheckpointError, ConfigError, UnsupportedModelError
 from moeify.families import conversions, dense, mixtures
 from moeify.families.base import DenseLayout
 from moeify.families.catalogue import Catalogue
 from moeify.families.conversion import DENSE_TYPE, Conversion
-from moeify.families.moe_layout import MoeLayout
+from moeify.families.moe_layout import ExpertTensor, MoeLayout
 from moeify.families.moe_names import as_loaded
-from moeify.families.values import EXPERT_KEYS, Config, positive, text_config
+from moeify.families.values import EXPERT_KEYS, Config, Shape, positive, text_config
 
 DENSE_LAYOUTS: Catalogue[DenseLayout] = Catalogue(dense, "LAYOUT")
 """Dense types that can be read."""
@@ -70,6 +70,11 @@ def origin(config: Config, recorded: str | None = None) -> Conversion:
         raise UnsupportedModelError(model_type, types, _dense_hint(model_type))
     said = recorded or config.get(DENSE_TYPE)
     found = [c for c in known if c.dense.model_type == said]
+    if said is not None and not found:
+        raise CheckpointError(
+            f"this {model_type} was made of a {said!s:.40}, and no conversion to that is known here",
+            "install the extension of moeify that made it",
+        )
     if not found:
         found = list(known) if len(known) == 1 else [c for c in known if c.came_from(config)]
     if len(found) == 1:
@@ -158,6 +163,21 @@ def register_mixture(layout: MoeLayout) -> None:
     MOE_LAYOUTS[layout.model_type] = layout
 
 
+def _check_parts(spec: ExpertTensor, parts: Mapping[str, Shape], moe: str, dense: str) -> None:
+    """Raise ``ConfigError`` where an expert's tensor is no row of whole dense ones, as they lie."""
+    if lacking := [role for role in spec.roles if role not in parts]:
+        raise ConfigError(
+            f"experts of {moe!r} have a {lacking[0]}, which no part of the FFN of {dense!r} has as its role"
+        )
+    whole = tuple("F" if size == "2F" else size for size in spec.shape)
+    joined = len(spec.roles) > 1 and (spec.interleaved or spec.neuron_axis != 0)
+    if joined or any(parts[role] != whole for role in spec.roles):
+        raise ConfigError(
+            f"{spec.name} of {moe!r} holds its values in another order than the FFN of {dense!r}",
+            "such a conversion would have to move every value, which upcycling does not",
+        )
+
+
 def register_conversion(conversion: Conversion) -> None:
     """Let dense checkpoints of one more type become mixtures, or mixtures of one more type.
 
@@ -174,10 +194,6 @@ def register_conversion(conversion: Conversion) -> None:
         raise ConfigError(f"model type {name!r} is there already with another layout")
     if any(other.moe is moe for other in known):
         raise ConfigError(f"a conversion from {name!r} to {moe.model_type!r} is there already")
-    lacking = {role for spec in moe.experts for role in spec.roles} - {p.role for p in layout.ffn}
-    if lacking:
-        raise ConfigError(
-            f"experts of {moe.model_type!r} have a {min(lacking)}, which no part of the FFN of"
-            f" {name!r} has as its role"
-        )
+    for spec in moe.experts:
+        _check_parts(spec, {part.role: part.shape for part in layout.ffn}, moe.model_type, name)
     DENSE_LAYOUTS[name], CONVERSIONS[name] = layout, (*known, conversion)

@@ -48,7 +48,7 @@ def spelled_rope(config: Config) -> Config:
     if (part := scaling.pop("partial_rotary_factor", None)) is not None:
         top["partial_rotary_factor"] = part
     if rope["rope_type"] == "yarn" and rope.get(_ORIGIN) == config.get("max_position_embeddings"):
-        del scaling[_ORIGIN]  # transformers 4 would take the factor from it, which is 1
+        scaling.pop(_ORIGIN, None)  # transformers 4 would take the factor from it, which is 1
     if rope["rope_type"] != "default":
         top["rope_scaling"] = {**scaling, "type": rope["rope_type"]}
     if rope["rope_type"] == "longrope" and _ORIGIN in rope:

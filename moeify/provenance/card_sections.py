@@ -73,7 +73,7 @@ def _experts(record: Record) -> Iterator[tuple[str, ...]]:
         for source in expert_sources(step):
             kind = ", a LoRA adapter" if source.get("adapter") else ""
             at = f" at {str(source['revision'])[:8]}" if source.get("revision") else ""
-            numbers = ", ".join(map(str, source.get("experts") or ()))
+            numbers = ", ".join(map(str, source["experts"]))
             yield numbers, str(source.get("label")), f"{source.get('name')}{at}{kind}"
 
 

@@ -65,8 +65,7 @@ class Record:
             if step.command == "prune":
                 return None
             for source in expert_sources(step):
-                numbers = source.get("experts")
-                for expert in numbers if isinstance(numbers, list | tuple) else ():
+                for expert in source["experts"]:
                     labels[expert] = str(source.get("label"))
         if set(labels) != set(range(num_experts)):
             return None
@@ -149,9 +148,14 @@ def _digest(value: object) -> str | None:
 
 
 def expert_sources(step: Step) -> list[dict[str, Any]]:
-    """What a step made experts of, as it recorded it."""
+    """What a step made experts of, as it recorded it; ``experts`` are numbers, whatever a file says."""
     listed = step.results.get("sources")
-    return [s for s in listed if isinstance(s, dict)] if isinstance(listed, list) else []
+    found = [source for source in listed if isinstance(source, dict)] if isinstance(listed, list) else []
+    return [source | {"experts": _numbers(source.get("experts"))} for source in found]
+
+
+def _numbers(listed: object) -> list[int]:
+    return [n for n in listed if type(n) is int] if isinstance(listed, list | tuple) else []
 
 
 def installed_versions() -> dict[str, str]:

@@ -293,4 +293,4 @@ def _step(config: AddConfig, report: AddReport) -> Step:
     }
     if report.label_agreement is not None:
         results["label_agreement"] = report.label_agreement
-    return Step(command="add-experts", options=options, results=results)
+    return Step(command="add", options=options, results=results)

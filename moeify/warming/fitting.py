@@ -6,7 +6,7 @@ from moeify.provenance.record import Record
 from moeify.routing.data import Blocks
 from moeify.warming.config import WarmupConfig
 
-_SETTING = ("upcycle", "add-experts", "attach", "warmup")
+_SETTING = ("upcycle", "add", "attach", "warmup")
 """Steps that set routers."""
 
 

@@ -140,6 +140,27 @@ def test_what_cannot_be_registered_says_why(llama: None) -> None:
     plain = replace(conversion.dense, model_type="plain", ffn=conversion.dense.ffn[1:])
     with pytest.raises(ConfigError, match="have a gate, which no part of the FFN of 'plain'"):
         register_conversion(replace(conversion, dense=plain))
+    for type_of in ("gpt_oss", "llama4_text"):  # interleaved, and transposed
+        moe = registry.MOE_LAYOUTS[type_of]
+        with pytest.raises(ConfigError, match="in another order than the FFN of 'llama'"):
+            register_conversion(replace(conversion, moe=moe))
+
+
+def test_every_conversion_of_the_package_could_be_registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, known in list(registry.CONVERSIONS.items()):
+        monkeypatch.setitem(registry.CONVERSIONS._held, name, ())
+        for conversion in known:
+            register_conversion(conversion)
+        assert registry.CONVERSIONS[name] == known
+
+
+def test_a_dense_type_that_is_recorded_and_unknown_is_said(llama: None, tmp_path: Path) -> None:
+    dense, moe = save_llama(tmp_path / "dense"), tmp_path / "moe"
+    moeify.upcycle(dense, moe, num_experts=2, noise=0.0)
+    record = moe / "moeify.json"
+    record.write_text(record.read_text().replace('"dense_model_type": "llama"', '"dense_model_type": "yi"'))
+    with pytest.raises(CheckpointError, match="was made of a yi, and no conversion to that is known"):
+        moeify.extract(moe, tmp_path / "back", expert=0)
 
 
 def test_before_it_is_registered_llama_is_unknown(clean: None, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 import transformers
 
 import moeify
+from moeify.families.rope import spelled_rope
 from tests.families.edited import edit_config, read_config
 from tests.tiny import save_tiny
 from tests.upcycling.specialists import specialist
@@ -86,6 +87,11 @@ def test_what_only_transformers_5_can_say_is_left_as_it_is(tmp_path: Path, famil
     written = read_config(tmp_path / "moe")
     assert written["rope_parameters"] == by_kind
     assert "rope_scaling" not in written
+
+
+def test_yarn_without_a_length_that_it_began_with() -> None:
+    written = spelled_rope({"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "rope_theta": 1e4}})
+    assert written["rope_scaling"] == {"rope_type": "yarn", "factor": 2.0, "type": "yarn"}
 
 
 def warnings(base: Path, other: Path) -> str:

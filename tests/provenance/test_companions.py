@@ -13,6 +13,7 @@ from moeify.checkpoint.foreign_code import names_code
 from moeify.checkpoint.source import Source
 from moeify.provenance.record import Record
 from moeify.pruning.prune import prune
+from moeify.upcycling.attach import attach
 from moeify.upcycling.upcycle import upcycle
 from tests.faults.words import SPECIAL, write_tokenizer
 from tests.tiny import save_tiny
@@ -137,3 +138,15 @@ def test_a_class_that_is_named_stays(tmp_path: Path) -> None:
     upcycle(folder, tmp_path / "moe", num_experts=2)
     written = (tmp_path / "moe" / "tokenizer_config.json").read_text()
     assert written == (folder / "tokenizer_config.json").read_text()
+
+
+@pytest.mark.parametrize("experts", [[[1]], 5, "all", None, [True, 0.5, {}]])
+def test_a_record_that_names_experts_by_no_numbers_harms_nothing(tmp_path: Path, experts: object) -> None:
+    upcycle(save_tiny(tmp_path / "dense", "qwen3"), tmp_path / "moe", num_experts=2)
+    path = tmp_path / "moe" / "moeify.json"
+    record = json.loads(path.read_text())
+    record["steps"][-1]["results"]["sources"] = [{"experts": experts, "label": "x"}]
+    path.write_text(json.dumps(record))
+    attach(tmp_path / "moe", tmp_path / "next")
+    read = Record.read(Source(folder=tmp_path / "next", name="next"))
+    assert read.expert_labels(2) is None

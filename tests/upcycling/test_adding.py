@@ -76,7 +76,7 @@ def test_the_others_stay_and_the_new_ones_compute_their_source(family: Path, tmp
 def test_what_was_done_is_recorded_and_shown(qwen: Path, tmp_path: Path) -> None:
     moeify.add_experts(qwen / "moe", tmp_path / "more", experts=[qwen / "new"], labels=["logs"])
     record = json.loads((tmp_path / "more" / "moeify.json").read_text())
-    assert [step["command"] for step in record["steps"]] == ["upcycle", "add-experts"]
+    assert [step["command"] for step in record["steps"]] == ["upcycle", "add"]
     assert record["steps"][1]["results"]["sources"][0]["label"] == "logs"
     assert str(tmp_path) not in json.dumps(record)
     card = (tmp_path / "more" / "README.md").read_text()

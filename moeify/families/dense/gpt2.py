@@ -25,7 +25,6 @@ def _dims(config: Config) -> dict[str, int]:
     return {
         "L": positive(config, "n_layer", 12),
         "H": hidden,
-        "3H": 3 * hidden,
         "F": positive(config, "n_inner", 4 * hidden),
         "V": positive(config, "vocab_size", 50257),
         "P": positive(config, "n_positions", 1024),
