@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
+from types import NoneType
 from typing import Annotated, Any, Generic, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from moeify.errors import ConfigError
@@ -88,6 +89,7 @@ def check_choices(config: Any) -> None:
     hints = get_type_hints(type(config), include_extras=True)
     for option in (field.name for field in fields(config)):
         value, allowed = getattr(config, option), choices(hints[option])
-        if allowed and value is not None and value not in allowed:
+        absent = value is None and NoneType in get_args(hints[option])
+        if allowed and not absent and value not in tuple(allowed):
             name = option.replace("_", "-")
             raise ConfigError(f"{name} {value!r} is unknown", f"one of: {', '.join(allowed)}")

@@ -45,8 +45,9 @@ def conversion_from(layout: DenseLayout, arch: str | None = None) -> Conversion:
         if arch in (None, conversion.moe.model_type):
             return conversion
     listing = ", ".join(conversion.moe.model_type for conversion in known) or "no mixture"
+    wanted = "a mixture" if arch is None else repr(arch)
     raise ConfigError(
-        f"a {layout.model_type} checkpoint does not become {arch or 'a mixture'}, but {listing}",
+        f"a {layout.model_type} checkpoint does not become {wanted}, but {listing}",
         "leave --arch out, or name one of these" if known else "upcycle one of another type",
     )
 

@@ -56,12 +56,10 @@ class InspectConfig(MemoryOptions):
                 )
         if self.reference is not None and not self.weights:
             raise ConfigError("--reference measures the weights' distance from a dense checkpoint", "add --weights")
-        for option in ("domain_column", "against"):
-            if getattr(self, option) is not None and self.dataset is None:
+        for option in ("domain_column", "against", "vocabulary", "low_memory"):
+            if getattr(self, option) not in (None, False) and self.dataset is None:
                 name = option.replace("_", "-")
                 raise ConfigError(f"--{name} needs text to route", "add --dataset FILE")
-        if self.vocabulary and self.dataset is None:
-            raise ConfigError("--vocabulary needs text to route", "add --dataset FILE")
         if self.dataset is not None:
             _ = self.data  # refuses what can be known to be wrong before any file is opened
 

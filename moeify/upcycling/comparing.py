@@ -88,7 +88,7 @@ def compare_sources(
 
 
 def compare_joining(view: Mixture, layout: DenseLayout, entries: tuple[ExpertSource, ...]) -> tuple[str, ...]:
-    """Warnings about dense checkpoints that of type ``layout`` that join a mixture.
+    """Warnings about dense checkpoints of type ``layout`` that join a mixture.
 
     Raises ``CheckpointError`` with all differences that cannot be lived with.
     """

@@ -100,16 +100,16 @@ class UpcycleConfig(RouterTextConfig):
     @property
     def experts(self) -> int:
         """Experts in each MoE layer, E."""
-        return self.num_experts or len(self.experts_from) or DEFAULT_EXPERTS
+        if self.num_experts is not None:
+            return self.num_experts
+        return len(self.experts_from) or DEFAULT_EXPERTS
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "experts_from", _listed(self.experts_from))
         object.__setattr__(self, "labels", _listed(self.labels))
         object.__setattr__(self, "shares", tuple(self.shares))
-        if self.experts < 2 or self.experts > MAX_EXPERTS or self.num_experts == 0:
-            raise ConfigError(
-                f"a mixture needs 2 to {MAX_EXPERTS} experts, not {self.num_experts or 1}", "pass --experts 8"
-            )
+        if not 2 <= self.experts <= MAX_EXPERTS:
+            raise ConfigError(f"a mixture needs 2 to {MAX_EXPERTS} experts, not {self.experts}", "pass --experts 8")
         check_top_k(self.top_k, self.experts)
         if not (math.isfinite(self.noise) and 0 <= self.noise <= MAX_NOISE):
             raise ConfigError(

@@ -214,8 +214,7 @@ def _step(config: UpcycleConfig, report: UpcycleReport) -> Step:
     for key in ("experts_from", "labels", "rest", "shares"):
         if not config.experts_from:
             del options[key]
-    if config.recipe is None:
-        del options["recipe"]
+    options = {key: value for key, value in options.items() if key not in ("arch", "recipe") or value is not None}
     if config.experts_from:
         options["experts_from"] = [origin.name for origin in report.sources]
     keys = ("params_dense", "params_total", "params_active", "noise_effective")

@@ -275,23 +275,21 @@ def _note(session: Session, headroom: Headroom, before: float, after: float, ran
         session.notes.append("the experts are identical: routing cannot change the loss, only balance can improve")
         return
     session.notes.append(f"experts' outputs differ by {headroom.expert_difference:.2g} of their mean")
-    if _worse(after, before):
+    if after > before:
         session.notes.append(
             f"held-out loss got worse by {after - before:.2g}: {before:#.5g} before, {after:#.5g} after"
         )
-    if _worse(after, random):
+    if after > random:
         session.notes.append(f"held-out loss is above that of random routing, {random:#.5g}")
 
 
-def _worse(loss: float, other: float) -> bool:
-    """Whether a loss is noticeably above another: near-copies' differ in their last digits."""
-    return loss - other > 1e-4 * other
+_NOTICEABLE = 1e-4  # near-copies' losses differ in the last digits, whatever is done
 
 
 def _note_domains(session: Session, headroom: Headroom, losses: dict[str, DomainLoss]) -> None:
     """Say which domains paid for the others."""
     for name, loss in losses.items():
-        if _worse(loss.after, loss.before) and not headroom.experts_identical:
+        if loss.after - loss.before > _NOTICEABLE * loss.before and not headroom.experts_identical:
             session.notes.append(
                 f"held-out loss of {name!r} got worse by {loss.after - loss.before:.2g}:"
                 f" {loss.before:#.5g} before, {loss.after:#.5g} after"

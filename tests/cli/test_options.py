@@ -60,3 +60,10 @@ def test_docstrings_are_those_under_the_fields_inherited_ones_too() -> None:
     assert docs["seed"] == field_docs(RouterTextConfig)["seed"]
     assert docs["entropy"].endswith("left out, as sure as the text allows.")  # of two lines
     assert set(docs) == {field.name for field in dataclasses.fields(UpcycleConfig)}
+
+
+@pytest.mark.parametrize("option", ["fit", "balance", "train", "loss"])
+@pytest.mark.parametrize("value", [None, ["x"], {}])
+def test_a_choice_that_is_no_name_is_refused(option: str, value: object) -> None:
+    with pytest.raises(moeify.ConfigError, match=f"{option} .* is unknown"):
+        moeify.WarmupConfig(dataset="text.txt", **{option: value})

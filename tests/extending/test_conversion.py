@@ -110,7 +110,7 @@ def test_a_second_conversion_is_named_and_going_back_never_guesses(llama: None, 
     dense, moe = save_llama(tmp_path / "dense"), tmp_path / "moe"
     moeify.upcycle(dense, moe, num_experts=2, arch="mixtral_two", noise=0.0)
     assert json.loads((moe / "config.json").read_text())["model_type"] == "mixtral_two"
-    with pytest.raises(ConfigError, match="does not become olmoe, but mixtral, mixtral_two"):
+    with pytest.raises(ConfigError, match="does not become 'olmoe', but mixtral, mixtral_two"):
         moeify.upcycle(dense, tmp_path / "other", arch="olmoe")
     moeify.upcycle(dense, tmp_path / "default", num_experts=2, noise=0.0)
     moeify.extract(tmp_path / "default", tmp_path / "back", expert=0)  # moeify.json says llama
