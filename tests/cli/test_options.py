@@ -9,6 +9,7 @@ import pytest
 import moeify
 from moeify.cli._field_docs import field_docs
 from moeify.cli._option_table import flag_name
+from moeify.errors import ConfigError
 from moeify.upcycling.config import RouterTextConfig, UpcycleConfig
 from tests.cli.commands import CONFIGS, FLAGS, ROOT
 
@@ -65,5 +66,5 @@ def test_docstrings_are_those_under_the_fields_inherited_ones_too() -> None:
 @pytest.mark.parametrize("option", ["fit", "balance", "train", "loss"])
 @pytest.mark.parametrize("value", [None, ["x"], {}])
 def test_a_choice_that_is_no_name_is_refused(option: str, value: object) -> None:
-    with pytest.raises(moeify.ConfigError, match=f"{option} .* is unknown"):
+    with pytest.raises(ConfigError, match=f"{option} .* is unknown"):
         moeify.WarmupConfig(dataset="text.txt", **{option: value})
