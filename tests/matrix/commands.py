@@ -65,16 +65,17 @@ def warmup(source: Source, work: Path, train: str = "routers") -> None:
         source.folder,
         work / "out",
         steps=2,
-        batch=2,
-        fit_tokens=256,
-        eval_tokens=256,
+        batch=4,
+        fit_tokens=64,
+        eval_tokens=64,
         device="cpu",
         train=train,
         **_TEXT,
     )
     assert report.steps == 2
     changed = _changed(source, work / "out")
-    routers = [name for name in changed if name.endswith(_router_names(source))]
+    known = _router_names(source)
+    routers = [name for name in changed if name.endswith(known)]
     assert routers and (len(changed) > len(routers)) is (train == "moe")
     _loads_whole(work / "out")
 
