@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from moeify.checkpoint.reader import Checkpoint
-from moeify.checkpoint.staging import check_free_space
+from moeify.checkpoint.staging import check_free_space, output_errors
+from moeify.checkpoint.tensor_file import write_tensors
 from moeify.errors import RoutingError
 from moeify.families.base import DenseLayout
 from moeify.families.moe_layout import MoeLayout
@@ -248,13 +249,12 @@ class _States:
         return hidden
 
     def write(self, layer: int, number: int, hidden: Tensor) -> None:
-        from safetensors.torch import save_file
-
         if self.folder is None:
             self._held[layer % 2, number] = hidden
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        save_file({"hidden": hidden.contiguous()}, self._path(layer, number))
+        with output_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_tensors({"hidden": hidden}, self._path(layer, number))
 
 
 def device_of(model: nn.Module) -> torch.device:
