@@ -7,9 +7,11 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 import moeify
+from moeify.routing.head import _HEAD_NOT_LAST
+from tests.families.published_models import save, tiny
 from tests.real.checkpoints import demo_gpt2
 from tests.tiny import save_tiny
-from tests.warming.mixtures import DEMO, corpus
+from tests.warming.mixtures import DEMO, corpus, with_tokenizer
 
 
 def masked(folder: Path) -> Path:
@@ -32,6 +34,20 @@ def test_prune_and_warmup_report_the_same(loss: str, tmp_path: Path) -> None:
     assert pruned.held_out.before == pytest.approx(warmed.eval_loss_before, rel=1e-6)
     if loss == "causal":
         assert pruned.held_out.before == pytest.approx(directly(tmp_path / "moe", text), rel=1e-5)
+
+
+def test_tokens_of_a_class_that_changes_its_logits_are_counted_once(tmp_path: Path) -> None:
+    """GraniteMoe divides what its head gives, which shows when it runs."""
+    model = tiny("granitemoe", tied=False, vocab_size=2048, logits_scaling=3.0)
+    with_tokenizer(save(model, tmp_path / "m"))
+    _HEAD_NOT_LAST.clear()
+    options = {"dataset": str(DEMO / "text.jsonl"), "steps": 0, "fit": "none", "batch": 8, "seq_len": 16}
+    tokens = {"eval_tokens": 256, "fit_tokens": 256, "device": "cpu"}
+    whole, layered = (
+        moeify.warmup(tmp_path / "m", tmp_path / str(low), low_memory=low, **options, **tokens) for low in (False, True)
+    )
+    assert whole.max_violation_before == pytest.approx(layered.max_violation_before, rel=1e-6)
+    assert whole.eval_loss_before == pytest.approx(layered.eval_loss_before, rel=1e-6)
 
 
 def directly(folder: Path, text: dict[str, object]) -> float:
