@@ -62,7 +62,8 @@ def headless(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def _run_once(module: Any) -> Iterator[None]:
     """A while in which ``module`` runs the first time alone, and then gives the same."""
-    original, given = module.forward, []
+    original = module.forward
+    given: list[Any] = []
 
     def forward(*args: Any, **options: Any) -> Any:
         if not given:
