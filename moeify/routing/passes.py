@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from moeify.checkpoint.reader import Checkpoint, read_config
-from moeify.checkpoint.staging import check_free_space, output_errors
+from moeify.checkpoint.staging import check_free_space, output_errors, scratch_folder
 from moeify.checkpoint.tensor_file import write_tensors
 from moeify.errors import RoutingError
 from moeify.families.base import DenseLayout
@@ -193,8 +193,8 @@ def passes_over(
 ) -> Iterator[Passes]:
     """The passes over a checkpoint, layer by layer where ``runs_by_layer`` says so.
 
-    What layers give then lies below ``scratch``, which the next run clears after a
-    kill, or where temporary files do.
+    What layers give then lies below ``scratch``, or where temporary files do; the next run there
+    clears it after a kill.
     """
     if runs_by_layer(checkpoint, low_memory):
         with walk_by_layer(
@@ -223,8 +223,8 @@ def walk_by_layer(
     if not runs_by_layer(checkpoint, low_memory):
         yield LayerByLayer(load_model(checkpoint.folder, dtype), layout, head=head)
         return
-    with tempfile.TemporaryDirectory(dir=scratch, prefix=".states-") as states:
-        yield LayerByLayer(checkpoint.folder, layout, Path(states), head=head, dtype=dtype, prepare=prepare)
+    with scratch_folder(scratch or Path(tempfile.gettempdir())) as states:
+        yield LayerByLayer(checkpoint.folder, layout, states, head=head, dtype=dtype, prepare=prepare)
 
 
 class _States:
