@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 from moeify.checkpoint.interruption import Interruptions
 from moeify.errors import OutputError
 
+_SCRATCH = ".moeify-states-"
 _LONGEST_NAME = 255 - len("..moeify-replaced")
 
 
@@ -111,6 +113,53 @@ def staged(output: Path, force: bool = False) -> Iterator[Path]:
         finally:
             if lock is not None:
                 os.close(lock)
+
+
+@contextmanager
+def scratch_folder(parent: Path) -> Iterator[Path]:
+    """A new folder in ``parent`` for as long as the block lasts.
+
+    It is locked, so that the next one in the same place clears it where this process is killed.
+    """
+    _clear_abandoned(parent)
+    lock = None
+    while lock is None:  # another's clearing may take it before it is locked
+        folder = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=parent))
+        lock = _lock(folder)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def _clear_abandoned(parent: Path) -> None:
+    """Remove scratch folders whose process is gone; those of other users stay."""
+    for folder in parent.glob(f"{_SCRATCH}*"):
+        with suppress(OSError):
+            if folder.lstat().st_uid == os.geteuid() and (lock := _lock(folder)) is not None:
+                shutil.rmtree(folder, ignore_errors=True)
+                os.close(lock)
+
+
+def _lock(folder: Path) -> int | None:
+    """A lock on ``folder``; None where another process has it, or has removed the folder."""
+    try:
+        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        return None
+    except OSError:
+        os.close(lock)
+        raise
+    if _is_same(folder, lock):
+        return lock
+    os.close(lock)
+    return None
 
 
 def _missing_folders(folder: Path) -> list[Path]:

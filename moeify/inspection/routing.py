@@ -121,8 +121,7 @@ def _route(
         if progress is not None:
             progress(f"routing through {source.name}", done, total)
 
-    checkpoint, tokens = Checkpoint.open(source.folder), blocks.input_ids.size
-    with passes_over(checkpoint, layout, tokens, low_memory=config.low_memory) as passes:
+    with passes_over(Checkpoint.open(source.folder), layout, low_memory=config.low_memory) as passes:
         collect(passes, layout, blocks, run, batch_size=config.batch, progress=report_progress)
 
 

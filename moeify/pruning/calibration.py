@@ -45,6 +45,7 @@ def calibrate(
     Sums are kept in ``save_to`` every few seconds, after each of several passes, and when the work
     is interrupted, so that the same call goes on from there.
     """
+    passes.check_room(blocks.input_ids.size)
     batches = math.ceil(len(blocks) / batch_size)
     try:
         for place in range(scores.batches // batches, len(passes)):

@@ -36,9 +36,7 @@ def held_out_loss(folder: Path, blocks: Blocks, config: PruneConfig, scratch: Pa
     tokenizer = tokenizer_for(folder) if loss == "masked" else None
     known = vocabulary_size(checkpoint.config)
     examples = Examples(blocks, loss, tokenizer, config.seed, known)
-    with passes_over(
-        checkpoint, layout, blocks.input_ids.size, low_memory=config.low_memory, scratch=scratch, head=True
-    ) as passes:
+    with passes_over(checkpoint, layout, low_memory=config.low_memory, scratch=scratch, head=True) as passes:
         (losses,) = read_held_out(passes, layout, examples, [Reading()], batch_size=config.batch)
     return losses.mean()
 

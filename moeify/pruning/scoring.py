@@ -24,7 +24,7 @@ from moeify.pruning.weights import weight_sums
 from moeify.routing.config import DataConfig
 from moeify.routing.data import Blocks, blocks_for
 from moeify.routing.loading import load_model
-from moeify.routing.passes import LayerByLayer, Passes, WholeModel, check_state_room
+from moeify.routing.passes import LayerByLayer, Passes, WholeModel
 
 HELD_OUT_FRACTION = 0.1
 
@@ -129,7 +129,9 @@ def text_scores(
     ``by_layer`` holds one layer's weights at a time, and what layers give in files.
     """
     states = save_to.with_name(f".{save_to.name.lstrip('.')}.states")
-    passes: Passes = _passes(mixture, text, states) if by_layer else WholeModel(load_model(source.folder))
+    passes: Passes = (
+        WholeModel(load_model(source.folder)) if not by_layer else LayerByLayer(source.folder, mixture.layout, states)
+    )
     data = f"{text.fit.fingerprint}-{config.batch}-{len(passes)}"
     scores = _begun(save_to, mixture, data)
     if scores is None or not _goes_on(passes, scores, text, config):
@@ -148,11 +150,6 @@ def text_scores(
     scores.complete = True
     shutil.rmtree(states, ignore_errors=True)
     return scores
-
-
-def _passes(mixture: Mixture, text: Text, states: Path) -> LayerByLayer:
-    check_state_room(mixture.checkpoint, mixture.layout, text.fit.input_ids.size, states)
-    return LayerByLayer(mixture.checkpoint.folder, mixture.layout, states)
 
 
 def _goes_on(passes: Passes, scores: Scores, text: Text, config: PruneConfig) -> bool:

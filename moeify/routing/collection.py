@@ -65,6 +65,7 @@ def collect(
     """
     import torch
 
+    passes.check_room(blocks.input_ids.size)
     done, total = 0, len(passes) * len(blocks)
     for place in range(len(passes)):
         with (

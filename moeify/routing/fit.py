@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from moeify.routing.clustering import balanced_kmeans, even_offsets
+from moeify.routing.statistics import normalised
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -249,11 +250,13 @@ def _finished(
 def mean_entropy(logits: Tensor) -> float:
     """Mean over tokens of H(softmax) / ln E for ``logits`` [T, E]."""
     log_p = logits.log_softmax(-1)
-    return float(-(log_p.exp() * log_p).sum(-1).mean()) / math.log(logits.shape[1])
+    return normalised(float(-(log_p.exp() * log_p).sum(-1).mean()), logits.shape[1])
 
 
 def _scale_for(logits: Tensor, entropy: float) -> float:
     """The factor on ``logits`` that gives them the mean entropy; it changes no choice."""
+    if logits.shape[1] == 1:
+        return 1.0  # none changes the entropy of one expert
     low, high = _bracket(lambda scale: mean_entropy(logits * scale) > entropy)
     for _ in range(_BISECTIONS):
         middle = math.sqrt(low * high)

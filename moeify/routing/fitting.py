@@ -36,6 +36,7 @@ def fit_in_order(
     """
     import torch
 
+    passes.check_room(sum(blocks.input_ids.size for blocks in texts))
     for place in range(last + 1):
         with torch.no_grad(), passes.opened(place) as step:
             mixture = LoadedMixture(step.model, layout)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-from moeify.routing.loaded import replaced
+from moeify.routing.loaded import base_model, replaced
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -24,24 +24,28 @@ def token_losses(model: nn.Module, labels: Tensor, logits: Callable[[], Tensor])
 
     ``logits`` runs ``model`` and returns its logits. Meanwhile the head gives losses in their
     place, so that its weights are used inside the model's forward pass, where sharded ones are
-    whole. A class that changes logits behind its head is run again, and they are taken whole.
+    whole. A class that changes logits behind its head has them taken whole: the head runs again,
+    on what the layers gave, which whoever watches them sees once.
     """
     head = _head(model)
-    if head is not None and type(model) not in _HEAD_NOT_LAST:
-        given: list[Tensor] = []
-        original = head.forward
+    if head is None or type(model) in _HEAD_NOT_LAST:
+        return _whole(logits(), labels)
+    given: list[Tensor] = []
+    original = head.forward
 
-        def forward(hidden: Tensor) -> Tensor:
-            given.append(_in_parts(head, original, hidden, labels))
-            return given[-1]
+    def forward(hidden: Tensor) -> Tensor:
+        given.append(_in_parts(head, original, hidden, labels))
+        return given[-1]
 
+    base = base_model(model)
+    # A class without a base of its own has the head in it, which has to run again.
+    with nullcontext() if base is model else _run_once(base):
         with replaced(head, forward):
             found = logits()
         if given and found is given[-1]:
             return found
         _HEAD_NOT_LAST.add(type(model))
-    whole = logits()
-    return _cross_entropy(whole.flatten(0, 1), labels.flatten()).view(labels.shape)
+        return _whole(logits(), labels)
 
 
 @contextmanager
@@ -52,6 +56,21 @@ def headless(model: nn.Module) -> Iterator[None]:
         yield
         return
     with replaced(head, lambda hidden: hidden):
+        yield
+
+
+@contextmanager
+def _run_once(module: Any) -> Iterator[None]:
+    """A while in which ``module`` runs the first time alone, and then gives the same."""
+    original = module.forward
+    given: list[Any] = []
+
+    def forward(*args: Any, **options: Any) -> Any:
+        if not given:
+            given.append(original(*args, **options))
+        return given[0]
+
+    with replaced(module, forward):
         yield
 
 
@@ -97,6 +116,10 @@ def _with_slope(loss: Callable[[Tensor, Tensor], Tensor], rows: Tensor, words: T
     # 0 in value; each loss depends on its own row alone.
     change = (rows - rows.detach()).float() * slope.float()
     return values.detach() + change.sum(-1)
+
+
+def _whole(logits: Tensor, labels: Tensor) -> Tensor:
+    return _cross_entropy(logits.flatten(0, 1), labels.flatten()).view(labels.shape)
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

@@ -117,6 +117,7 @@ def _rows_of(readings: Sequence[Reading]) -> NDArray[np.intp] | None:
 def _walk(passes: Passes, runs: Sequence[_Run], batch_size: int) -> None:
     import torch
 
+    passes.check_room(sum(run.tokens for run in runs))
     for place in range(len(passes)):
         with torch.no_grad(), passes.opened(place) as step:
             number, training = 0, step.model.training
@@ -143,9 +144,18 @@ class _Run:
 
         return BlockLosses(sums=torch.cat(self.sums).numpy(), labels=torch.cat(self.labels).numpy())
 
+    @property
+    def tokens(self) -> int:
+        """Tokens that it takes through every pass."""
+        return len(self._rows) * self.examples.blocks.seq_len
+
+    @property
+    def _rows(self) -> NDArray[np.intp]:
+        return np.arange(len(self.examples)) if self.reading.rows is None else self.reading.rows
+
     def walk(self, step: Pass, first: int, batch_size: int, *, last: bool) -> int:
         """Take the batches through one pass, numbered from ``first``; returns how many."""
-        rows = np.arange(len(self.examples)) if self.reading.rows is None else self.reading.rows
+        rows = self._rows
         starts = range(0, len(rows), batch_size)
         with ExitStack() as around:
             expect = self._around(step, around)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -15,6 +14,7 @@ from moeify.checkpoint.header import StoredTensor
 from moeify.checkpoint.jobs import Values
 from moeify.checkpoint.slices import Slice, whole
 from moeify.routing.config import RouterInit
+from moeify.routing.statistics import normalised
 
 LOGIT_STD = 0.65
 """Calibrated routers' standard deviation of a logit: normalised entropy about 0.92 at 8 experts."""
@@ -168,4 +168,4 @@ def expected_entropy(std: float, num_experts: int) -> float:
     weights = np.exp(logits)
     p = weights / weights.sum(axis=1, keepdims=True)
     entropy = -np.sum(p * np.log(np.maximum(p, 1e-300)), axis=1)
-    return float(entropy.mean() / math.log(num_experts))
+    return normalised(float(entropy.mean()), num_experts)

@@ -12,8 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from moeify.checkpoint.reader import Checkpoint
-from moeify.checkpoint.staging import check_free_space
+from moeify.checkpoint.reader import Checkpoint, read_config
+from moeify.checkpoint.staging import check_free_space, output_errors, scratch_folder
+from moeify.checkpoint.tensor_file import write_tensors
 from moeify.errors import RoutingError
 from moeify.families.base import DenseLayout
 from moeify.families.moe_layout import MoeLayout
@@ -49,6 +50,9 @@ class Passes(Protocol):
 
     def __len__(self) -> int: ...
 
+    def check_room(self, tokens: int) -> None:
+        """Raise ``OutputError`` where the disk has no room for what layers give for ``tokens``."""
+
     def opened(self, place: int) -> Any:
         """A context that yields ``Pass`` number ``place``."""
 
@@ -61,6 +65,9 @@ class WholeModel:
 
     def __len__(self) -> int:
         return 1
+
+    def check_room(self, tokens: int) -> None:
+        """Nothing goes to disk."""
 
     @contextmanager
     def opened(self, place: int) -> Iterator[Pass]:
@@ -88,7 +95,7 @@ class LayerByLayer:
         dtype: str = "auto",
         prepare: Prepare | None = None,
     ) -> None:
-        self.source, self.head, self.states = source, head, _States(scratch)
+        self.source, self.layout, self.head, self.states = source, layout, head, _States(scratch)
         self.dtype, self.prepare = dtype, prepare
         # oneDNN keeps buffers for the last 1,024 shapes, and experts meet a new one in each batch.
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
@@ -105,6 +112,12 @@ class LayerByLayer:
 
     def __len__(self) -> int:
         return self.layers + self.head
+
+    def check_room(self, tokens: int) -> None:
+        """Raise ``OutputError`` where the disk has no room for what layers give for ``tokens``."""
+        if self.states.folder is not None and isinstance(self.source, Path):
+            hidden_size = self.layout.dims(read_config(self.source))["H"]
+            check_free_space(self.states.folder, state_bytes(tokens, hidden_size))
 
     def holds(self, place: int, batches: int) -> bool:
         """Whether pass ``place`` can start: what the layer before gave is there."""
@@ -171,7 +184,6 @@ def state_bytes(tokens: int, hidden_size: int) -> int:
 def passes_over(
     checkpoint: Checkpoint,
     layout: Layout,
-    tokens: int,
     *,
     low_memory: bool | None,
     scratch: Path | None = None,
@@ -181,12 +193,12 @@ def passes_over(
 ) -> Iterator[Passes]:
     """The passes over a checkpoint, layer by layer where ``runs_by_layer`` says so.
 
-    What layers give for ``tokens`` then lies below ``scratch``, which the next run clears after a
-    kill, or where temporary files do.
+    What layers give then lies below ``scratch``, or where temporary files do; the next run there
+    clears it after a kill.
     """
     if runs_by_layer(checkpoint, low_memory):
         with walk_by_layer(
-            checkpoint, layout, tokens, low_memory=True, scratch=scratch, head=head, dtype=dtype, prepare=prepare
+            checkpoint, layout, low_memory=True, scratch=scratch, head=head, dtype=dtype, prepare=prepare
         ) as passes:
             yield passes
         return
@@ -200,7 +212,6 @@ def passes_over(
 def walk_by_layer(
     checkpoint: Checkpoint,
     layout: Layout,
-    tokens: int,
     *,
     low_memory: bool | None,
     scratch: Path | None = None,
@@ -212,14 +223,8 @@ def walk_by_layer(
     if not runs_by_layer(checkpoint, low_memory):
         yield LayerByLayer(load_model(checkpoint.folder, dtype), layout, head=head)
         return
-    with tempfile.TemporaryDirectory(dir=scratch, prefix=".states-") as states:
-        check_state_room(checkpoint, layout, tokens, Path(states))
-        yield LayerByLayer(checkpoint.folder, layout, Path(states), head=head, dtype=dtype, prepare=prepare)
-
-
-def check_state_room(checkpoint: Checkpoint, layout: Layout, tokens: int, states: Path) -> None:
-    """Raise ``OutputError`` where the disk has no room for what layers give."""
-    check_free_space(states, state_bytes(tokens, layout.dims(checkpoint.config)["H"]))
+    with scratch_folder(scratch or Path(tempfile.gettempdir())) as states:
+        yield LayerByLayer(checkpoint.folder, layout, states, head=head, dtype=dtype, prepare=prepare)
 
 
 class _States:
@@ -248,13 +253,12 @@ class _States:
         return hidden
 
     def write(self, layer: int, number: int, hidden: Tensor) -> None:
-        from safetensors.torch import save_file
-
         if self.folder is None:
             self._held[layer % 2, number] = hidden
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        save_file({"hidden": hidden.contiguous()}, self._path(layer, number))
+        with output_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_tensors({"hidden": hidden}, self._path(layer, number))
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -20,6 +20,11 @@ DEAD_SHARE = 0.1
 """An expert with less than this part of the fair share of tokens counts as dead."""
 
 
+def normalised(entropy: float, num_experts: int) -> float:
+    """An entropy over ln E. That of one expert is 1: its load is even, and nothing is decided."""
+    return entropy / math.log(num_experts) if num_experts > 1 else 1.0
+
+
 class LayerRouting:
     """Sums over the tokens of one MoE layer, and the figures made from them.
 
@@ -99,12 +104,12 @@ class LayerRouting:
     @property
     def load_entropy(self) -> float:
         """Normalised entropy of the load, H(share) / ln E: 1 is even."""
-        return _entropy(self.load) / math.log(self.num_experts)
+        return normalised(_entropy(self.load), self.num_experts)
 
     @property
     def entropy(self) -> float:
         """Mean over tokens of H(p) / ln E for the router's softmax p: 1 undecided, 0 certain."""
-        return self.entropy_sum / max(self.tokens, 1) / math.log(self.num_experts)
+        return normalised(self.entropy_sum / max(self.tokens, 1), self.num_experts)
 
     @property
     def gate_mass_fraction(self) -> Float64:

@@ -154,7 +154,7 @@ def _fitted(joining: _Joining, stage: Path, text: LabelledText, labels: list[str
     """Rows of the newcomers, computed from text in the mixture that ``stage`` holds by now."""
     view = joining.view
     grown = _config(view, view.num_experts + len(joining.entries))
-    with written_layers(stage, view.layout, grown, text, config.low_memory) as passes:
+    with written_layers(stage, view.layout, grown, config.low_memory) as passes:
         found = joining_rows(passes, view, text, labels, config)
     return replace(found, rows={n: rows[view.num_experts :] for n, rows in found.rows.items()})
 

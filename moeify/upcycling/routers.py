@@ -168,12 +168,10 @@ def joining_rows(
 
 
 @contextmanager
-def written_layers(
-    stage: Path, layout: MoeLayout, config: Config, text: LabelledText, low_memory: bool
-) -> Iterator[LayerByLayer]:
+def written_layers(stage: Path, layout: MoeLayout, config: Config, low_memory: bool) -> Iterator[LayerByLayer]:
     """The layers of a mixture that is being written into ``stage`` with ``config``."""
     write_config(stage, config)
-    with walk_by_layer(Checkpoint.open(stage), layout, text.tokens, low_memory=low_memory, scratch=stage) as passes:
+    with walk_by_layer(Checkpoint.open(stage), layout, low_memory=low_memory, scratch=stage) as passes:
         yield passes
 
 

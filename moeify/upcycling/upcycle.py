@@ -192,7 +192,7 @@ def _fit_routers(
 ) -> float:
     """Compute the routers of the mixture in ``stage`` and write them in place of its own."""
     layout = plan.conversion.moe
-    with written_layers(stage, layout, plan.config, fit.text, config.low_memory) as passes:
+    with written_layers(stage, layout, plan.config, config.low_memory) as passes:
         fitted = fit_routers(passes, plan, fit.text, fit.owners, config, progress)
     write_routers(stage, plan.with_routers(fitted.rows).files)
     return fitted.agreement

@@ -146,7 +146,8 @@ def _outputs(
     """What a model gives for ``tokens`` [B, S], and the dtype that it computes in."""
     import torch
 
-    with _passes(checkpoint, tokens.numel(), dtype, low_memory) as passes:
+    with _passes(checkpoint, dtype, low_memory) as passes:
+        passes.check_room(tokens.numel())
         for place in range(len(passes)):
             with passes.opened(place) as step:
                 output = step.run(0, _inputs(step.model, tokens))
@@ -159,12 +160,10 @@ def _outputs(
     return tensors, computed
 
 
-def _passes(
-    checkpoint: Checkpoint, tokens: int, dtype: str, low_memory: bool | None
-) -> AbstractContextManager[Passes]:
+def _passes(checkpoint: Checkpoint, dtype: str, low_memory: bool | None) -> AbstractContextManager[Passes]:
     layout = known_layout(checkpoint.config.get("model_type"))
     if layout is not None:
-        return passes_over(checkpoint, layout, tokens, low_memory=low_memory, head=True, dtype=dtype, prepare=_prepare)
+        return passes_over(checkpoint, layout, low_memory=low_memory, head=True, dtype=dtype, prepare=_prepare)
     if low_memory:
         raise ConfigError(
             f"moeify does not know the layers of {checkpoint.config.get('model_type')!r}", "leave --low-memory out"

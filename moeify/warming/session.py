@@ -118,7 +118,6 @@ class Session:
         with walk_by_layer(
             self.view.checkpoint,
             self.view.layout,
-            self.held_out.input_ids.size,
             low_memory=True,
             head=head,
             dtype=self.config.dtype,
@@ -139,24 +138,17 @@ class Session:
             yield WholeModel(load_model(dense.folder, self.config.dtype), head=head)
             return
         with passes_over(
-            dense,
-            layout,
-            self.held_out.input_ids.size,
-            low_memory=self.config.low_memory,
-            head=head,
-            dtype=self.config.dtype,
+            dense, layout, low_memory=self.config.low_memory, head=head, dtype=self.config.dtype
         ) as passes:
             yield passes
 
     @contextmanager
-    def layers(self, tokens: int) -> Iterator[LayerByLayer]:
-        """The mixture layer by layer, for the fit to ``tokens``."""
+    def layers(self) -> Iterator[LayerByLayer]:
+        """The mixture layer by layer, for the fit."""
         if not self.by_layer:
             yield LayerByLayer(self.model, self.view.layout)
             return
-        with walk_by_layer(
-            self.view.checkpoint, self.view.layout, tokens, low_memory=True, dtype=self.config.dtype
-        ) as passes:
+        with walk_by_layer(self.view.checkpoint, self.view.layout, low_memory=True, dtype=self.config.dtype) as passes:
             yield passes
 
     def _set_routers(self, model: Any) -> None:

@@ -6,9 +6,10 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor
 from transformers.core_model_loading import revert_weight_conversion
+
+from moeify.checkpoint.tensor_file import write_tensors
 
 
 def save_in_stored_form(model: Any, weights: Mapping[str, Tensor], names: Collection[str], path: Path) -> None:
@@ -19,7 +20,7 @@ def save_in_stored_form(model: Any, weights: Mapping[str, Tensor], names: Collec
         if tensor.data_ptr() in seen:  # a tied weight, or a part of one; a file holds each by itself
             stored[name] = tensor.clone()
         seen.add(tensor.data_ptr())
-    save_file({name: tensor.contiguous() for name, tensor in stored.items()}, path)
+    write_tensors(stored, path)
 
 
 def in_stored_form(model: Any, weights: Mapping[str, Tensor], names: Collection[str]) -> dict[str, Tensor]:

@@ -174,7 +174,7 @@ def _fit(session: Session) -> tuple[float, int]:
         fitting += time.perf_counter() - begun
 
     report = session.progress
-    with session.layers(blocks.input_ids.size) as passes:
+    with session.layers() as passes:
         fit_in_order(
             passes,
             session.view.layout,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from moeify.checkpoint.staging import check_free_space, check_output, output_errors, staged
+from moeify.checkpoint.staging import check_free_space, check_output, output_errors, scratch_folder, staged
 from moeify.errors import OutputError
 
 HOLD = """
@@ -171,3 +171,25 @@ def test_the_lock_is_gone_with_its_process(tmp_path: Path) -> None:
         except OutputError:
             assert time.monotonic() < deadline
     assert (tmp_path / "out" / "file").exists()
+
+
+def test_scratch_of_a_killed_process_is_cleared_by_the_next_and_that_of_a_living_one_stays(tmp_path: Path) -> None:
+    held = HOLD.replace("staged", "scratch_folder")
+    first, second = (
+        subprocess.Popen([sys.executable, "-c", held, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    )
+    for process in (first, second):
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    with scratch_folder(tmp_path) as mine:
+        assert len(list(tmp_path.iterdir())) == 3 and mine.is_dir()
+    first.kill()
+    first.wait()
+    assert len(list(tmp_path.iterdir())) == 2
+    with scratch_folder(tmp_path):
+        assert len(list(tmp_path.iterdir())) == 2  # the second's and this one
+    second.kill()
+    second.wait()
+    with scratch_folder(tmp_path):
+        pass
+    assert list(tmp_path.iterdir()) == []

@@ -75,14 +75,14 @@ def test_a_kill_while_layers_are_evaluated_one_by_one(sources: Sources, parent: 
     scenario, place = find(sources, "prune qwen3"), Place(folder=tmp_path / "place")
     place.folder.mkdir()
     line, beside = scenario.line("out", "--eval", "--low-memory"), names(scenario.source.parent)
-    third = {"below": ".states-", "event": "os.mkdir", "operation": 3, "signal": signal.SIGKILL}
+    third = {"below": ".moeify-states-", "event": "os.mkdir", "operation": 3, "signal": signal.SIGKILL}
     assert parent.start(place, line, third).wait().code == 137
     (partial,) = place.folder.glob(".out.moeify-partial")
-    assert list(partial.glob(".states-*/*.safetensors"))
+    assert list(partial.glob(".moeify-states-*/*.safetensors"))
     assert names(scenario.source.parent) == beside
     ended = parent.start(place, line).wait()
     assert ended.code == 0, ended.stderr
-    assert names(place.folder) == ["out"] and not list((place.folder / "out").glob(".states*"))
+    assert names(place.folder) == ["out"] and not list((place.folder / "out").glob(".moeify-states*"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])

@@ -1,15 +1,19 @@
 """One held-out loss: what prune and warm-up report of the same text is the same number."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
 import moeify
+from moeify.routing import passes
+from moeify.routing.head import _HEAD_NOT_LAST
+from tests.families.published_models import save, tiny
 from tests.real.checkpoints import demo_gpt2
 from tests.tiny import save_tiny
-from tests.warming.mixtures import DEMO, corpus
+from tests.warming.mixtures import DEMO, corpus, with_tokenizer
 
 
 def masked(folder: Path) -> Path:
@@ -34,6 +38,21 @@ def test_prune_and_warmup_report_the_same(loss: str, tmp_path: Path) -> None:
         assert pruned.held_out.before == pytest.approx(directly(tmp_path / "moe", text), rel=1e-5)
 
 
+def test_tokens_of_a_class_that_changes_its_logits_are_counted_once(tmp_path: Path) -> None:
+    """GraniteMoe divides what its head gives, which shows when it runs."""
+    model = tiny("granitemoe", tied=False, vocab_size=2048, logits_scaling=3.0)
+    with_tokenizer(save(model, tmp_path / "m"))
+    _HEAD_NOT_LAST.clear()
+    options = {"dataset": str(DEMO / "text.jsonl"), "steps": 0, "fit": "none", "batch": 8, "seq_len": 16}
+    tokens = {"eval_tokens": 256, "fit_tokens": 256, "device": "cpu"}
+    whole, layered = (
+        moeify.warmup(tmp_path / "m", tmp_path / str(low), low_memory=low, **options, **tokens)
+        for low in (False, True)
+    )
+    assert whole.max_violation_before == pytest.approx(layered.max_violation_before, rel=1e-6)
+    assert whole.eval_loss_before == pytest.approx(layered.eval_loss_before, rel=1e-6)
+
+
 def directly(folder: Path, text: dict[str, object]) -> float:
     """The mean over all next tokens, from whole logits."""
     from moeify.checkpoint.reader import Checkpoint
@@ -49,3 +68,23 @@ def directly(folder: Path, text: dict[str, object]) -> float:
     labels = inputs["input_ids"][:, 1:].masked_fill(inputs["attention_mask"][:, 1:] == 0, -100)
     loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).double(), labels.flatten())
     return float(loss)
+
+
+@pytest.mark.parametrize("loss", ["causal", "distill"])
+def test_room_on_disk_is_asked_for_all_that_is_written(
+    loss: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moeify.upcycle(demo_gpt2(), tmp_path / "moe", num_experts=3, noise=0.3)
+    asked, written, original = [0], [0], passes._States.write
+
+    def write(states: passes._States, *values: Any) -> None:
+        original(states, *values)
+        assert states.folder is not None
+        written.append(sum(path.stat().st_size - 128 for path in states.folder.iterdir()))
+
+    monkeypatch.setattr(passes, "check_free_space", lambda _, needed: asked.append(needed))
+    monkeypatch.setattr(passes._States, "write", write)
+    text = {"dataset": str(DEMO / "text.jsonl"), "seq_len": 32, "fit_tokens": 256, "eval_tokens": 1024}
+    options = {"steps": 0, "fit": "none", "loss": loss, "low_memory": True}
+    moeify.warmup(tmp_path / "moe", tmp_path / "w", **text, **options)
+    assert 0.9 * max(asked) < max(written) <= max(asked)

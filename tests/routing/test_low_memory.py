@@ -1,6 +1,7 @@
 """Commands that read text hold one layer's weights where they are told to, and say the same."""
 
 import json
+import resource
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 import moeify
-from moeify.errors import ConfigError
+from moeify.errors import ConfigError, OutputError
 from moeify.routing.passes import LayerByLayer
 from tests.real.checkpoints import demo_gpt2
 from tests.tiny import HEADS, save_tiny
@@ -119,6 +120,16 @@ def test_warmup(fit: str, extra: dict[str, object], mixture: Path, tmp_path: Pat
     assert one.keys() == two.keys()
     for name, tensor in one.items():
         assert torch.allclose(tensor, two[name], rtol=1e-5, atol=1e-6), name
+
+
+def test_a_disk_that_fills_up_with_what_layers_give(mixture: Path, tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        with pytest.raises(OutputError, match="no space left"):
+            moeify.inspect(mixture, dataset=str(TEXT), max_tokens=512, seq_len=64, low_memory=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_warmup_that_trains_needs_all_weights(mixture: Path, tmp_path: Path) -> None:
