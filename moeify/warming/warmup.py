@@ -156,7 +156,7 @@ _NO_GRADIENT = (
 def _fit(session: Session) -> tuple[float, int]:
     """Fit the routers; returns how much experts differ, and the bytes of a layer's inputs."""
     config, started, fitting = session.config, time.perf_counter(), 0.0
-    wanted = config.fit_tokens if session.fit != "none" else 2 * config.batch
+    wanted = config.fit_tokens if session.fit != "none" else 2 * config.batch * session.train_blocks.seq_len
     blocks = some_blocks(session.train_blocks, wanted, config.seed)
     differences, held = [], 0
 

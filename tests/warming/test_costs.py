@@ -13,6 +13,7 @@ from moeify.routing.head import IGNORED
 from moeify.routing.loaded import LoadedMixture
 from moeify.routing.loading import load_model
 from moeify.warming.activations import bound_activations
+from moeify.warming.headroom import expert_difference
 from moeify.warming.objective import Objective
 from moeify.warming.train import prepare, trainable
 from moeify.warming.warmup import warmup
@@ -144,3 +145,18 @@ def test_measuring_takes_three_passes_and_a_part_for_each_expert(mixture, tmp_pa
     measured = sum(tokens) / hidden - 2 * collected  # read for the fit, then sent on
     assert report.headroom.loss_static is not None
     assert measured <= 3 * 4096 + 4 * 1024
+
+
+def test_without_a_fit_experts_are_compared_on_two_batches(mixture, tmp_path, monkeypatch):
+    from moeify.warming import warmup as stages
+
+    seen = []
+
+    def difference(layer, tokens):
+        seen.append(len(tokens))
+        return expert_difference(layer, tokens)
+
+    monkeypatch.setattr(stages, "expert_difference", difference)
+    options = {**FAST, "eval_tokens": 256, "fit": "none", "steps": 0}
+    warmup(mixture, tmp_path / "warm", dataset=str(corpus(tmp_path)), **options)
+    assert seen == [2 * FAST["batch"] * FAST["seq_len"]] * 2
