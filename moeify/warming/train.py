@@ -40,21 +40,27 @@ class NonFiniteLossError(ArithmeticError):
 
 
 def prepare(model: nn.Module, layout: MoeLayout, what: Trained) -> None:
-    """Mark what is trained, as float32 masters, and freeze the rest.
+    """Mark what is trained, as float32 masters, and freeze the rest, in float32 without autocast.
 
     Where only routers are trained, the model stays as it is in use: without dropout, whether in
     modules or inside attention, and without noise on what routers read.
     """
-    names = wanted(model, layout, what)
+    names, mixed = wanted(model, layout, what), what == "routers" or _autocasts(model, what)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in names)
-        if name in names:
+        if name in names or not mixed:
             parameter.data = parameter.data.float()
     route_in_float32(model, layout)
     if what == "routers":
         model.eval()
         # The Trainer calls it before every step.
         model.train = lambda mode=True: model  # type: ignore[method-assign]
+
+
+def _autocasts(model: nn.Module, what: Trained) -> bool:
+    """Whether training computes in bfloat16: float16 would lose small gradients."""
+    config: Any = model.config
+    return what != "routers" and config.dtype == torch.bfloat16
 
 
 def wanted(model: nn.Module, layout: MoeLayout, what: Trained) -> set[str]:
@@ -274,7 +280,7 @@ def _arguments(config: WarmupConfig, run_folder: Path, model: nn.Module) -> Any:
         lr_scheduler_type="cosine",
         warmup_steps=max(1, config.steps // 10),
         weight_decay=0.0,
-        bf16=model.config.dtype == torch.bfloat16 and config.train != "routers",
+        bf16=_autocasts(model, config.train),
         use_cpu=config.device == "cpu",
         seed=config.seed,
         save_steps=config.save_steps,

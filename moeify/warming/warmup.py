@@ -238,8 +238,7 @@ def _train(session: Session, target: Path, *, task: bool) -> None:
         session.model = None
         session.load_mixture()
     for name, parameter in session.model.named_parameters():
-        if name in weights:
-            parameter.data = weights[name].to(parameter.device, dtypes[name])
+        parameter.data = weights.get(name, parameter.data).to(parameter.device, dtypes[name])
     if config.train != "routers":
         session.weights = weights
     _round_to_stored(session)

@@ -120,6 +120,17 @@ def test_half_precision_models_have_float32_routers(mixture):
         assert dtype == wanted, name
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_experts_of_half_precision_models_train(dtype, data, tmp_path):
+    moe = demo_mixture(tmp_path / "moe", noise=0.3, dtype=dtype)
+    report = here(moe, tmp_path / "warm", data, train="moe", steps=2)
+    assert report.eval_loss_after < report.eval_loss_before
+    before, after = load_model(moe), load_model(tmp_path / "warm")
+    for name, parameter in after.named_parameters():
+        assert parameter.dtype == getattr(torch, dtype), name
+        assert torch.equal(parameter, before.get_parameter(name)) != (".experts." in name or ".router." in name), name
+
+
 def test_accumulated_micro_batches_do_what_one_batch_does(mixture, data, tmp_path):
     weights = []
     for batch, accumulate in ((8, 1), (4, 2)):
