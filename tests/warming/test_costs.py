@@ -108,8 +108,8 @@ def test_layers_without_room_run_again_and_train_the_same(model, task):
     for room in (1 << 40, 0):
         one = copy.deepcopy(model)
         prepare(one, layout, "routers")
-        bound_activations(one, layout, room)
-        found.append(held_bytes(one, inputs, task))
+        with bound_activations(one, layout, room):
+            found.append(held_bytes(one, inputs, task))
     (loss, gradients, everything), (again, others, little) = found
     torch.testing.assert_close(again, loss)
     for one, two in zip(others, gradients, strict=True):
