@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from moeify.checkpoint.reader import Checkpoint, read_config
+from moeify.checkpoint.reader import Checkpoint
 from moeify.checkpoint.source import Source, resolve_source
 from moeify.errors import CheckpointError, ConfigError, DatasetError
 from moeify.families.mixture import Mixture, open_mixture
@@ -216,16 +216,17 @@ def open_session(new: NewCheckpoint, config: WarmupConfig, progress: Progress | 
     fit = fit_method(config, record)
     seq_len = block_length(opened.config, config.seq_len)
     blocks, tokenizer = blocks_for(opened, config, _tokens_needed(config, seq_len))
-    if config.reference is not None:
-        teacher = read_config(resolve_source(config.reference).folder)
-        check_vocabulary(tokenizer, blocks.largest_token, vocabulary_size(teacher))
+    references = [] if config.reference is None else [config.reference]
+    beside = [Checkpoint.open(resolve_source(name).folder) for name in references]
+    for dense in beside:
+        check_vocabulary(tokenizer, blocks.largest_token, vocabulary_size(dense.config))
     _check_domains(blocks, config, view.num_experts)
     train, held_out = blocks.split(config.held_out)
     return Session(
         config=config,
         source=source,
         view=view,
-        by_layer=not config.steps and runs_by_layer(opened, config.low_memory),
+        by_layer=not config.steps and runs_by_layer(opened, *beside, low_memory=config.low_memory, dtype=config.dtype),
         loss=loss,
         fit=fit,
         tokenizer=tokenizer,
