@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from moeify.errors import RoutingError
 from moeify.pruning.scores import LayerScores
-from moeify.routing.loaded import LoadedMixture
+from moeify.routing.loaded import LoadedMixture, replaced
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,20 +27,13 @@ def measured(mixture: LoadedMixture, layers: dict[int, LayerScores]) -> Iterator
         current["real"] = mask.flatten().bool()
 
     kind = _WeighedInputs if mixture.layout.rule.weighs_inputs else _Measured
-    originals = {n: layer.experts.forward for n, layer in mixture.layers.items()}
-    hooks = []
-    for number, layer in mixture.layers.items():
-        measuring = kind(originals[number], layers, number, current)
-        layer.experts.forward = measuring
-        if isinstance(measuring, _WeighedInputs):
-            hooks.append(layer.router.register_forward_hook(measuring.routed))
-    try:
-        yield expect
-    finally:
+    with ExitStack() as undone:
         for number, layer in mixture.layers.items():
-            layer.experts.forward = originals[number]
-        for hook in hooks:
-            hook.remove()
+            measuring = kind(layer.experts.forward, layers, number, current)
+            undone.enter_context(replaced(layer.experts, measuring))
+            if isinstance(measuring, _WeighedInputs):
+                undone.callback(layer.router.register_forward_hook(measuring.routed).remove)
+        yield expect
 
 
 class _Measured:

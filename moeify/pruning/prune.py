@@ -164,7 +164,7 @@ def _choose(
 ) -> _Choice:
     by_layer = False
     if scores is None and text is not None and config.calibrates:
-        by_layer = runs_by_layer(mixture.checkpoint, config.low_memory)
+        by_layer = runs_by_layer(mixture.checkpoint, low_memory=config.low_memory)
         how = "calibrating layer by layer" if by_layer else "calibrating on blocks"
         scores = text_scores(
             source, mixture, config, text, _partial(target, config), by_layer=by_layer, progress=step_of(progress, how)

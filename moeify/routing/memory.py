@@ -5,29 +5,34 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from moeify.checkpoint.header import FLOAT_DTYPES
 from moeify.checkpoint.reader import Checkpoint
 from moeify.families.quantization import QUANTIZATION
 
 _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
-_LOADED_BYTES = {"U8": 4, "I8": 2, "F8_E4M3": 2, "F8_E5M2": 2}
-"""Bytes that an element of a quantised checkpoint takes once it is loaded, two of them in U8."""
+_UNPACKED = {"U8": 2, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1}
+"""Weights that an element of a quantised checkpoint becomes once it is loaded."""
+_WIDTHS = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 _PART = 0.8
 """What a model may take of the available memory: activations need the rest."""
 
 
-def fits_memory(checkpoint: Checkpoint) -> bool:
+def fits_memory(*checkpoints: Checkpoint, dtype: str = "auto") -> bool:
     """Whether all weights fit at once; True on systems that do not say what is available."""
     available = available_memory()
-    return available is None or loaded_bytes(checkpoint) <= _PART * available
+    return available is None or sum(loaded_bytes(one, dtype) for one in checkpoints) <= _PART * available
 
 
-def loaded_bytes(checkpoint: Checkpoint) -> int:
-    """About how many bytes the weights take in memory, where quantised ones are unpacked."""
-    packed = _LOADED_BYTES if checkpoint.config.get(QUANTIZATION) else {}
-    return sum(
-        tensor.elements * packed.get(tensor.dtype, 0) or tensor.nbytes for tensor in checkpoint.tensors.values()
-    )
+def loaded_bytes(checkpoint: Checkpoint, dtype: str = "auto") -> int:
+    """About how many bytes the weights take in memory, in ``dtype`` and quantised ones unpacked."""
+    config = checkpoint.config
+    named = (config.get("dtype") or config.get("torch_dtype")) if dtype == "auto" else dtype
+    width = _WIDTHS.get(str(named), 0)
+    widths = dict.fromkeys(FLOAT_DTYPES, width)
+    if config.get(QUANTIZATION):
+        widths |= {stored: count * (width or 2) for stored, count in _UNPACKED.items()}
+    return sum(t.elements * widths.get(t.dtype, 0) or t.nbytes for t in checkpoint.tensors.values())
 
 
 def available_memory() -> int | None:

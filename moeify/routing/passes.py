@@ -170,9 +170,9 @@ class LayerByLayer:
         }
 
 
-def runs_by_layer(checkpoint: Checkpoint, low_memory: bool | None) -> bool:
-    """What the user says, and where nothing is said, whether the weights fit into memory."""
-    return not fits_memory(checkpoint) if low_memory is None else low_memory
+def runs_by_layer(*checkpoints: Checkpoint, low_memory: bool | None, dtype: str = "auto") -> bool:
+    """What the user says, and where nothing is said, whether all weights do not fit into memory."""
+    return not fits_memory(*checkpoints, dtype=dtype) if low_memory is None else low_memory
 
 
 def state_bytes(tokens: int, hidden_size: int) -> int:
@@ -196,7 +196,7 @@ def passes_over(
     What layers give then lies below ``scratch``, or where temporary files do; the next run there
     clears it after a kill.
     """
-    if runs_by_layer(checkpoint, low_memory):
+    if runs_by_layer(checkpoint, low_memory=low_memory, dtype=dtype):
         with walk_by_layer(
             checkpoint, layout, low_memory=True, scratch=scratch, head=head, dtype=dtype, prepare=prepare
         ) as passes:
@@ -220,7 +220,7 @@ def walk_by_layer(
     prepare: Prepare | None = None,
 ) -> Iterator[LayerByLayer]:
     """One layer after the other, all weights in memory unless ``runs_by_layer`` says otherwise."""
-    if not runs_by_layer(checkpoint, low_memory):
+    if not runs_by_layer(checkpoint, low_memory=low_memory, dtype=dtype):
         yield LayerByLayer(load_model(checkpoint.folder, dtype), layout, head=head)
         return
     with scratch_folder(scratch or Path(tempfile.gettempdir())) as states:

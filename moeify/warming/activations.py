@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -12,22 +13,25 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
 from moeify.families.moe_layout import MoeLayout
-from moeify.routing.loaded import layer_stack
+from moeify.routing.loaded import layer_stack, replaced
 from moeify.routing.memory import available_memory
 
 _LEAST_ROOM = 1 << 30
 """Activations that are held whatever the size of the model."""
 
 
-def bound_activations(model: nn.Module, layout: MoeLayout, room: int) -> None:
-    """Let layers hold ``room`` bytes for the backward pass; those after that run a second time.
+@contextmanager
+def bound_activations(model: nn.Module, layout: MoeLayout, room: int) -> Iterator[None]:
+    """A while in which layers hold ``room`` bytes for the backward pass; those after run a second time.
 
     A layer that runs again is a batch that stays whole: micro-batches, whose balance loss knows
     the load of those before only, would train otherwise.
     """
     held = _Held(model, room)
-    for number, layer in enumerate(layer_stack(model, layout.layer).children()):
-        layer.forward = partial(held.run, number, layer.forward)
+    with ExitStack() as undone:
+        for number, layer in enumerate(layer_stack(model, layout.layer).children()):
+            undone.enter_context(replaced(layer, partial(held.run, number, layer.forward)))
+        yield
 
 
 def room_for_activations(model: nn.Module) -> int:

@@ -59,7 +59,7 @@ class WarmupConfig(DataConfig, OutputOptions, MemoryOptions):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Dtype to compute in; auto takes the checkpoint's own. Trained weights are float32."""
     device: str | None = None
-    """Device to compute on, such as cpu or cuda; left out, an accelerator where there is one."""
+    """Device to compute on, as cpu or cuda; left out, an accelerator if there is one. Single layers run on cpu."""
     reference: str | None = None
     """Dense checkpoint to compare with, and to learn from where the mixture has no head."""
     save_steps: int = 50
@@ -79,6 +79,11 @@ class WarmupConfig(DataConfig, OutputOptions, MemoryOptions):
             raise ConfigError(
                 f"{self.steps} training steps need all weights in memory",
                 "pass --steps 0 to fit routers layer by layer, or leave --low-memory out",
+            )
+        if self.low_memory and self.device is not None and self.device.split(":")[0] != "cpu":
+            raise ConfigError(
+                f"layers that are loaded one by one run on the CPU, not on {self.device!r}",
+                "leave --device or --low-memory out",
             )
         self._check("held_out", 0 < self.held_out < 1, "between 0 and 1")
         self._check("entropy", 0 < self.entropy < 1, "between 0 and 1")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from moeify.checkpoint.reader import Checkpoint, read_config
+from moeify.checkpoint.reader import Checkpoint
 from moeify.checkpoint.source import Source, resolve_source
 from moeify.errors import CheckpointError, ConfigError, DatasetError
 from moeify.families.mixture import Mixture, open_mixture
@@ -33,6 +33,7 @@ from moeify.warming.sharding import check_sharding
 
 Progress = Callable[[str, int, int], None]
 """Told what is being done, how much of it is done and how much there is."""
+_ON_CPU = "ran layer by layer on the CPU, not on {}: pass --no-low-memory to load all weights"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +65,7 @@ class Session:
     data_fingerprint: str
     tokenizer: Any
     progress: Progress | None
+    device: Any
     by_layer: bool = False
     model: Any = None
     routers: dict[int, Any] = field(default_factory=dict)
@@ -171,14 +173,12 @@ class Session:
             return
         self.load_mixture()
         if config.reference is not None:
-            teacher = load_model(resolve_source(config.reference).folder, config.dtype)
-            teacher = teacher.to(_device(config.device))
+            teacher = load_model(resolve_source(config.reference).folder, config.dtype).to(self.device)
         self.objective = Objective(loss=self.loss, layout=self.view.layout, teacher=teacher)
 
     def load_mixture(self) -> None:
         """Load the mixture as it lies on disk."""
-        model = load_model(self.source.folder, self.config.dtype)
-        self.model = model.to(_device(self.config.device))
+        self.model = load_model(self.source.folder, self.config.dtype).to(self.device)
         if self.config.steps:
             from moeify.warming.train import route_in_float32
 
@@ -192,7 +192,7 @@ def open_session(new: NewCheckpoint, config: WarmupConfig, progress: Progress | 
     Raises ``CheckpointError``, ``ConfigError`` and ``DatasetError``; for what is no mixture
     ``UnsupportedModelError``.
     """
-    source = new.source
+    source, device = new.source, _device(config.device)
     opened = Checkpoint.open(source.folder)
     check_sharding(moe_layout(opened.config).unsharded)
     view = open_mixture(opened)
@@ -208,16 +208,20 @@ def open_session(new: NewCheckpoint, config: WarmupConfig, progress: Progress | 
     fit = fit_method(config, record)
     seq_len = block_length(opened.config, config.seq_len)
     blocks, tokenizer = blocks_for(opened, config, _tokens_needed(config, seq_len))
-    if config.reference is not None:
-        teacher = read_config(resolve_source(config.reference).folder)
-        check_vocabulary(tokenizer, blocks.largest_token, vocabulary_size(teacher))
+    references = [] if config.reference is None else [config.reference]
+    beside = [Checkpoint.open(resolve_source(name).folder) for name in references]
+    for dense in beside:
+        check_vocabulary(tokenizer, blocks.largest_token, vocabulary_size(dense.config))
     _check_domains(blocks, config, view.num_experts)
     train, held_out = blocks.split(config.held_out)
+    by_layer = not config.steps and runs_by_layer(opened, *beside, low_memory=config.low_memory, dtype=config.dtype)
+    elsewhere = [_ON_CPU.format(device.type)] if by_layer and device.type != "cpu" else []
     return Session(
         config=config,
         source=source,
         view=view,
-        by_layer=not config.steps and runs_by_layer(opened, config.low_memory),
+        device=device,
+        by_layer=by_layer,
         loss=loss,
         fit=fit,
         tokenizer=tokenizer,
@@ -226,7 +230,7 @@ def open_session(new: NewCheckpoint, config: WarmupConfig, progress: Progress | 
         held_out=some_blocks(held_out, config.eval_tokens, config.seed),
         data_fingerprint=blocks.fingerprint,
         progress=progress,
-        notes=[*blocks.notes, *opened.notes, *new.along.notes],
+        notes=[*elsewhere, *blocks.notes, *opened.notes, *new.along.notes],
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback, Tra
 from moeify.errors import OutputError
 from moeify.families.moe_layout import MoeLayout
 from moeify.routing.examples import Examples
-from moeify.routing.loaded import LoadedMixture, Routed
+from moeify.routing.loaded import LoadedMixture, Routed, replaced
 from moeify.warming.activations import bound_activations, room_for_activations
 from moeify.warming.balances import BALANCES
 from moeify.warming.config import Trained, WarmupConfig
@@ -40,21 +41,27 @@ class NonFiniteLossError(ArithmeticError):
 
 
 def prepare(model: nn.Module, layout: MoeLayout, what: Trained) -> None:
-    """Mark what is trained, as float32 masters, and freeze the rest.
+    """Mark what is trained, as float32 masters, and freeze the rest, in float32 without autocast.
 
     Where only routers are trained, the model stays as it is in use: without dropout, whether in
     modules or inside attention, and without noise on what routers read.
     """
-    names = wanted(model, layout, what)
+    names, mixed = wanted(model, layout, what), what == "routers" or _autocasts(model, what)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in names)
-        if name in names:
+        if name in names or not mixed:
             parameter.data = parameter.data.float()
     route_in_float32(model, layout)
     if what == "routers":
         model.eval()
         # The Trainer calls it before every step.
         model.train = lambda mode=True: model  # type: ignore[method-assign]
+
+
+def _autocasts(model: nn.Module, what: Trained) -> bool:
+    """Whether training computes in bfloat16: float16 would lose small gradients."""
+    config: Any = model.config
+    return what != "routers" and config.dtype == torch.bfloat16
 
 
 def wanted(model: nn.Module, layout: MoeLayout, what: Trained) -> set[str]:
@@ -141,6 +148,7 @@ class RouterTrainer(Trainer):  # type: ignore[misc]
         self.losses: list[dict[str, float]] = []
         self._routed: list[Routed] = []
         self._recording = False
+        self._undone = ExitStack()
         self._earlier: tuple[int, tuple[Tensor, Tensor] | None] = (-1, None)
         self._good: dict[str, Tensor] = {}
         super().__init__(
@@ -156,11 +164,24 @@ class RouterTrainer(Trainer):  # type: ignore[misc]
             # Autocast rounds what it may, as in one process; FSDP would round routers as well.
             self.accelerator.state.fsdp_plugin.mixed_precision_policy = None
         else:  # accelerate has its own way for shards: --fsdp_activation_checkpointing
-            bound_activations(model, objective.layout, room_for_activations(model))
+            self._undone.enter_context(bound_activations(model, objective.layout, room_for_activations(model)))
+            # accelerate puts autocast around it.
+            self._undone.enter_context(replaced(model, model.forward))
         self.loss_is_scaled_for_ga = False
         self.model_accepts_loss_kwargs = False
-        for layer in LoadedMixture(model, objective.layout).layers.values():
-            layer.watch(self._record)
+        self._undone.enter_context(LoadedMixture(model, objective.layout).watched(self._record))
+
+    def __enter__(self) -> RouterTrainer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave the model without hooks and gradients, and hold no more memory of the training."""
+        self._undone.close()
+        self._routed.clear()
+        self._good.clear()
+        self.model.zero_grad()
+        del self.optimizer, self.lr_scheduler
+        self.accelerator.free_memory()
 
     def _record(self, routed: Routed) -> None:
         if routed.logits.requires_grad and self._recording:  # not when a layer runs a second time
@@ -274,7 +295,7 @@ def _arguments(config: WarmupConfig, run_folder: Path, model: nn.Module) -> Any:
         lr_scheduler_type="cosine",
         warmup_steps=max(1, config.steps // 10),
         weight_decay=0.0,
-        bf16=model.config.dtype == torch.bfloat16 and config.train != "routers",
+        bf16=_autocasts(model, config.train),
         use_cpu=config.device == "cpu",
         seed=config.seed,
         save_steps=config.save_steps,

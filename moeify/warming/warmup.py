@@ -156,7 +156,7 @@ _NO_GRADIENT = (
 def _fit(session: Session) -> tuple[float, int]:
     """Fit the routers; returns how much experts differ, and the bytes of a layer's inputs."""
     config, started, fitting = session.config, time.perf_counter(), 0.0
-    wanted = config.fit_tokens if session.fit != "none" else 2 * config.batch
+    wanted = config.fit_tokens if session.fit != "none" else 2 * config.batch * session.train_blocks.seq_len
     blocks = some_blocks(session.train_blocks, wanted, config.seed)
     differences, held = [], 0
 
@@ -215,7 +215,8 @@ def _train(session: Session, target: Path, *, task: bool) -> None:
     report, folder = session.progress, run_folder(target)
     dtypes = {name: parameter.dtype for name, parameter in session.model.named_parameters()}
     prepare(session.model, session.view.layout, config.train)
-    trainer = RouterTrainer(
+    checkpoint = last_checkpoint(folder) if config.resume else None
+    with RouterTrainer(
         session.model,
         session.objective,
         session.examples(session.train_blocks),
@@ -223,23 +224,21 @@ def _train(session: Session, target: Path, *, task: bool) -> None:
         folder,
         task=task,
         progress=None if report is None else lambda done, total: report("training", done, total),
-    )
-    checkpoint = last_checkpoint(folder) if config.resume else None
-    try:
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-        weights = trainer.trained()
-    except NonFiniteLossError as failure:
-        session.failed = f"the loss became {failure.loss} at step {failure.step}"
-        weights = trainer.last_good() or _last_saved(session, folder)
-    session.curve = trainer.losses
-    if trainer.sharded:
+    ) as trainer:
+        try:
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+            weights = trainer.trained()
+        except NonFiniteLossError as failure:
+            session.failed = f"the loss became {failure.loss} at step {failure.step}"
+            weights = trainer.last_good() or _last_saved(session, folder)
+        session.curve, sharded = trainer.losses, trainer.sharded
+    del trainer
+    if sharded:
         # Hooks and modules that are called one by one need a model that is whole.
-        del trainer
         session.model = None
         session.load_mixture()
     for name, parameter in session.model.named_parameters():
-        if name in weights:
-            parameter.data = weights[name].to(parameter.device, dtypes[name])
+        parameter.data = weights.get(name, parameter.data).to(parameter.device, dtypes[name])
     if config.train != "routers":
         session.weights = weights
     _round_to_stored(session)

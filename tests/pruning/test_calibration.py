@@ -96,6 +96,7 @@ def test_measuring_leaves_the_model_as_it_was(model_type: str, tmp_path: Path) -
             during = model(**text.inputs()).logits
         after = model(**text.inputs()).logits
     assert torch.equal(before, after)
+    assert not any("forward" in vars(module) for module in model.modules())
     assert (before - during).abs().max() < 1e-4
     assert all(sums.tokens == text.tokens for sums in scores.layers.values())
 

@@ -206,7 +206,19 @@ def test_it_is_chosen_where_memory_is_short(warm: Path, tmp_path: Path, monkeypa
         monkeypatch.setattr(memory, "available_memory", lambda found=available: found)
         report = prune(warm, tmp_path / str(available), keep=3, **demo_options())
         assert report.layer_by_layer is layered
-        assert passes.runs_by_layer(Checkpoint.open(warm), not layered) is not layered
+        assert passes.runs_by_layer(Checkpoint.open(warm), low_memory=not layered) is not layered
+
+
+def test_it_is_judged_by_what_is_loaded(warm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint, stored = Checkpoint.open(warm), {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    for dtype, loaded in stored.items():
+        weights = sum(p.numel() for p in load_model(warm, dtype).parameters()) * loaded.itemsize
+        assert weights <= memory.loaded_bytes(checkpoint, dtype) <= 1.1 * weights
+    half = memory.loaded_bytes(checkpoint, "bfloat16")
+    monkeypatch.setattr(memory, "available_memory", lambda: 2 * half)
+    assert not passes.runs_by_layer(checkpoint, low_memory=None, dtype="bfloat16")
+    assert passes.runs_by_layer(checkpoint, low_memory=None, dtype="float32")
+    assert passes.runs_by_layer(checkpoint, checkpoint, low_memory=None, dtype="bfloat16")
 
 
 def test_memory_is_that_of_the_system_and_the_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

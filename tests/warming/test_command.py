@@ -98,6 +98,8 @@ def named(domains):
         (None, ("--loss", "masked"), "has no head for the masked loss"),
         (None, ("--resume", "--steps", 2), "there is no interrupted run to resume"),
         (None, ("--device", "tpu"), "device 'tpu' is not here"),
+        (None, ("--device", "tpu", "--steps", 0), "device 'tpu' is not here"),
+        (None, ("--device", "tpu", "--low-memory", "--steps", 0), "run on the CPU, not on 'tpu'"),
         (None, ("--fit", "domains"), "fitting to domains needs to know them"),
         ("", (), "is empty"),
         ("\x00{", (), "cannot read"),

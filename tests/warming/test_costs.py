@@ -6,17 +6,20 @@ import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
+from moeify.checkpoint.reader import Checkpoint
 from moeify.families.registry import moe_layout
-from moeify.routing import head
+from moeify.routing import head, memory
 from moeify.routing.collection import InputReservoir
 from moeify.routing.head import IGNORED
 from moeify.routing.loaded import LoadedMixture
 from moeify.routing.loading import load_model
+from moeify.warming import session
 from moeify.warming.activations import bound_activations
+from moeify.warming.headroom import expert_difference
 from moeify.warming.objective import Objective
 from moeify.warming.train import prepare, trainable
 from moeify.warming.warmup import warmup
-from tests.warming.mixtures import FAST, corpus, demo_mixture
+from tests.warming.mixtures import DEMO, FAST, corpus, demo_mixture
 
 
 @pytest.fixture(scope="module")
@@ -107,8 +110,8 @@ def test_layers_without_room_run_again_and_train_the_same(model, task):
     for room in (1 << 40, 0):
         one = copy.deepcopy(model)
         prepare(one, layout, "routers")
-        bound_activations(one, layout, room)
-        found.append(held_bytes(one, inputs, task))
+        with bound_activations(one, layout, room):
+            found.append(held_bytes(one, inputs, task))
     (loss, gradients, everything), (again, others, little) = found
     torch.testing.assert_close(again, loss)
     for one, two in zip(others, gradients, strict=True):
@@ -144,3 +147,41 @@ def test_measuring_takes_three_passes_and_a_part_for_each_expert(mixture, tmp_pa
     measured = sum(tokens) / hidden - 2 * collected  # read for the fit, then sent on
     assert report.headroom.loss_static is not None
     assert measured <= 3 * 4096 + 4 * 1024
+
+
+def test_without_a_fit_experts_are_compared_on_two_batches(mixture, tmp_path, monkeypatch):
+    from moeify.warming import warmup as stages
+
+    seen = []
+
+    def difference(layer, tokens):
+        seen.append(len(tokens))
+        return expert_difference(layer, tokens)
+
+    monkeypatch.setattr(stages, "expert_difference", difference)
+    options = {**FAST, "eval_tokens": 256, "fit": "none", "steps": 0}
+    warmup(mixture, tmp_path / "warm", dataset=str(corpus(tmp_path)), **options)
+    assert seen == [2 * FAST["batch"] * FAST["seq_len"]] * 2
+
+
+def test_a_switch_to_single_layers_says_that_an_accelerator_is_left_out(mixture, tmp_path, monkeypatch):
+    """Memory is short with the dense model beside the mixture only."""
+    weights = memory.loaded_bytes(Checkpoint.open(mixture))
+    monkeypatch.setattr(session, "_device", lambda name: torch.device("cuda" if name is None else name))
+    monkeypatch.setattr(memory, "available_memory", lambda: 1.3 * weights)
+    options = {
+        **FAST,
+        "eval_tokens": 256,
+        "fit_tokens": 256,
+        "fit": "none",
+        "steps": 0,
+        "dataset": str(corpus(tmp_path)),
+    }
+    said = []
+    for name, device in (("accelerator", None), ("processor", "cpu")):
+        choice = options | {"device": device, "reference": str(DEMO / "gpt2")}
+        said.append([note for note in warmup(mixture, tmp_path / name, **choice).notes if "on the CPU" in note])
+    assert said[0][0].startswith("ran layer by layer on the CPU, not on cuda")
+    assert not said[1]
+    alone = warmup(mixture, tmp_path / "alone", **options)
+    assert not any("on the CPU" in note for note in alone.notes)

@@ -1,5 +1,6 @@
 """Training as such: what holds memory, what survives a kill, what several processes compute."""
 
+import gc
 import json
 import os
 import re
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -118,6 +120,34 @@ def test_half_precision_models_have_float32_routers(mixture):
     for name, dtype in dtypes.items():
         wanted = torch.float32 if name.endswith("router.weight") else torch.bfloat16
         assert dtype == wanted, name
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_experts_of_half_precision_models_train(dtype, data, tmp_path):
+    moe = demo_mixture(tmp_path / "moe", noise=0.3, dtype=dtype)
+    report = here(moe, tmp_path / "warm", data, train="moe", steps=2)
+    assert report.eval_loss_after < report.eval_loss_before
+    before, after = load_model(moe), load_model(tmp_path / "warm")
+    for name, parameter in after.named_parameters():
+        assert parameter.dtype == getattr(torch, dtype), name
+        assert torch.equal(parameter, before.get_parameter(name)) != (".experts." in name or ".router." in name), name
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_training_leaves_neither_hooks_nor_memory_behind(dtype, data, tmp_path):
+    moe = demo_mixture(tmp_path / "moe", noise=0.3, dtype=dtype)
+    with trainer(moe, data, tmp_path / "run", train="moe") as run:
+        run.train()
+        model, optimizer, whole = run.model, weakref.ref(run.optimizer), weakref.ref(run)
+    del run
+    gc.collect()
+    assert optimizer() is None
+    assert whole() is None
+    assert all(parameter.grad is None for parameter in model.parameters())
+    for module in model.modules():
+        assert "forward" not in vars(module)
+        assert not module._forward_hooks
+        assert not module._forward_pre_hooks
 
 
 def test_accumulated_micro_batches_do_what_one_batch_does(mixture, data, tmp_path):
