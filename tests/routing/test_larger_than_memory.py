@@ -30,7 +30,7 @@ _IGNORED = (
 
 
 def saved(folder: Path, layers: int, width: int) -> Path:
-    """A mixture with ``layers`` layers of 25 MB where ``width`` is 2,048."""
+    """A mixture with ``layers`` layers of 12.5 MB where ``width`` is 1,024."""
     model = tiny(
         "qwen3_moe",
         tied=False,
@@ -94,7 +94,7 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 def test_three_commands_finish_with_a_fourth_of_the_weights(tmp_path: Path) -> None:
-    big, small = saved(tmp_path / "big", 11, 2048), saved(tmp_path / "small", 2, 64)
+    big, small = saved(tmp_path / "big", 20, 1024), saved(tmp_path / "small", 2, 64)
     done = run(big, small, tmp_path / "layers")
     assert done.returncode == 0, done.stderr
     expected = figures(big, tmp_path / "free", False)
