@@ -7,17 +7,17 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from moeify.checkpoint.source import resolve_source
 from moeify.errors import TrainingError
 from moeify.provenance.new_checkpoint import NewCheckpoint
 from moeify.routing.collection import InputReservoir
-from moeify.routing.fit import domain_router, kmeans_router, label_router
 from moeify.routing.fitting import fit_in_order
 from moeify.routing.loaded import LoadedLayer
 from moeify.warming.config import WarmupConfig
 from moeify.warming.feasibility import balances, learns_from_task
+from moeify.warming.fits import FITS, Seen
 from moeify.warming.headroom import Headroom, expert_difference, measure_headroom
 from moeify.warming.output import router_tensors, write_output
 from moeify.warming.plot import check_plotting, plot_warmup
@@ -33,9 +33,6 @@ from moeify.warming.run import (
     world_size,
 )
 from moeify.warming.session import Progress, Session, open_session, some_blocks
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 def warmup(
@@ -164,9 +161,8 @@ def _fit(session: Session) -> tuple[float, int]:
         nonlocal fitting, held
         begun, held = time.perf_counter(), max(held, seen[0].nbytes)
         differences.append(expert_difference(layer, seen[0].expert_inputs(layer.number)))
-        rows = _rows(session, layer.number, seen[0])
-        if rows is not None:
-            layer.set_router(rows)
+        if (rows := FITS[session.fit].rows) is not None:
+            layer.set_router(rows(_seen(session, layer.number, seen[0])))
         if session.by_layer:
             session.routers[layer.number] = [
                 None if tensor is None else tensor.clone() for tensor in layer.router_tensors
@@ -191,17 +187,16 @@ def _fit(session: Session) -> tuple[float, int]:
     return math.sqrt(sum(differences) / len(differences)), held
 
 
-def _rows(session: Session, layer: int, seen: InputReservoir) -> Tensor | None:
-    """The rows of a router, by the method of the session."""
-    config, count = session.config, (session.view.num_experts, session.view.top_k)
-    inputs, domains, seed = seen.inputs(layer), seen.domains(layer), config.seed + layer
-    if session.fit == "kmeans":
-        return kmeans_router(inputs, *count, entropy=config.entropy, seed=seed)
-    if session.fit != "domains":
-        return None
-    if session.owners is not None:
-        return label_router(inputs, domains, owners=session.owners, seed=seed)
-    return domain_router(inputs, domains, *count, entropy=config.entropy, seed=seed)
+def _seen(session: Session, layer: int, reservoir: InputReservoir) -> Seen:
+    return Seen(
+        inputs=reservoir.inputs(layer),
+        domains=reservoir.domains(layer),
+        num_experts=session.view.num_experts,
+        top_k=session.view.top_k,
+        owners=session.owners,
+        entropy=session.config.entropy,
+        seed=session.config.seed + layer,
+    )
 
 
 def _train(session: Session, target: Path, *, task: bool) -> None:

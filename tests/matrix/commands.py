@@ -108,18 +108,21 @@ def inspect_dataset(source: Source, work: Path) -> None:
         assert counted.sum() == report.routing["tokens"] * report.top_k
 
 
+def _scored(source: Source) -> dict[str, Any]:
+    """Text to score experts on, which is read once for a source: one pass gives every criterion's sums."""
+    return {"max_tokens": MOST, "batch": _BATCH, "scores": source.scores, **_TEXT}
+
+
 def prune_by(criterion: str) -> Callable[[Source, Path], None]:
     def run(source: Source, work: Path) -> None:
-        text = {"max_tokens": MOST, "batch": _BATCH, **_TEXT} if criterion in _CALIBRATED else {}
+        text = _scored(source) if criterion in _CALIBRATED else {}
         _pruned(source, work / "out", by=criterion, protect=False, **text)
 
     return run
 
 
 def prune_eval(source: Source, work: Path) -> None:
-    report = moeify.prune(
-        source.folder, work / "out", keep=KEEP, evaluate=True, random_seeds=1, max_tokens=MOST, batch=_BATCH, **_TEXT
-    )
+    report = moeify.prune(source.folder, work / "out", keep=KEEP, evaluate=True, random_seeds=1, **_scored(source))
     assert report.held_out is not None and 0 < report.held_out.before < 30
     _loads_whole(work / "out")
 
@@ -130,8 +133,8 @@ def prune_merge(source: Source, work: Path) -> None:
 
 
 def prune_low_memory(source: Source, work: Path) -> None:
-    options = {"keep": KEEP, "max_tokens": MOST, "batch": _BATCH, **_TEXT}
-    small = moeify.prune(source.folder, work / "small", low_memory=True, **options)
+    options = {"keep": KEEP, **_scored(source)}
+    small = moeify.prune(source.folder, work / "small", low_memory=True, **options | {"scores": None})
     whole = moeify.prune(source.folder, work / "whole", **options)
     assert small.layer_by_layer and small.kept == whole.kept
     for layer, scores in whole.scores.items():

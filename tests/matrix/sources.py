@@ -99,6 +99,11 @@ class Source:
     folder: Path
 
     @property
+    def scores(self) -> Path:
+        """Where the first command that scores experts on text leaves what the others read."""
+        return self.folder.with_name("scores.json")
+
+    @property
     def is_dense(self) -> bool:
         return self.model_type in DENSE_LAYOUTS
 
