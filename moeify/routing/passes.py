@@ -197,9 +197,7 @@ def passes_over(
     clears it after a kill.
     """
     if runs_by_layer(checkpoint, low_memory=low_memory, dtype=dtype):
-        with walk_by_layer(
-            checkpoint, layout, low_memory=True, scratch=scratch, head=head, dtype=dtype, prepare=prepare
-        ) as passes:
+        with walk_by_layer(checkpoint, layout, scratch=scratch, head=head, dtype=dtype, prepare=prepare) as passes:
             yield passes
         return
     model = load_model(checkpoint.folder, dtype)
@@ -213,16 +211,12 @@ def walk_by_layer(
     checkpoint: Checkpoint,
     layout: Layout,
     *,
-    low_memory: bool | None,
     scratch: Path | None = None,
     head: bool = False,
     dtype: str = "auto",
     prepare: Prepare | None = None,
 ) -> Iterator[LayerByLayer]:
-    """One layer after the other, all weights in memory unless ``runs_by_layer`` says otherwise."""
-    if not runs_by_layer(checkpoint, low_memory=low_memory, dtype=dtype):
-        yield LayerByLayer(load_model(checkpoint.folder, dtype), layout, head=head)
-        return
+    """The passes with the weights of one layer in memory, and what layers give below ``scratch``."""
     with scratch_folder(scratch or Path(tempfile.gettempdir())) as states:
         yield LayerByLayer(checkpoint.folder, layout, states, head=head, dtype=dtype, prepare=prepare)
 

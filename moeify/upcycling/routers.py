@@ -25,7 +25,8 @@ from moeify.routing.config import DataConfig
 from moeify.routing.data import Blocks, block_length, blocks_for, check_vocabulary, tokenizer_for
 from moeify.routing.fitting import fit_in_order
 from moeify.routing.loaded import LoadedLayer
-from moeify.routing.passes import LayerByLayer, walk_by_layer
+from moeify.routing.loading import load_model
+from moeify.routing.passes import LayerByLayer, runs_by_layer, walk_by_layer
 from moeify.routing.prompts import prompt_blocks, read_prompts
 from moeify.upcycling.config import RouterTextConfig
 from moeify.upcycling.plan import UpcyclePlan
@@ -171,7 +172,11 @@ def joining_rows(
 def written_layers(stage: Path, layout: MoeLayout, config: Config, low_memory: bool) -> Iterator[LayerByLayer]:
     """The layers of a mixture that is being written into ``stage`` with ``config``."""
     write_config(stage, config)
-    with walk_by_layer(Checkpoint.open(stage), layout, low_memory=low_memory, scratch=stage) as passes:
+    checkpoint = Checkpoint.open(stage)
+    if not runs_by_layer(checkpoint, low_memory=low_memory):
+        yield LayerByLayer(load_model(stage), layout)
+        return
+    with walk_by_layer(checkpoint, layout, scratch=stage) as passes:
         yield passes
 
 

@@ -118,12 +118,7 @@ class Session:
             yield WholeModel(self.model, head=head)
             return
         with walk_by_layer(
-            self.view.checkpoint,
-            self.view.layout,
-            low_memory=True,
-            head=head,
-            dtype=self.config.dtype,
-            prepare=self._set_routers,
+            self.view.checkpoint, self.view.layout, head=head, dtype=self.config.dtype, prepare=self._set_routers
         ) as passes:
             yield passes
 
@@ -150,7 +145,7 @@ class Session:
         if not self.by_layer:
             yield LayerByLayer(self.model, self.view.layout)
             return
-        with walk_by_layer(self.view.checkpoint, self.view.layout, low_memory=True, dtype=self.config.dtype) as passes:
+        with walk_by_layer(self.view.checkpoint, self.view.layout, dtype=self.config.dtype) as passes:
             yield passes
 
     def _set_routers(self, model: Any) -> None:

@@ -17,8 +17,14 @@ VOCABULARY = 2048  # the shipped tokenizer's
 
 
 def save_llama(folder: Path, head: str = "ForCausalLM", **options: Any) -> Path:
+    return save_decoder(folder, f"Llama{head}", max_position_embeddings=256, **options)
+
+
+def save_decoder(folder: Path, class_name: str, **options: Any) -> Path:
+    """A small decoder of any class whose parts are named as Llama's, no norm or bias as it was made."""
     torch.manual_seed(0)
-    config = transformers.LlamaConfig(
+    model_class = getattr(transformers, class_name)
+    config = model_class.config_class(
         **{
             "vocab_size": VOCABULARY,
             "hidden_size": 32,
@@ -26,12 +32,11 @@ def save_llama(folder: Path, head: str = "ForCausalLM", **options: Any) -> Path:
             "num_hidden_layers": 3,
             "num_attention_heads": 4,
             "num_key_value_heads": 2,
-            "max_position_embeddings": 256,
             "pad_token_id": 0,
             **options,
         }
     )
-    model = getattr(transformers, f"Llama{head}")(config)
+    model = model_class(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             spread = 0.1 if parameter.ndim == 1 else 0.3 * parameter.shape[-1] ** -0.5

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from transformers import AutoTokenizer
 
 import moeify
 from moeify.errors import CheckpointError
@@ -20,30 +19,9 @@ from moeify.families.moe_layout import ExtraTensor
 from moeify.families.registry import register_conversion, register_mixture
 from moeify.families.values import Config, text_config
 from moeify.routing.loading import load_model
-from tests.extending.llamas import DEMO, VOCABULARY, weights
+from tests.extending.llamas import DEMO, save_decoder, weights
 from tests.families.test_contract import load_strictly
 from tests.tiny import save_tiny
-
-
-def save_phi3(folder: Path) -> Path:
-    torch.manual_seed(0)
-    config = transformers.Phi3Config(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        original_max_position_embeddings=256,
-        pad_token_id=0,
-    )
-    model = transformers.Phi3ForCausalLM(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape))
-    model.save_pretrained(folder)
-    return folder
 
 
 def test_tensors_that_a_dense_class_joins_are_taken_apart_and_joined_again(llama: None, tmp_path: Path) -> None:
@@ -54,7 +32,8 @@ def test_tensors_that_a_dense_class_joins_are_taken_apart_and_joined_again(llama
     }
     phi3 = replace(first.dense, model_type="phi3", class_prefix="Phi3", joined=joined)
     register_conversion(replace(first, dense=phi3))
-    dense, moe = save_phi3(tmp_path / "dense"), tmp_path / "moe"
+    lengths = {"max_position_embeddings": 256, "original_max_position_embeddings": 256}
+    dense, moe = save_decoder(tmp_path / "dense", "Phi3ForCausalLM", **lengths), tmp_path / "moe"
     said = moeify.inspect(dense)
     assert said.problems == []
     assert said.params_total == load_model(dense).num_parameters()
@@ -155,22 +134,7 @@ def test_a_new_mixture_whose_router_reads_the_residual_stream(clean: None, tmp_p
     )
     register_mixture(mixture)
     register_conversion(Conversion(dense=dense, moe=mixture, to_moe=_to_flex, to_dense=_from_flex))
-    torch.manual_seed(0)
-    config = transformers.Olmo2Config(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        pad_token_id=0,
-    )
-    model = transformers.Olmo2ForCausalLM(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape))
-    model.save_pretrained(tmp_path / "dense")
-    AutoTokenizer.from_pretrained(DEMO / "gpt2").save_pretrained(tmp_path / "dense")
+    save_decoder(tmp_path / "dense", "Olmo2ForCausalLM")
     moe = tmp_path / "moe"
     moeify.upcycle(tmp_path / "dense", moe, num_experts=4, noise=0.0)
     load_strictly(moe)
