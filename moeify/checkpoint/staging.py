@@ -123,9 +123,11 @@ def scratch_folder(parent: Path) -> Iterator[Path]:
     """
     _clear_abandoned(parent)
     lock = None
-    while lock is None:  # another's clearing may take it before it is locked
-        folder = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=parent))
-        lock = _lock(folder)
+    with output_errors(parent):
+        while lock is None:  # another's clearing may take it before it is locked
+            folder = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=parent))
+            with suppress(BlockingIOError):
+                lock = _lock(folder)
     try:
         yield folder
     finally:
@@ -143,21 +145,24 @@ def _clear_abandoned(parent: Path) -> None:
 
 
 def _lock(folder: Path) -> int | None:
-    """A lock on ``folder``; None where another process has it, or has removed the folder."""
+    """A lock on ``folder``; None where it is gone, or has become another folder by now.
+
+    Raises ``BlockingIOError`` where another process has it.
+    """
     try:
         lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except FileNotFoundError:
         return None
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        if _is_same(folder, lock):
+            return lock
+    except PermissionError as error:  # some network file systems say it so
         os.close(lock)
-        return None
+        raise BlockingIOError(error.errno, error.strerror) from error
     except OSError:
         os.close(lock)
         raise
-    if _is_same(folder, lock):
-        return lock
     os.close(lock)
     return None
 
@@ -174,25 +179,19 @@ def _claim(stage: Path, output: Path) -> int:
         made = False
         try:
             made = _make(stage)
-            lock = os.open(stage, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            lock = _lock(stage)
         except FileNotFoundError:
-            continue  # a run that failed removed it just now
+            continue  # the parent went just now
+        except BlockingIOError as error:
+            raise OutputError(
+                f"another moeify run is writing {output}", "wait for it, or choose another output"
+            ) from error
         except OSError:
             if made:
                 stage.rmdir()
             raise
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(lock)
-            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                raise
-            raise OutputError(
-                f"another moeify run is writing {output}", "wait for it, or choose another output"
-            ) from error
-        if _is_same(stage, lock):
+        if lock is not None:  # else the run before us removed it or renamed it away
             return lock
-        os.close(lock)  # the run before us renamed it away between our open and our lock
 
 
 def _make(stage: Path) -> bool:
