@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from moeify.errors import CheckpointError, ConfigError
 from moeify.families.base import DenseLayout
-from moeify.families.engines import NATIVE, Engine, Said, own_engines
+from moeify.families.engines import NATIVE, Engine, Said
 from moeify.families.moe_layout import ExtraTensor, MoeLayout
 from moeify.families.values import Config
 
@@ -116,41 +116,3 @@ class Conversion:
     def notes_on(self, config: Config) -> tuple[str, ...]:
         """What a user of the mixture that ``config`` describes should know."""
         return tuple(text for test, text in self.notes if test(config))
-
-
-def own_conversion(dense: DenseLayout, moe: MoeLayout) -> Conversion:
-    """To moeify's own class: the dense config plus the mixture's keys."""
-    return Conversion(
-        dense=dense,
-        moe=moe,
-        to_moe=_own_moe_config,
-        to_dense=lambda config: {k: v for k, v in config.items() if k not in _OWN_KEYS},
-        engines=own_engines(moe.model_type),
-        remote_code=True,
-    )
-
-
-def _own_moe_config(config: Config, settings: MoeSettings) -> Config:
-    return {
-        **config,
-        "num_experts": settings.num_experts,
-        "num_experts_per_tok": settings.top_k,
-        "moe_layers": list(settings.moe_layers),
-        "route_by": settings.route_by,
-        "norm_topk_prob": True,
-        "output_router_logits": False,
-        "router_aux_loss_coef": 0.01,
-    }
-
-
-_OWN_KEYS = (
-    "num_experts",
-    "num_experts_per_tok",
-    "moe_layers",
-    "route_by",
-    "norm_topk_prob",
-    "output_router_logits",
-    "router_aux_loss_coef",
-    "router_z_loss_coef",
-    "experts_implementation",
-)
