@@ -21,6 +21,13 @@ QKV_BIASES: Mapping[str, Shape] = {
     "self_attn.k_proj.bias": ("K",),
     "self_attn.v_proj.bias": ("K",),
 }
+LLAMA_BIASES: Mapping[str, Shape] = {
+    **QKV_BIASES,
+    "self_attn.o_proj.bias": ("H",),
+    "mlp.gate_proj.bias": ("F",),
+    "mlp.up_proj.bias": ("F",),
+    "mlp.down_proj.bias": ("H",),
+}
 GATED_FFN = (
     FfnTensor(role="gate", name="mlp.gate_proj.weight", shape=("F", "H")),
     FfnTensor(role="up", name="mlp.up_proj.weight", shape=("F", "H")),

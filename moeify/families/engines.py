@@ -39,14 +39,14 @@ def own_engines(model_type: str) -> tuple[Engine, ...]:
     )
 
 
-_TRANSFORMERS = Engine(name="transformers", verdict="yes, with its own classes")
+TRANSFORMERS = Engine(name="transformers", verdict="yes, with its own classes")
 _UNTRIED = "it has a class of its own for this model type; not run by moeify"
 _EMPTY_SHARED_EXPERT = (
     "no, as far as its source tells (0.33, not run): it has no place for the empty shared expert;"
     " moeify upcycle --compat gguf writes a form without it"
 )
 NATIVE = (
-    _TRANSFORMERS,
+    TRANSFORMERS,
     Engine(
         name="vLLM",
         verdict=_UNTRIED,
@@ -56,5 +56,5 @@ NATIVE = (
 )
 """Programs with classes of their own for transformers' mixtures, as far as these were tried."""
 
-FOREIGN = (_TRANSFORMERS, Engine(name="others", verdict="not tested: those that run the original model"))
+FOREIGN = (TRANSFORMERS, Engine(name="others", verdict="not tested: those that run the original model"))
 """What is known of mixtures that moeify cuts but does not make."""

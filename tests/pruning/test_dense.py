@@ -11,12 +11,12 @@ from safetensors.torch import load_file, save_file
 
 from moeify.checkpoint.reader import Checkpoint
 from moeify.errors import CheckpointError, ConfigError, UnsupportedModelError
-from moeify.families.registry import DENSE_LAYOUTS
 from moeify.pruning.config import ExtractConfig
 from moeify.pruning.extract import extract
 from moeify.pruning.prune import prune
 from moeify.upcycling.upcycle import upcycle
 from tests.pruning.tiny_mixtures import save
+from tests.tiny import FAMILY_HEADS, layers_of
 
 _SMALL = {
     "vocab_size": 40,
@@ -43,18 +43,12 @@ _KEYS = {
         "bos_token_id": 1,
         "eos_token_id": 1,
     },
-    "qwen2": _SMALL,
-    "qwen3": _SMALL,
 }
-_CONFIGS = {"bert": "BertConfig", "gpt2": "GPT2Config", "qwen2": "Qwen2Config", "qwen3": "Qwen3Config"}
-CLASSES = [
-    (layout.model_type, layout.class_prefix + head) for layout in DENSE_LAYOUTS.values() for head in layout.heads
-]
 
 
 def save_dense(model_type: str, class_name: str, folder: Path) -> None:
     torch.manual_seed(0)
-    config = getattr(transformers, _CONFIGS[model_type])(**_KEYS[model_type])
+    config = transformers.CONFIG_MAPPING[model_type](**_KEYS.get(model_type, _SMALL))
     getattr(transformers, class_name)(config).to(torch.bfloat16).save_pretrained(folder)
 
 
@@ -62,10 +56,10 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return {k: v for file in folder.glob("*.safetensors") for k, v in load_file(file).items()}
 
 
-@pytest.mark.parametrize(("model_type", "class_name"), CLASSES)
+@pytest.mark.parametrize(("model_type", "class_name"), FAMILY_HEADS)
 def test_upcycle_then_prune_to_one_gives_the_original_back(model_type: str, class_name: str, tmp_path: Path) -> None:
     save_dense(model_type, class_name, tmp_path / "dense")
-    upcycle(tmp_path / "dense", tmp_path / "moe", num_experts=3, layers="0,2", noise=0.0)
+    upcycle(tmp_path / "dense", tmp_path / "moe", num_experts=3, layers=layers_of(model_type, "0,2"), noise=0.0)
     report = prune(tmp_path / "moe", tmp_path / "back", keep=1, by="random", dense=True)
     before, after = weights(tmp_path / "dense"), weights(tmp_path / "back")
     assert before.keys() == after.keys()
@@ -153,9 +147,9 @@ def test_scores_and_named_experts_exclude_one_another(options: dict, message: st
 
 
 def test_what_cannot_become_dense_is_refused(tmp_path: Path) -> None:
-    save("mixtral", tmp_path / "mixtral")
-    with pytest.raises(UnsupportedModelError, match="mixtral"):
-        extract(tmp_path / "mixtral", tmp_path / "out")
+    save("phimoe", tmp_path / "phimoe")
+    with pytest.raises(UnsupportedModelError, match="phimoe"):
+        extract(tmp_path / "phimoe", tmp_path / "out")
     save("qwen2_moe", tmp_path / "qwen")
     with pytest.raises(CheckpointError, match="shared expert of width 8"):
         prune(tmp_path / "qwen", tmp_path / "out", dense=True, by="random")
