@@ -8,6 +8,8 @@ from typing import Any
 import torch
 import transformers
 
+from moeify.families.registry import DENSE_LAYOUTS
+
 VOCAB, LAYERS = 64, 4
 _DECODER = {
     "vocab_size": VOCAB,
@@ -31,6 +33,13 @@ SIZES: dict[str, dict[str, Any]] = {
     "gpt2": {"vocab_size": VOCAB, "n_embd": 32, "n_layer": LAYERS, "n_head": 4, "n_positions": 64, "pad_token_id": 0},
     "qwen2": _DECODER,
     "qwen3": {**_DECODER, "head_dim": 16},
+    "granite": {
+        **_DECODER,
+        "embedding_multiplier": 3.0,
+        "logits_scaling": 2.0,
+        "residual_multiplier": 0.7,
+        "attention_multiplier": 0.2,
+    },
 }
 HEADS = {
     "bert": [
@@ -76,13 +85,18 @@ LM_HEADS = {
 }
 
 
+def lm_head(family: str) -> str:
+    """The class of a family that has a language model's head."""
+    return LM_HEADS.get(family) or f"{DENSE_LAYOUTS[family].class_prefix}ForCausalLM"
+
+
 def save_tiny(folder: Path, family: str, head: str | None = None, dtype: str = "float32", **options: Any) -> Path:
     """Save a random dense model; every weight, biases included, is far from its default."""
     torch.manual_seed(7)
     config_class = transformers.CONFIG_MAPPING[family]
     sizes = {**SIZES[family], **options}
     config = config_class(**sizes)
-    model = getattr(transformers, head or LM_HEADS[family])(config)
+    model = getattr(transformers, head or lm_head(family))(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             spread = 0.1 if parameter.ndim == 1 else 0.3 * parameter.shape[-1] ** -0.5

@@ -9,6 +9,8 @@ from moeify.errors import CheckpointError, ConfigError
 from moeify.families.base import DenseLayout
 from moeify.families.engines import NATIVE, Engine, Said, own_engines
 from moeify.families.moe_layout import ExtraTensor, MoeLayout
+from moeify.families.problems import numbers
+from moeify.families.rope import spelled_rope
 from moeify.families.values import Config
 
 DENSE_TYPE = "dense_model_type"
@@ -92,6 +94,11 @@ class Conversion:
                 f"set architectures in config.json to one of: {known}",
             )
         result = self.to_moe(dict(config), settings)
+        if self.moe.moe_layers(result) != settings.moe_layers:
+            raise ConfigError(
+                f"{self.moe.model_type} has no way to say that {numbers(settings.dense_layers, 'layer')} stay dense",
+                "pass --layers all, or leave it out",
+            )
         return {**result, "model_type": self.moe.model_type, "architectures": [name]}
 
     def dense_config(self, config: Config) -> Config:
@@ -116,6 +123,23 @@ class Conversion:
     def notes_on(self, config: Config) -> tuple[str, ...]:
         """What a user of the mixture that ``config`` describes should know."""
         return tuple(text for test, text in self.notes if test(config))
+
+
+def dense_again(*keys: str, defaults: Config) -> Callable[[Config], Config]:
+    """A ``to_dense`` that drops ``keys`` and writes out what the MoE config class assumes."""
+    dropped = {*keys, *_OF_MIXTURES}
+    return lambda config: spelled_rope(
+        {**defaults, **{key: value for key, value in config.items() if key not in dropped}}
+    )
+
+
+def refuse_set(config: Config, key: str, what: str) -> None:
+    """Raise ``CheckpointError`` where ``key`` is set, of which the mixture has nothing."""
+    if config.get(key):
+        raise CheckpointError(f"config.json has {key} set: {what}", "upcycle a checkpoint without")
+
+
+_OF_MIXTURES = ("num_experts_per_tok", "output_router_logits", "router_aux_loss_coef", "experts_implementation")
 
 
 def own_conversion(dense: DenseLayout, moe: MoeLayout) -> Conversion:

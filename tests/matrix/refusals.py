@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from moeify.families.registry import DENSE_LAYOUTS
+from moeify.families.registry import DENSE_LAYOUTS, conversions_to
 
 __all__ = ["REASONS", "UNLOADABLE", "Reason", "refusal"]
 
-_OWN = ("bert_moe", "gpt2_moe")
-_FROM_DENSE = (*_OWN, "qwen2_moe", "qwen3_moe")
 UNLOADABLE = ("gptq", "awq", "compressed-tensors")
 _PACKED = ("mxfp4", "fp8", *UNLOADABLE)
 _LOADS = (
@@ -59,7 +57,9 @@ REASONS = (
         meaning="no dense class that moeify knows belongs to it",
         sentence="is not supported; known: bert_moe",
         holds=lambda command, model_type, form: (
-            model_type not in (*DENSE_LAYOUTS, *_FROM_DENSE) and command in ("extract", "prune --dense")
+            model_type not in DENSE_LAYOUTS
+            and not conversions_to(model_type)
+            and command in ("extract", "prune --dense")
         ),
     ),
     Reason(
