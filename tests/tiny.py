@@ -40,6 +40,8 @@ SIZES: dict[str, dict[str, Any]] = {
         "residual_multiplier": 0.7,
         "attention_multiplier": 0.2,
     },
+    "ernie4_5": {**_DECODER, "head_dim": 16},
+    "olmo2": {**_DECODER, "eos_token_id": 1},
 }
 HEADS = {
     "bert": [

@@ -11,7 +11,7 @@ from moeify.families.engines import NATIVE, Engine, Said, own_engines
 from moeify.families.moe_layout import ExtraTensor, MoeLayout
 from moeify.families.problems import numbers
 from moeify.families.rope import spelled_rope
-from moeify.families.values import Config
+from moeify.families.values import Config, positive
 
 DENSE_TYPE = "dense_model_type"
 """Under which moeify.json, and config.json where a user adds it, say what a mixture came from."""
@@ -139,6 +139,28 @@ def refuse_set(config: Config, key: str, what: str) -> None:
         raise CheckpointError(f"config.json has {key} set: {what}", "upcycle a checkpoint without")
 
 
+def refuse_shared(config: Config, key: str) -> None:
+    """Raise ``CheckpointError`` where ``key`` counts shared experts: no dense class has any."""
+    if config.get(key):
+        raise CheckpointError(
+            f"this mixture has shared experts ({key} is {config[key]!r}), which no dense class can express", _ONLY_OURS
+        )
+
+
+def one_width(moe: MoeLayout, config: Config) -> int:
+    """Width of the experts; raises ``CheckpointError`` where dense layers have another."""
+    width = positive(config, "moe_intermediate_size")
+    dense_layers = len(moe.moe_layers(config)) < positive(config, "num_hidden_layers")
+    if dense_layers and config.get("intermediate_size") != width:
+        raise CheckpointError(
+            f"the experts are {width} wide and the dense layers {config.get('intermediate_size')}:"
+            " no dense class has two widths",
+            "only mixtures whose experts are as wide as the dense layers become dense",
+        )
+    return width
+
+
+_ONLY_OURS = "only a mixture that was upcycled from a dense model becomes one again"
 _OF_MIXTURES = ("num_experts_per_tok", "output_router_logits", "router_aux_loss_coef", "experts_implementation")
 
 

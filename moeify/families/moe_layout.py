@@ -44,8 +44,8 @@ class ExtraTensor:
     """A tensor that the MoE class demands and the dense model lacks.
 
     Values are drawn from N(mean, std^2), so that without ``std`` all are ``mean``; with a ``role``
-    they are the dense FFN's tensor of that role times ``weight``. ``dtype`` is its own, where it is
-    not the FFN's.
+    they are the dense FFN's tensor of that role times ``weight``. In ``shape``, E counts experts.
+    ``dtype`` is its own, where it is not the FFN's.
     """
 
     name: str
@@ -196,6 +196,10 @@ class MoeLayout:
     def is_guard(self, stored: StoredTensor) -> bool:
         """Whether a tensor only keeps dense classes from loading the mixture."""
         return self.guard is not None and stored.elements == 1 and stored.name.endswith(f".{self.guard}")
+
+    def sizes(self, config: Config) -> Dims:
+        """``dims``, and E for the number of experts."""
+        return self.dims(config) | {"E": self.num_experts(config)}
 
     def num_experts(self, config: Config) -> int:
         """Number of experts of each MoE layer."""
