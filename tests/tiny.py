@@ -41,6 +41,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "attention_multiplier": 0.2,
     },
     "ernie4_5": {**_DECODER, "head_dim": 16},
+    "hunyuan_v1_dense": {**_DECODER, "head_dim": 16},
     "olmo2": {**_DECODER, "eos_token_id": 1},
 }
 HEADS = {

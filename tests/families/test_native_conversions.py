@@ -18,7 +18,7 @@ from tests.families.test_contract import load_strictly
 from tests.tiny import lm_head, save_tiny, state
 from tests.upcycling.test_adapters import merged, save_adapter
 
-FAMILIES = ("granite", "ernie4_5", "olmo2")
+FAMILIES = ("granite", "ernie4_5", "olmo2", "hunyuan_v1_dense")
 CLASSES = [
     (family, CONVERSIONS[family][0].dense.class_prefix + head)
     for family in FAMILIES
@@ -182,7 +182,7 @@ def test_what_the_mixture_has_nothing_of_is_refused(
     assert not (tmp_path / "moe").exists()
 
 
-@pytest.mark.parametrize("family", ["granite", "olmo2"])
+@pytest.mark.parametrize("family", ["granite", "olmo2", "hunyuan_v1_dense"])
 def test_biases_of_attention_go_along(tmp_path: Path, family: str) -> None:
     dense = save_tiny(tmp_path / "dense", family, attention_bias=True)
     moeify.upcycle(dense, tmp_path / "moe", num_experts=2, noise=0.0)
