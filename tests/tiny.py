@@ -8,6 +8,8 @@ from typing import Any
 import torch
 import transformers
 
+import moeify
+from moeify.errors import ConfigError
 from moeify.families.registry import CONVERSIONS
 
 VOCAB, LAYERS = 64, 4
@@ -37,6 +39,16 @@ SIZES: dict[str, dict[str, Any]] = {
     "mistral": {**_DECODER, "head_dim": 16, "sliding_window": 5},
     "internlm3": {**_DECODER, "head_dim": 16},
     "phi3": {**_DECODER, "original_max_position_embeddings": 64, "sliding_window": 6},
+    "granite": {
+        **_DECODER,
+        "embedding_multiplier": 3.0,
+        "logits_scaling": 2.0,
+        "residual_multiplier": 0.7,
+        "attention_multiplier": 0.2,
+    },
+    "ernie4_5": {**_DECODER, "head_dim": 16},
+    "hunyuan_v1_dense": {**_DECODER, "head_dim": 16},
+    "olmo2": {**_DECODER, "eos_token_id": 1},
 }
 HEADS = {
     name: [known[0].dense.class_prefix + head for head in known[0].heads or known[0].dense.heads]
@@ -57,9 +69,13 @@ def lm_head(family: str) -> str:
     return LM_HEADS.get(family) or next(head for head in HEADS[family] if head.endswith(_LANGUAGE_HEADS))
 
 
-def layers_of(family: str, wanted: str) -> str:
-    """``wanted``, or all layers where a mixture has no place for dense ones."""
-    return wanted if CONVERSIONS[family][0].every_layer is None else "all"
+def layers_of(dense: Path, wanted: str) -> str:
+    """``wanted``, or all layers where the mixture of a checkpoint has no way to leave others dense."""
+    try:
+        moeify.upcycle(dense, layers=wanted, dry_run=True)
+    except ConfigError:
+        return "all"
+    return wanted
 
 
 def save_tiny(folder: Path, family: str, head: str | None = None, dtype: str = "float32", **options: Any) -> Path:

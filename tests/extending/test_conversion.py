@@ -90,7 +90,7 @@ def test_every_command_works_on_it(seed_oss: None, tmp_path: Path) -> None:
 
 
 def test_what_the_class_lacks_is_refused(seed_oss: None, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no dense layers"):
+    with pytest.raises(ConfigError, match="no way to say that layers 0, 2 stay dense"):
         moeify.upcycle(save_seed_oss(tmp_path / "a"), tmp_path / "moe", layers="odd")
     for head in ("ForSequenceClassification", "ForQuestionAnswering"):
         with pytest.raises(CheckpointError, match=f"become a GraniteMoe{head}, which does not exist"):

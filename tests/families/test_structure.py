@@ -23,7 +23,7 @@ def checkpoints(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
     folder = tmp_path_factory.mktemp(family)
     classifier = next((name for name in HEADS[family] if name.endswith("Classification")), None)
     save_tiny(folder / "dense", family, classifier if head else None)
-    made = dict.fromkeys(("all", layers_of(family, "odd")))
+    made = dict.fromkeys(("all", layers_of(folder / "dense", "odd")))
     for layers in made:
         moeify.upcycle(folder / "dense", folder / layers, num_experts=2, layers=layers)
     return [Checkpoint.open(folder / name) for name in ("dense", *made)]
@@ -63,8 +63,8 @@ def _is_guard(stored: StoredTensor) -> bool:
 
 def _is_free(checkpoint: Checkpoint, name: str) -> bool:
     """The FFN of a layer that is no mixture may have another width, and so may a shared expert."""
-    if checkpoint.folder.name != "odd" or ".shared_expert" in name:
-        return ".shared_expert" in name
+    if checkpoint.folder.name != "odd" or ".shared_" in name:
+        return ".shared_" in name
     (conversion,) = conversions_to(checkpoint.config["model_type"])
     dense = conversion.dense
     layers = [dense.layer.format(layer=layer) for layer in (0, 2)]

@@ -9,6 +9,7 @@ from moeify.families.registry import DENSE_LAYOUTS, conversions_to
 
 __all__ = ["REASONS", "UNLOADABLE", "Reason", "refusal"]
 
+_SHARING = ("qwen2_moe", "ernie4_5_moe", "hunyuan_v1_moe")
 UNLOADABLE = ("gptq", "awq", "compressed-tensors")
 _PACKED = ("mxfp4", "fp8", *UNLOADABLE)
 _LOADS = (
@@ -72,9 +73,9 @@ REASONS = (
     ),
     Reason(
         letter="s",
-        meaning="its shared expert is no part of a dense class",
-        sentence="shared expert of width",
-        holds=lambda command, model_type, form: model_type == "qwen2_moe" and command in ("extract", "prune --dense"),
+        meaning="its shared experts are no part of a dense class",
+        sentence="shared expert of width|has shared experts",
+        holds=lambda command, model_type, form: model_type in _SHARING and command in ("extract", "prune --dense"),
     ),
     Reason(
         letter="q",

@@ -1,7 +1,6 @@
 """InternLM3 to Mixtral."""
 
 from moeify.families.conversions.llama import mixtral_conversion
-from moeify.families.dense.internlm3 import DEFAULTS
 from moeify.families.dense.internlm3 import LAYOUT as DENSE
 
-CONVERSIONS = (mixtral_conversion(DENSE, DEFAULTS),)
+CONVERSIONS = (mixtral_conversion(DENSE),)

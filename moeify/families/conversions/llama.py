@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from moeify.errors import CheckpointError, ConfigError
 from moeify.families.base import DenseLayout
-from moeify.families.conversion import Conversion, MoeSettings
-from moeify.families.dense.llama import DEFAULTS
+from moeify.families.conversion import Conversion, MoeSettings, dense_again
 from moeify.families.dense.llama import LAYOUT as DENSE
-from moeify.families.engines import TRANSFORMERS, Engine, Said
+from moeify.families.engines import MLX, SGLANG, TRANSFORMERS, VLLM, Engine, Said, Test
 from moeify.families.mixtures.mixtral import DEFAULTS as MIXTRAL
 from moeify.families.mixtures.mixtral import LAYOUT as MOE
 from moeify.families.rope import canonical_rope, spelled_rope
 from moeify.families.values import Config, positive
 
-_MOE_KEYS = (
-    "num_local_experts",
-    "num_experts",
-    "num_experts_per_tok",
-    "output_router_logits",
-    "router_aux_loss_coef",
-    "router_jitter_noise",
-    "experts_implementation",
-)
+_MOE_KEYS = ("num_local_experts", "num_experts", "router_jitter_noise")
 _BIASES = ("attention_bias", "mlp_bias")
 
 
@@ -63,8 +53,8 @@ def _check(config: Config, model_type: str) -> None:
         )
 
 
-def _to_mixtral(config: Config, settings: MoeSettings, defaults: Config, model_type: str) -> Config:
-    config = spelled_rope({**defaults, **config})
+def _to_mixtral(config: Config, settings: MoeSettings, windows: bool, model_type: str) -> Config:
+    config = spelled_rope(config)
     _check(config, model_type)
     return {
         **config,
@@ -73,7 +63,7 @@ def _to_mixtral(config: Config, settings: MoeSettings, defaults: Config, model_t
         "intermediate_size": settings.width or config["intermediate_size"],
         "num_local_experts": settings.num_experts,
         "num_experts_per_tok": settings.top_k,
-        "sliding_window": config.get("sliding_window"),
+        "sliding_window": config.get("sliding_window") if windows else None,  # Llama's class does not read it
         "output_router_logits": False,
         "router_aux_loss_coef": 0.001,
     }
@@ -90,15 +80,15 @@ def _from_mixtral(config: Config, windows: bool, model_type: str) -> Config:
             f"this Mixtral has a window of {config['sliding_window']!r}, which {model_type} has not",
             "only a mixture that was upcycled from such a checkpoint becomes one again",
         )
-    dense = {key: value for key, value in config.items() if key not in _MOE_KEYS}
-    dense = spelled_rope({**MIXTRAL, **dense, "head_dim": head_dim({**MIXTRAL, **dense})})
+    dense = dense_again(*_MOE_KEYS, defaults=MIXTRAL)(config)
+    dense["head_dim"] = head_dim(dense)
     if windows:
         return {**dense, "sliding_window": config.get("sliding_window")}
     return {key: value for key, value in dense.items() if key != "sliding_window"}
 
 
 def _scales_rope(config: Config) -> bool:
-    return rope(config).get("rope_type", "default") != "default"
+    return bool(rope(config).get("rope_type", "default") != "default")
 
 
 def _ties(config: Config) -> bool:
@@ -110,7 +100,7 @@ def _odd_heads(config: Config) -> bool:
     return head_dim({**MIXTRAL, **config}) != hidden // heads
 
 
-def _unless(says: str, *tests: tuple[Callable[[Config], bool], str]) -> Said:
+def _unless(says: str, *tests: tuple[Test, str]) -> Said:
     return tuple((test, f"no: {says} {what}") for test, what in tests)
 
 
@@ -118,42 +108,27 @@ _WINDOW, _ROPE = (has_window, "the window of its attention"), (_scales_rope, "th
 _HEADS = (_odd_heads, "head_dim, which is not hidden_size / num_attention_heads")
 ENGINES = (
     TRANSFORMERS,
-    Engine(name="vLLM", verdict="yes, with a class of its own"),
-    Engine(
-        name="SGLang",
-        verdict="its class should compute the same, as far as its source tells; not run by moeify",
-        unless=_unless("its class ignores", _HEADS, _ROPE, _WINDOW, (_ties, "tied embeddings")),
-    ),
+    VLLM,
+    SGLANG.but(*_unless("its class ignores", _HEADS, _ROPE, _WINDOW, (_ties, "tied embeddings"))),
     Engine(name="llama.cpp", verdict="yes", renormalises=True, unless=_unless("it ignores", _WINDOW)),
-    Engine(
-        name="mlx-lm", verdict="yes", renormalises=True, unless=_unless("its class ignores", _HEADS, _ROPE, _WINDOW)
-    ),
+    MLX.but(*_unless("its class ignores", _HEADS, _ROPE, _WINDOW)),
 )
 """What became of Mixtral in each."""
 
 
-def mixtral_conversion(
-    dense: DenseLayout,
-    defaults: Config,
-    *,
-    windows: bool = False,
-    heads: tuple[str, ...] | None = None,
-    notes: Said = (),
-) -> Conversion:
+def mixtral_conversion(dense: DenseLayout, *, windows: bool = False, notes: Said = ()) -> Conversion:
     """To Mixtral, from a type that is a Llama inside; ``windows`` says whether it may have one."""
     model_type = dense.model_type
     return Conversion(
         dense=dense,
         moe=MOE,
-        to_moe=lambda config, settings: _to_mixtral(config, settings, defaults, model_type),
+        to_moe=lambda config, settings: _to_mixtral(config, settings, windows, model_type),
         to_dense=lambda config: _from_mixtral(config, windows, model_type),
         came_from=lambda config: windows or not has_window(config),
-        heads=heads,
-        every_layer="Mixtral has no place for dense layers beside its mixtures",
         head_prefixes={"ForQuestionAnswering": "model."},
         engines=ENGINES,
         notes=notes,
     )
 
 
-CONVERSIONS = (mixtral_conversion(DENSE, DEFAULTS),)
+CONVERSIONS = (mixtral_conversion(DENSE),)

@@ -1,7 +1,6 @@
 """Phi-3 and Phi-4 to Mixtral, where heads are rotated whole."""
 
 from moeify.families.conversions.llama import mixtral_conversion, rope
-from moeify.families.dense.phi3 import DEFAULTS
 from moeify.families.dense.phi3 import LAYOUT as DENSE
 from moeify.families.values import Config
 
@@ -15,4 +14,4 @@ _NOTE = (
     " have another scale (original_max_position_embeddings). Mixtral's goes on with what is in its cache."
 )
 
-CONVERSIONS = (mixtral_conversion(DENSE, DEFAULTS, windows=True, notes=((_has_two_scales, _NOTE),)),)
+CONVERSIONS = (mixtral_conversion(DENSE, windows=True, notes=((_has_two_scales, _NOTE),)),)

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 from moeify.families import dense_names as names
 from moeify.families.dense.llama import LAYOUT as LLAMA
-from moeify.families.rope import canonical_rope
 from moeify.families.values import Config, Dims
 
 DEFAULTS = {
@@ -28,7 +27,7 @@ _SPELLINGS = {"qkv_bias": "attention_bias", "bias": "mlp_bias"}
 
 def _canonical(config: Config) -> Config:
     """``config`` with the classes and keys of transformers, where files have their own."""
-    result = {_SPELLINGS.get(key, key): value for key, value in canonical_rope(config).items()}
+    result = {_SPELLINGS.get(key, key): value for key, value in names.filled(DEFAULTS)(config).items()}
     named = config.get("architectures")
     if isinstance(named, list) and named and str(named[0]).startswith(_OWN_CLASS):
         result["architectures"] = [str(named[0]).replace(_OWN_CLASS, LLAMA.class_prefix, 1)]

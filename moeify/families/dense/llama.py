@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from moeify.families import dense_names as names
 from moeify.families.base import DenseLayout
-from moeify.families.rope import canonical_rope
 from moeify.families.values import Config, Dims
 
 DEFAULTS = {
@@ -17,6 +16,7 @@ DEFAULTS = {
     "rms_norm_eps": 1e-6,
 }
 """What LlamaConfig assumes where config.json is silent; MixtralConfig differs."""
+_BIASES = {**names.ATTENTION_BIASES, **names.FFN_BIASES}
 
 
 def _dims(config: Config) -> Dims:
@@ -27,11 +27,11 @@ LAYOUT = DenseLayout(
     model_type="llama",
     class_prefix="Llama",
     outer=names.DECODER_OUTER,
-    per_layer={**names.LLAMA_LAYER, **names.LLAMA_BIASES},
+    per_layer={**names.LLAMA_LAYER, **_BIASES},
     ffn=names.GATED_FFN,
     heads=names.DECODER_HEADS,
     dims=_dims,
-    canonical=canonical_rope,
+    canonical=names.filled(DEFAULTS),
     # Present when attention_bias or mlp_bias is true.
-    optional=frozenset(names.LLAMA_BIASES),
+    optional=frozenset(_BIASES),
 )

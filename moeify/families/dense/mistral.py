@@ -6,7 +6,6 @@ from dataclasses import replace
 
 from moeify.families import dense_names as names
 from moeify.families.base import DenseLayout
-from moeify.families.rope import canonical_rope
 from moeify.families.values import Config, Dims
 
 DEFAULTS = {
@@ -37,5 +36,5 @@ LAYOUT = DenseLayout(
     ffn=names.GATED_FFN,
     heads={**names.DECODER_HEADS, "ForQuestionAnswering": replace(_SPANS, prefix="model.")},
     dims=_dims,
-    canonical=canonical_rope,
+    canonical=names.filled(DEFAULTS),
 )

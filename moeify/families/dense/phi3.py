@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from moeify.families import dense_names as names
 from moeify.families.base import DenseLayout
-from moeify.families.rope import canonical_rope
 from moeify.families.values import Config, Dims
 
 DEFAULTS = {
@@ -29,8 +28,7 @@ def _canonical(config: Config) -> Config:
         rope = config.get(key)
         if isinstance(rope, dict) and rope.get("rope_type", rope.get("type")) in _FORMER:
             config[key] = {**rope, "rope_type": "longrope"}
-    origin = {"original_max_position_embeddings": DEFAULTS["original_max_position_embeddings"]}
-    return canonical_rope(origin | config)
+    return names.filled(DEFAULTS)(config)
 
 
 def _dims(config: Config) -> Dims:
