@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from moeify.families.values import Config
 
@@ -26,6 +26,10 @@ class Engine:
     unless: Said = ()
     renormalises: bool | None = None
 
+    def but(self, *unless: tuple[Test, str]) -> Engine:
+        """The same program with what it makes of certain configs."""
+        return replace(self, unless=(*unless, *self.unless))
+
     def says(self, config: Config) -> str:
         """The verdict on the mixture that ``config`` describes."""
         return next((text for test, text in self.unless if test(config)), self.verdict)
@@ -39,22 +43,26 @@ def own_engines(model_type: str) -> tuple[Engine, ...]:
     )
 
 
-_TRANSFORMERS = Engine(name="transformers", verdict="yes, with its own classes")
+TRANSFORMERS = Engine(name="transformers", verdict="yes, with its own classes")
+VLLM = Engine(name="vLLM", verdict="yes")
+VLLM_GENERIC = Engine(name="vLLM", verdict="yes, through its backend for transformers")
+MLX = Engine(name="mlx-lm", verdict="yes", renormalises=True)
 _UNTRIED = "it has a class of its own for this model type; not run by moeify"
 _EMPTY_SHARED_EXPERT = (
     "no, as far as its source tells (0.33, not run): it has no place for the empty shared expert;"
     " moeify upcycle --compat gguf writes a form without it"
 )
+SGLANG = Engine(name="SGLang", verdict=_UNTRIED)
 NATIVE = (
-    _TRANSFORMERS,
+    TRANSFORMERS,
     Engine(
         name="vLLM",
         verdict=_UNTRIED,
         unless=((lambda config: config.get("shared_expert_intermediate_size") == 0, _EMPTY_SHARED_EXPERT),),
     ),
-    Engine(name="SGLang", verdict=_UNTRIED),
+    SGLANG,
 )
 """Programs with classes of their own for transformers' mixtures, as far as these were tried."""
 
-FOREIGN = (_TRANSFORMERS, Engine(name="others", verdict="not tested: those that run the original model"))
+FOREIGN = (TRANSFORMERS, Engine(name="others", verdict="not tested: those that run the original model"))
 """What is known of mixtures that moeify cuts but does not make."""

@@ -86,12 +86,11 @@ def as_loaded(layout: MoeLayout) -> MoeLayout:
     """
     if layout.router_module is None and all(spec.fused for spec in layout.experts):
         return layout
-    router = layout.router_module or layout.router.removesuffix(".weight")
-    experts = f"{router.rpartition('.')[0]}.experts"
+    experts = layout.loaded_experts
     bias = layout.loaded_selection_bias or layout.rule.selection_bias
     return replace(
         layout,
-        router=f"{router}.weight",
+        router=f"{layout.loaded_router}.weight",
         experts=fused_experts(f"{experts}.gate_up_proj", f"{experts}.down_proj"),
         rule=replace(layout.rule, selection_bias=bias),
     )

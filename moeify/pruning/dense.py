@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+from moeify.checkpoint.files import SourceFiles
 from moeify.checkpoint.header import FLOAT_DTYPES, StoredTensor
 from moeify.checkpoint.jobs import Blend, Copy, Job, Piece, copy_of
 from moeify.checkpoint.planned_files import PlannedFiles
@@ -36,6 +37,7 @@ def plan_dense(mixture: Mixture, experts: Mapping[int, Shares], max_shard_bytes:
     record = Record.read(Source(folder=folder, name=folder.name))
     conversion = origin(mixture.config, record.dense_type)
     config = conversion.dense_config(mixture.config)
+    _check_silent(mixture, conversion)
     jobs = tuple(_joined(_jobs(mixture, conversion, config, experts), conversion.dense))
     return PrunePlan(
         config=config,
@@ -43,6 +45,21 @@ def plan_dense(mixture: Mixture, experts: Mapping[int, Shares], max_shard_bytes:
         params_before=mixture.stored_parameters,
         params_after=sum(math.prod(job.shape) for job in jobs),
     )
+
+
+def _check_silent(mixture: Mixture, conversion: Conversion) -> None:
+    """Raise ``CheckpointError`` where something that the dense class has no place for adds to it."""
+    names = [extra.name for extra in conversion.extras if extra.silences]
+    with SourceFiles() as files:
+        for layer in mixture.moe_layers if names else ():
+            for name in names:
+                stored = mixture.checkpoint.tensors.get(mixture.layer_prefix(layer) + name)
+                if stored is not None and not files.is_zero(stored):
+                    raise CheckpointError(
+                        f"this mixture has shared experts ({stored.name!r} is not zero), which no dense"
+                        f" {conversion.dense.model_type} can express",
+                        "only a mixture that was upcycled from a dense model becomes one again",
+                    )
 
 
 def _jobs(mixture: Mixture, conversion: Conversion, config: Config, experts: Mapping[int, Shares]) -> Iterator[Job]:

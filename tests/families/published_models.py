@@ -67,6 +67,8 @@ NATIVE: dict[str, dict[str, Any]] = {
     "phimoe": {**_LOCAL, "attention_bias": True, "lm_head_bias": True},
     "olmoe": {"num_experts": EXPERTS, "attention_bias": True},
     "granitemoe": _LOCAL,
+    "hunyuan_v1_moe": {"num_experts": EXPERTS, "moe_topk": 2, "attention_bias": True},
+    "flex_olmo": {"num_experts": EXPERTS, "attention_bias": True},
     "gpt_oss": _LOCAL,
     "minimax_m2": _LOCAL,
     "deepseek_v3": {**_GROUPS, **_LATENT},

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from moeify.errors import CheckpointError
-from moeify.families.conversion import Conversion, MoeSettings
+from moeify.families.conversion import Conversion, MoeSettings, one_width
 from moeify.families.dense.qwen2 import DEFAULTS
 from moeify.families.dense.qwen2 import LAYOUT as DENSE
 from moeify.families.engines import NATIVE, Engine
@@ -40,13 +40,7 @@ def gated_dense_config(config: Config) -> Config:
 
     Raises ``CheckpointError`` where dense layers have another width than the experts.
     """
-    width = positive(config, "moe_intermediate_size")
-    if _has_dense_layers(config) and config.get("intermediate_size") != width:
-        raise CheckpointError(
-            f"the experts are {width} wide and the dense layers {config.get('intermediate_size')}:"
-            " no dense class has two widths",
-            "only mixtures whose experts are as wide as the dense layers become dense",
-        )
+    width = one_width(MOE, config)
     dense = {key: value for key, value in config.items() if key not in _MOE_KEYS}
     return {**spelled_rope(dense), "intermediate_size": width}
 
