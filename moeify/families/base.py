@@ -50,7 +50,7 @@ class DenseLayout:
     lead the full names of other modalities' tensors, which are carried along. ``buffers`` are
     endings of tensors that are recomputed and not carried over; ``optional`` names tensors,
     relative to the base model or to a layer, that may be missing, ``only_if`` those that a class has where config.json
-    says so. ``encoder`` is as in
+    says so. ``encoder`` and ``gives`` are as in
     ``MoeLayout``. ``canonical`` gives a config its usual keys.
     """
 
@@ -76,6 +76,7 @@ class DenseLayout:
     optional: frozenset[str] = frozenset()
     only_if: Mapping[str, Callable[[Config], bool]] = field(default_factory=dict)
     encoder: bool = False
+    gives: int = 0
     canonical: Callable[[Config], Config] = dict
 
     def tied(self, head: Head, config: Config) -> frozenset[str]:

@@ -174,7 +174,8 @@ class MoeLayout:
     ``loaded_selection_bias`` is the same for the bias of the rule; ``chooser`` is the path of the
     module that gives logits, weights and experts, where that is not the router. An ``encoder`` sees every token
     of a text at once, unless config.json says ``is_decoder``. ``unsharded`` says why FSDP cannot
-    hold the class in shards. ``joined`` are tensors that the class has in one, as in ``DenseLayout``.
+    hold the class in shards. ``gives`` counts what a layer's module returns, hidden states first, and is 0 where it
+    returns them by themselves. ``joined`` are tensors that the class has in one, as in ``DenseLayout``.
     """
 
     model_type: str
@@ -198,6 +199,7 @@ class MoeLayout:
     loaded_selection_bias: str | None = None
     chooser: str | None = None
     encoder: bool = False
+    gives: int = 0
     unsharded: str | None = None
     joined: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 

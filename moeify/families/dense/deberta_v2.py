@@ -95,6 +95,7 @@ LAYOUT = replace(
         **_projection("query"),
     },
     dims=_all_dims,
+    gives=2,
     heads={
         "Model": Head(),
         "ForMaskedLM": replace(
