@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 from moeify.errors import CheckpointError, ConfigError
 from moeify.families.base import DenseLayout
-from moeify.families.engines import NATIVE, Engine, Said, own_engines
+from moeify.families.engines import NATIVE, Engine, Said, own_engines, ties
 from moeify.families.moe_layout import ExtraTensor, MoeLayout
 from moeify.families.values import Config
 
@@ -21,6 +21,7 @@ class MoeSettings:
 
     ``renormalise`` has the weights of the chosen experts sum to 1. Without it they sum to K/E as
     long as the router is near zero, and the experts are scaled by E/K to make up for it.
+    ``untied`` gives the output a matrix of its own where the dense model shares the embeddings'.
     ``route_by`` says what a router decides for, token or sequence. ``width`` is that of an expert,
     None for the dense FFN's.
     """
@@ -30,6 +31,7 @@ class MoeSettings:
     moe_layers: tuple[int, ...]
     num_layers: int
     renormalise: bool = True
+    untied: bool = False
     route_by: str = "token"
     width: int | None = None
 
@@ -74,11 +76,6 @@ class Conversion:
         buffer = None if rule.selection_bias_trained else rule.selection_bias
         return tuple(extra for extra in self.extras if extra.name != buffer)
 
-    @property
-    def gguf_renormalises(self) -> bool | None:
-        """Whether llama.cpp divides the chosen experts' weights by their sum; None: unknown."""
-        return next((e.renormalises for e in self.engines if e.name == "llama.cpp"), None)
-
     def moe_config(self, config: Config, settings: MoeSettings) -> Config:
         """config.json of the mixture that a dense ``config`` becomes; raises ``MoeifyError``."""
         if self.every_layer is not None and settings.dense_layers:
@@ -92,7 +89,36 @@ class Conversion:
                 f"set architectures in config.json to one of: {known}",
             )
         result = self.to_moe(dict(config), settings)
+        if settings.untied:
+            result["tie_word_embeddings"] = False
         return {**result, "model_type": self.moe.model_type, "architectures": [name]}
+
+    def form(self, config: Config, settings: MoeSettings, engines: Collection[str]) -> MoeSettings:
+        """The first form of the mixture that each of ``engines`` computes as transformers does.
+
+        Raises ``ConfigError`` where there is none, with what one of them says to the last.
+        """
+        known = {engine.name: engine for engine in self.engines}
+        asked = [known.get(name, Engine(name=name, verdict="no: nothing is known of it there")) for name in engines]
+        said: tuple[str, str] | None = None
+        for form in self._forms(config, settings):
+            result = self.moe_config(config, form)
+            against = ((engine.name, engine.reason_against(result)) for engine in asked)
+            said = next(((name, reason) for name, reason in against if reason is not None), None)
+            if said is None:
+                return form
+        name, reason = said or ("", "")
+        raise ConfigError(
+            f"{name} runs no form of this {self.moe.model_type}: {reason}",
+            f"leave {name} out of --for, and run the mixture in transformers",
+        )
+
+    def _forms(self, config: Config, settings: MoeSettings) -> Iterator[MoeSettings]:
+        """The usual one first; flat routers beside scaled experts where no sum is taken."""
+        flat = (True, False) if self.moe.rule.norm_key is not None else (True,)
+        for renormalise in flat:
+            for untied in (False, True) if ties(self.moe_config(config, settings)) else (False,):
+                yield replace(settings, renormalise=renormalise, untied=untied)
 
     def dense_config(self, config: Config) -> Config:
         """config.json of the dense model that a mixture becomes; raises ``CheckpointError``."""

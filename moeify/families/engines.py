@@ -3,58 +3,80 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from moeify.families.values import Config
+from moeify.families.values import Config, ties_embeddings
 
 Test = Callable[[Config], bool]
 Said = tuple[tuple[Test, str], ...]
 """What is to be said of a mixture whose config passes a test."""
+
+NAMES = ("llama.cpp", "mlx-lm", "vLLM", "SGLang")
+"""Programs beside transformers that a form of a mixture can be chosen for."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Engine:
     """A program, and whether it computes what transformers computes.
 
-    The first of ``unless`` that is true of a config takes the place of ``verdict``.
-    ``renormalises`` says whether it divides the weights of the chosen experts by their sum, and is
-    None where it does not know the class or asks config.json.
+    The first of ``unless`` that is true of a config takes the place of ``verdict``. What begins
+    with "no" keeps ``moeify upcycle --for`` from choosing that form.
     """
 
     name: str
     verdict: str
     unless: Said = ()
-    renormalises: bool | None = None
 
     def says(self, config: Config) -> str:
         """The verdict on the mixture that ``config`` describes."""
         return next((text for test, text in self.unless if test(config)), self.verdict)
 
+    def reason_against(self, config: Config) -> str | None:
+        """Why it does not run the mixture that ``config`` describes; None where it may."""
+        said = self.says(config)
+        return said.removeprefix("no").lstrip(":, ") if said.startswith("no") else None
 
-def own_engines(model_type: str) -> tuple[Engine, ...]:
+
+def own_engines(model_type: str, *, encoder: bool = False) -> tuple[Engine, ...]:
     """Those of moeify's own classes."""
+    unknown = f"no: it does not know {model_type}"
+    vllm = "no: its transformers backend does not run this class"
+    if encoder:
+        vllm = 'yes, by `LLM(path, runner="pooling", trust_remote_code=True, model_impl="transformers")`'
     return (
         Engine(name="transformers", verdict="yes, with the code in this repository"),
-        Engine(name="vLLM, SGLang, llama.cpp, mlx-lm", verdict=f"no: they do not know {model_type}"),
+        Engine(name="vLLM", verdict=vllm),
+        *(Engine(name=name, verdict=unknown) for name in ("SGLang", "llama.cpp", "mlx-lm")),
     )
+
+
+def has_empty_shared_expert(config: Config) -> bool:
+    """Whether the class has a place for a shared expert, and it has no neurons."""
+    return config.get("shared_expert_intermediate_size") == 0
+
+
+def ties(config: Config) -> bool:
+    """Whether config.json says that the output embeddings are the input embeddings."""
+    return ties_embeddings(config, False)
 
 
 _TRANSFORMERS = Engine(name="transformers", verdict="yes, with its own classes")
 _UNTRIED = "it has a class of its own for this model type; not run by moeify"
 _EMPTY_SHARED_EXPERT = (
-    "no, as far as its source tells (0.33, not run): it has no place for the empty shared expert;"
-    " moeify upcycle --compat gguf writes a form without it"
+    "no: it has no place for a shared expert without neurons; upcycle again with this version of moeify"
 )
+_TIED = "no, as far as its source tells (0.5.23, not run): it draws an lm_head where embeddings are tied"
+SGLANG = Engine(name="SGLang", verdict=_UNTRIED, unless=((ties, _TIED),))
 NATIVE = (
     _TRANSFORMERS,
-    Engine(
-        name="vLLM",
-        verdict=_UNTRIED,
-        unless=((lambda config: config.get("shared_expert_intermediate_size") == 0, _EMPTY_SHARED_EXPERT),),
-    ),
-    Engine(name="SGLang", verdict=_UNTRIED),
+    Engine(name="vLLM", verdict=_UNTRIED, unless=((has_empty_shared_expert, _EMPTY_SHARED_EXPERT),)),
+    SGLANG,
 )
 """Programs with classes of their own for transformers' mixtures, as far as these were tried."""
+RUN = "yes"
+"""Of engines whose tokens tests/engines holds against transformers'."""
+NATIVE_RUN = tuple(replace(engine, verdict=RUN) if engine.name == "vLLM" else engine for engine in NATIVE)
+"""The same where vLLM is among those."""
 
 FOREIGN = (_TRANSFORMERS, Engine(name="others", verdict="not tested: those that run the original model"))
 """What is known of mixtures that moeify cuts but does not make."""

@@ -45,7 +45,8 @@ class ExtraTensor:
 
     Values are drawn from N(mean, std^2), so that without ``std`` all are ``mean``; with a ``role``
     they are the dense FFN's tensor of that role times ``weight``. ``dtype`` is its own, where it is
-    not the FFN's.
+    not the FFN's. ``silent`` ones are zeros that the dense model can do without: where one is no
+    longer zero, no dense class expresses the mixture.
     """
 
     name: str
@@ -55,6 +56,7 @@ class ExtraTensor:
     role: str | None = None
     weight: float = 1.0
     dtype: str | None = None
+    silent: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+from moeify.checkpoint.files import SourceFiles
 from moeify.checkpoint.header import FLOAT_DTYPES, StoredTensor
 from moeify.checkpoint.jobs import Blend, Copy, Job, Piece, copy_of
 from moeify.checkpoint.planned_files import PlannedFiles
@@ -36,6 +37,7 @@ def plan_dense(mixture: Mixture, experts: Mapping[int, Shares], max_shard_bytes:
     record = Record.read(Source(folder=folder, name=folder.name))
     conversion = origin(mixture.config, record.dense_type)
     config = conversion.dense_config(mixture.config)
+    _check_silent(mixture, conversion)
     jobs = tuple(_joined(_jobs(mixture, conversion, config, experts), conversion.dense))
     return PrunePlan(
         config=config,
@@ -67,6 +69,26 @@ def _jobs(mixture: Mixture, conversion: Conversion, config: Config, experts: Map
             yield Job(renamed(stored.name), stored.dtype, stored.shape, (piece,))
         elif place.kind == "fused" or place.expert == experts[place.layer][0][0]:
             yield from _ffn(mixture, dense, stored, place, experts[place.layer], renamed)
+
+
+def _check_silent(mixture: Mixture, conversion: Conversion) -> None:
+    """What the dense class lacks must add nothing to what the experts give."""
+    names = [extra.name for extra in conversion.extras if extra.silent]
+    with SourceFiles() as files:
+        for layer in mixture.moe_layers:
+            for name in names:
+                stored = mixture.checkpoint.tensors.get(mixture.layer_prefix(layer) + name)
+                if stored is None or not stored.elements:
+                    continue
+                found = bytearray(stored.nbytes)
+                files.read_into(memoryview(found), stored.path, stored.start)
+                if found.count(0) != len(found):
+                    raise CheckpointError(
+                        f"tensor {stored.name!r} is not zero: what it computes has no place in a dense"
+                        f" {conversion.dense.model_type}",
+                        "only a mixture whose shared expert is silent, as moeify upcycle writes it, becomes dense",
+                        path=stored.path,
+                    )
 
 
 def _joined(jobs: Iterator[Job], dense: DenseLayout) -> Iterator[Job]:

@@ -65,7 +65,7 @@ REASONS = (
     Reason(
         letter="s",
         meaning="its shared expert is no part of a dense class",
-        sentence="shared expert of width",
+        sentence="is not zero: what it computes has no place",
         holds=lambda command, model_type, form: model_type == "qwen2_moe" and command in ("extract", "prune --dense"),
     ),
     Reason(

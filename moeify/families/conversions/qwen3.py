@@ -7,7 +7,7 @@ from moeify.families.conversion import Conversion, MoeSettings
 from moeify.families.conversions.qwen2 import GGUF, gated_dense_config, gated_moe_config, layer_types
 from moeify.families.dense.qwen3 import HEAD_DIM
 from moeify.families.dense.qwen3 import LAYOUT as DENSE
-from moeify.families.engines import NATIVE
+from moeify.families.engines import NATIVE_RUN
 from moeify.families.mixtures.qwen3_moe import LAYOUT as MOE
 from moeify.families.values import Config, positive
 
@@ -41,4 +41,4 @@ def _to_dense(config: Config) -> Config:
     return dense
 
 
-CONVERSIONS = (Conversion(dense=DENSE, moe=MOE, to_moe=_to_moe, to_dense=_to_dense, engines=(*NATIVE, *GGUF)),)
+CONVERSIONS = (Conversion(dense=DENSE, moe=MOE, to_moe=_to_moe, to_dense=_to_dense, engines=(*NATIVE_RUN, *GGUF)),)
