@@ -67,6 +67,7 @@ check: $(READY_TESTS)
 	$(BIN)/mypy
 	$(BIN)/python scripts/cli_reference.py --check
 	$(BIN)/python scripts/matrix_page.py --check
+	$(BIN)/python scripts/models_page.py --check
 	$(BIN)/python scripts/check_pins.py
 
 # The page of `moeify inspect --html` in headless Chromium, which the system provides.
@@ -90,6 +91,7 @@ bench: $(READY_TESTS)
 docs: $(READY_TESTS)
 	$(BIN)/python scripts/cli_reference.py
 	$(BIN)/python scripts/matrix_page.py
+	$(BIN)/python scripts/models_page.py
 
 format: $(READY_TESTS)
 	$(BIN)/ruff format .

@@ -97,6 +97,13 @@ class SourceFiles:
         mean = total / max(tensor.elements, 1)
         return math.sqrt(max(squares / max(tensor.elements, 1) - mean * mean, 0.0))
 
+    def is_zero(self, tensor: StoredTensor) -> bool:
+        """Whether every byte of ``tensor`` is zero."""
+        for start in range(0, tensor.nbytes, _SCAN_BYTES):
+            if any(self.read(tensor.path, tensor.start + start, min(_SCAN_BYTES, tensor.nbytes - start))):
+                return False
+        return True
+
     def check_finite(self, tensor: StoredTensor) -> None:
         """Raise ``CheckpointError`` when ``tensor`` holds NaN or infinity."""
         for start in range(0, tensor.nbytes, _SCAN_BYTES):

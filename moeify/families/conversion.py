@@ -7,9 +7,11 @@ from dataclasses import dataclass, field, replace
 
 from moeify.errors import CheckpointError, ConfigError
 from moeify.families.base import DenseLayout
-from moeify.families.engines import NATIVE, Engine, Said, own_engines, ties
+from moeify.families.engines import NATIVE, Engine, Said, ties
 from moeify.families.moe_layout import ExtraTensor, MoeLayout
-from moeify.families.values import Config
+from moeify.families.problems import numbers
+from moeify.families.rope import spelled_rope
+from moeify.families.values import Config, positive
 
 DENSE_TYPE = "dense_model_type"
 """Under which moeify.json, and config.json where a user adds it, say what a mixture came from."""
@@ -49,11 +51,10 @@ class Conversion:
     ``MoeifyError`` for one that the other side cannot express. ``came_from`` tells by a mixture's
     config whether it can stem from this dense type, where several become the same mixture.
     ``heads`` are those of the dense heads that the MoE class has, None where it has all.
-    ``extras`` are tensors that the MoE class demands and the dense model lacks. ``every_layer``
-    says why no layer may stay dense; None where layers may. ``head_prefixes`` lead the base
-    model's names in those heads of the MoE class that differ from the dense one's. ``remote_code``
-    says that the MoE classes are moeify's own and travel inside the checkpoint. ``notes`` are for
-    the model card and for inspect.
+    ``extras`` are tensors that the MoE class demands and the dense model lacks.
+    ``head_prefixes`` lead the base model's names in those heads of the MoE class that differ from
+    the dense one's. ``remote_code`` says that the MoE classes are moeify's own and travel inside the checkpoint.
+    ``notes`` are for the model card and for inspect.
     """
 
     dense: DenseLayout
@@ -63,7 +64,6 @@ class Conversion:
     came_from: Callable[[Config], bool] = lambda config: True
     heads: tuple[str, ...] | None = None
     extras: tuple[ExtraTensor, ...] = ()
-    every_layer: str | None = None
     head_prefixes: Mapping[str, str] = field(default_factory=dict)
     engines: tuple[Engine, ...] = NATIVE
     remote_code: bool = False
@@ -78,8 +78,6 @@ class Conversion:
 
     def moe_config(self, config: Config, settings: MoeSettings) -> Config:
         """config.json of the mixture that a dense ``config`` becomes; raises ``MoeifyError``."""
-        if self.every_layer is not None and settings.dense_layers:
-            raise ConfigError(self.every_layer, "pass --layers all, or leave it out")
         head = self.dense.head_name(config)
         name = self.moe.class_prefix + head
         if self.heads is not None and head not in self.heads:
@@ -91,6 +89,11 @@ class Conversion:
         result = self.to_moe(dict(config), settings)
         if settings.untied:
             result["tie_word_embeddings"] = False
+        if self.moe.moe_layers(result) != settings.moe_layers:
+            raise ConfigError(
+                f"{self.moe.model_type} has no way to say that {numbers(settings.dense_layers, 'layer')} stay dense",
+                "pass --layers all, or leave it out",
+            )
         return {**result, "model_type": self.moe.model_type, "architectures": [name]}
 
     def form(self, config: Config, settings: MoeSettings, engines: Collection[str]) -> MoeSettings:
@@ -144,39 +147,40 @@ class Conversion:
         return tuple(text for test, text in self.notes if test(config))
 
 
-def own_conversion(dense: DenseLayout, moe: MoeLayout) -> Conversion:
-    """To moeify's own class: the dense config plus the mixture's keys."""
-    return Conversion(
-        dense=dense,
-        moe=moe,
-        to_moe=_own_moe_config,
-        to_dense=lambda config: {k: v for k, v in config.items() if k not in _OWN_KEYS},
-        engines=own_engines(moe.model_type),
-        remote_code=True,
+def dense_again(*keys: str, defaults: Config) -> Callable[[Config], Config]:
+    """A ``to_dense`` that drops ``keys`` and writes out what the MoE config class assumes."""
+    dropped = {*keys, *_OF_MIXTURES}
+    return lambda config: spelled_rope(
+        {**defaults, **{key: value for key, value in config.items() if key not in dropped}}
     )
 
 
-def _own_moe_config(config: Config, settings: MoeSettings) -> Config:
-    return {
-        **config,
-        "num_experts": settings.num_experts,
-        "num_experts_per_tok": settings.top_k,
-        "moe_layers": list(settings.moe_layers),
-        "route_by": settings.route_by,
-        "norm_topk_prob": True,
-        "output_router_logits": False,
-        "router_aux_loss_coef": 0.01,
-    }
+def refuse_set(config: Config, key: str, what: str) -> None:
+    """Raise ``CheckpointError`` where ``key`` is set, of which the mixture has nothing."""
+    if config.get(key):
+        raise CheckpointError(f"config.json has {key} set: {what}", "upcycle a checkpoint without")
 
 
-_OWN_KEYS = (
-    "num_experts",
-    "num_experts_per_tok",
-    "moe_layers",
-    "route_by",
-    "norm_topk_prob",
-    "output_router_logits",
-    "router_aux_loss_coef",
-    "router_z_loss_coef",
-    "experts_implementation",
-)
+def refuse_shared(config: Config, key: str) -> None:
+    """Raise ``CheckpointError`` where ``key`` counts shared experts: no dense class has any."""
+    if config.get(key):
+        raise CheckpointError(
+            f"this mixture has shared experts ({key} is {config[key]!r}), which no dense class can express", _ONLY_OURS
+        )
+
+
+def one_width(moe: MoeLayout, config: Config) -> int:
+    """Width of the experts; raises ``CheckpointError`` where dense layers have another."""
+    width = positive(config, "moe_intermediate_size")
+    dense_layers = len(moe.moe_layers(config)) < positive(config, "num_hidden_layers")
+    if dense_layers and config.get("intermediate_size") != width:
+        raise CheckpointError(
+            f"the experts are {width} wide and the dense layers {config.get('intermediate_size')}:"
+            " no dense class has two widths",
+            "only mixtures whose experts are as wide as the dense layers become dense",
+        )
+    return width
+
+
+_ONLY_OURS = "only a mixture that was upcycled from a dense model becomes one again"
+_OF_MIXTURES = ("num_experts_per_tok", "output_router_logits", "router_aux_loss_coef", "experts_implementation")

@@ -108,9 +108,9 @@ def outlook(found: Dense, parts: dict[str, PartSize]) -> Outlook | None:
     ffn = found.ffn(0)
     elements = sum(stored.elements for stored in ffn.values())
     nbytes = sum(stored.nbytes for stored in ffn.values())
-    moe_dims = dims
+    moe_dims = dims | {"E": _EXPERTS}
     with suppress(MoeifyError):  # upcycle refuses such a config, and says why
-        moe_dims = conversion.moe.dims(conversion.moe_config(found.config, settings))
+        moe_dims = conversion.moe.sizes(conversion.moe_config(found.config, settings))
     added = _EXPERTS * dims["H"] + sum(
         math.prod(resolve_shape(extra.shape, moe_dims)) for extra in conversion.parameters
     )

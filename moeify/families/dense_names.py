@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from moeify.families.base import FfnTensor, Head
+from moeify.families.rope import canonical_rope
 from moeify.families.values import Config, Dims, Shape, num_labels, positive
 
 DECODER_OUTER: Mapping[str, Shape] = {"embed_tokens.weight": ("V", "H"), "norm.weight": ("H",)}
@@ -20,6 +21,12 @@ QKV_BIASES: Mapping[str, Shape] = {
     "self_attn.q_proj.bias": ("A",),
     "self_attn.k_proj.bias": ("K",),
     "self_attn.v_proj.bias": ("K",),
+}
+ATTENTION_BIASES: Mapping[str, Shape] = {**QKV_BIASES, "self_attn.o_proj.bias": ("H",)}
+FFN_BIASES: Mapping[str, Shape] = {
+    "mlp.gate_proj.bias": ("F",),
+    "mlp.up_proj.bias": ("F",),
+    "mlp.down_proj.bias": ("H",),
 }
 GATED_FFN = (
     FfnTensor(role="gate", name="mlp.gate_proj.weight", shape=("F", "H")),
@@ -40,21 +47,31 @@ DECODER_HEADS: Mapping[str, Head] = {
 }
 
 
+def heads(*names: str) -> dict[str, Head]:
+    """Those of ``DECODER_HEADS`` that a type has classes for."""
+    return {name: DECODER_HEADS[name] for name in names}
+
+
+def filled(defaults: Config) -> Callable[[Config], Config]:
+    """A ``canonical`` that writes out what the config class assumes, rotary positions too."""
+    return lambda config: canonical_rope({**defaults, **config})
+
+
 def grouped_query_dims(config: Config, defaults: Config | None = None, *, head_dim: int | None = None) -> Dims:
     """Symbols of a grouped-query decoder: A query width, K key and value width, D head width.
 
     ``defaults`` are the config class's own, ``head_dim`` its width of a head where it has one.
     """
     config = {**(defaults or {}), **config}
-    hidden, heads = positive(config, "hidden_size"), positive(config, "num_attention_heads")
-    size = positive(config, "head_dim", head_dim or hidden // heads)
+    hidden, count = positive(config, "hidden_size"), positive(config, "num_attention_heads")
+    size = positive(config, "head_dim", head_dim or hidden // count)
     return {
         "L": positive(config, "num_hidden_layers"),
         "H": hidden,
         "F": positive(config, "intermediate_size"),
         "V": positive(config, "vocab_size"),
-        "A": heads * size,
-        "K": positive(config, "num_key_value_heads", heads) * size,
+        "A": count * size,
+        "K": positive(config, "num_key_value_heads", count) * size,
         "D": size,
         "C": num_labels(config),
     }

@@ -27,6 +27,10 @@ class Engine:
     verdict: str
     unless: Said = ()
 
+    def but(self, *unless: tuple[Test, str]) -> Engine:
+        """The same program with what it makes of certain configs."""
+        return replace(self, unless=(*unless, *self.unless))
+
     def says(self, config: Config) -> str:
         """The verdict on the mixture that ``config`` describes."""
         return next((text for test, text in self.unless if test(config)), self.verdict)
@@ -43,9 +47,10 @@ def own_engines(model_type: str, *, encoder: bool = False) -> tuple[Engine, ...]
     vllm = "no: its transformers backend does not run this class"
     if encoder:
         vllm = 'yes, by `LLM(path, runner="pooling", trust_remote_code=True, model_impl="transformers")`'
+    alone = (lambda config: config.get("route_by") == "sequence", f"{vllm}, and `max_num_seqs=1`: it joins texts")
     return (
         Engine(name="transformers", verdict="yes, with the code in this repository"),
-        Engine(name="vLLM", verdict=vllm),
+        Engine(name="vLLM", verdict=vllm, unless=(alone,) if encoder else ()),
         *(Engine(name=name, verdict=unknown) for name in ("SGLang", "llama.cpp", "mlx-lm")),
     )
 
@@ -60,23 +65,23 @@ def ties(config: Config) -> bool:
     return ties_embeddings(config, False)
 
 
-_TRANSFORMERS = Engine(name="transformers", verdict="yes, with its own classes")
+RUN = "yes"
+"""Of engines whose tokens tests/engines holds against transformers'."""
+TRANSFORMERS = Engine(name="transformers", verdict="yes, with its own classes")
+VLLM = Engine(name="vLLM", verdict=RUN)
+VLLM_GENERIC = Engine(name="vLLM", verdict="yes, through its backend for transformers")
+MLX = Engine(name="mlx-lm", verdict=RUN)
 _UNTRIED = "it has a class of its own for this model type; not run by moeify"
 _EMPTY_SHARED_EXPERT = (
     "no: it has no place for a shared expert without neurons; upcycle again with this version of moeify"
 )
 _TIED = "no, as far as its source tells (0.5.23, not run): it draws an lm_head where embeddings are tied"
 SGLANG = Engine(name="SGLang", verdict=_UNTRIED, unless=((ties, _TIED),))
-NATIVE = (
-    _TRANSFORMERS,
-    Engine(name="vLLM", verdict=_UNTRIED, unless=((has_empty_shared_expert, _EMPTY_SHARED_EXPERT),)),
-    SGLANG,
-)
+_EMPTY = (has_empty_shared_expert, _EMPTY_SHARED_EXPERT)
+NATIVE = (TRANSFORMERS, Engine(name="vLLM", verdict=_UNTRIED).but(_EMPTY), SGLANG)
 """Programs with classes of their own for transformers' mixtures, as far as these were tried."""
-RUN = "yes"
-"""Of engines whose tokens tests/engines holds against transformers'."""
-NATIVE_RUN = tuple(replace(engine, verdict=RUN) if engine.name == "vLLM" else engine for engine in NATIVE)
-"""The same where vLLM is among those."""
+NATIVE_RUN = (TRANSFORMERS, VLLM.but(_EMPTY), SGLANG)
+"""The same where vLLM was run."""
 
-FOREIGN = (_TRANSFORMERS, Engine(name="others", verdict="not tested: those that run the original model"))
+FOREIGN = (TRANSFORMERS, Engine(name="others", verdict="not tested: those that run the original model"))
 """What is known of mixtures that moeify cuts but does not make."""

@@ -44,9 +44,9 @@ class ExtraTensor:
     """A tensor that the MoE class demands and the dense model lacks.
 
     Values are drawn from N(mean, std^2), so that without ``std`` all are ``mean``; with a ``role``
-    they are the dense FFN's tensor of that role times ``weight``. ``dtype`` is its own, where it is
-    not the FFN's. ``silent`` ones are zeros that the dense model can do without: where one is no
-    longer zero, no dense class expresses the mixture.
+    they are the dense FFN's tensor of that role times ``weight``. In ``shape``, E counts experts.
+    ``dtype`` is its own, where it is not the FFN's. As long as all values of one that ``silences``
+    are zero, what it belongs to adds nothing, and a dense class can do without.
     """
 
     name: str
@@ -56,7 +56,7 @@ class ExtraTensor:
     role: str | None = None
     weight: float = 1.0
     dtype: str | None = None
-    silent: bool = False
+    silences: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +168,8 @@ class MoeLayout:
     reads the residual stream itself. The router's
     weight is [E, H] and its bias [E] in every family. ``router_module`` is the router's path
     within its layer once transformers has loaded it, where that is not its tensor's name, and
-    ``loaded_selection_bias`` is the same for the bias of the rule. An ``encoder`` sees every token
+    ``loaded_selection_bias`` is the same for the bias of the rule; ``chooser`` is the path of the
+    module that gives logits, weights and experts, where that is not the router. An ``encoder`` sees every token
     of a text at once, unless config.json says ``is_decoder``. ``unsharded`` says why FSDP cannot
     hold the class in shards.
     """
@@ -192,12 +193,33 @@ class MoeLayout:
     router_module: str | None = None
     guard: str | None = None
     loaded_selection_bias: str | None = None
+    chooser: str | None = None
     encoder: bool = False
     unsharded: str | None = None
+
+    @property
+    def loaded_router(self) -> str:
+        """The router's path within its layer once transformers has loaded it."""
+        return self.router_module or self.router.removesuffix(".weight")
+
+    @property
+    def loaded_experts(self) -> str:
+        """The same for the experts, which lie beside what chooses."""
+        block = (self.chooser or self.loaded_router).rpartition(".")[0]
+        return f"{block}.experts" if block else "experts"
+
+    @property
+    def router_biases(self) -> tuple[str, ...]:
+        """Names of what a router adds, to its logits or for choosing, relative to the layer."""
+        return tuple(name for name in (self.router_bias, self.rule.selection_bias) if name is not None)
 
     def is_guard(self, stored: StoredTensor) -> bool:
         """Whether a tensor only keeps dense classes from loading the mixture."""
         return self.guard is not None and stored.elements == 1 and stored.name.endswith(f".{self.guard}")
+
+    def sizes(self, config: Config) -> Dims:
+        """``dims``, and E for the number of experts."""
+        return self.dims(config) | {"E": self.num_experts(config)}
 
     def num_experts(self, config: Config) -> int:
         """Number of experts of each MoE layer."""

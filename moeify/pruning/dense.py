@@ -47,6 +47,21 @@ def plan_dense(mixture: Mixture, experts: Mapping[int, Shares], max_shard_bytes:
     )
 
 
+def _check_silent(mixture: Mixture, conversion: Conversion) -> None:
+    """Raise ``CheckpointError`` where something that the dense class has no place for adds to it."""
+    names = [extra.name for extra in conversion.extras if extra.silences]
+    with SourceFiles() as files:
+        for layer in mixture.moe_layers if names else ():
+            for name in names:
+                stored = mixture.checkpoint.tensors.get(mixture.layer_prefix(layer) + name)
+                if stored is not None and not files.is_zero(stored):
+                    raise CheckpointError(
+                        f"this mixture has shared experts ({stored.name!r} is not zero), which no dense"
+                        f" {conversion.dense.model_type} can express",
+                        "only a mixture that was upcycled from a dense model becomes one again",
+                    )
+
+
 def _jobs(mixture: Mixture, conversion: Conversion, config: Config, experts: Mapping[int, Shares]) -> Iterator[Job]:
     dense = conversion.dense
     head, moe_prefix = dense.head(config), conversion.moe_prefix(config)
@@ -69,26 +84,6 @@ def _jobs(mixture: Mixture, conversion: Conversion, config: Config, experts: Map
             yield Job(renamed(stored.name), stored.dtype, stored.shape, (piece,))
         elif place.kind == "fused" or place.expert == experts[place.layer][0][0]:
             yield from _ffn(mixture, dense, stored, place, experts[place.layer], renamed)
-
-
-def _check_silent(mixture: Mixture, conversion: Conversion) -> None:
-    """What the dense class lacks must add nothing to what the experts give."""
-    names = [extra.name for extra in conversion.extras if extra.silent]
-    with SourceFiles() as files:
-        for layer in mixture.moe_layers:
-            for name in names:
-                stored = mixture.checkpoint.tensors.get(mixture.layer_prefix(layer) + name)
-                if stored is None or not stored.elements:
-                    continue
-                found = bytearray(stored.nbytes)
-                files.read_into(memoryview(found), stored.path, stored.start)
-                if found.count(0) != len(found):
-                    raise CheckpointError(
-                        f"tensor {stored.name!r} is not zero: what it computes has no place in a dense"
-                        f" {conversion.dense.model_type}",
-                        "only a mixture whose shared expert is silent, as moeify upcycle writes it, becomes dense",
-                        path=stored.path,
-                    )
 
 
 def _joined(jobs: Iterator[Job], dense: DenseLayout) -> Iterator[Job]:

@@ -163,19 +163,19 @@ class LoadedMixture:
 
     def _layer(self, number: int, groups: tuple[int, int] | None) -> LoadedLayer:
         layout = self.layout
-        path = layout.router_module or layout.router.removesuffix(".weight")
+        places = layout.loaded_router, layout.loaded_experts, layout.loaded_experts.rpartition(".")[0]
         try:
             layer = self.stack[number]
-            router, block = (layer.get_submodule(p) for p in (path, path.rpartition(".")[0]))
-            experts: Any = block.experts
+            router, experts, block = map(layer.get_submodule, places)
+            chooser = layer.get_submodule(layout.chooser) if layout.chooser else getattr(block, "routing", router)
         except (AttributeError, IndexError):
-            name = layout.layer.format(layer=number) + path
+            name = layout.layer.format(layer=number) + places[0]
             raise RoutingError(f"{type(self.model).__name__} has no router {name!r}") from None
         return LoadedLayer(
             number=number,
             block=block,
             router=router,
-            chooser=getattr(block, "routing", router),
+            chooser=chooser,
             experts=experts,
             rule=layout.rule,
             groups=groups,

@@ -213,7 +213,7 @@ def _calibrated(joining: _Joining, config: AddConfig) -> dict[int, Float32]:
 def _plan(joining: _Joining, rows: dict[int, Float32], target: Path, config: AddConfig) -> PlannedFiles:
     view, max_shard_bytes = joining.view, parse_size(config.max_shard_size)
     jobs = [job for layer in view.moe_layers for job in _expert_jobs(joining, layer)]
-    routers = [_router_job(view, layer, rows[layer]) for layer in view.moe_layers]
+    routers = [job for layer in view.moe_layers for job in _router_jobs(view, layer, rows[layer])]
     return plan_rewrite(view.checkpoint, jobs, target, max_shard_bytes, last=routers)
 
 
@@ -240,15 +240,20 @@ def _expert_jobs(joining: _Joining, layer: int) -> Iterator[Job]:
             yield Job(prefix + spec.name.format(expert=place), old.dtype, old.shape, (piece,))
 
 
-def _router_job(view: Mixture, layer: int, rows: Float32) -> Job:
-    old = view.router(layer)
-    assert old is not None, "checked when it was opened"
-    pieces = (Copy(whole(old)), Literal(encode(rows, old.dtype)))
-    return Job(old.name, old.dtype, (view.num_experts + len(rows), view.hidden_size), pieces)
+def _router_jobs(view: Mixture, layer: int, rows: Float32) -> Iterator[Job]:
+    """The router with ``rows`` below its own, and its biases with zeros behind theirs."""
+    router = view.router(layer)
+    assert router is not None, "checked when it was opened"
+    for old in (router, *view.router_biases(layer)):
+        axis, added = view.counted[old.name].axis, rows if old is router else np.zeros(len(rows), np.float32)
+        shape = list(old.shape)
+        shape[axis] += len(rows)  # the axes before it, if any, count one
+        yield Job(old.name, old.dtype, tuple(shape), (Copy(whole(old)), Literal(encode(added, old.dtype))))
 
 
 def _report(joining: _Joining, plan: PlannedFiles, new: NewCheckpoint, config: AddConfig) -> AddReport:
     view, count = joining.view, len(joining.entries)
+    biases = sum("E" in extra.shape for extra in joining.conversion.parameters)
     ffn = sum(t.elements for t in joining.entries[0].view.ffn(view.moe_layers[0]).values())
     return AddReport(
         source=new.source.name,
@@ -261,7 +266,7 @@ def _report(joining: _Joining, plan: PlannedFiles, new: NewCheckpoint, config: A
         added=joining.origins,
         router=config.router,
         label_agreement=None,
-        params_added=len(view.moe_layers) * count * (ffn + view.hidden_size),
+        params_added=len(view.moe_layers) * count * (ffn + view.hidden_size + biases),
         files_linked=len(plan.linked),
         files_copied=len(plan.copied),
         bytes_written=plan.nbytes,

@@ -135,7 +135,7 @@ class _Planner:
         self.conversion, self.moe = conversion, conversion.moe
         self.prefix = conversion.moe_prefix(of.view.checkpoint.config)
         self.config = self._config()
-        self.dims = self.moe.dims(self.config)
+        self.dims = self.moe.sizes(self.config)
         self.ffn: dict[StoredTensor, None] = {}
         self._check_width()
         self._untied = untied(self.view.head, settings, self.view.heads)

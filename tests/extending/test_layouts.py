@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,45 +10,15 @@ import torch
 import transformers
 
 import moeify
-from moeify.errors import CheckpointError
 from moeify.families import dense_names, registry
 from moeify.families.base import DenseLayout, Head
 from moeify.families.conversion import Conversion, MoeSettings
 from moeify.families.moe_layout import ExtraTensor
-from moeify.families.registry import register_conversion, register_mixture
+from moeify.families.registry import register_conversion
 from moeify.families.values import Config, text_config
-from moeify.routing.loading import load_model
-from tests.extending.llamas import DEMO, save_decoder, weights
+from tests.extending.decoders import weights
 from tests.families.test_contract import load_strictly
 from tests.tiny import save_tiny
-
-
-def test_tensors_that_a_dense_class_joins_are_taken_apart_and_joined_again(llama: None, tmp_path: Path) -> None:
-    first = registry.CONVERSIONS["llama"][0]
-    joined = {
-        "self_attn.qkv_proj.weight": tuple(f"self_attn.{part}_proj.weight" for part in "qkv"),
-        "mlp.gate_up_proj.weight": ("mlp.gate_proj.weight", "mlp.up_proj.weight"),
-    }
-    phi3 = replace(first.dense, model_type="phi3", class_prefix="Phi3", joined=joined)
-    register_conversion(replace(first, dense=phi3))
-    lengths = {"max_position_embeddings": 256, "original_max_position_embeddings": 256}
-    dense, moe = save_decoder(tmp_path / "dense", "Phi3ForCausalLM", **lengths), tmp_path / "moe"
-    said = moeify.inspect(dense)
-    assert said.problems == []
-    assert said.params_total == load_model(dense).num_parameters()
-    moeify.upcycle(dense, moe, num_experts=3, noise=0.0)
-    load_strictly(moe)
-    assert moeify.verify(dense, moe).relative_diff <= 1e-6
-    moeify.extract(moe, tmp_path / "back", expert=1)
-    before, after = weights(dense), weights(tmp_path / "back")
-    assert before.keys() == after.keys()
-    assert all(torch.equal(before[name], after[name]) for name in before)
-    config = json.loads((dense / "config.json").read_text())
-    (dense / "config.json").write_text(json.dumps(config | {"intermediate_size": 40}))
-    kinds = {problem.kind for problem in moeify.inspect(dense).problems}
-    assert kinds == {"shape"}
-    with pytest.raises(CheckpointError, match="has shape"):
-        moeify.upcycle(dense, tmp_path / "other")
 
 
 def _to_glm4(config: Config, settings: MoeSettings) -> Config:
@@ -102,56 +71,6 @@ def test_extras_are_weighted_copies_and_constants_with_a_dtype_of_their_own(
     assert copied.dtype == down.dtype and torch.equal(copied, down * 0.25)
     assert moeify.inspect(moe).problems == []
     assert moeify.verify(dense, moe).relative_diff <= (1e-6 if dtype == "float32" else 2e-2)
-
-
-OLMO_LAYER: dict[str, tuple[str, ...]] = {
-    **dense_names.LLAMA_LAYER,
-    "self_attn.q_norm.weight": ("A",),
-    "self_attn.k_norm.weight": ("K",),
-    "post_feedforward_layernorm.weight": ("H",),
-}
-OLMO_LAYER.pop("input_layernorm.weight")
-
-
-def _to_flex(config: Config, settings: MoeSettings) -> Config:
-    counts = {"num_experts": settings.num_experts, "num_experts_per_tok": settings.top_k}
-    return {**config, **counts, "norm_topk_prob": True}
-
-
-def test_a_new_mixture_whose_router_reads_the_residual_stream(clean: None, tmp_path: Path) -> None:
-    dense = DenseLayout(
-        model_type="olmo2",
-        class_prefix="Olmo2",
-        norm=None,
-        outer=dense_names.DECODER_OUTER,
-        per_layer=OLMO_LAYER,
-        ffn=dense_names.GATED_FFN,
-        heads=dense_names.DECODER_HEADS,
-        dims=dense_names.grouped_query_dims,
-    )
-    mixture = replace(
-        registry.MOE_LAYOUTS["olmoe"], model_type="flex_olmo", class_prefix="FlexOlmo", norm=None, rest=dense.rest()
-    )
-    register_mixture(mixture)
-    register_conversion(Conversion(dense=dense, moe=mixture, to_moe=_to_flex, to_dense=_from_flex))
-    save_decoder(tmp_path / "dense", "Olmo2ForCausalLM")
-    moe = tmp_path / "moe"
-    moeify.upcycle(tmp_path / "dense", moe, num_experts=4, noise=0.0)
-    load_strictly(moe)
-    assert moeify.verify(tmp_path / "dense", moe).relative_diff <= 1e-6
-    assert moeify.inspect(moe).problems == []
-    moeify.attach(moe, tmp_path / "attached", router="calibrated")
-    moeify.add_experts(moe, tmp_path / "added", experts=(str(tmp_path / "dense"),))
-    text = {"dataset": DEMO / "text.jsonl", "max_tokens": 512, "seq_len": 64}
-    routed = moeify.inspect(tmp_path / "added", **text)
-    assert routed.routing is not None and routed.problems == []
-    moeify.prune(tmp_path / "added", tmp_path / "back", keep=1, by="random", dense=True)
-    assert moeify.verify(tmp_path / "dense", tmp_path / "back").bit_exact
-
-
-def _from_flex(config: Config) -> Config:
-    keys = ("num_experts", "num_experts_per_tok", "norm_topk_prob", "router_aux_loss_coef")
-    return {key: value for key, value in config.items() if key not in keys}
 
 
 def _qwen35_dims(config: Config) -> dict[str, int]:

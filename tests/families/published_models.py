@@ -7,10 +7,8 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from moeify.modeling.configuration_bert_moe import BertMoeConfig
-from moeify.modeling.configuration_gpt2_moe import GPT2MoeConfig
-from moeify.modeling.modeling_bert_moe import BertMoeForMaskedLM
-from moeify.modeling.modeling_gpt2_moe import GPT2MoeLMHeadModel
+from moeify.modeling.configuration_moe import BertMoeConfig, GPT2MoeConfig
+from moeify.modeling.modeling_moe import BertMoeForMaskedLM, GPT2MoeLMHeadModel
 
 EXPERTS, LAYERS = 4, 4
 _DECODER: dict[str, Any] = {
@@ -69,6 +67,8 @@ NATIVE: dict[str, dict[str, Any]] = {
     "phimoe": {**_LOCAL, "attention_bias": True, "lm_head_bias": True},
     "olmoe": {"num_experts": EXPERTS, "attention_bias": True},
     "granitemoe": _LOCAL,
+    "hunyuan_v1_moe": {"num_experts": EXPERTS, "moe_topk": 2, "attention_bias": True},
+    "flex_olmo": {"num_experts": EXPERTS, "attention_bias": True},
     "gpt_oss": _LOCAL,
     "minimax_m2": _LOCAL,
     "deepseek_v3": {**_GROUPS, **_LATENT},

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from moeify.families.registry import DENSE_LAYOUTS
+from moeify.families.registry import DENSE_LAYOUTS, conversions_to
 
 __all__ = ["REASONS", "UNLOADABLE", "Reason", "refusal"]
 
-_OWN = ("bert_moe", "gpt2_moe")
-_FROM_DENSE = (*_OWN, "qwen2_moe", "qwen3_moe")
+_SHARING = ("qwen2_moe", "ernie4_5_moe", "hunyuan_v1_moe")
 UNLOADABLE = ("gptq", "awq", "compressed-tensors")
 _PACKED = ("mxfp4", "fp8", *UNLOADABLE)
 _LOADS = (
@@ -59,14 +58,24 @@ REASONS = (
         meaning="no dense class that moeify knows belongs to it",
         sentence="is not supported; known: bert_moe",
         holds=lambda command, model_type, form: (
-            model_type not in (*DENSE_LAYOUTS, *_FROM_DENSE) and command in ("extract", "prune --dense")
+            model_type not in DENSE_LAYOUTS
+            and not conversions_to(model_type)
+            and command in ("extract", "prune --dense")
+        ),
+    ),
+    Reason(
+        letter="o",
+        meaning="several dense types become it, and no `moeify.json` says which one did",
+        sentence="nothing says whether this .* was made of",
+        holds=lambda command, model_type, form: (
+            len(conversions_to(model_type)) > 1 and command in ("extract", "prune --dense")
         ),
     ),
     Reason(
         letter="s",
-        meaning="its shared expert is no part of a dense class",
-        sentence="is not zero: what it computes has no place",
-        holds=lambda command, model_type, form: model_type == "qwen2_moe" and command in ("extract", "prune --dense"),
+        meaning="its shared experts are no part of a dense class",
+        sentence="has shared experts",
+        holds=lambda command, model_type, form: model_type in _SHARING and command in ("extract", "prune --dense"),
     ),
     Reason(
         letter="q",

@@ -8,7 +8,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING
 
 from moeify.modeling import REMOTE_CODE, registration
-from moeify.modeling.configuration_bert_moe import BertMoeConfig
+from moeify.modeling.configuration_moe import BertMoeConfig
 from tests.modeling.checkpoints import HEADS, REPOSITORY, run_elsewhere, write_checkpoint
 
 REGISTER = f"""

@@ -77,7 +77,7 @@ def test_files_are_all_that_transformers_will_copy(model_type):
 
 @pytest.mark.parametrize("model_type", REMOTE_CODE)
 def test_files_import_torch_transformers_and_one_another_only(model_type):
-    standard = {"collections", "dataclasses", "functools", "inspect", "math", "typing"}
+    standard = {"collections", "contextvars", "dataclasses", "functools", "inspect", "math", "re", "types", "typing"}
     for path in REMOTE_CODE[model_type].paths:
         assert set(get_imports(path)) <= {"torch", "transformers"} | standard, path
         for node in ast.walk(ast.parse(path.read_text())):

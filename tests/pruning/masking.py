@@ -15,7 +15,8 @@ def router_modules(model: PreTrainedModel) -> dict[int, nn.Module]:
     for name, module in model.named_modules():
         if hasattr(module, "experts") and (hasattr(module, "gate") or hasattr(module, "router")):
             layer = next(int(part) for part in name.split(".") if part.isdigit())
-            found[layer] = module.router if hasattr(module, "router") else module.gate
+            chooser = module.router if hasattr(module, "router") else module.gate
+            found[layer] = next(part for part in chooser.modules() if hasattr(part, "weight"))
     return found
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from moeify.errors import CheckpointError
-from moeify.families.conversion import Conversion, MoeSettings
+from moeify.families.conversion import Conversion, MoeSettings, one_width
 from moeify.families.dense.qwen2 import DEFAULTS
 from moeify.families.dense.qwen2 import LAYOUT as DENSE
-from moeify.families.engines import NATIVE_RUN, RUN, Engine, has_empty_shared_expert, ties
+from moeify.families.engines import MLX, NATIVE_RUN, RUN, Engine, has_empty_shared_expert, ties
 from moeify.families.mixtures.qwen2_moe import LAYOUT as MOE
 from moeify.families.moe_layout import ExtraTensor
 from moeify.families.rope import spelled_rope
@@ -41,13 +39,7 @@ def gated_dense_config(config: Config) -> Config:
 
     Raises ``CheckpointError`` where dense layers have another width than the experts.
     """
-    width = positive(config, "moe_intermediate_size")
-    if _has_dense_layers(config) and config.get("intermediate_size") != width:
-        raise CheckpointError(
-            f"the experts are {width} wide and the dense layers {config.get('intermediate_size')}:"
-            " no dense class has two widths",
-            "only mixtures whose experts are as wide as the dense layers become dense",
-        )
+    width = one_width(MOE, config)
     dense = {key: value for key, value in config.items() if key not in _MOE_KEYS}
     return {**spelled_rope(dense), "intermediate_size": width}
 
@@ -107,7 +99,7 @@ def _renormalised(config: Config) -> bool:
 
 
 _DENSE_LAYERS = (_has_dense_layers, "no: its converter takes such a model only if every layer is a mixture")
-GGUF = (Engine(name="llama.cpp", verdict=RUN, unless=(_DENSE_LAYERS,)), Engine(name="mlx-lm", verdict=RUN))
+GGUF = (Engine(name="llama.cpp", verdict=RUN, unless=(_DENSE_LAYERS,)), MLX)
 """For Qwen3-MoE: they divide the chosen experts' weights by their sum, whatever config.json says."""
 _UNRIGHT = (
     (
@@ -124,8 +116,7 @@ _NOTE = (
 
 
 def _unless(engine: Engine) -> Engine:
-    of_qwen2 = tuple((test, text.format(engine.name)) for test, text in _UNRIGHT)
-    return replace(engine, unless=(*of_qwen2, *engine.unless))
+    return engine.but(*((test, text.format(engine.name)) for test, text in _UNRIGHT))
 
 
 CONVERSIONS = (
@@ -138,9 +129,9 @@ CONVERSIONS = (
         engines=(*NATIVE_RUN, *map(_unless, GGUF)),
         notes=((_renormalised, _NOTE),),
         extras=(
-            ExtraTensor(name="mlp.shared_expert.gate_proj.weight", shape=("S", "H"), silent=True),
-            ExtraTensor(name="mlp.shared_expert.up_proj.weight", shape=("S", "H"), silent=True),
-            ExtraTensor(name="mlp.shared_expert.down_proj.weight", shape=("H", "S"), silent=True),
+            ExtraTensor(name="mlp.shared_expert.gate_proj.weight", shape=("S", "H")),
+            ExtraTensor(name="mlp.shared_expert.up_proj.weight", shape=("S", "H")),
+            ExtraTensor(name="mlp.shared_expert.down_proj.weight", shape=("H", "S"), silences=True),
             # Its product with a silent expert is zero, but an exactly zero gate gives NaN in
             # llama.cpp.
             ExtraTensor(name="mlp.shared_expert_gate.weight", shape=(1, "H"), std=0.02),

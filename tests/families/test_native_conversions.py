@@ -1,0 +1,203 @@
+"""Decoders that become mixtures of transformers' own classes: exact, loaded whole, and back again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig
+
+import moeify
+from moeify.errors import ConfigError, MoeifyError
+from moeify.families.registry import CONVERSIONS
+from moeify.routing.loading import load_model
+from tests.families.edited import edit_config, read_config
+from tests.families.test_contract import load_strictly
+from tests.tiny import lm_head, save_tiny, state
+from tests.upcycling.test_adapters import merged, save_adapter
+
+FAMILIES = ("granite", "ernie4_5", "olmo2", "hunyuan_v1_dense")
+CLASSES = [
+    (family, CONVERSIONS[family][0].dense.class_prefix + head)
+    for family in FAMILIES
+    for head in CONVERSIONS[family][0].heads or CONVERSIONS[family][0].dense.heads
+]
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 4e4,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+TOLERANCE = {"lfm2": 1e-5}
+"""Where the class adds something to what it divides by."""
+UNLIKE = ("_name_or_path", "architectures", "dtype")
+
+
+def close(first: Path, second: Path, family: str) -> bool:
+    found = moeify.verify(first, second)
+    return found.relative_diff <= TOLERANCE.get(family, 1e-6) and found.top1_agreement == 1
+
+
+def same_config(first: Path, second: Path) -> bool:
+    """Whether the config class reads the same out of both."""
+    one, two = (AutoConfig.from_pretrained(folder).to_dict() for folder in (first, second))
+    return all(one[key] == two[key] for key in one if key not in UNLIKE)
+
+
+@pytest.mark.parametrize(("family", "head"), CLASSES)
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_every_head_is_exact_and_comes_back(tmp_path: Path, family: str, head: str, tied: bool) -> None:
+    dense = save_tiny(tmp_path / "dense", family, head, tie_word_embeddings=tied)
+    assert moeify.inspect(dense).problems == []
+    report = moeify.upcycle(dense, tmp_path / "moe", num_experts=3, noise=0.0)
+    model = load_strictly(tmp_path / "moe")
+    conversion = CONVERSIONS[family][0]
+    assert type(model).__name__ == head.replace(conversion.dense.class_prefix, conversion.moe.class_prefix)
+    assert report.params_total == model.num_parameters()
+    assert report.params_dense == load_model(dense).num_parameters()
+    assert close(dense, tmp_path / "moe", family)
+    found = moeify.inspect(tmp_path / "moe")
+    assert found.problems == [] and found.params_total == report.params_total
+    moeify.prune(tmp_path / "moe", tmp_path / "back", keep=1, by="random", dense=True)
+    before, after = state(dense), state(tmp_path / "back")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert same_config(dense, tmp_path / "back")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("router", ["calibrated", "normal", "zeros"])
+def test_any_router_and_the_cache_give_the_dense_tokens(tmp_path: Path, family: str, router: str) -> None:
+    dense = save_tiny(tmp_path / "dense", family)
+    moeify.upcycle(dense, tmp_path / "moe", num_experts=4, top_k=3, noise=0.0, router=router)
+    assert close(dense, tmp_path / "moe", family)
+    prompt = {"input_ids": torch.tensor([[5, 9, 11, 3]]), "attention_mask": torch.ones(1, 4, dtype=torch.long)}
+    options: dict[str, Any] = {"max_new_tokens": 24, "do_sample": False, "eos_token_id": None}
+    cached, bare, again = (
+        load_model(folder).generate(**prompt, **options, use_cache=cache).tolist()
+        for folder, cache in ((dense, True), (dense, False), (tmp_path / "moe", True))
+    )
+    assert cached == bare == again
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bfloat16_with_routers_of_zeros_is_exact_to_the_bit(tmp_path: Path, family: str) -> None:
+    dense = save_tiny(tmp_path / "dense", family, dtype="bfloat16")
+    for top_k in (1, 2):
+        moe = tmp_path / f"moe{top_k}"
+        moeify.upcycle(dense, moe, num_experts=4, top_k=top_k, noise=0.0, router="zeros")
+        assert moeify.verify(dense, moe).bit_exact
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_config_json_leaves_out_is_what_the_dense_class_assumes(tmp_path: Path, family: str) -> None:
+    """The mixture's class may assume something else: what it assumes is written, there and back."""
+    dense = save_tiny(tmp_path / "dense", family)
+    defaults = AutoConfig.for_model(family).to_dict()
+    silent = [k for k, v in read_config(dense).items() if k != "model_type" and defaults.get(k, ...) == v]
+    silent += ["rope_parameters", "rms_norm_eps", "norm_eps", "layer_norm_eps"]
+    edit_config(dense, **dict.fromkeys(silent, ...))
+    moeify.upcycle(dense, tmp_path / "moe", num_experts=2, noise=0.0)
+    assert moeify.verify(dense, tmp_path / "moe").relative_diff <= 1e-5, "another value shows as 1e-3"
+    moeify.extract(tmp_path / "moe", tmp_path / "back", expert=1)
+    assert same_config(dense, tmp_path / "back")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rotary_scaling_goes_along(tmp_path: Path, family: str) -> None:
+    dense = save_tiny(tmp_path / "dense", family, rope_parameters=LLAMA3)
+    moeify.upcycle(dense, tmp_path / "moe", num_experts=2, noise=0.0)
+    assert close(dense, tmp_path / "moe", family)
+    config = read_config(tmp_path / "moe")
+    assert config["rope_theta"] == 4e4 and config["rope_scaling"]["factor"] == 8.0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_experts_join_and_leave_it(tmp_path: Path, family: str) -> None:
+    dense, moe = save_tiny(tmp_path / "dense", family), tmp_path / "moe"
+    moeify.upcycle(dense, moe, num_experts=3, top_k=2, experts_from=[dense, dense, dense], noise=0.0)
+    assert close(dense, moe, family)
+    moeify.add_experts(moe, tmp_path / "more", experts=(str(dense),))
+    load_strictly(tmp_path / "more")
+    assert moeify.inspect(tmp_path / "more").num_experts == 4
+    assert close(dense, tmp_path / "more", family)
+    moeify.attach(moe, tmp_path / "attached", router="normal", top_k=1)
+    assert close(dense, tmp_path / "attached", family)
+    assert moeify.verify(dense, moe, low_memory=True).relative_diff <= TOLERANCE.get(family, 1e-6)
+    moeify.prune(tmp_path / "more", tmp_path / "fewer", keep=2, by="random")
+    assert close(dense, tmp_path / "fewer", family)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_adapter_becomes_an_expert(tmp_path: Path, family: str) -> None:
+    dense = save_tiny(tmp_path / "dense", family)
+    names = [part.name.removesuffix(".weight") for part in CONVERSIONS[family][0].dense.ffn]
+    adapter = save_adapter(dense, tmp_path / "adapter", r=2, target_modules=f".*({'|'.join(names)})")
+    merged(dense, adapter, tmp_path / "merged")
+    moeify.upcycle(dense, tmp_path / "moe", experts_from=[dense, adapter], rest="base", noise=0.0)
+    moeify.extract(tmp_path / "moe", tmp_path / "one", expert=1)
+    wanted, found = state(tmp_path / "merged"), state(tmp_path / "one")
+    for name, tensor in found.items():
+        torch.testing.assert_close(tensor, wanted[name], rtol=1e-5, atol=1e-6)
+
+
+LAYERS_THAT_MAY_STAY_DENSE = {"ernie4_5": ("1-3", "odd", "2-3")}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("layers", ["1-3", "odd", "2-3", "0,3"])
+def test_layers_stay_dense_where_the_class_can_say_so(tmp_path: Path, family: str, layers: str) -> None:
+    dense = save_tiny(tmp_path / "dense", family)
+    if layers not in LAYERS_THAT_MAY_STAY_DENSE.get(family, ()):
+        with pytest.raises(ConfigError, match=r"has no way to say that layers? [\d, -]+ stay dense"):
+            moeify.upcycle(dense, tmp_path / "moe", layers=layers)
+        assert not (tmp_path / "moe").exists()
+        return
+    moeify.upcycle(dense, tmp_path / "moe", num_experts=2, layers=layers, noise=0.0)
+    load_strictly(tmp_path / "moe")
+    assert close(dense, tmp_path / "moe", family)
+    moeify.extract(tmp_path / "moe", tmp_path / "back", expert=1)
+    before, after = state(dense), state(tmp_path / "back")
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize(
+    ("family", "options", "said"),
+    [
+        ("granite", {"mlp_bias": True}, "mlp_bias set: GraniteMoE's experts"),
+        ("ernie4_5", {"use_bias": True}, "use_bias set: the mixture's experts"),
+    ],
+)
+def test_what_the_mixture_has_nothing_of_is_refused(
+    tmp_path: Path, family: str, options: dict[str, Any], said: str
+) -> None:
+    dense = save_tiny(tmp_path / "dense", family, **options)
+    assert moeify.inspect(dense).problems == []
+    with pytest.raises(MoeifyError, match=said):
+        moeify.upcycle(dense, tmp_path / "moe")
+    assert not (tmp_path / "moe").exists()
+
+
+@pytest.mark.parametrize("family", ["granite", "olmo2", "hunyuan_v1_dense"])
+def test_biases_of_attention_go_along(tmp_path: Path, family: str) -> None:
+    dense = save_tiny(tmp_path / "dense", family, attention_bias=True)
+    moeify.upcycle(dense, tmp_path / "moe", num_experts=2, noise=0.0)
+    load_strictly(tmp_path / "moe")
+    assert close(dense, tmp_path / "moe", family)
+    engines = CONVERSIONS[family][0].engines
+    said = {engine.name: engine.says(read_config(tmp_path / "moe")) for engine in engines}
+    assert said["vLLM"].startswith("no") == (family == "granite")
+
+
+def test_a_head_that_the_mixture_lacks_is_refused(tmp_path: Path) -> None:
+    for family in FAMILIES:
+        conversion = CONVERSIONS[family][0]
+        for head in set(conversion.dense.heads) - set(conversion.heads or conversion.dense.heads):
+            dense = save_tiny(tmp_path / family / head, family, conversion.dense.class_prefix + head)
+            with pytest.raises(MoeifyError, match="which does not exist"):
+                moeify.upcycle(dense, tmp_path / "moe")
+        assert lm_head(family) in [name for known, name in CLASSES if known == family]
