@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from moeify.errors import CheckpointError, ConfigError
+from moeify.errors import CheckpointError, ConfigError, MoeifyError
 from moeify.families.base import DenseLayout
 from moeify.families.engines import NATIVE, Engine, Said, own_engines
 from moeify.families.moe_layout import ExtraTensor, MoeLayout
@@ -78,6 +78,16 @@ class Conversion:
     def gguf_renormalises(self) -> bool | None:
         """Whether llama.cpp divides the chosen experts' weights by their sum; None: unknown."""
         return next((e.renormalises for e in self.engines if e.name == "llama.cpp"), None)
+
+    def takes(self, config: Config) -> bool:
+        """Whether the mixture can express what a dense ``config`` says."""
+        layers = self.dense.num_layers(config)
+        every = MoeSettings(num_experts=1, top_k=1, moe_layers=tuple(range(layers)), num_layers=layers)
+        try:
+            self.moe_config(config, every)
+        except MoeifyError:
+            return False
+        return True
 
     def moe_config(self, config: Config, settings: MoeSettings) -> Config:
         """config.json of the mixture that a dense ``config`` becomes; raises ``MoeifyError``."""

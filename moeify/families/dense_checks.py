@@ -101,7 +101,7 @@ def outlook(found: Dense, parts: dict[str, PartSize]) -> Outlook | None:
     if found.quantised or found.missing or found.twice or found.misshapen:
         return None
     layout = found.layout
-    conversion = conversion_from(layout)
+    conversion = conversion_from(layout, found.config)
     dims = layout.dims(found.config)
     layers = dims["L"]
     settings = MoeSettings(num_experts=_EXPERTS, top_k=_TOP_K, moe_layers=tuple(range(layers)), num_layers=layers)

@@ -76,7 +76,7 @@ def plan_upcycle(checkpoint: Checkpoint, options: UpcycleConfig, source: Source 
     has been read then.
     """
     layout = dense_layout(checkpoint.config)
-    conversion = conversion_from(layout, options.arch)
+    conversion = conversion_from(layout, checkpoint.config, options.arch)
     check_route_by(options.route_by, conversion.moe.model_type, conversion.remote_code)
     view = open_dense(checkpoint, layout)
     layers, recipe = select_layers(options.layers, view.num_layers), recipe_for(options)

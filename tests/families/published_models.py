@@ -65,6 +65,15 @@ NATIVE: dict[str, dict[str, Any]] = {
     "qwen3_moe": {"moe_intermediate_size": 8, "num_experts": EXPERTS, "mlp_only_layers": [1]},
     "qwen3_next": {**_LINEAR, "mlp_only_layers": [1]},
     "qwen3_5_moe_text": _LINEAR,
+    "mellum": {
+        "moe_intermediate_size": 8,
+        "num_experts": EXPERTS,
+        "sliding_window": 8,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "rope_parameters": {
+            f"{kind}_attention": {"rope_type": "default", "rope_theta": 5e5} for kind in ("sliding", "full")
+        },
+    },
     "mixtral": _LOCAL,
     "phimoe": {**_LOCAL, "attention_bias": True, "lm_head_bias": True},
     "olmoe": {"num_experts": EXPERTS, "attention_bias": True},

@@ -10,7 +10,7 @@ from moeify.families.dense.qwen2 import DEFAULTS
 from moeify.families.dense.qwen2 import LAYOUT as DENSE
 from moeify.families.engines import NATIVE, Engine
 from moeify.families.mixtures.qwen2_moe import LAYOUT as MOE
-from moeify.families.moe_layout import ExtraTensor
+from moeify.families.moe_layout import ExtraTensor, MoeLayout
 from moeify.families.rope import spelled_rope
 from moeify.families.values import Config, positive
 
@@ -35,12 +35,12 @@ def gated_moe_config(config: Config, settings: MoeSettings) -> Config:
     }
 
 
-def gated_dense_config(config: Config) -> Config:
+def gated_dense_config(config: Config, moe: MoeLayout = MOE) -> Config:
     """The dense config inside that of Qwen's MoE classes.
 
     Raises ``CheckpointError`` where dense layers have another width than the experts.
     """
-    width = one_width(MOE, config)
+    width = one_width(moe, config)
     dense = {key: value for key, value in config.items() if key not in _MOE_KEYS}
     return {**spelled_rope(dense), "intermediate_size": width}
 
@@ -53,6 +53,7 @@ _MOE_KEYS = (
     "norm_topk_prob",
     "decoder_sparse_step",
     "mlp_only_layers",
+    "mlp_layer_types",
     "output_router_logits",
     "router_aux_loss_coef",
     "shared_expert_intermediate_size",
