@@ -42,6 +42,7 @@ SIZES: dict[str, dict[str, Any]] = {
     },
     "ernie4_5": {**_DECODER, "head_dim": 16},
     "hunyuan_v1_dense": {**_DECODER, "head_dim": 16},
+    "cohere2": {**_DECODER, "sliding_window": 8, "logit_scale": 0.5},
     "olmo2": {**_DECODER, "eos_token_id": 1},
 }
 HEADS = {

@@ -18,7 +18,7 @@ from tests.families.test_contract import load_strictly
 from tests.tiny import lm_head, save_tiny, state
 from tests.upcycling.test_adapters import merged, save_adapter
 
-FAMILIES = ("granite", "ernie4_5", "olmo2", "hunyuan_v1_dense")
+FAMILIES = ("granite", "ernie4_5", "olmo2", "hunyuan_v1_dense", "cohere2")
 CLASSES = [
     (family, CONVERSIONS[family][0].dense.class_prefix + head)
     for family in FAMILIES
@@ -145,7 +145,7 @@ def test_an_adapter_becomes_an_expert(tmp_path: Path, family: str) -> None:
         torch.testing.assert_close(tensor, wanted[name], rtol=1e-5, atol=1e-6)
 
 
-LAYERS_THAT_MAY_STAY_DENSE = {"ernie4_5": ("1-3", "odd", "2-3")}
+LAYERS_THAT_MAY_STAY_DENSE = {"ernie4_5": ("1-3", "odd", "2-3"), "cohere2": ("1-3", "odd", "2-3", "0,3")}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -182,7 +182,7 @@ def test_what_the_mixture_has_nothing_of_is_refused(
     assert not (tmp_path / "moe").exists()
 
 
-@pytest.mark.parametrize("family", ["granite", "olmo2", "hunyuan_v1_dense"])
+@pytest.mark.parametrize("family", ["granite", "olmo2", "hunyuan_v1_dense", "cohere2"])
 def test_biases_of_attention_go_along(tmp_path: Path, family: str) -> None:
     dense = save_tiny(tmp_path / "dense", family, attention_bias=True)
     moeify.upcycle(dense, tmp_path / "moe", num_experts=2, noise=0.0)
