@@ -43,6 +43,11 @@ SIZES: dict[str, dict[str, Any]] = {
     "ernie4_5": {**_DECODER, "head_dim": 16},
     "hunyuan_v1_dense": {**_DECODER, "head_dim": 16},
     "cohere2": {**_DECODER, "sliding_window": 8, "logit_scale": 0.5},
+    "lfm2": {
+        **_DECODER,
+        "block_auto_adjust_ff_dim": False,
+        "layer_types": ["conv", "full_attention", "conv", "full_attention"],
+    },
     "olmo2": {**_DECODER, "eos_token_id": 1},
 }
 HEADS = {

@@ -18,7 +18,7 @@ from tests.families.test_contract import load_strictly
 from tests.tiny import lm_head, save_tiny, state
 from tests.upcycling.test_adapters import merged, save_adapter
 
-FAMILIES = ("granite", "ernie4_5", "olmo2", "hunyuan_v1_dense", "cohere2")
+FAMILIES = ("granite", "ernie4_5", "olmo2", "hunyuan_v1_dense", "cohere2", "lfm2")
 CLASSES = [
     (family, CONVERSIONS[family][0].dense.class_prefix + head)
     for family in FAMILIES
@@ -145,7 +145,11 @@ def test_an_adapter_becomes_an_expert(tmp_path: Path, family: str) -> None:
         torch.testing.assert_close(tensor, wanted[name], rtol=1e-5, atol=1e-6)
 
 
-LAYERS_THAT_MAY_STAY_DENSE = {"ernie4_5": ("1-3", "odd", "2-3"), "cohere2": ("1-3", "odd", "2-3", "0,3")}
+LAYERS_THAT_MAY_STAY_DENSE = {
+    "ernie4_5": ("1-3", "odd", "2-3"),
+    "cohere2": ("1-3", "odd", "2-3", "0,3"),
+    "lfm2": ("1-3", "2-3"),
+}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -191,6 +195,18 @@ def test_biases_of_attention_go_along(tmp_path: Path, family: str) -> None:
     engines = CONVERSIONS[family][0].engines
     said = {engine.name: engine.says(read_config(tmp_path / "moe")) for engine in engines}
     assert said["vLLM"].startswith("no") == (family == "granite")
+
+
+def test_lfm2_s_width_is_what_its_config_makes_of_it(tmp_path: Path) -> None:
+    options = {"block_auto_adjust_ff_dim": True, "block_multiple_of": 16, "block_ffn_dim_multiplier": 1.5}
+    dense = save_tiny(tmp_path / "dense", "lfm2", conv_bias=True, intermediate_size=40, **options)
+    edit_config(dense, intermediate_size=..., block_ff_dim=40, tie_word_embeddings=..., tie_embedding=True)
+    moeify.upcycle(dense, tmp_path / "moe", num_experts=2, noise=0.0)
+    load_strictly(tmp_path / "moe")
+    assert close(dense, tmp_path / "moe", "lfm2")
+    assert read_config(tmp_path / "moe")["moe_intermediate_size"] == 48
+    moeify.extract(tmp_path / "moe", tmp_path / "back", expert=0)
+    assert moeify.verify(dense, tmp_path / "back").bit_exact
 
 
 def test_a_head_that_the_mixture_lacks_is_refused(tmp_path: Path) -> None:
