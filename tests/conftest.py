@@ -1,5 +1,6 @@
 """Settings for every test: nothing from the network, output without colours."""
 
+import gc
 import os
 import tempfile
 from collections.abc import Iterator
@@ -22,3 +23,9 @@ def elsewhere(tmp_path: Path) -> Iterator[Path]:
     other = next(p for p in places if p.is_dir() and p.stat().st_dev != here)
     with tempfile.TemporaryDirectory(dir=other) as folder:
         yield Path(folder)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _imports_are_no_garbage() -> None:
+    """Each training run collects garbage four times, which takes 0.3 s where all of torch is searched."""
+    gc.freeze()

@@ -50,6 +50,8 @@ def _converted(model_type: str) -> bool:
     """Whether transformers holds the experts of a type under other names than it writes."""
     from transformers.conversion_mapping import get_checkpoint_conversion_mapping as mapping
 
+    if model_type in DENSE_LAYOUTS:
+        return False
     return any(mapping(name) is not None for name in (model_type, f"{model_type}_text"))
 
 
@@ -59,8 +61,8 @@ def _cut(method: str) -> Callable[[Any, Path], None]:
 
 FORMS = (
     Form(name="float32", meaning="as `save_pretrained` writes it, embeddings untied"),
-    Form(name="tied", meaning="the same with tied embeddings", tied=True),
-    Form(name="bfloat16", meaning="the same in bfloat16", dtype="bfloat16"),
+    Form(name="tied", meaning="the same with tied embeddings", tied=True, fits=DENSE_LAYOUTS.__contains__),
+    Form(name="bfloat16", meaning="in bfloat16 with tied embeddings", tied=True, dtype="bfloat16"),
     Form(
         name="in memory",
         save=_in_memory,
@@ -79,14 +81,11 @@ FORMS = (
     ),
 )
 FORM = {form.name: form for form in FORMS}
-DENSE_FORMS = ("float32", "tied", "bfloat16")
 
 
 def cases() -> Iterator[tuple[str, str]]:
     """Model type and form of every row of the matrix."""
-    for family in DENSE_LAYOUTS:
-        yield from ((family, form) for form in DENSE_FORMS)
-    for model_type in MOE_LAYOUTS:
+    for model_type in (*DENSE_LAYOUTS, *MOE_LAYOUTS):
         yield from ((model_type, form.name) for form in FORMS if form.fits(model_type))
 
 
