@@ -8,7 +8,9 @@ from typing import Any
 import torch
 import transformers
 
-from moeify.families.registry import DENSE_LAYOUTS
+import moeify
+from moeify.errors import ConfigError
+from moeify.families.registry import CONVERSIONS
 
 VOCAB, LAYERS = 64, 4
 _DECODER = {
@@ -21,6 +23,7 @@ _DECODER = {
     "max_position_embeddings": 64,
     "pad_token_id": 0,
 }
+_LANGUAGE_HEADS = ("ForCausalLM", "ForConditionalGeneration", "ForMaskedLM", "LMHeadModel")
 SIZES: dict[str, dict[str, Any]] = {
     "bert": {
         "vocab_size": VOCAB,
@@ -33,6 +36,9 @@ SIZES: dict[str, dict[str, Any]] = {
     "gpt2": {"vocab_size": VOCAB, "n_embd": 32, "n_layer": LAYERS, "n_head": 4, "n_positions": 64, "pad_token_id": 0},
     "qwen2": _DECODER,
     "qwen3": {**_DECODER, "head_dim": 16},
+    "mistral": {**_DECODER, "head_dim": 16, "sliding_window": 5},
+    "internlm3": {**_DECODER, "head_dim": 16},
+    "phi3": {**_DECODER, "original_max_position_embeddings": 64, "sliding_window": 6},
     "granite": {
         **_DECODER,
         "embedding_multiplier": 3.0,
@@ -48,42 +54,11 @@ SIZES: dict[str, dict[str, Any]] = {
         "block_auto_adjust_ff_dim": False,
         "layer_types": ["conv", "full_attention", "conv", "full_attention"],
     },
-    "olmo2": {**_DECODER, "eos_token_id": 1},
+    "olmo2": {**_DECODER, "intermediate_size": 64, "eos_token_id": 1},
 }
 HEADS = {
-    "bert": [
-        "BertModel",
-        "BertForPreTraining",
-        "BertLMHeadModel",
-        "BertForMaskedLM",
-        "BertForNextSentencePrediction",
-        "BertForSequenceClassification",
-        "BertForMultipleChoice",
-        "BertForTokenClassification",
-        "BertForQuestionAnswering",
-    ],
-    "gpt2": [
-        "GPT2Model",
-        "GPT2LMHeadModel",
-        "GPT2DoubleHeadsModel",
-        "GPT2ForSequenceClassification",
-        "GPT2ForTokenClassification",
-        "GPT2ForQuestionAnswering",
-    ],
-    "qwen2": [
-        "Qwen2Model",
-        "Qwen2ForCausalLM",
-        "Qwen2ForSequenceClassification",
-        "Qwen2ForTokenClassification",
-        "Qwen2ForQuestionAnswering",
-    ],
-    "qwen3": [
-        "Qwen3Model",
-        "Qwen3ForCausalLM",
-        "Qwen3ForSequenceClassification",
-        "Qwen3ForTokenClassification",
-        "Qwen3ForQuestionAnswering",
-    ],
+    name: [known[0].dense.class_prefix + head for head in known[0].heads or known[0].dense.heads]
+    for name, known in CONVERSIONS.items()
 }
 FAMILY_HEADS = [(family, head) for family, heads in HEADS.items() for head in heads]
 LM_HEADS = {
@@ -92,19 +67,33 @@ LM_HEADS = {
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
 }
+"""The types that tests of everything but families are run on."""
 
 
 def lm_head(family: str) -> str:
-    """The class of a family that has a language model's head."""
-    return LM_HEADS.get(family) or f"{DENSE_LAYOUTS[family].class_prefix}ForCausalLM"
+    """The class of a type that predicts tokens."""
+    return LM_HEADS.get(family) or next(head for head in HEADS[family] if head.endswith(_LANGUAGE_HEADS))
+
+
+def tolerance(family: str) -> float:
+    """How far a mixture may lie from its dense model: LFM2-MoE adds 1e-6 to what it divides by."""
+    return 1e-5 if family == "lfm2" else 1e-6
+
+
+def layers_of(dense: Path, wanted: str) -> str:
+    """``wanted``, or all layers where the mixture of a checkpoint has no way to leave others dense."""
+    try:
+        moeify.upcycle(dense, layers=wanted, dry_run=True)
+    except ConfigError:
+        return "all"
+    return wanted
 
 
 def save_tiny(folder: Path, family: str, head: str | None = None, dtype: str = "float32", **options: Any) -> Path:
     """Save a random dense model; every weight, biases included, is far from its default."""
     torch.manual_seed(7)
     config_class = transformers.CONFIG_MAPPING[family]
-    sizes = {**SIZES[family], **options}
-    config = config_class(**sizes)
+    config = config_class(**SIZES.get(family, _DECODER) | options)
     model = getattr(transformers, head or lm_head(family))(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -49,11 +49,10 @@ class Conversion:
     ``MoeifyError`` for one that the other side cannot express. ``came_from`` tells by a mixture's
     config whether it can stem from this dense type, where several become the same mixture.
     ``heads`` are those of the dense heads that the MoE class has, None where it has all.
-    ``extras`` are tensors that the MoE class demands and the dense model lacks. ``every_layer``
-    says why no layer may stay dense; None where layers may. ``head_prefixes`` lead the base
-    model's names in those heads of the MoE class that differ from the dense one's. ``remote_code``
-    says that the MoE classes are moeify's own and travel inside the checkpoint. ``notes`` are for
-    the model card and for inspect.
+    ``extras`` are tensors that the MoE class demands and the dense model lacks.
+    ``head_prefixes`` lead the base model's names in those heads of the MoE class that differ from
+    the dense one's. ``remote_code`` says that the MoE classes are moeify's own and travel inside the checkpoint.
+    ``notes`` are for the model card and for inspect.
     """
 
     dense: DenseLayout
@@ -63,7 +62,6 @@ class Conversion:
     came_from: Callable[[Config], bool] = lambda config: True
     heads: tuple[str, ...] | None = None
     extras: tuple[ExtraTensor, ...] = ()
-    every_layer: str | None = None
     head_prefixes: Mapping[str, str] = field(default_factory=dict)
     engines: tuple[Engine, ...] = NATIVE
     remote_code: bool = False
@@ -83,8 +81,6 @@ class Conversion:
 
     def moe_config(self, config: Config, settings: MoeSettings) -> Config:
         """config.json of the mixture that a dense ``config`` becomes; raises ``MoeifyError``."""
-        if self.every_layer is not None and settings.dense_layers:
-            raise ConfigError(self.every_layer, "pass --layers all, or leave it out")
         head = self.dense.head_name(config)
         name = self.moe.class_prefix + head
         if self.heads is not None and head not in self.heads:

@@ -147,8 +147,7 @@ class Mixture:
 
     def router_biases(self, layer: int) -> tuple[StoredTensor, ...]:
         """The biases [E] of one layer's router and of its choice, as far as they are stored."""
-        names = (self.layout.router_bias, self.layout.rule.selection_bias)
-        full = (self.layer_prefix(layer) + name for name in names if name is not None)
+        full = (self.layer_prefix(layer) + name for name in self.layout.router_biases)
         tensors = self.checkpoint.tensors
         return tuple(tensors[name] for name in full if name in tensors)
 

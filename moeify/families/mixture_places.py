@@ -173,16 +173,15 @@ class Places:
 
 def _inner_parts(layout: MoeLayout) -> Iterator[tuple[tuple[str, bool], str]]:
     """Part of every tensor of a layer by its name and whether the layer is a mixture."""
-    rest, rule = layout.rest, layout.rule
+    rest = layout.rest
     for name in rest.per_layer:
         yield from ((((name, mixture), layer_part(name))) for mixture in (False, True))
     for name in rest.ffn:
         yield (name, False), "dense_ffn"
     for name in rest.shared:
         yield (name, True), "shared_experts"
-    for router in (layout.router, layout.router_bias, rule.selection_bias):
-        if router is not None:
-            yield (router, True), "routers"
+    for router in (layout.router, *layout.router_biases):
+        yield (router, True), "routers"
 
 
 def layer_part(name: str) -> str:

@@ -104,6 +104,10 @@ def _shape_problems(mixture: Mixture, layer: int, num_experts: int) -> Iterator[
     router = mixture.checkpoint.tensors.get(mixture.router_name(layer))
     if router is not None and router.shape != (num_experts, dims["H"]):
         yield ("shape", f"the router has shape {list(router.shape)}, config.json says {[num_experts, dims['H']]}")
+    for name in mixture.layout.router_biases:
+        bias = mixture.checkpoint.tensors.get(mixture.layer_prefix(layer) + name)
+        if bias is not None and bias.elements != num_experts:
+            yield "shape", f"{name} has shape {list(bias.shape)}, config.json says {num_experts} experts"
     for spec in mixture.layout.experts:
         yield from _expert_shapes(mixture, layer, spec, num_experts, resolve_shape(spec.shape, dims))
 
@@ -136,9 +140,11 @@ def _missing_rest(mixture: Mixture) -> Iterator[Problem]:
     lacking: dict[int, set[str]] = {}
     layers = range(mixture.num_layers)
     mixtures = frozenset(mixture.moe_layers)
+    sparse = [[layer for layer in layers if layer in mixtures]]
     for names, alike in (
         (frozenset(rest.per_layer), _by_mixer(mixture, layers)),
-        (shared - dense, [[layer for layer in layers if layer in mixtures]]),
+        (shared - dense, sparse),
+        (frozenset(layout.router_biases), sparse),
         (dense, [[layer for layer in layers if layer not in mixtures]]),
     ):
         for group in alike:

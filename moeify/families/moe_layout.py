@@ -214,6 +214,11 @@ class MoeLayout:
         """The layout with the rule that ``config`` chooses."""
         return self if self.rule_by is None else replace(self, rule=self.rule_by(text_config(config)), rule_by=None)
 
+    @property
+    def router_biases(self) -> tuple[str, ...]:
+        """Names of what a router adds, to its logits or for choosing, relative to the layer."""
+        return tuple(name for name in (self.router_bias, self.rule.selection_bias) if name is not None)
+
     def is_guard(self, stored: StoredTensor) -> bool:
         """Whether a tensor only keeps dense classes from loading the mixture."""
         return self.guard is not None and stored.elements == 1 and stored.name.endswith(f".{self.guard}")

@@ -58,6 +58,12 @@ def conversions_to(model_type: object) -> tuple[Conversion, ...]:
     return tuple(conversion for conversion in every if conversion.moe.model_type == model_type)
 
 
+def possible_origins(config: Config) -> tuple[Conversion, ...]:
+    """The conversions that can have led to the mixture which ``config`` describes."""
+    known = conversions_to(config.get("model_type"))
+    return known if len(known) == 1 else tuple(c for c in known if c.came_from(config))
+
+
 def origin(config: Config, recorded: str | None = None) -> Conversion:
     """The conversion back to the dense type that a mixture came from, or may have come from.
 
@@ -70,19 +76,18 @@ def origin(config: Config, recorded: str | None = None) -> Conversion:
         types = {c.moe.model_type for name in CONVERSIONS for c in CONVERSIONS[name]}
         raise UnsupportedModelError(model_type, types, _dense_hint(model_type))
     said = recorded or config.get(DENSE_TYPE)
-    found = [c for c in known if c.dense.model_type == said]
+    found = tuple(c for c in known if c.dense.model_type == said)
     if said is not None and not found:
         raise CheckpointError(
-            f"this {model_type} was made of a {said!s:.40}, and no conversion to that is known here",
+            f"this {model_type} was made of {said!s:.40}, and no conversion to that is known here",
             "install the extension of moeify that made it",
         )
-    if not found:
-        found = list(known) if len(known) == 1 else [c for c in known if c.came_from(config)]
+    found = found or possible_origins(config)
     if len(found) == 1:
         return found[0]
     listing = " or ".join(conversion.dense.model_type for conversion in found or known)
     raise CheckpointError(
-        f"nothing says whether this {model_type} was made of a {listing}",
+        f"nothing says whether this {model_type} was made of {listing}",
         f'add "{DENSE_TYPE}" to its config.json with the one that it was made of',
     )
 

@@ -9,12 +9,13 @@ from moeify.checkpoint.header import StoredTensor
 from moeify.checkpoint.reader import Checkpoint
 from moeify.errors import CheckpointError, MoeifyError
 from moeify.families.base import DenseLayout
+from moeify.families.conversion import Conversion
 from moeify.families.dense_checkpoint import sort_dense
 from moeify.families.dense_checks import dense_problems
 from moeify.families.mixture import Mixture, sort_mixture
 from moeify.families.moe_checks import check_mixture
 from moeify.families.problems import Problem, by_pattern
-from moeify.families.registry import DENSE_LAYOUTS, MOE_LAYOUTS, moe_layout, origin_or_none
+from moeify.families.registry import DENSE_LAYOUTS, MOE_LAYOUTS, moe_layout, possible_origins
 from moeify.families.values import Config, resolve_shape
 
 Tensors = Mapping[str, StoredTensor]
@@ -49,14 +50,17 @@ def structure_problems(tensors: Tensors, config: Config) -> list[Problem]:
 def mixture_problems(mixture: Mixture) -> Iterator[Problem]:
     """What ``check_mixture`` finds and, where a dense half knows every shape, the rest's shapes."""
     yield from check_mixture(mixture)
-    conversion = origin_or_none(mixture.config)
-    if conversion is None:
-        return
+    held = [_against(mixture, conversion) for conversion in possible_origins(mixture.config)]
+    yield from min((found for found in held if found is not None), key=len, default=[])
+
+
+def _against(mixture: Mixture, conversion: Conversion) -> list[Problem] | None:
+    """The rest held against a dense half that it may have; None where it is not that one."""
     try:
         config = conversion.dense_config(mixture.config)
-        yield from _rest_problems(mixture, conversion.dense, config)
+        return list(_rest_problems(mixture, conversion.dense, config))
     except (MoeifyError, TypeError, ValueError, AttributeError):
-        return  # a mixture that no dense model corresponds to, such as one with a class of its own
+        return None  # a mixture that no dense model corresponds to, such as one with a class of its own
 
 
 def _rest_problems(mixture: Mixture, dense: DenseLayout, config: Config) -> Iterator[Problem]:

@@ -16,7 +16,7 @@ from moeify.families.dense_checks import dense_parts, dense_problems, outlook
 from moeify.families.mixture import Mixture, PartSize, sort_mixture
 from moeify.families.moe_checks import stated
 from moeify.families.problems import Problem
-from moeify.families.registry import DENSE_LAYOUTS, MOE_LAYOUTS, moe_layout, origin_or_none
+from moeify.families.registry import DENSE_LAYOUTS, MOE_LAYOUTS, moe_layout, possible_origins
 from moeify.families.structure import mixture_problems
 from moeify.families.values import text_config
 from moeify.inspection.config import InspectConfig
@@ -127,8 +127,8 @@ def _sort_mixture(opened: Opened, report: InspectReport) -> Mixture:
     report.problems += mixture_problems(mixture)
     if not report.moe_layers:
         report.notes.append("config.json makes no layer a mixture")
-    if (conversion := origin_or_none(config)) is not None:
-        report.notes += conversion.notes_on(config)
+    noted = (note for conversion in possible_origins(config) for note in conversion.notes_on(config))
+    report.notes += dict.fromkeys(noted)
     return mixture
 
 

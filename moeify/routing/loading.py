@@ -17,7 +17,7 @@ from moeify.checkpoint.json_text import read_json
 from moeify.checkpoint.reader import CONFIG_FILE, TOKENIZER_FILES, Checkpoint, has_tokenizer
 from moeify.errors import CheckpointError, DatasetError, MissingExtraError
 from moeify.families.quantization import QUANTIZATION, all_plain
-from moeify.families.registry import MOE_LAYOUTS, default_class, moe_layout
+from moeify.families.registry import DENSE_LAYOUTS, MOE_LAYOUTS, default_class, moe_layout
 from moeify.modeling import REMOTE_CODE
 from moeify.routing.extent import within_files
 from moeify.routing.running import first_line
@@ -126,6 +126,8 @@ def _config(folder: Path, checkpoint: Checkpoint) -> Any:
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    if config.model_type in DENSE_LAYOUTS:  # files may name classes of code that came with them
+        config.architectures = DENSE_LAYOUTS[config.model_type].canonical(checkpoint.config).get("architectures")
     if hasattr(config, QUANTIZATION) and all_plain(checkpoint.tensors.values()):
         delattr(config, QUANTIZATION)  # left over, and would have weights unpacked that are not
     return config

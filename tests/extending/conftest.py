@@ -21,8 +21,8 @@ def clean(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def llama(clean: None, tmp_path: Path) -> None:
+def seed_oss(clean: None, tmp_path: Path) -> None:
     """The file of the page, run as an import runs it."""
-    file = tmp_path / "llama_to_mixtral.py"
+    file = tmp_path / "seed_oss_to_granitemoe.py"
     file.write_text(example("A model type"))
-    exec(compile(file.read_text(), str(file), "exec"), {"__name__": "llama_to_mixtral"})
+    exec(compile(file.read_text(), str(file), "exec"), {"__name__": "seed_oss_to_granitemoe"})

@@ -1,4 +1,4 @@
-"""From one file outside the package, Llama checkpoints become Mixtral mixtures in every command."""
+"""From one file outside the package, Seed-OSS checkpoints become GraniteMoE mixtures in every command."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from moeify.families.registry import register_conversion, register_mixture
 from moeify.hub.listing import local_files
 from moeify.hub.plan import plan_push
 from moeify.routing.loading import load_model
+from tests.extending.decoders import DEMO, save_seed_oss, weights
 from tests.extending.documented import example, installed, run
-from tests.extending.llamas import DEMO, save_llama, weights
 from tests.families.test_contract import load_strictly
 
-HEADS = ("Model", "ForCausalLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
+HEADS = ("Model", "ForCausalLM")
 
 
 LLAMA3 = {
@@ -37,13 +37,15 @@ LLAMA3 = {
 
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize(
-    "options", [{"tie_word_embeddings": True}, {"head_dim": 16, "rope_parameters": LLAMA3}], ids=["tied", "llama3"]
+    "options", [{"tie_word_embeddings": True}, {"head_dim": 24, "rope_parameters": LLAMA3}], ids=["tied", "llama3"]
 )
-def test_every_head_is_exact_and_comes_back(llama: None, tmp_path: Path, head: str, options: dict[str, Any]) -> None:
-    dense = save_llama(tmp_path / "dense", head, **options)
+def test_every_head_is_exact_and_comes_back(
+    seed_oss: None, tmp_path: Path, head: str, options: dict[str, Any]
+) -> None:
+    dense = save_seed_oss(tmp_path / "dense", head, **options)
     report = moeify.upcycle(dense, tmp_path / "moe", num_experts=3, noise=0.0)
-    assert (report.family, report.model_type) == ("llama", "mixtral")
-    assert type(load_strictly(tmp_path / "moe")).__name__ == f"Mixtral{head}"
+    assert (report.family, report.model_type) == ("seed_oss", "granitemoe")
+    assert type(load_strictly(tmp_path / "moe")).__name__ == f"GraniteMoe{head}"
     compared = moeify.verify(dense, tmp_path / "moe")
     assert compared.relative_diff <= 1e-6 and compared.top1_agreement == 1
     assert moeify.inspect(tmp_path / "moe").problems == []
@@ -55,11 +57,11 @@ def test_every_head_is_exact_and_comes_back(llama: None, tmp_path: Path, head: s
     assert moeify.verify(dense, tmp_path / "back").bit_exact
 
 
-def test_every_command_works_on_it(llama: None, tmp_path: Path) -> None:
-    dense, moe = save_llama(tmp_path / "dense"), tmp_path / "moe"
+def test_every_command_works_on_it(seed_oss: None, tmp_path: Path) -> None:
+    dense, moe = save_seed_oss(tmp_path / "dense"), tmp_path / "moe"
     said = moeify.inspect(dense)
     assert said.problems == [] and said.upcycled is not None
-    assert said.upcycled.model_type == "mixtral"
+    assert said.upcycled.model_type == "granitemoe"
     report = moeify.upcycle(dense, moe, num_experts=4, noise=0.05)
     assert report.params_total == load_model(moe).num_parameters()
     moeify.attach(moe, tmp_path / "attached", router="normal", top_k=1)
@@ -70,69 +72,66 @@ def test_every_command_works_on_it(llama: None, tmp_path: Path) -> None:
     )
     assert warmed.steps == 2
     assert (
-        weights(moe)["model.layers.0.block_sparse_moe.gate.weight"]
-        .ne(weights(tmp_path / "warmed")["model.layers.0.block_sparse_moe.gate.weight"])
+        weights(moe)["model.layers.0.block_sparse_moe.router.layer.weight"]
+        .ne(weights(tmp_path / "warmed")["model.layers.0.block_sparse_moe.router.layer.weight"])
         .any()
     )
     moeify.extract(tmp_path / "warmed", tmp_path / "expert", expert=2)
-    assert type(load_model(tmp_path / "expert")).__name__ == "LlamaForCausalLM"
+    assert type(load_model(tmp_path / "expert")).__name__ == "SeedOssForCausalLM"
     assert moeify.inspect(moe, reference=dense, weights=True).problems == []
     added = moeify.add_experts(moe, tmp_path / "added", experts=(str(dense),))
     assert added.num_experts == 5
-    local, left = local_files(Checkpoint.open(tmp_path / "warmed"), "me/llama-moe")
-    plan = plan_push("me/llama-moe", "main", local, None, left, None)
+    local, left = local_files(Checkpoint.open(tmp_path / "warmed"), "me/seed-moe")
+    plan = plan_push("me/seed-moe", "main", local, None, left, None)
     assert {file.name for file in plan.uploads} >= {"config.json", "README.md"}
     assert any(file.name.endswith(".safetensors") for file in plan.uploads)
     card = (tmp_path / "warmed" / "README.md").read_text()
-    assert "- llama\n" in card
+    assert "- seed_oss\n" in card
 
 
-def test_what_the_class_lacks_is_refused(llama: None, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no dense layers"):
-        moeify.upcycle(save_llama(tmp_path / "a"), tmp_path / "moe", layers="odd")
-    few = replace(registry.CONVERSIONS["llama"][0], heads=("ForCausalLM",))
-    registry.CONVERSIONS["llama"] = (few,)
-    with pytest.raises(CheckpointError, match="become a MixtralModel, which does not exist"):
-        moeify.upcycle(save_llama(tmp_path / "c", "Model"), tmp_path / "moe")
-    biased = save_llama(tmp_path / "b", attention_bias=True, mlp_bias=True)
-    assert moeify.inspect(biased).problems == []
-    with pytest.raises(ConfigError, match="attention_bias is set"):
-        moeify.upcycle(biased, tmp_path / "moe")
+def test_what_the_class_lacks_is_refused(seed_oss: None, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no way to say that layers 0, 2 stay dense"):
+        moeify.upcycle(save_seed_oss(tmp_path / "a"), tmp_path / "moe", layers="odd")
+    for head in ("ForSequenceClassification", "ForQuestionAnswering"):
+        with pytest.raises(CheckpointError, match=f"become a GraniteMoe{head}, which does not exist"):
+            moeify.upcycle(save_seed_oss(tmp_path / head, head), tmp_path / "moe")
+    bare = save_seed_oss(tmp_path / "b", attention_bias=False)
+    with pytest.raises(ConfigError, match="only a Seed-OSS with biases"):
+        moeify.upcycle(bare, tmp_path / "moe")
     assert not (tmp_path / "moe").exists()
 
 
-def test_a_second_conversion_is_named_and_going_back_never_guesses(llama: None, tmp_path: Path) -> None:
-    first = registry.CONVERSIONS["llama"][0]
-    register_mixture(replace(first.moe, model_type="mixtral_two"))
-    register_conversion(replace(first, moe=registry.MOE_LAYOUTS["mixtral_two"]))
-    mistral = replace(first.dense, model_type="mistral", class_prefix="Mistral")
-    register_conversion(replace(first, dense=mistral))
-    dense, moe = save_llama(tmp_path / "dense"), tmp_path / "moe"
-    moeify.upcycle(dense, moe, num_experts=2, arch="mixtral_two", noise=0.0)
-    assert json.loads((moe / "config.json").read_text())["model_type"] == "mixtral_two"
-    with pytest.raises(ConfigError, match="does not become 'olmoe', but mixtral, mixtral_two"):
+def test_a_second_conversion_is_named_and_going_back_never_guesses(seed_oss: None, tmp_path: Path) -> None:
+    first = registry.CONVERSIONS["seed_oss"][0]
+    register_mixture(replace(first.moe, model_type="granitemoe_two"))
+    register_conversion(replace(first, moe=registry.MOE_LAYOUTS["granitemoe_two"]))
+    register_conversion(replace(first, dense=replace(first.dense, model_type="seed_two")))
+    dense, moe = save_seed_oss(tmp_path / "dense"), tmp_path / "moe"
+    moeify.upcycle(dense, moe, num_experts=2, arch="granitemoe_two", noise=0.0)
+    assert json.loads((moe / "config.json").read_text())["model_type"] == "granitemoe_two"
+    with pytest.raises(ConfigError, match="does not become 'olmoe', but granitemoe, granitemoe_two"):
         moeify.upcycle(dense, tmp_path / "other", arch="olmoe")
     moeify.upcycle(dense, tmp_path / "default", num_experts=2, noise=0.0)
-    moeify.extract(tmp_path / "default", tmp_path / "back", expert=0)  # moeify.json says llama
-    assert moeify.inspect(tmp_path / "back").model_type == "llama"
+    moeify.extract(tmp_path / "default", tmp_path / "back", expert=0)  # moeify.json says so
+    assert moeify.inspect(tmp_path / "back").model_type == "seed_oss"
     (tmp_path / "default" / "moeify.json").unlink()
-    with pytest.raises(CheckpointError, match="made of a llama or mistral") as caught:
+    with pytest.raises(CheckpointError, match=r"made of .*seed_oss or seed_two") as caught:
         moeify.extract(tmp_path / "default", tmp_path / "unknown", expert=0)
     assert '"dense_model_type"' in str(caught.value.hint)
     config = tmp_path / "default" / "config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"dense_model_type": "llama"}))
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"dense_model_type": "seed_oss"}))
     moeify.extract(tmp_path / "default", tmp_path / "said", expert=0)
     found = json.loads((tmp_path / "said" / "config.json").read_text())
-    assert found["model_type"] == "llama" and "dense_model_type" not in found
+    assert found["model_type"] == "seed_oss" and "dense_model_type" not in found
 
 
-def test_what_cannot_be_registered_says_why(llama: None) -> None:
-    conversion = registry.CONVERSIONS["llama"][0]
-    with pytest.raises(ConfigError, match="from 'llama' to 'mixtral' is there already"):
+def test_what_cannot_be_registered_says_why(seed_oss: None) -> None:
+    conversion = registry.CONVERSIONS["seed_oss"][0]
+    with pytest.raises(ConfigError, match="from 'seed_oss' to 'granitemoe' is there already"):
         register_conversion(conversion)
     with pytest.raises(ConfigError, match="there already with another layout"):
         register_conversion(replace(conversion, dense=replace(conversion.dense, class_prefix="X")))
-    with pytest.raises(ConfigError, match="'mixtral' is there already"):
+    with pytest.raises(ConfigError, match="'granitemoe' is there already"):
         register_mixture(conversion.moe)
     with pytest.raises(ConfigError, match="'new' is not registered") as caught:
         register_conversion(replace(conversion, moe=replace(conversion.moe, model_type="new")))
@@ -142,7 +141,7 @@ def test_what_cannot_be_registered_says_why(llama: None) -> None:
         register_conversion(replace(conversion, dense=plain))
     for type_of in ("gpt_oss", "llama4_text"):  # interleaved, and transposed
         moe = registry.MOE_LAYOUTS[type_of]
-        with pytest.raises(ConfigError, match="in another order than the FFN of 'llama'"):
+        with pytest.raises(ConfigError, match="in another order than the FFN of 'seed_oss'"):
             register_conversion(replace(conversion, moe=moe))
 
 
@@ -154,18 +153,18 @@ def test_every_conversion_of_the_package_could_be_registered(monkeypatch: pytest
         assert registry.CONVERSIONS[name] == known
 
 
-def test_a_dense_type_that_is_recorded_and_unknown_is_said(llama: None, tmp_path: Path) -> None:
-    dense, moe = save_llama(tmp_path / "dense"), tmp_path / "moe"
+def test_a_dense_type_that_is_recorded_and_unknown_is_said(seed_oss: None, tmp_path: Path) -> None:
+    dense, moe = save_seed_oss(tmp_path / "dense"), tmp_path / "moe"
     moeify.upcycle(dense, moe, num_experts=2, noise=0.0)
     record = moe / "moeify.json"
-    record.write_text(record.read_text().replace('"dense_model_type": "llama"', '"dense_model_type": "yi"'))
-    with pytest.raises(CheckpointError, match="was made of a yi, and no conversion to that is known"):
+    record.write_text(record.read_text().replace('"dense_model_type": "seed_oss"', '"dense_model_type": "yi"'))
+    with pytest.raises(CheckpointError, match="was made of yi, and no conversion to that is known"):
         moeify.extract(moe, tmp_path / "back", expert=0)
 
 
-def test_before_it_is_registered_llama_is_unknown(clean: None, tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedModelError, match="'llama' is not supported"):
-        moeify.upcycle(save_llama(tmp_path / "dense"), tmp_path / "moe")
+def test_before_it_is_registered_the_type_is_unknown(clean: None, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModelError, match="'seed_oss' is not supported"):
+        moeify.upcycle(save_seed_oss(tmp_path / "dense"), tmp_path / "moe")
 
 
 @pytest.mark.parametrize("name", ["../qwen2", "qwen2.x", "__init__", "os", "", "catalogue"])
@@ -176,9 +175,9 @@ def test_a_name_from_config_json_is_never_imported_as_a_path(name: str) -> None:
 
 
 def test_the_command_line_finds_it_by_its_entry_point(tmp_path: Path) -> None:
-    place = installed(tmp_path / "site", example("A model type"), "llama_to_mixtral")
-    save_llama(tmp_path / "dense")
-    done = run(place, "upcycle", "dense", "moe", "--arch", "mixtral", "--json", cwd=tmp_path)
+    place = installed(tmp_path / "site", example("A model type"), "seed_oss_to_granitemoe")
+    save_seed_oss(tmp_path / "dense")
+    done = run(place, "upcycle", "dense", "moe", "--arch", "granitemoe", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["model_type"] == "mixtral"
+    assert json.loads(done.stdout)["model_type"] == "granitemoe"
     assert run(place, "inspect", "moe", cwd=tmp_path).returncode == 0

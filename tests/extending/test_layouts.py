@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,45 +10,15 @@ import torch
 import transformers
 
 import moeify
-from moeify.errors import CheckpointError
 from moeify.families import dense_names, registry
 from moeify.families.base import DenseLayout, Head
 from moeify.families.conversion import Conversion, MoeSettings
 from moeify.families.moe_layout import ExtraTensor
 from moeify.families.registry import register_conversion
 from moeify.families.values import Config, text_config
-from moeify.routing.loading import load_model
-from tests.extending.llamas import save_decoder, weights
+from tests.extending.decoders import weights
 from tests.families.test_contract import load_strictly
 from tests.tiny import save_tiny
-
-
-def test_tensors_that_a_dense_class_joins_are_taken_apart_and_joined_again(llama: None, tmp_path: Path) -> None:
-    first = registry.CONVERSIONS["llama"][0]
-    joined = {
-        "self_attn.qkv_proj.weight": tuple(f"self_attn.{part}_proj.weight" for part in "qkv"),
-        "mlp.gate_up_proj.weight": ("mlp.gate_proj.weight", "mlp.up_proj.weight"),
-    }
-    phi3 = replace(first.dense, model_type="phi3", class_prefix="Phi3", joined=joined)
-    register_conversion(replace(first, dense=phi3))
-    lengths = {"max_position_embeddings": 256, "original_max_position_embeddings": 256}
-    dense, moe = save_decoder(tmp_path / "dense", "Phi3ForCausalLM", **lengths), tmp_path / "moe"
-    said = moeify.inspect(dense)
-    assert said.problems == []
-    assert said.params_total == load_model(dense).num_parameters()
-    moeify.upcycle(dense, moe, num_experts=3, noise=0.0)
-    load_strictly(moe)
-    assert moeify.verify(dense, moe).relative_diff <= 1e-6
-    moeify.extract(moe, tmp_path / "back", expert=1)
-    before, after = weights(dense), weights(tmp_path / "back")
-    assert before.keys() == after.keys()
-    assert all(torch.equal(before[name], after[name]) for name in before)
-    config = json.loads((dense / "config.json").read_text())
-    (dense / "config.json").write_text(json.dumps(config | {"intermediate_size": 40}))
-    kinds = {problem.kind for problem in moeify.inspect(dense).problems}
-    assert kinds == {"shape"}
-    with pytest.raises(CheckpointError, match="has shape"):
-        moeify.upcycle(dense, tmp_path / "other")
 
 
 def _to_glm4(config: Config, settings: MoeSettings) -> Config:

@@ -11,27 +11,22 @@ import moeify
 from moeify.checkpoint.header import StoredTensor
 from moeify.checkpoint.reader import Checkpoint
 from moeify.errors import CheckpointError
-from moeify.families.registry import DENSE_LAYOUTS, MOE_LAYOUTS
+from moeify.families.registry import CONVERSIONS, MOE_LAYOUTS, conversions_to
 from moeify.families.structure import check_structure, structure_problems
-from tests.tiny import save_tiny
-
-CLASSIFIERS = {
-    "bert": "BertForSequenceClassification",
-    "gpt2": "GPT2ForSequenceClassification",
-    "qwen2": "Qwen2ForTokenClassification",
-    "qwen3": "Qwen3ForSequenceClassification",
-}
+from tests.tiny import HEADS, layers_of, save_tiny
 
 
-@pytest.fixture(scope="module", params=[*DENSE_LAYOUTS, *(f"{name} classifier" for name in DENSE_LAYOUTS)])
+@pytest.fixture(scope="module", params=[*CONVERSIONS, *(f"{name} classifier" for name in CONVERSIONS)])
 def checkpoints(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Checkpoint]:
     """A dense checkpoint, the mixture of some of its layers, and one whose layers all are."""
     family, _, head = request.param.partition(" ")
     folder = tmp_path_factory.mktemp(family)
-    save_tiny(folder / "dense", family, CLASSIFIERS[family] if head else None)
-    for layers in ("all", "odd"):
+    classifier = next((name for name in HEADS[family] if name.endswith("Classification")), None)
+    save_tiny(folder / "dense", family, classifier if head else None)
+    made = dict.fromkeys(("all", layers_of(folder / "dense", "odd")))
+    for layers in made:
         moeify.upcycle(folder / "dense", folder / layers, num_experts=2, layers=layers)
-    return [Checkpoint.open(folder / name) for name in ("dense", "all", "odd")]
+    return [Checkpoint.open(folder / name) for name in ("dense", *made)]
 
 
 def test_a_whole_checkpoint_has_no_problems(checkpoints: list[Checkpoint]) -> None:
@@ -68,9 +63,10 @@ def _is_guard(stored: StoredTensor) -> bool:
 
 def _is_free(checkpoint: Checkpoint, name: str) -> bool:
     """The FFN of a layer that is no mixture may have another width, and so may a shared expert."""
-    if checkpoint.folder.name != "odd" or ".shared_expert" in name:
-        return ".shared_expert" in name
-    dense = DENSE_LAYOUTS[checkpoint.config["model_type"].removesuffix("_moe")]
+    if checkpoint.folder.name != "odd" or ".shared_" in name:
+        return ".shared_" in name
+    (conversion,) = conversions_to(checkpoint.config["model_type"])
+    dense = conversion.dense
     layers = [dense.layer.format(layer=layer) for layer in (0, 2)]
     return name.endswith(tuple(n + part.name for n in layers for part in dense.ffn))
 

@@ -64,6 +64,14 @@ REASONS = (
         ),
     ),
     Reason(
+        letter="o",
+        meaning="several dense types become it, and no `moeify.json` says which one did",
+        sentence="nothing says whether this .* was made of",
+        holds=lambda command, model_type, form: (
+            len(conversions_to(model_type)) > 1 and command in ("extract", "prune --dense")
+        ),
+    ),
+    Reason(
         letter="s",
         meaning="its shared experts, or dense layers of another width, are no part of a dense class",
         sentence="shared expert of width|has shared experts|no dense class has two widths",

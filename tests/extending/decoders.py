@@ -16,8 +16,8 @@ DEMO = Path(moeify.__file__).parent / "demo"
 VOCABULARY = 2048  # the shipped tokenizer's
 
 
-def save_llama(folder: Path, head: str = "ForCausalLM", **options: Any) -> Path:
-    return save_decoder(folder, f"Llama{head}", max_position_embeddings=256, **options)
+def save_seed_oss(folder: Path, head: str = "ForCausalLM", **options: Any) -> Path:
+    return save_decoder(folder, f"SeedOss{head}", **{"max_position_embeddings": 256, "head_dim": 16, **options})
 
 
 def save_decoder(folder: Path, class_name: str, **options: Any) -> Path:
