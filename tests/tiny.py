@@ -48,7 +48,13 @@ SIZES: dict[str, dict[str, Any]] = {
     },
     "ernie4_5": {**_DECODER, "head_dim": 16},
     "hunyuan_v1_dense": {**_DECODER, "head_dim": 16},
-    "olmo2": {**_DECODER, "eos_token_id": 1},
+    "cohere2": {**_DECODER, "sliding_window": 8, "logit_scale": 0.5},
+    "lfm2": {
+        **_DECODER,
+        "block_auto_adjust_ff_dim": False,
+        "layer_types": ["conv", "full_attention", "conv", "full_attention"],
+    },
+    "olmo2": {**_DECODER, "intermediate_size": 64, "eos_token_id": 1},
 }
 HEADS = {
     name: [known[0].dense.class_prefix + head for head in known[0].heads or known[0].dense.heads]
@@ -67,6 +73,11 @@ LM_HEADS = {
 def lm_head(family: str) -> str:
     """The class of a type that predicts tokens."""
     return LM_HEADS.get(family) or next(head for head in HEADS[family] if head.endswith(_LANGUAGE_HEADS))
+
+
+def tolerance(family: str) -> float:
+    """How far a mixture may lie from its dense model: LFM2-MoE adds 1e-6 to what it divides by."""
+    return 1e-5 if family == "lfm2" else 1e-6
 
 
 def layers_of(dense: Path, wanted: str) -> str:

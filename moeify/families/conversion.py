@@ -153,14 +153,15 @@ def refuse_shared(config: Config, key: str) -> None:
         )
 
 
-def one_width(moe: MoeLayout, config: Config) -> int:
+def one_width(
+    moe: MoeLayout, config: Config, expert: str = "moe_intermediate_size", dense: str = "intermediate_size"
+) -> int:
     """Width of the experts; raises ``CheckpointError`` where dense layers have another."""
-    width = positive(config, "moe_intermediate_size")
+    width = positive(config, expert)
     dense_layers = len(moe.moe_layers(config)) < positive(config, "num_hidden_layers")
-    if dense_layers and config.get("intermediate_size") != width:
+    if dense_layers and config.get(dense) != width:
         raise CheckpointError(
-            f"the experts are {width} wide and the dense layers {config.get('intermediate_size')}:"
-            " no dense class has two widths",
+            f"the experts are {width} wide and the dense layers {config.get(dense)}: no dense class has two widths",
             "only mixtures whose experts are as wide as the dense layers become dense",
         )
     return width

@@ -141,7 +141,7 @@ def moe_layout(config: Config, names: Collection[str] = ()) -> MoeLayout:
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in MOE_LAYOUTS:
         raise UnsupportedModelError(model_type, MOE_LAYOUTS, _dense_hint(model_type))
-    usual = MOE_LAYOUTS[model_type]
+    usual = MOE_LAYOUTS[model_type].of(config)
     loaded = as_loaded(usual)
     if loaded is usual or not names:
         return usual

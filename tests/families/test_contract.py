@@ -12,7 +12,7 @@ import torch
 import moeify
 from moeify.families.registry import CONVERSIONS
 from moeify.routing.loading import load_model, model_class
-from tests.tiny import FAMILY_HEADS, LAYERS, LM_HEADS, save_tiny, state
+from tests.tiny import FAMILY_HEADS, LAYERS, LM_HEADS, save_tiny, state, tolerance
 
 
 def load_strictly(folder: Path) -> torch.nn.Module:
@@ -37,7 +37,7 @@ def test_every_head_is_exact(tmp_path: Path, family: str, head: str) -> None:
     assert report.params_dense == original.num_parameters()
     assert report.params_total == model.num_parameters()
     comparison = moeify.verify(dense, tmp_path / "moe")
-    assert comparison.relative_diff <= 1e-6
+    assert comparison.relative_diff <= tolerance(family)
     assert comparison.top1_agreement == 1.0
 
 
@@ -62,7 +62,7 @@ def test_every_router_is_exact(tmp_path: Path, family: str, router: str, top_k: 
     dense = save_tiny(tmp_path / "dense", family)
     moeify.upcycle(dense, tmp_path / "moe", num_experts=3, top_k=top_k, noise=0.0, router=router)
     comparison = moeify.verify(dense, tmp_path / "moe")
-    assert comparison.relative_diff <= 1e-6
+    assert comparison.relative_diff <= tolerance(family)
     assert comparison.top1_agreement == 1.0
 
 
@@ -86,7 +86,7 @@ def test_layers_stay_dense(tmp_path: Path, family: str, layers: str, expected: t
     assert report.moe_layers == expected
     model = load_strictly(tmp_path / "moe")
     assert report.params_total == model.num_parameters()
-    assert moeify.verify(dense, tmp_path / "moe").relative_diff <= 1e-6
+    assert moeify.verify(dense, tmp_path / "moe").relative_diff <= tolerance(family)
     routers = [name for name in state(tmp_path / "moe") if "router" in name or "mlp.gate." in name]
     assert len(routers) == len(expected) < LAYERS
 
@@ -99,7 +99,7 @@ def test_tied_and_untied_embeddings(tmp_path: Path, family: str, tied: bool) -> 
     model = load_strictly(tmp_path / "moe")
     assert report.params_total == model.num_parameters()
     assert report.params_dense == load_model(dense).num_parameters()
-    assert moeify.verify(dense, tmp_path / "moe").relative_diff <= 1e-6
+    assert moeify.verify(dense, tmp_path / "moe").relative_diff <= tolerance(family)
 
 
 @pytest.mark.parametrize("family", ["qwen2", "qwen3"])
