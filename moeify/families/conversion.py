@@ -9,9 +9,10 @@ from moeify.errors import CheckpointError, ConfigError, MoeifyError
 from moeify.families.base import DenseLayout
 from moeify.families.engines import NATIVE, Engine, Said, own_engines
 from moeify.families.moe_layout import ExtraTensor, MoeLayout
+from moeify.families.moe_names import as_loaded
 from moeify.families.problems import numbers
 from moeify.families.rope import spelled_rope
-from moeify.families.values import Config, positive
+from moeify.families.values import Config, positive, with_text
 
 DENSE_TYPE = "dense_model_type"
 """Under which moeify.json, and config.json where a user adds it, say what a mixture came from."""
@@ -52,7 +53,8 @@ class Conversion:
     ``extras`` are tensors that the MoE class demands and the dense model lacks.
     ``head_prefixes`` lead the base model's names in those heads of the MoE class that differ from
     the dense one's. ``remote_code`` says that the MoE classes are moeify's own and travel inside the checkpoint.
-    ``notes`` are for the model card and for inspect.
+    ``fused`` says that all experts of a layer are written in two tensors, as transformers 5 holds
+    them, although the class reads them one by one too. ``notes`` are for the model card and for inspect.
     """
 
     dense: DenseLayout
@@ -65,6 +67,7 @@ class Conversion:
     head_prefixes: Mapping[str, str] = field(default_factory=dict)
     engines: tuple[Engine, ...] = NATIVE
     remote_code: bool = False
+    fused: bool = False
     notes: Said = ()
 
     @property
@@ -73,6 +76,16 @@ class Conversion:
         rule = self.moe.rule
         buffer = None if rule.selection_bias_trained else rule.selection_bias
         return tuple(extra for extra in self.extras if extra.name != buffer)
+
+    @property
+    def written(self) -> MoeLayout:
+        """The mixture under the names that its tensors are written with."""
+        return as_loaded(self.moe) if self.fused else self.moe
+
+    @property
+    def base_class(self) -> str:
+        """The mixture's class without a head."""
+        return self.moe.class_prefix + next(iter(self.heads or self.dense.heads))
 
     @property
     def gguf_renormalises(self) -> bool | None:
@@ -110,7 +123,7 @@ class Conversion:
     def dense_config(self, config: Config) -> Config:
         """config.json of the dense model that a mixture becomes; raises ``CheckpointError``."""
         result = self.to_dense({k: v for k, v in config.items() if k != DENSE_TYPE})
-        named = config.get("architectures") or [f"{self.moe.class_prefix}Model"]
+        named = config.get("architectures") or [self.base_class]
         name = str(named[0])
         head = name.removeprefix(self.moe.class_prefix)
         if name == head or head not in self.dense.heads:
@@ -137,6 +150,13 @@ def dense_again(*keys: str, defaults: Config) -> Callable[[Config], Config]:
     return lambda config: spelled_rope(
         {**defaults, **{key: value for key, value in config.items() if key not in dropped}}
     )
+
+
+def towered(config: Config, model_type: str, change: Callable[[Config], Config]) -> Config:
+    """``config`` of a model of several parts, with the text part changed and all parts' types."""
+    parts = {key: config[key] for key in ("text_config", "vision_config") if isinstance(config.get(key), dict)}
+    named = {key: {**part, "model_type": f"{model_type}_{key.removesuffix('_config')}"} for key, part in parts.items()}
+    return with_text({**config, **named}, change)
 
 
 def refuse_set(config: Config, key: str, what: str) -> None:

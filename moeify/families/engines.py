@@ -53,6 +53,7 @@ _EMPTY_SHARED_EXPERT = (
     " moeify upcycle --compat gguf writes a form without it"
 )
 SGLANG = Engine(name="SGLang", verdict=_UNTRIED)
+VLLM_CLASS = Engine(name="vLLM", verdict=_UNTRIED)
 NATIVE = (
     TRANSFORMERS,
     Engine(

@@ -123,7 +123,7 @@ def default_class(model_type: str) -> str:
     if model_type in DENSE_LAYOUTS:
         return DENSE_LAYOUTS[model_type].architecture({})
     known = conversions_to(model_type)
-    return f"{known[0].moe.class_prefix}Model" if known else ""
+    return known[0].base_class if known else ""
 
 
 def vocabulary_size(config: Config) -> int:

@@ -132,7 +132,7 @@ class _Planner:
     def __init__(self, of: Ingredients, recipe: Recipe, conversion: Conversion, settings: MoeSettings) -> None:
         self.of, self.recipe, self.settings = of, recipe, settings
         self.view, self.options, self.dense = of.view, of.options, of.view.layout
-        self.conversion, self.moe = conversion, conversion.moe
+        self.conversion, self.moe = conversion, conversion.written
         self.prefix = conversion.moe_prefix(of.view.checkpoint.config)
         self.config = self._config()
         self.dims = self.moe.sizes(self.config)

@@ -17,6 +17,14 @@ from moeify.families.values import Config, positive
 SILENT_EXPERT_WIDTH = 256
 """Width of a shared expert of zeros: the smallest that llama.cpp's quantisations divide."""
 
+SHARED_EXTRAS = (
+    ExtraTensor(name="mlp.shared_expert.gate_proj.weight", shape=("S", "H")),
+    ExtraTensor(name="mlp.shared_expert.up_proj.weight", shape=("S", "H")),
+    ExtraTensor(name="mlp.shared_expert.down_proj.weight", shape=("H", "S"), silences=True),
+    # Its product with a silent expert is zero, but an exactly zero gate gives NaN in llama.cpp.
+    ExtraTensor(name="mlp.shared_expert_gate.weight", shape=(1, "H"), std=0.02),
+)
+
 
 def gated_moe_config(config: Config, settings: MoeSettings) -> Config:
     """The keys that Qwen2-MoE and Qwen3-MoE share."""
@@ -137,13 +145,6 @@ CONVERSIONS = (
         head_prefixes={"ForQuestionAnswering": "model."},
         engines=(*NATIVE, *(replace(e, renormalises=False, unless=(_ELSEWHERE, *e.unless)) for e in GGUF)),
         notes=((_renormalised, _NOTE),),
-        extras=(
-            ExtraTensor(name="mlp.shared_expert.gate_proj.weight", shape=("S", "H")),
-            ExtraTensor(name="mlp.shared_expert.up_proj.weight", shape=("S", "H")),
-            ExtraTensor(name="mlp.shared_expert.down_proj.weight", shape=("H", "S")),
-            # Its product with an empty expert is zero, but an exactly zero gate gives NaN in
-            # llama.cpp.
-            ExtraTensor(name="mlp.shared_expert_gate.weight", shape=(1, "H"), std=0.02),
-        ),
+        extras=SHARED_EXTRAS,
     ),
 )
