@@ -50,7 +50,8 @@ class DenseLayout:
     lead the full names of other modalities' tensors, which are carried along. ``buffers`` are
     endings of tensors that are recomputed and not carried over; ``optional`` names tensors,
     relative to the base model or to a layer, that may be missing. ``encoder`` is as in
-    ``MoeLayout``. ``canonical`` gives a config its usual keys.
+    ``MoeLayout``. ``ignored`` leads the names of tensors that the class leaves out on purpose,
+    which are carried along as well. ``canonical`` gives a config its usual keys.
     """
 
     model_type: str
@@ -71,6 +72,7 @@ class DenseLayout:
     kinds: Callable[[Config], Sequence[str]] | None = None
     by_kind: Mapping[str, Mapping[str, Shape]] = field(default_factory=dict)
     towers: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
     buffers: tuple[str, ...] = (".rotary_emb.inv_freq",)
     optional: frozenset[str] = frozenset()
     encoder: bool = False
@@ -109,8 +111,8 @@ class DenseLayout:
         return name
 
     def architecture(self, config: Config) -> str:
-        """Name of the class, by ``architectures``; the base class where nothing is said."""
-        named = config.get("architectures") or [f"{self.class_prefix}Model"]
+        """Name of the class, by ``architectures``; the first where nothing is said, the base."""
+        named = config.get("architectures") or [self.class_prefix + next(iter(self.heads))]
         return str(named[0]) if isinstance(named, list) else str(named)
 
     def head_name(self, config: Config) -> str:
@@ -145,6 +147,7 @@ class DenseLayout:
             tied={n: own.removeprefix(h.prefix) for h in heads for n, own in h.tied.items()},
             ties_by_default=self.ties_by_default,
             towers=self.towers,
+            ignored=self.ignored,
             buffers=self.buffers,
             lacks={
                 end: (*(name for name in names if name not in head.tensors), *sorted(head.lacks))

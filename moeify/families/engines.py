@@ -78,7 +78,8 @@ _EMPTY_SHARED_EXPERT = (
 _TIED = "no, as far as its source tells (0.5.23, not run): it draws an lm_head where embeddings are tied"
 SGLANG = Engine(name="SGLang", verdict=_UNTRIED, unless=((ties, _TIED),))
 _EMPTY = (has_empty_shared_expert, _EMPTY_SHARED_EXPERT)
-NATIVE = (TRANSFORMERS, Engine(name="vLLM", verdict=_UNTRIED).but(_EMPTY), SGLANG)
+VLLM_CLASS = Engine(name="vLLM", verdict=_UNTRIED)
+NATIVE = (TRANSFORMERS, VLLM_CLASS.but(_EMPTY), SGLANG)
 """Programs with classes of their own for transformers' mixtures, as far as these were tried."""
 NATIVE_RUN = (TRANSFORMERS, VLLM.but(_EMPTY), SGLANG)
 """The same where vLLM was run."""

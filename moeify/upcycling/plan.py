@@ -76,7 +76,7 @@ def plan_upcycle(checkpoint: Checkpoint, options: UpcycleConfig, source: Source 
     has been read then.
     """
     layout = dense_layout(checkpoint.config)
-    conversion = conversion_from(layout, options.arch)
+    conversion = conversion_from(layout, checkpoint.config, options.arch)
     check_route_by(options.route_by, conversion.moe.model_type, conversion.remote_code)
     view = open_dense(checkpoint, layout)
     layers, recipe = select_layers(options.layers, view.num_layers), recipe_for(options)
@@ -132,7 +132,7 @@ class _Planner:
     def __init__(self, of: Ingredients, recipe: Recipe, conversion: Conversion, settings: MoeSettings) -> None:
         self.of, self.recipe, self.settings = of, recipe, settings
         self.view, self.options, self.dense = of.view, of.options, of.view.layout
-        self.conversion, self.moe = conversion, conversion.moe
+        self.conversion, self.moe = conversion, conversion.written
         self.prefix = conversion.moe_prefix(of.view.checkpoint.config)
         self.config = self._config()
         self.dims = self.moe.sizes(self.config)

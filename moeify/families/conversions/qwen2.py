@@ -8,13 +8,21 @@ from moeify.families.dense.qwen2 import DEFAULTS
 from moeify.families.dense.qwen2 import LAYOUT as DENSE
 from moeify.families.engines import MLX, NATIVE_RUN, RUN, Engine, has_empty_shared_expert, ties
 from moeify.families.mixtures.qwen2_moe import LAYOUT as MOE
-from moeify.families.moe_layout import ExtraTensor
+from moeify.families.moe_layout import ExtraTensor, MoeLayout
 from moeify.families.rope import spelled_rope
 from moeify.families.values import Config, positive
 
 SILENT_EXPERT_WIDTH = 256
 """Width of a shared expert of zeros: engines have no place for one without neurons, and 256 is the
 smallest that llama.cpp's quantisations divide."""
+
+SHARED_EXTRAS = (
+    ExtraTensor(name="mlp.shared_expert.gate_proj.weight", shape=("S", "H")),
+    ExtraTensor(name="mlp.shared_expert.up_proj.weight", shape=("S", "H")),
+    ExtraTensor(name="mlp.shared_expert.down_proj.weight", shape=("H", "S"), silences=True),
+    # Its product with a silent expert is zero, but an exactly zero gate gives NaN in llama.cpp.
+    ExtraTensor(name="mlp.shared_expert_gate.weight", shape=(1, "H"), std=0.02),
+)
 
 
 def gated_moe_config(config: Config, settings: MoeSettings) -> Config:
@@ -34,12 +42,12 @@ def gated_moe_config(config: Config, settings: MoeSettings) -> Config:
     }
 
 
-def gated_dense_config(config: Config) -> Config:
+def gated_dense_config(config: Config, moe: MoeLayout = MOE) -> Config:
     """The dense config inside that of Qwen's MoE classes.
 
     Raises ``CheckpointError`` where dense layers have another width than the experts.
     """
-    width = one_width(MOE, config)
+    width = one_width(moe, config)
     dense = {key: value for key, value in config.items() if key not in _MOE_KEYS}
     return {**spelled_rope(dense), "intermediate_size": width}
 
@@ -52,6 +60,7 @@ _MOE_KEYS = (
     "norm_topk_prob",
     "decoder_sparse_step",
     "mlp_only_layers",
+    "mlp_layer_types",
     "output_router_logits",
     "router_aux_loss_coef",
     "shared_expert_intermediate_size",
@@ -128,13 +137,6 @@ CONVERSIONS = (
         head_prefixes={"ForQuestionAnswering": "model."},
         engines=(*NATIVE_RUN, *map(_unless, GGUF)),
         notes=((_renormalised, _NOTE),),
-        extras=(
-            ExtraTensor(name="mlp.shared_expert.gate_proj.weight", shape=("S", "H")),
-            ExtraTensor(name="mlp.shared_expert.up_proj.weight", shape=("S", "H")),
-            ExtraTensor(name="mlp.shared_expert.down_proj.weight", shape=("H", "S"), silences=True),
-            # Its product with a silent expert is zero, but an exactly zero gate gives NaN in
-            # llama.cpp.
-            ExtraTensor(name="mlp.shared_expert_gate.weight", shape=(1, "H"), std=0.02),
-        ),
+        extras=SHARED_EXTRAS,
     ),
 )
