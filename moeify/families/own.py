@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
+from moeify.errors import CheckpointError
 from moeify.families.base import DenseLayout
 from moeify.families.conversion import Conversion, MoeSettings
 from moeify.families.engines import own_engines
-from moeify.families.moe_layout import ExpertTensor, MoeLayout, RouterRule
+from moeify.families.joining import whole_name
+from moeify.families.moe_layout import ExpertTensor, MoeLayout, Rest, RouterRule
 from moeify.families.values import Config, Shape
 from moeify.modeling.moe_families import FAMILIES, moe_type
 
@@ -34,9 +37,20 @@ def own_mixture(dense: DenseLayout) -> MoeLayout:
         norm_bias=dense.norm_bias,
         dims=dense.dims,
         moe_layers=lambda config: _moe_layers(dense, config),
-        rest=dense.rest(),
+        rest=_rest(dense),
         rule=_RULE,
+        joined=dense.joined,
     )
+
+
+def _rest(dense: DenseLayout) -> Rest:
+    """The tensors of everything else, in one where the dense class has them in one."""
+    rest = dense.rest()
+    per_layer, ffn = (
+        tuple(dict.fromkeys(whole_name(name, dense.joined) or name for name in names))
+        for names in (rest.per_layer, rest.ffn)
+    )
+    return replace(rest, per_layer=per_layer, ffn=ffn)
 
 
 def _experts(dense: DenseLayout, path: str) -> Iterator[ExpertTensor]:
@@ -59,12 +73,24 @@ def _moe_layers(dense: DenseLayout, config: Config) -> tuple[int, ...]:
     return tuple(range(dense.num_layers(config)) if listed is None else listed)
 
 
-def own_conversion(dense: DenseLayout, moe: MoeLayout) -> Conversion:
-    """To moeify's own class: the dense config plus the mixture's keys."""
+def own_conversion(dense: DenseLayout, moe: MoeLayout, plain: tuple[str, ...] = ()) -> Conversion:
+    """To moeify's own class: the dense config plus the mixture's keys.
+
+    ``plain`` are keys of config.json that give the FFN tensors which experts have no place for.
+    """
+
+    def to_moe(config: Config, settings: MoeSettings) -> Config:
+        if set_keys := [key for key in plain if config.get(key)]:
+            raise CheckpointError(
+                f"config.json says {set_keys[0]}: experts of {moe.model_type} have no biases",
+                "upcycle a checkpoint whose feed-forward networks have none",
+            )
+        return _to_moe(config, settings)
+
     return Conversion(
         dense=dense,
         moe=moe,
-        to_moe=_to_moe,
+        to_moe=to_moe,
         to_dense=lambda config: {k: v for k, v in config.items() if k not in _KEYS},
         engines=own_engines(moe.model_type, encoder=dense.encoder),
         remote_code=True,

@@ -103,14 +103,54 @@ FAMILIES: Mapping[str, MoeFamily] = {
         spared=("bert.pooler", "cls.seq_relationship"),
         tp_plan=_BERT_ATTENTION,
     ),
-    "roberta": MoeFamily(
-        prefix="Roberta",
+    **{
+        dense: MoeFamily(
+            prefix=prefix,
+            layers="encoder.layer",
+            ffn=_BERT,
+            heads=heads,
+            tokenizer=f"{prefix}Tokenizer",
+            tp_plan=_BERT_ATTENTION,
+            spared=("roberta.pooler",),
+        )
+        for dense, prefix, heads in (
+            ("roberta", "Roberta", _ROBERTA),
+            ("xlm-roberta", "XLMRoberta", _ROBERTA),
+            ("camembert", "Camembert", {**_ENCODER, "ForCausalLM": "ForCausalLM"}),
+        )
+    },
+    "electra": MoeFamily(
+        prefix="Electra",
         layers="encoder.layer",
         ffn=_BERT,
-        heads=_ROBERTA,
-        tokenizer="RobertaTokenizer",
-        spared=("roberta.pooler",),
+        heads={**_ROBERTA, "ForPreTraining": "ForPreTraining"},
+        tokenizer="BertTokenizer",
         tp_plan=_BERT_ATTENTION,
+    ),
+    "mpnet": MoeFamily(
+        prefix="MPNet",
+        layers="encoder.layer",
+        ffn=_BERT,
+        heads=_ENCODER,
+        tokenizer="MPNetTokenizer",
+        spared=("mpnet.pooler",),
+    ),
+    "deberta-v2": MoeFamily(
+        prefix="DebertaV2", layers="encoder.layer", ffn=_BERT, heads=_TEXT, tokenizer="DebertaV2Tokenizer"
+    ),
+    "distilbert": MoeFamily(
+        prefix="DistilBert",
+        layers="transformer.layer",
+        ffn=FeedForward(
+            classes=("FFN",),
+            block="ffn",
+            up="ffn.lin1",
+            down="ffn.lin2",
+            activation="ffn.activation",
+            dropout="ffn.dropout",
+        ),
+        heads=_TEXT,
+        tokenizer="BertTokenizer",
     ),
     "modernbert": MoeFamily(
         prefix="ModernBert",

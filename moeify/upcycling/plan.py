@@ -17,6 +17,7 @@ from moeify.checkpoint.writer import parse_size, plan_shards
 from moeify.errors import ConfigError
 from moeify.families.conversion import Conversion, MoeSettings
 from moeify.families.dense_checkpoint import Dense, open_dense
+from moeify.families.joining import joined_jobs
 from moeify.families.moe_layout import ExpertTensor, ExtraTensor
 from moeify.families.registry import conversion_from, dense_layout
 from moeify.families.values import Config, resolve_shape
@@ -162,6 +163,9 @@ class _Planner:
 
     def weights(self) -> Iterator[Job]:
         """Everything but the routers: outer tensors and heads, then layer by layer."""
+        return joined_jobs(self._weights(), self.moe.joined)
+
+    def _weights(self) -> Iterator[Job]:
         replaced = self._replaced()
         for name, tensor in self.view.base.items():
             if name not in replaced:
