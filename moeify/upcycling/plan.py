@@ -91,7 +91,7 @@ def plan_upcycle(checkpoint: Checkpoint, options: UpcycleConfig, source: Source 
         num_layers=view.num_layers,
         route_by=options.route_by,
     )
-    settings = conversion.form(checkpoint.config, settings, options.engines)
+    settings = conversion.form(view.checkpoint.config, settings, options.engines)
     check_flat_routers(settings, options.router, options.needs_text)
     of = Ingredients(
         view=view,
