@@ -140,8 +140,9 @@ def lm_head(family: str) -> str:
 def tolerance(family: str, dtype: str = "float32") -> float:
     """How far a mixture may lie from its dense model.
 
-    LFM2-MoE adds 1e-6 to what it divides by. OLMo 2's norms behind its FFNs scale up what rounding left. The state of linear attention makes more of rounding: in
-    bfloat16 such a dense model is 7 % off what it is in float32.
+    LFM2-MoE adds 1e-6 to what it divides by. OLMo 2's norms behind its FFNs scale up what rounding left. The
+    state of linear attention makes more of rounding: in bfloat16 such a dense model is 7 % off what it is in
+    float32.
     """
     linear = family.startswith("qwen3_5")
     if dtype == "bfloat16":  # whose sums are taken in other orders
