@@ -51,7 +51,8 @@ class DenseLayout:
     endings of tensors that are recomputed and not carried over; ``optional`` names tensors,
     relative to the base model or to a layer, that may be missing, ``only_if`` those that a class has where config.json
     says so. ``encoder`` and ``gives`` are as in
-    ``MoeLayout``. ``canonical`` gives a config its usual keys.
+    ``MoeLayout``. ``ignored`` leads the names of tensors that the class leaves out on purpose,
+    which are carried along as well. ``canonical`` gives a config its usual keys.
     """
 
     model_type: str
@@ -72,6 +73,7 @@ class DenseLayout:
     kinds: Callable[[Config], Sequence[str]] | None = None
     by_kind: Mapping[str, Mapping[str, Shape]] = field(default_factory=dict)
     towers: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
     buffers: tuple[str, ...] = (".rotary_emb.inv_freq",)
     optional: frozenset[str] = frozenset()
     only_if: Mapping[str, Callable[[Config], bool]] = field(default_factory=dict)
@@ -116,8 +118,8 @@ class DenseLayout:
         return name
 
     def architecture(self, config: Config) -> str:
-        """Name of the class, by ``architectures``; the base class where nothing is said."""
-        named = config.get("architectures") or [f"{self.class_prefix}Model"]
+        """Name of the class, by ``architectures``; the first where nothing is said, the base."""
+        named = config.get("architectures") or [self.class_prefix + next(iter(self.heads))]
         return str(named[0]) if isinstance(named, list) else str(named)
 
     def head_name(self, config: Config) -> str:
@@ -157,6 +159,7 @@ class DenseLayout:
             tied={n: own.removeprefix(h.prefix) for h in heads for n, own in h.tied.items()},
             ties_by_default=self.ties_by_default,
             towers=self.towers,
+            ignored=self.ignored,
             buffers=self.buffers,
             lacks={
                 end: (*(name for name in names if name not in head.tensors), *sorted(head.lacks))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from moeify.checkpoint.header import StoredTensor
@@ -172,7 +172,8 @@ class MoeLayout:
     weight is [E, H] and its bias [E] in every family. ``router_module`` is the router's path
     within its layer once transformers has loaded it, where that is not its tensor's name, and
     ``loaded_selection_bias`` is the same for the bias of the rule; ``chooser`` is the path of the
-    module that gives logits, weights and experts, where that is not the router. An ``encoder`` sees every token
+    module that gives logits, weights and experts, where that is not the router. ``rule_by`` gives
+    the rule where it depends on the config. An ``encoder`` sees every token
     of a text at once, unless config.json says ``is_decoder``. ``unsharded`` says why FSDP cannot
     hold the class in shards. ``gives`` counts what a layer's module returns, hidden states first, and is 0 where it
     returns them by themselves. ``joined`` are tensors that the class has in one, as in ``DenseLayout``.
@@ -191,6 +192,7 @@ class MoeLayout:
     norm_bias: str | None = None
     router_bias: str | None = None
     rule: RouterRule = RouterRule()
+    rule_by: Callable[[Config], RouterRule] | None = None
     top_k_keys: tuple[str, ...] = ("num_experts_per_tok",)
     num_experts_keys: tuple[str, ...] = ("num_experts",)
     shared_keys: tuple[str, ...] = ()
@@ -213,6 +215,10 @@ class MoeLayout:
         """The same for the experts, which lie beside what chooses."""
         block = (self.chooser or self.loaded_router).rpartition(".")[0]
         return f"{block}.experts" if block else "experts"
+
+    def of(self, config: Config) -> MoeLayout:
+        """The layout with the rule that ``config`` chooses."""
+        return self if self.rule_by is None else replace(self, rule=self.rule_by(text_config(config)), rule_by=None)
 
     @property
     def router_biases(self) -> tuple[str, ...]:

@@ -128,6 +128,19 @@ def late_layers(key: str, first: int, default: int) -> Callable[[Config], tuple[
     return layers
 
 
+def sparse_layers(default: int, key: str, first: int) -> Callable[[Config], tuple[int, ...]]:
+    """MoE layers that ``mlp_layer_types`` lists as sparse; without the list ``late_layers``."""
+    late = late_layers(key, first, default)
+
+    def layers(config: Config) -> tuple[int, ...]:
+        kinds = text_config(config).get("mlp_layer_types")
+        if not isinstance(kinds, list):
+            return late(config)
+        return tuple(number for number, kind in enumerate(kinds) if kind == "sparse")
+
+    return layers
+
+
 def stepped_layers(default: int) -> Callable[[Config], tuple[int, ...]]:
     """MoE layers of Qwen's classes: every ``decoder_sparse_step``-th, less ``mlp_only_layers``."""
 

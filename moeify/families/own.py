@@ -93,7 +93,7 @@ def own_conversion(dense: DenseLayout, moe: MoeLayout, plain: tuple[str, ...] = 
         moe=moe,
         to_moe=to_moe,
         to_dense=lambda config: {k: v for k, v in config.items() if k not in _KEYS},
-        engines=own_engines(moe.model_type),
+        engines=own_engines(moe.model_type, encoder=dense.encoder),
         remote_code=True,
     )
 

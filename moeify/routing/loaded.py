@@ -153,9 +153,9 @@ class LoadedMixture:
     """
 
     def __init__(self, model: nn.Module, layout: MoeLayout) -> None:
-        self.model, self.layout = model, layout
         config: Any = model.config
         values = config.to_dict()
+        self.model, self.layout = model, layout.of(values)
         self.top_k = layout.top_k(values)
         self.stack = list(layer_stack(model, layout.layer).children())
         groups = layout.rule.group_counts(values)

@@ -65,11 +65,28 @@ NATIVE: dict[str, dict[str, Any]] = {
     "qwen3_moe": {"moe_intermediate_size": 8, "num_experts": EXPERTS, "mlp_only_layers": [1]},
     "qwen3_next": {**_LINEAR, "mlp_only_layers": [1]},
     "qwen3_5_moe_text": _LINEAR,
+    "mellum": {
+        "moe_intermediate_size": 8,
+        "num_experts": EXPERTS,
+        "sliding_window": 8,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "rope_parameters": {
+            f"{kind}_attention": {"rope_type": "default", "rope_theta": 5e5} for kind in ("sliding", "full")
+        },
+    },
     "mixtral": _LOCAL,
     "phimoe": {**_LOCAL, "attention_bias": True, "lm_head_bias": True},
     "olmoe": {"num_experts": EXPERTS, "attention_bias": True},
     "granitemoe": _LOCAL,
     "hunyuan_v1_moe": {"num_experts": EXPERTS, "moe_topk": 2, "attention_bias": True},
+    "cohere2_moe": {
+        "num_experts": EXPERTS,
+        "num_shared_experts": 1,
+        "expert_selection_fn": "sigmoid",
+        "sliding_window": 8,
+        "mlp_layer_types": ["dense"] + ["sparse"] * (LAYERS - 1),
+        "prefix_dense_intermediate_size": 20,
+    },
     "flex_olmo": {"num_experts": EXPERTS, "attention_bias": True},
     "gpt_oss": _LOCAL,
     "minimax_m2": _LOCAL,
