@@ -172,7 +172,7 @@ class MoeLayout:
     module that gives logits, weights and experts, where that is not the router. ``rule_by`` gives
     the rule where it depends on the config. An ``encoder`` sees every token
     of a text at once, unless config.json says ``is_decoder``. ``unsharded`` says why FSDP cannot
-    hold the class in shards.
+    hold the class in shards, ``turned_when_loaded`` that transformers exchanges the axes of experts.
     """
 
     model_type: str
@@ -198,6 +198,7 @@ class MoeLayout:
     chooser: str | None = None
     encoder: bool = False
     unsharded: str | None = None
+    turned_when_loaded: bool = False
 
     @property
     def loaded_router(self) -> str:
