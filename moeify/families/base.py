@@ -134,6 +134,11 @@ class DenseLayout:
         tensors = {tensor: shape for tensor, shape in head.tensors.items() if tensor not in off}
         return replace(head, tensors=tensors)
 
+    @property
+    def varying(self) -> frozenset[str]:
+        """Tensors that layers of some kinds have."""
+        return frozenset(name for names in self.by_kind.values() for name in names)
+
     def rest(self, shared: tuple[str, ...] = ()) -> Rest:
         """The tensors that a mixture takes over from this type, with ``shared`` ones of its own."""
         heads, layers = self.heads.values(), (self.per_layer, *self.by_kind.values())
@@ -153,4 +158,6 @@ class DenseLayout:
                 end: (*(name for name in names if name not in head.tensors), *sorted(head.lacks))
                 for end, head in self.heads.items()
             },
+            optional=self.optional & frozenset(self.outer),
+            varying=self.varying,
         )

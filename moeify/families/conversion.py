@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 from moeify.errors import CheckpointError, ConfigError, MoeifyError
 from moeify.families.base import DenseLayout
-from moeify.families.engines import NATIVE, Engine, Said, own_engines
+from moeify.families.engines import NATIVE, Engine, Said, ties
 from moeify.families.moe_layout import ExtraTensor, MoeLayout
 from moeify.families.moe_names import as_loaded
 from moeify.families.problems import numbers
@@ -24,6 +24,7 @@ class MoeSettings:
 
     ``renormalise`` has the weights of the chosen experts sum to 1. Without it they sum to K/E as
     long as the router is near zero, and the experts are scaled by E/K to make up for it.
+    ``untied`` gives the output a matrix of its own where the dense model shares the embeddings'.
     ``route_by`` says what a router decides for, token or sequence. ``width`` is that of an expert,
     None for the dense FFN's.
     """
@@ -33,6 +34,7 @@ class MoeSettings:
     moe_layers: tuple[int, ...]
     num_layers: int
     renormalise: bool = True
+    untied: bool = False
     route_by: str = "token"
     width: int | None = None
 
@@ -87,11 +89,6 @@ class Conversion:
         """The mixture's class without a head."""
         return self.moe.class_prefix + next(iter(self.heads or self.dense.heads))
 
-    @property
-    def gguf_renormalises(self) -> bool | None:
-        """Whether llama.cpp divides the chosen experts' weights by their sum; None: unknown."""
-        return next((e.renormalises for e in self.engines if e.name == "llama.cpp"), None)
-
     def takes(self, config: Config) -> bool:
         """Whether the mixture can express what a dense ``config`` says."""
         layers = self.dense.num_layers(config)
@@ -113,12 +110,41 @@ class Conversion:
                 f"set architectures in config.json to one of: {known}",
             )
         result = self.to_moe(dict(config), settings)
+        if settings.untied:
+            result["tie_word_embeddings"] = False
         if self.moe.moe_layers(result) != settings.moe_layers:
             raise ConfigError(
                 f"{self.moe.model_type} has no way to say that {numbers(settings.dense_layers, 'layer')} stay dense",
                 "pass --layers all, or leave it out",
             )
         return {**result, "model_type": self.moe.model_type, "architectures": [name]}
+
+    def form(self, config: Config, settings: MoeSettings, engines: Collection[str]) -> MoeSettings:
+        """The first form of the mixture that each of ``engines`` computes as transformers does.
+
+        Raises ``ConfigError`` where there is none, with what one of them says to the last.
+        """
+        known = {engine.name: engine for engine in self.engines}
+        asked = [known.get(name, Engine(name=name, verdict="no: nothing is known of it there")) for name in engines]
+        said: tuple[str, str] | None = None
+        for form in self._forms(config, settings):
+            result = self.moe_config(config, form)
+            against = ((engine.name, engine.reason_against(result)) for engine in asked)
+            said = next(((name, reason) for name, reason in against if reason is not None), None)
+            if said is None:
+                return form
+        name, reason = said or ("", "")
+        raise ConfigError(
+            f"{name} runs no form of this {self.moe.model_type}: {reason}",
+            f"leave {name} out of --for, and run the mixture in transformers",
+        )
+
+    def _forms(self, config: Config, settings: MoeSettings) -> Iterator[MoeSettings]:
+        """The usual one first; flat routers beside scaled experts where no sum is taken."""
+        flat = (True, False) if self.moe.rule.norm_key is not None else (True,)
+        for renormalise in flat:
+            for untied in (False, True) if ties(self.moe_config(config, settings)) else (False,):
+                yield replace(settings, renormalise=renormalise, untied=untied)
 
     def dense_config(self, config: Config) -> Config:
         """config.json of the dense model that a mixture becomes; raises ``CheckpointError``."""
@@ -189,41 +215,3 @@ def one_width(
 
 _ONLY_OURS = "only a mixture that was upcycled from a dense model becomes one again"
 _OF_MIXTURES = ("num_experts_per_tok", "output_router_logits", "router_aux_loss_coef", "experts_implementation")
-
-
-def own_conversion(dense: DenseLayout, moe: MoeLayout) -> Conversion:
-    """To moeify's own class: the dense config plus the mixture's keys."""
-    return Conversion(
-        dense=dense,
-        moe=moe,
-        to_moe=_own_moe_config,
-        to_dense=lambda config: {k: v for k, v in config.items() if k not in _OWN_KEYS},
-        engines=own_engines(moe.model_type),
-        remote_code=True,
-    )
-
-
-def _own_moe_config(config: Config, settings: MoeSettings) -> Config:
-    return {
-        **config,
-        "num_experts": settings.num_experts,
-        "num_experts_per_tok": settings.top_k,
-        "moe_layers": list(settings.moe_layers),
-        "route_by": settings.route_by,
-        "norm_topk_prob": True,
-        "output_router_logits": False,
-        "router_aux_loss_coef": 0.01,
-    }
-
-
-_OWN_KEYS = (
-    "num_experts",
-    "num_experts_per_tok",
-    "moe_layers",
-    "route_by",
-    "norm_topk_prob",
-    "output_router_logits",
-    "router_aux_loss_coef",
-    "router_z_loss_coef",
-    "experts_implementation",
-)

@@ -128,7 +128,8 @@ class Rest:
     ``tie_word_embeddings`` says so. ``towers`` lead the tensors of other modalities, ``ignored``
     those that transformers' class leaves out on purpose; ``buffers`` are endings of tensors that
     are recomputed. ``lacks`` are endings of tensors that a class, by the end of its name, is built
-    without, although its checkpoint may hold them for another.
+    without, although its checkpoint may hold them for another. ``optional`` are outer tensors that some configs
+    do without, ``varying`` those of a layer that not every layer has.
     """
 
     per_layer: tuple[str, ...]
@@ -142,6 +143,8 @@ class Rest:
     ignored: tuple[str, ...] = ()
     buffers: tuple[str, ...] = (".rotary_emb.inv_freq",)
     lacks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    optional: frozenset[str] = frozenset()
+    varying: frozenset[str] = frozenset()
 
     def lacking(self, config: Config) -> tuple[str, ...]:
         """Endings of the tensors that the class named in ``architectures`` does not load."""
@@ -173,6 +176,7 @@ class MoeLayout:
     the rule where it depends on the config. An ``encoder`` sees every token
     of a text at once, unless config.json says ``is_decoder``. ``unsharded`` says why FSDP cannot
     hold the class in shards, ``turned_when_loaded`` that transformers exchanges the axes of experts.
+    ``joined`` are tensors that the class has in one, as in ``DenseLayout``.
     """
 
     model_type: str
@@ -199,6 +203,7 @@ class MoeLayout:
     encoder: bool = False
     unsharded: str | None = None
     turned_when_loaded: bool = False
+    joined: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def loaded_router(self) -> str:

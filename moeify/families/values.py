@@ -33,6 +33,7 @@ _MOST_LAYERS, _MOST_EXPERTS = 10_000, 100_000
 _LIMITS = {
     "num_hidden_layers": _MOST_LAYERS,
     "n_layer": _MOST_LAYERS,
+    "n_layers": _MOST_LAYERS,
     "num_experts": _MOST_EXPERTS,
     "num_local_experts": _MOST_EXPERTS,
     "n_routed_experts": _MOST_EXPERTS,

@@ -7,10 +7,10 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from moeify.modeling.configuration_bert_moe import BertMoeConfig
-from moeify.modeling.configuration_gpt2_moe import GPT2MoeConfig
-from moeify.modeling.modeling_bert_moe import BertMoeForMaskedLM
-from moeify.modeling.modeling_gpt2_moe import GPT2MoeLMHeadModel
+from moeify.modeling import modeling_moe
+from moeify.modeling.configuration_moe import config_class
+from moeify.modeling.moe_families import FAMILIES, moe_type
+from tests.tiny import lm_head, sizes_of
 
 EXPERTS, LAYERS = 4, 4
 _DECODER: dict[str, Any] = {
@@ -156,30 +156,19 @@ TEXTS: dict[str, dict[str, Any]] = {
     },
     "llama4": _LLAMA4,
 }
-OWN = ("bert_moe", "gpt2_moe")
+OWN = {moe_type(dense): dense for dense in FAMILIES}
 MODEL_TYPES = (*OWN, *NATIVE, *_VISION)
 
 
 def tiny(model_type: str, *, tied: bool, **options: Any) -> PreTrainedModel:
     """A random model of a few thousand parameters."""
     torch.manual_seed(0)
-    own = {"num_experts": EXPERTS, "num_experts_per_tok": 2, "vocab_size": 64, "tie_word_embeddings": tied}
-    if model_type == "bert_moe":
-        config = BertMoeConfig(
-            hidden_size=16,
-            intermediate_size=24,
-            num_attention_heads=2,
-            moe_layers=[0, 2],
-            num_hidden_layers=LAYERS,
-            max_position_embeddings=64,
-            **(own | options),
-        )
-        return BertMoeForMaskedLM(config).eval()
-    if model_type == "gpt2_moe":
-        config = GPT2MoeConfig(
-            n_embd=16, n_layer=LAYERS, n_head=2, n_positions=64, moe_layers=[1, 3], **(own | options)
-        )
-        return GPT2MoeLMHeadModel(config).eval()
+    if model_type in OWN:
+        dense = OWN[model_type]
+        own = {"num_experts": EXPERTS, "num_experts_per_tok": 2, "moe_layers": [0, 2], "tie_word_embeddings": tied}
+        config = config_class(dense)(**(sizes_of(dense) | own | options))
+        name = lm_head(dense).replace(FAMILIES[dense].prefix, FAMILIES[dense].moe_prefix, 1)
+        return getattr(modeling_moe, name)(config).eval()
     if model_type in _VISION:
         text = {**_DECODER, **TEXTS[model_type], **options}
         config = AutoConfig.for_model(

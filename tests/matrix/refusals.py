@@ -82,7 +82,7 @@ REASONS = (
     Reason(
         letter="s",
         meaning="its shared experts, or dense layers of another width, are no part of a dense class",
-        sentence="shared expert of width|has shared experts|no dense class has two widths",
+        sentence="has shared experts|no dense class has two widths",
         holds=lambda command, model_type, form: model_type in _SHARING and command in ("extract", "prune --dense"),
     ),
     Reason(

@@ -9,7 +9,7 @@ from moeify.families.conversion import Conversion, MoeSettings
 from moeify.families.conversions.qwen2 import GGUF, gated_dense_config, gated_moe_config, layer_types
 from moeify.families.dense.qwen3 import HEAD_DIM
 from moeify.families.dense.qwen3 import LAYOUT as DENSE
-from moeify.families.engines import MLX, NATIVE, SGLANG, TRANSFORMERS, VLLM_GENERIC
+from moeify.families.engines import MLX, NATIVE_RUN, SGLANG, TRANSFORMERS, VLLM_GENERIC
 from moeify.families.mixtures.mellum import LAYOUT as MELLUM
 from moeify.families.mixtures.qwen3_moe import LAYOUT as MOE
 from moeify.families.rope import canonical_rope, spelled_rope
@@ -115,7 +115,7 @@ _NOT_IN_MLX = (
 )
 
 CONVERSIONS = (
-    Conversion(dense=DENSE, moe=MOE, to_moe=_to_moe, to_dense=_to_dense, engines=(*NATIVE, *GGUF)),
+    Conversion(dense=DENSE, moe=MOE, to_moe=_to_moe, to_dense=_to_dense, engines=(*NATIVE_RUN, *GGUF)),
     Conversion(
         dense=DENSE,
         moe=MELLUM,

@@ -55,7 +55,7 @@ ENGINES = (
     TRANSFORMERS,
     VLLM_CLASS,
     SGLANG,
-    Engine(name="llama.cpp", verdict="its converter knows the class; not run by moeify", renormalises=True),
+    Engine(name="llama.cpp", verdict="its converter knows the class; not run by moeify"),
     MLX,
 )
 

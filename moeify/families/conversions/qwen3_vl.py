@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from moeify.families.conversion import Conversion, MoeSettings, dense_again, one_width, towered
 from moeify.families.dense.qwen3_vl import LAYOUT as DENSE
-from moeify.families.engines import SGLANG, TRANSFORMERS, VLLM_CLASS
+from moeify.families.engines import MLX, SGLANG, TRANSFORMERS, VLLM_CLASS
 from moeify.families.mixtures.qwen3_vl_moe import LAYOUT as MOE
 from moeify.families.rope import spelled_rope
 from moeify.families.values import Config
@@ -65,6 +65,6 @@ CONVERSIONS = (
         fused=True,
         to_moe=_to_moe,
         to_dense=_to_dense,
-        engines=(TRANSFORMERS, *(replace(engine, verdict=_TURNED) for engine in (VLLM_CLASS, SGLANG))),
+        engines=(TRANSFORMERS, *(replace(engine, verdict=_TURNED) for engine in (VLLM_CLASS, SGLANG, MLX))),
     ),
 )
