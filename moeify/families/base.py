@@ -49,7 +49,8 @@ class DenseLayout:
     ``kinds`` gives each layer's kind, where each has tensors of its own ``by_kind``; ``towers``
     lead the full names of other modalities' tensors, which are carried along. ``buffers`` are
     endings of tensors that are recomputed and not carried over; ``optional`` names tensors,
-    relative to the base model or to a layer, that may be missing. ``encoder`` is as in
+    relative to the base model or to a layer, that may be missing, ``only_if`` those that a class has where config.json
+    says so. ``encoder`` and ``gives`` are as in
     ``MoeLayout``. ``ignored`` leads the names of tensors that the class leaves out on purpose,
     which are carried along as well. ``canonical`` gives a config its usual keys.
     """
@@ -75,7 +76,9 @@ class DenseLayout:
     ignored: tuple[str, ...] = ()
     buffers: tuple[str, ...] = (".rotary_emb.inv_freq",)
     optional: frozenset[str] = frozenset()
+    only_if: Mapping[str, Callable[[Config], bool]] = field(default_factory=dict)
     encoder: bool = False
+    gives: int = 0
     canonical: Callable[[Config], Config] = dict
 
     def tied(self, head: Head, config: Config) -> frozenset[str]:
@@ -90,10 +93,14 @@ class DenseLayout:
         """Every tensor of the base model and its shape, FFNs included."""
         dims = self.dims(config)
         alike = {**self.per_layer, **{part.name: part.shape for part in self.ffn}}
-        names = {name: resolve_shape(shape, dims) for name, shape in self.outer.items()}
+        off = {name for name, holds in self.only_if.items() if not holds(config)}
+
+        def shapes(prefix: str, named: Mapping[str, Shape]) -> dict[str, tuple[int, ...]]:
+            return {prefix + name: resolve_shape(shape, dims) for name, shape in named.items() if name not in off}
+
+        names = shapes("", self.outer)
         for number, kind in enumerate(self._kinds(config)):
-            prefix, layer = self.layer.format(layer=number), {**alike, **self.by_kind.get(kind, {})}
-            names |= {prefix + name: resolve_shape(shape, dims) for name, shape in layer.items()}
+            names |= shapes(self.layer.format(layer=number), {**alike, **self.by_kind.get(kind, {})})
         return names
 
     def _kinds(self, config: Config) -> Sequence[str]:
@@ -158,6 +165,6 @@ class DenseLayout:
                 end: (*(name for name in names if name not in head.tensors), *sorted(head.lacks))
                 for end, head in self.heads.items()
             },
-            optional=self.optional & frozenset(self.outer),
+            optional=(self.optional | self.only_if.keys()) & frozenset(self.outer),
             varying=self.varying,
         )

@@ -176,7 +176,8 @@ class MoeLayout:
     the rule where it depends on the config. An ``encoder`` sees every token
     of a text at once, unless config.json says ``is_decoder``. ``unsharded`` says why FSDP cannot
     hold the class in shards, ``turned_when_loaded`` that transformers exchanges the axes of experts.
-    ``joined`` are tensors that the class has in one, as in ``DenseLayout``.
+    ``gives`` counts what a layer's module returns, hidden states first, and is 0 where it returns
+    them by themselves. ``joined`` are tensors that the class has in one, as in ``DenseLayout``.
     """
 
     model_type: str
@@ -201,6 +202,7 @@ class MoeLayout:
     loaded_selection_bias: str | None = None
     chooser: str | None = None
     encoder: bool = False
+    gives: int = 0
     unsharded: str | None = None
     turned_when_loaded: bool = False
     joined: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

@@ -25,6 +25,7 @@ def own_mixture(dense: DenseLayout) -> MoeLayout:
         model_type=moe_type(dense.model_type),
         class_prefix=family.moe_prefix,
         encoder=dense.encoder,
+        gives=dense.gives,
         unsharded=f"accelerate cannot shard a {dense.class_prefix}, whose head has a bias under two names"
         if shared_bias
         else None,

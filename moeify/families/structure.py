@@ -86,8 +86,11 @@ def _rest_problems(mixture: Mixture, dense: DenseLayout, config: Config) -> Iter
     root = mixture.prefix + dense.layer.split("{")[0]
     for name in wanted:
         inner = name.removeprefix(root).partition(".")[2]
-        if name.startswith(root) and name not in tensors and (inner not in everywhere or inner in dense.varying):
-            absent += [name] if not name.endswith(optional) else []
+        if name in tensors or name.endswith(optional):
+            continue
+        spoken_of = inner in everywhere and inner not in dense.varying
+        if not spoken_of if name.startswith(root) else name.removeprefix(mixture.prefix) in dense.only_if:
+            absent.append(name)
     yield from by_pattern("missing_tensor", absent, "missing")
     wrong = [name for name, shape in (wanted | heads).items() if name in tensors and tensors[name].shape != shape]
     yield from by_pattern("shape", wrong, "of another shape than config.json says")

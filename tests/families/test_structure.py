@@ -11,6 +11,7 @@ import moeify
 from moeify.checkpoint.header import StoredTensor
 from moeify.checkpoint.reader import Checkpoint
 from moeify.errors import CheckpointError
+from moeify.families.joining import whole_name
 from moeify.families.registry import CONVERSIONS, DENSE_LAYOUTS, MOE_LAYOUTS, conversions_to
 from moeify.families.structure import check_structure, structure_problems
 from tests.tiny import HEADS, layers_of, save_tiny
@@ -72,9 +73,9 @@ def _is_free(checkpoint: Checkpoint, name: str) -> bool:
     if checkpoint.folder.name != "odd" or ".shared_" in name or _in_tower(name):
         return ".shared_" in name or _in_tower(name)
     (conversion,) = conversions_to(checkpoint.config["model_type"])
-    dense = conversion.dense
+    dense, moe = conversion.dense, conversion.moe
     layers = [dense.layer.format(layer=layer) for layer in (0, 2)]
-    return name.endswith(tuple(n + part.name for n in layers for part in dense.ffn))
+    return name.endswith(tuple(n + (whole_name(p.name, moe.joined) or p.name) for n in layers for p in dense.ffn))
 
 
 def test_check_names_the_tensor_and_the_way_to_look(checkpoints: list[Checkpoint]) -> None:

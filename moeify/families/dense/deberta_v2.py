@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
 
 from moeify.families.base import Head
@@ -34,22 +35,41 @@ def _all_dims(config: Config) -> Dims:
 
 _POOLER: dict[str, Shape] = {"pooler.dense.weight": ("Q", "Q"), "pooler.dense.bias": ("Q",)}
 _CLASSIFIER: dict[str, Shape] = {"classifier.weight": ("C", "Q"), "classifier.bias": ("C",)}
-_SOME_HAVE: dict[str, Shape] = {
-    "embeddings.position_embeddings.weight": ("P", "M"),
-    "embeddings.token_type_embeddings.weight": ("T", "M"),
-    "embeddings.embed_proj.weight": ("H", "M"),
-    "encoder.rel_embeddings.weight": ("R", "H"),
-    "encoder.LayerNorm.weight": ("H",),
-    "encoder.LayerNorm.bias": ("H",),
+_CONV: dict[str, Shape] = {
     "encoder.conv.conv.weight": ("H", "H", "W"),
     "encoder.conv.conv.bias": ("H",),
     "encoder.conv.LayerNorm.weight": ("H",),
     "encoder.conv.LayerNorm.bias": ("H",),
 }
-_POSITIONS: dict[str, Shape] = {
-    f"attention.self.pos_{part}_proj.{kind}": shape
-    for part in ("key", "query")
-    for kind, shape in (("weight", ("H", "H")), ("bias", ("H",)))
+_RELATIVE_NORM: dict[str, Shape] = {"encoder.LayerNorm.weight": ("H",), "encoder.LayerNorm.bias": ("H",)}
+
+
+def _projection(part: str) -> dict[str, Shape]:
+    return {f"attention.self.pos_{part}_proj.weight": ("H", "H"), f"attention.self.pos_{part}_proj.bias": ("H",)}
+
+
+def _relative(config: Config) -> bool:
+    return bool(config.get("relative_attention"))
+
+
+def _positions(kind: str) -> Callable[[Config], bool]:
+    """Whether attention has a projection of its own for positions of this kind."""
+    return lambda config: _relative(config) and not config.get("share_att_key") and kind in _kinds(config)
+
+
+def _kinds(config: Config) -> str | list[str]:
+    return config.get("pos_att_type") or []
+
+
+_ONLY_IF: dict[str, Callable[[Config], bool]] = {
+    "embeddings.position_embeddings.weight": lambda config: bool(config.get("position_biased_input", True)),
+    "embeddings.token_type_embeddings.weight": lambda config: bool(config.get("type_vocab_size")),
+    "embeddings.embed_proj.weight": lambda config: _all_dims(config)["M"] != _all_dims(config)["H"],
+    "encoder.rel_embeddings.weight": _relative,
+    **dict.fromkeys(_RELATIVE_NORM, lambda config: "layer_norm" in str(config.get("norm_rel_ebd"))),
+    **dict.fromkeys(_CONV, lambda config: bool(config.get("conv_kernel_size"))),
+    **dict.fromkeys(_projection("key"), _positions("c2p")),
+    **dict.fromkeys(_projection("query"), _positions("p2c")),
 }
 _MASKED = BERT.heads["ForMaskedLM"]
 
@@ -62,13 +82,20 @@ LAYOUT = replace(
         "embeddings.word_embeddings.weight": ("V", "M"),
         "embeddings.LayerNorm.weight": ("H",),
         "embeddings.LayerNorm.bias": ("H",),
-        **_SOME_HAVE,
+        "embeddings.position_embeddings.weight": ("P", "M"),
+        "embeddings.token_type_embeddings.weight": ("T", "M"),
+        "embeddings.embed_proj.weight": ("H", "M"),
+        "encoder.rel_embeddings.weight": ("R", "H"),
+        **_RELATIVE_NORM,
+        **_CONV,
     },
     per_layer={
         **{re.sub(r"(query|key|value)\.", r"\1_proj.", name): shape for name, shape in BERT.per_layer.items()},
-        **_POSITIONS,
+        **_projection("key"),
+        **_projection("query"),
     },
     dims=_all_dims,
+    gives=2,
     heads={
         "Model": Head(),
         "ForMaskedLM": replace(
@@ -85,5 +112,6 @@ LAYOUT = replace(
         "ForQuestionAnswering": Head(prefix="deberta.", tensors=SPANS),
     },
     buffers=("embeddings.position_ids",),
-    optional=frozenset((*_SOME_HAVE, *_POSITIONS)),
+    optional=frozenset(),
+    only_if=_ONLY_IF,
 )

@@ -67,6 +67,6 @@ LAYOUT = replace(
         "ForTokenClassification": Head(prefix="electra.", tensors=CLASSIFIER),
         "ForQuestionAnswering": Head(prefix="electra.", tensors=SPANS),
     },
-    # Only where embeddings are narrower than layers.
-    optional=frozenset(_PROJECTION),
+    optional=frozenset(),
+    only_if=dict.fromkeys(_PROJECTION, lambda config: _all_dims(config)["M"] != _all_dims(config)["H"]),
 )

@@ -87,14 +87,11 @@ LAYOUT = DenseLayout(
     canonical=_canonical,
     ties_by_default=True,
     buffers=(".inv_freq",),
-    optional=frozenset(
-        (
-            "embeddings.norm.bias",
-            "final_norm.bias",
-            "attn.Wqkv.bias",
-            "attn.Wo.bias",
-            "mlp_norm.bias",
-            "attn_norm.bias",
-        )
-    ),
+    only_if={
+        **dict.fromkeys(
+            ("embeddings.norm.bias", "final_norm.bias", "mlp_norm.bias", "attn_norm.bias"),
+            lambda config: bool(config.get("norm_bias")),
+        ),
+        **dict.fromkeys(("attn.Wqkv.bias", "attn.Wo.bias"), lambda config: bool(config.get("attention_bias"))),
+    },
 )

@@ -47,6 +47,7 @@ LAYOUT = replace(
     norm="attention.LayerNorm.weight",
     norm_bias="attention.LayerNorm.bias",
     dims=_all_dims,
+    gives=1,
     heads={
         "Model": Head(),
         "ForMaskedLM": masked_head("mpnet."),
