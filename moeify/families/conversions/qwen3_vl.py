@@ -56,7 +56,10 @@ def _to_dense(config: Config) -> Config:
     return towered(config, "qwen3_vl", to_dense)
 
 
-_TURNED = "no: its class takes experts as Qwen publishes them, turned round, and this form is that of transformers 5"
+_TURNED = (
+    "no, as far as its source tells (not run): it takes experts turned round, as Qwen publishes them,"
+    " and these lie as transformers 5 holds them"
+)
 
 CONVERSIONS = (
     Conversion(
