@@ -100,7 +100,16 @@ def _oracle(logits: np.ndarray, bias: np.ndarray, model_type: str, config: dict[
         chosen, weights = _sparsemixer(logits)
     else:
         weights = np.take_along_axis(scores, chosen, 1)
-        always = {"mixtral", "granitemoe", "gpt_oss", "ernie4_5_moe", "minimax_m2", "qwen3_5_moe", "qwen3_5_moe_text"}
+        always = {
+            "mixtral",
+            "granitemoe",
+            "gpt_oss",
+            "ernie4_5_moe",
+            "minimax_m2",
+            "qwen3_5_moe",
+            "qwen3_5_moe_text",
+            "qwen3_vl_moe",
+        }
         if model_type in always or config.get("norm_topk_prob"):
             weights = weights / weights.sum(1, keepdims=True)
     hits = np.zeros_like(logits)
