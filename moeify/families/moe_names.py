@@ -20,6 +20,23 @@ LINEAR_ATTENTION = (
     *(f"linear_attn.{name}" for name in ("A_log", "dt_bias", "conv1d.weight", "norm.weight", "out_proj.weight")),
 )
 """What Qwen3-Next's and Qwen3.5's layers hold of both kinds of attention."""
+LATENT_ATTENTION = tuple(
+    f"self_attn.{part}"
+    for part in (
+        "q_proj.weight",
+        "q_a_proj.weight",
+        "q_a_proj.bias",
+        "q_a_layernorm.weight",
+        "q_b_proj.weight",
+        "kv_a_proj_with_mqa.weight",
+        "kv_a_proj_with_mqa.bias",
+        "kv_a_layernorm.weight",
+        "kv_b_proj.weight",
+        "o_proj.weight",
+        "o_proj.bias",
+    )
+)
+"""Keys and values made of a narrow state, as in DeepSeek-V2 and after."""
 LOCAL_KEYS = ("num_local_experts", "num_experts")
 ROUTED_KEYS = ("n_routed_experts", "num_local_experts", "num_experts")
 GROUPED = RouterRule(

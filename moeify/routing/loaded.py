@@ -158,7 +158,7 @@ class LoadedMixture:
         self.model, self.layout = model, layout.of(values)
         self.top_k = layout.top_k(values)
         self.stack = list(layer_stack(model, layout.layer).children())
-        groups = layout.rule.group_counts(values)
+        groups = self.layout.rule.group_counts(values)
         self.layers = {n: self._layer(n, groups) for n in layout.moe_layers(values)}
 
     def _layer(self, number: int, groups: tuple[int, int] | None) -> LoadedLayer:

@@ -212,6 +212,8 @@ def _bare(folder: Path, names: Iterable[str], settings: Iterable[str]) -> Iterat
         for name in settings:
             if (folder / name).is_file():
                 document = without_code(read_json(resolve_inside(folder, name)))
+                if name == CONFIG_FILE and (known := MOE_LAYOUTS.get(document.get("model_type"))) is not None:
+                    document |= {"model_type": known.loads_as} if known.loads_as else {}
                 if name == _TOKENIZER_SETTINGS:
                     document = {k: v for k, v in document.items() if not k.endswith("_file")}
                 (place / name).write_text(json.dumps(document), encoding="utf-8")

@@ -1,11 +1,12 @@
 """Tiny configs of every MoE model type that inspect reads, saved as transformers saves them."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, DeepseekV3Config, DeepseekV3ForCausalLM, PreTrainedModel
 
 from moeify.modeling.configuration_bert_moe import BertMoeConfig
 from moeify.modeling.configuration_gpt2_moe import GPT2MoeConfig
@@ -82,6 +83,16 @@ NATIVE: dict[str, dict[str, Any]] = {
     "gpt_oss": _LOCAL,
     "minimax_m2": _LOCAL,
     "deepseek_v3": {**_GROUPS, **_LATENT},
+    "deepseek_v2": {**_GROUPS, **_LATENT, "topk_method": "group_limited_greedy", "routed_scaling_factor": 1.5},
+    "kimi_k2": {**_GROUPS, **_LATENT, "n_group": 1},
+    "glm4_moe_lite": {**_GROUPS, **_LATENT, "mlp_layer_types": ["dense"] + ["sparse"] * (LAYERS - 1)},
+    "dots1": {**_GROUPS, "attention_bias": True},
+    "exaone_moe": {
+        "moe_intermediate_size": 8,
+        "num_experts": EXPERTS,
+        "sliding_window": 8,
+        "first_k_dense_replace": 1,
+    },
     "glm4_moe": {**_GROUPS, "use_qk_norm": True, "attention_bias": True},
     "ernie4_5_moe": {
         "moe_intermediate_size": 8,
@@ -136,6 +147,17 @@ OWN = ("bert_moe", "gpt2_moe")
 MODEL_TYPES = (*OWN, *NATIVE, *_VISION)
 
 
+class _Kimi(DeepseekV3ForCausalLM):
+    """Kimi-K2, which transformers knows under DeepSeek-V3's name alone."""
+
+    def save_pretrained(self, folder: Any, **options: Any) -> None:
+        super().save_pretrained(folder, **options)
+        path = Path(folder) / "config.json"
+        config = json.loads(path.read_text())
+        named = {"model_type": "kimi_k2", "architectures": ["DeepseekV3ForCausalLM"]}
+        path.write_text(json.dumps(config | named))
+
+
 def tiny(model_type: str, *, tied: bool, **options: Any) -> PreTrainedModel:
     """A random model of a few thousand parameters."""
     torch.manual_seed(0)
@@ -165,6 +187,8 @@ def tiny(model_type: str, *, tied: bool, **options: Any) -> PreTrainedModel:
             tie_word_embeddings=tied,
         )
         return getattr(transformers, _SEEING[model_type])(config).eval()
+    if model_type == "kimi_k2":
+        return _Kimi(DeepseekV3Config(**_DECODER | NATIVE[model_type] | options, tie_word_embeddings=tied)).eval()
     settings = {**_DECODER, **NATIVE[model_type], "tie_word_embeddings": tied, **options}
     config = AutoConfig.for_model(model_type, **settings)
     return AutoModelForCausalLM.from_config(config).eval()

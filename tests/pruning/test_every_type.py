@@ -31,7 +31,7 @@ def data(tmp_path_factory):
 
 def model_of(model_type: str, **options: Any) -> PreTrainedModel:
     """Every parameter is away from its default."""
-    grouped = ONE_GROUP if model_type in ("deepseek_v3", "glm4_moe") else {}
+    grouped = ONE_GROUP if "n_group" in NATIVE.get(model_type, {}) else {}
     model = tiny(model_type, tied=False, **grouped, **options)
     with torch.no_grad():
         for parameter in model.parameters():
