@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -129,8 +129,9 @@ class Rest:
     full names, of which ``tied`` share their values with outer tensors or other heads where
     ``tie_word_embeddings`` says so. ``towers`` lead the tensors of other modalities, ``ignored``
     those that transformers' class leaves out on purpose; ``buffers`` are endings of tensors that
-    are recomputed. ``lacks`` are endings of tensors that a class, by the end of its name, is built
-    without, although its checkpoint may hold them for another.
+    are recomputed. ``optional`` are outer tensors that some configs do without.
+    ``lacks`` are endings of tensors that a class, by the end of its name, is built without,
+    although its checkpoint may hold them for another.
     """
 
     per_layer: tuple[str, ...]
@@ -143,6 +144,7 @@ class Rest:
     towers: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
     buffers: tuple[str, ...] = (".rotary_emb.inv_freq",)
+    optional: tuple[str, ...] = ()
     lacks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def lacking(self, config: Config) -> tuple[str, ...]:
@@ -173,7 +175,9 @@ class MoeLayout:
     ``loaded_selection_bias`` is the same for the bias of the rule; ``chooser`` is the path of the
     module that gives logits, weights and experts, where that is not the router. ``rule_by`` gives
     the rule where it depends on the config. ``loads_as`` is the model type whose classes of
-    transformers load the checkpoint, where they do not know its own. An ``encoder`` sees every token
+    transformers load the checkpoint, where they do not know its own. ``kinds`` tells layers apart
+    that hold different tensors under the same names of modules. ``scales`` are further tensors [E] of a
+    router; ``own_inputs`` says that experts read something else than the router. An ``encoder`` sees every token
     of a text at once, unless config.json says ``is_decoder``. ``unsharded`` says why FSDP cannot
     hold the class in shards.
     """
@@ -199,6 +203,9 @@ class MoeLayout:
     guard: str | None = None
     loaded_selection_bias: str | None = None
     loads_as: str | None = None
+    kinds: Callable[[Config], Sequence[str]] | None = None
+    scales: tuple[str, ...] = ()
+    own_inputs: bool = False
     chooser: str | None = None
     encoder: bool = False
     unsharded: str | None = None

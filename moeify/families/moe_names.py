@@ -64,6 +64,12 @@ FFN = gated("mlp")
 SHARED_EXPERT = (*gated("mlp.shared_expert"), "mlp.shared_expert_gate.weight")
 
 
+def mamba2(block: str) -> tuple[str, ...]:
+    """What a layer of Mamba 2 holds."""
+    linear = (f"{name}.{kind}" for name in ("conv1d", "in_proj", "out_proj") for kind in ("weight", "bias"))
+    return tuple(f"{block}.{name}" for name in ("A_log", "D", "dt_bias", "norm.weight", *linear))
+
+
 def single_experts(block: str, *, numbered: bool = False) -> tuple[ExpertTensor, ...]:
     """Gated experts with three tensors each, [F, H], [F, H] and [H, F]."""
     names = _NUMBERED if numbered else _PROJECTIONS
@@ -118,11 +124,16 @@ def as_loaded(layout: MoeLayout) -> MoeLayout:
     if layout.router_module is None and all(spec.fused for spec in layout.experts):
         return layout
     experts = layout.loaded_experts
+    gated = any("gate" in spec.roles for spec in layout.experts)
+    plain = tuple(
+        replace(spec, name=f"{experts}.{spec.name.rpartition('{expert}.')[2].removesuffix('.weight')}")
+        for spec in layout.experts
+    )
     bias = layout.loaded_selection_bias or layout.rule.selection_bias
     return replace(
         layout,
         router=f"{layout.loaded_router}.weight",
-        experts=fused_experts(f"{experts}.gate_up_proj", f"{experts}.down_proj"),
+        experts=fused_experts(f"{experts}.gate_up_proj", f"{experts}.down_proj") if gated else plain,
         rule=replace(layout.rule, selection_bias=bias),
     )
 

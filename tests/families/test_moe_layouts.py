@@ -92,6 +92,9 @@ def _loaded(module: torch.nn.Module, role: str, expert: int, model_type: str, tr
             return one
         neurons_first = (kind == "up") != (model_type == "gpt2_moe")
         return one if neurons_first else one.T
+    if model_type == "nemotron_h":
+        one = getattr(module, f"{kind}_proj")[expert]
+        return one if kind == "up" else one.T
     name = "down_proj" if kind == "down" else "gate_up_proj"
     one = getattr(module, f"{name}_bias" if bias else name)[expert]
     if kind == "down":

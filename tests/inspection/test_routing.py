@@ -82,7 +82,7 @@ def _sparsemixer(logits: np.ndarray, eps: float = 0.01) -> tuple[np.ndarray, np.
     return np.stack(chosen, 1), np.stack(weights, 1)
 
 
-_GROUPED = {"deepseek_v3", "glm4_moe", "kimi_k2", "glm4_moe_lite", "dots1", "exaone_moe"}
+_GROUPED = {"deepseek_v3", "glm4_moe", "kimi_k2", "glm4_moe_lite", "dots1", "exaone_moe", "nemotron_h"}
 _BIASED = {*_GROUPED, "minimax_m2", "lfm2_moe"}
 
 
@@ -92,7 +92,7 @@ def _oracle(logits: np.ndarray, bias: np.ndarray, model_type: str, config: dict[
     sigmoid = model_type in {*_BIASED, "llama4_text", "llama4", "cohere2_moe"}
     scores = 1 / (1 + np.exp(-logits)) if sigmoid else _softmax(logits)
     choice = scores + bias if model_type in {*_BIASED, "ernie4_5_moe"} else scores if sigmoid else logits
-    if model_type == "deepseek_v2" or (model_type in _GROUPED and config["n_group"] == 2):
+    if model_type == "deepseek_v2" or (model_type in _GROUPED and config.get("n_group") == 2):
         choice = scores if model_type == "deepseek_v2" else choice
         best = choice.reshape(len(choice), 2, 2)
         groups = best.max(-1) if model_type == "deepseek_v2" else best.sum(-1)

@@ -35,5 +35,6 @@ def test_every_layer_shows_what_the_model_used(model_type: str) -> None:
         if layout.rule.scores != "sparsemixer":
             best = routed.logits if best is None else best
             assert torch.equal(best.topk(layer.top_k).indices.sort().values, routed.experts.sort().values)
-        outputs = [layer.expert(n, routed.inputs) for n in range(layer.num_experts)]
+        inputs = routed.inputs if routed.expert_inputs is None else routed.expert_inputs
+        outputs = [layer.expert(n, inputs) for n in range(layer.num_experts)]
         assert not torch.allclose(outputs[0], outputs[1], atol=1e-4)
