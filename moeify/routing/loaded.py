@@ -139,7 +139,7 @@ class LoadedLayer:
             )
 
         handles = [self.router.register_forward_pre_hook(lambda _, args: read.update(router=args[0]))]
-        if any(part is self.router for part in list(self.chooser.modules())[1:]):  # and may give no logits itself
+        if self.router is not self.chooser and self.router in self.chooser.modules():  # which may give no logits
             handles.append(self.router.register_forward_hook(lambda _, __, out: read.update(logits=out)))
         if self.own_inputs:
             chosen: dict[str, Any] = {}

@@ -140,6 +140,19 @@ NATIVE: dict[str, dict[str, Any]] = {
         "conv_bias": True,
     },
     "llama4_text": _LLAMA4,
+    "gemma4_text": {
+        "enable_moe_block": True,
+        "num_experts": EXPERTS,
+        "top_k_experts": 2,
+        "moe_intermediate_size": 8,
+        "rms_norm_eps": 1e-3,
+        "hidden_size_per_layer_input": 4,
+        "vocab_size_per_layer_input": 4096,
+        "global_head_dim": 16,
+        "attention_k_eq_v": True,
+        "sliding_window": 8,
+        "layer_types": ["sliding_attention"] * 3 + ["full_attention"],
+    },
 }
 _VISION = {
     "qwen3_5_moe": {
@@ -162,8 +175,22 @@ _VISION = {
         "projector_input_dim": 16,
         "projector_output_dim": 16,
     },
+    "gemma4": {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "patch_size": 4,
+        "position_embedding_size": 16,
+    },
 }
-_SEEING = {"qwen3_5_moe": "Qwen3_5MoeForConditionalGeneration", "llama4": "Llama4ForConditionalGeneration"}
+_SEEING = {
+    "qwen3_5_moe": "Qwen3_5MoeForConditionalGeneration",
+    "llama4": "Llama4ForConditionalGeneration",
+    "gemma4": "Gemma4ForConditionalGeneration",
+}
 OWN = ("bert_moe", "gpt2_moe")
 MODEL_TYPES = (*OWN, *NATIVE, *_VISION)
 
@@ -200,7 +227,7 @@ def tiny(model_type: str, *, tied: bool, **options: Any) -> PreTrainedModel:
         )
         return GPT2MoeLMHeadModel(config).eval()
     if model_type in _VISION:
-        text = {**_DECODER, **(_LINEAR if model_type == "qwen3_5_moe" else _LLAMA4), **options}
+        text = {**_DECODER, **NATIVE[f"{model_type}_text"], **options}
         config = AutoConfig.for_model(
             model_type,
             text_config={**text, "tie_word_embeddings": tied},
