@@ -20,13 +20,14 @@ class ExpertTensor:
     ``name`` holds ``{expert}`` when each expert has a tensor of its own; otherwise one tensor
     stacks all experts along axis 0. ``shape`` is that of one expert; ``F`` and ``2F`` mark the
     axis of its neurons. ``roles`` lists what is joined along that axis, one after the other, or
-    neuron by neuron where ``interleaved``.
+    neuron by neuron where ``interleaved``. A ``flat`` one has the experts' rows one below the other.
     """
 
     name: str
     roles: tuple[str, ...]
     shape: Shape
     interleaved: bool = False
+    flat: bool = False
 
     @property
     def fused(self) -> bool:
@@ -177,7 +178,8 @@ class MoeLayout:
     the rule where it depends on the config. ``loads_as`` is the model type whose classes of
     transformers load the checkpoint, where they do not know its own. ``kinds`` tells layers apart
     that hold different tensors under the same names of modules. ``scales`` are further tensors [E] of a
-    router; ``own_inputs`` says that experts read something else than the router. An ``encoder`` sees every token
+    router; ``own_inputs`` says that experts read something else than the router.
+    ``unloadable`` says why transformers cannot load it. An ``encoder`` sees every token
     of a text at once, unless config.json says ``is_decoder``. ``unsharded`` says why FSDP cannot
     hold the class in shards.
     """
@@ -206,6 +208,7 @@ class MoeLayout:
     kinds: Callable[[Config], Sequence[str]] | None = None
     scales: tuple[str, ...] = ()
     own_inputs: bool = False
+    unloadable: str | None = None
     chooser: str | None = None
     encoder: bool = False
     unsharded: str | None = None
