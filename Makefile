@@ -1,4 +1,4 @@
-# make demo | test | matrix | engines | check | faults | bench: each does its own set-up.
+# make demo | test | matrix | engines | vllm | check | faults | bench: each does its own set-up.
 
 PYTHON ?= python3
 VENV := .venv
@@ -8,11 +8,13 @@ READY := $(VENV)/.ready
 READY_TESTS := $(VENV)/.ready-tests
 ENGINES := .venv-engines
 READY_ENGINES := $(ENGINES)/.ready
+VLLM := .venv-vllm
+READY_VLLM := $(VLLM)/.ready
 
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test matrix engines engines-installed check browser faults bench docs format clean
+.PHONY: demo test matrix engines engines-installed vllm vllm-installed check browser faults bench docs format clean
 
 # torch comes first and pinned, so that no other package pulls a larger build of it.
 $(READY): pyproject.toml constraints.txt
@@ -48,12 +50,24 @@ engines-installed: $(READY_ENGINES)
 engines: $(READY_TESTS) $(READY_ENGINES)
 	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -q -m engines tests/engines
 
+# Another one, whose packages are of vLLM's own choice.
+$(READY_VLLM): tests/engines/vllm-requirements.txt
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install -q --disable-pip-version-check --no-deps -r $<
+	touch $@
+
+vllm-installed: $(READY_VLLM)
+
+vllm: $(READY_TESTS) $(READY_VLLM)
+	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -q -m vllm tests/engines
+
 check: $(READY_TESTS)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python scripts/cli_reference.py --check
 	$(BIN)/python scripts/matrix_page.py --check
+	$(BIN)/python scripts/models_page.py --check
 	$(BIN)/python scripts/check_pins.py
 
 # The page of `moeify inspect --html` in headless Chromium, which the system provides.
@@ -77,10 +91,11 @@ bench: $(READY_TESTS)
 docs: $(READY_TESTS)
 	$(BIN)/python scripts/cli_reference.py
 	$(BIN)/python scripts/matrix_page.py
+	$(BIN)/python scripts/models_page.py
 
 format: $(READY_TESTS)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) $(ENGINES) .cache demo-output .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(ENGINES) $(VLLM) .cache demo-output .mypy_cache .pytest_cache .ruff_cache

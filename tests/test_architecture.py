@@ -31,7 +31,7 @@ STAYING = ("__init__", "registration")
 TRAVELLING = [p for p in FILES if p.parent.name == "modeling" and p.stem not in STAYING]
 TRAVELS = {
     *("torch", "transformers", "collections", "typing", "dataclasses", "functools"),
-    *("__future__", "inspect", "math"),
+    *("__future__", "contextvars", "inspect", "math", "re", "types"),
 }
 
 

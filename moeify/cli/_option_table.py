@@ -9,7 +9,7 @@ _MEMBERS = {
     " seq_len fit_tokens eval_tokens held_out text",
     "Training": "balance balance_coef z_coef learning_rate accumulate save_steps resume",
     "Computation": "batch low_memory device dtype seed",
-    "Output": "compat max_shard_size revision force checksum dry_run push_to as_json quiet",
+    "Output": "engines max_shard_size revision force checksum dry_run push_to as_json quiet",
 }
 PANEL_OF = {name: panel for panel, names in _MEMBERS.items() for name in names.split()}
 METAVARS = {
@@ -17,6 +17,7 @@ METAVARS = {
     "dataset": "FILE|ID",
     "domain_column": "NAME",
     "drop": "LAYER:N,...",
+    "engines": "ENGINE,...",
     "expert": "N,...",
     "experts": "SOURCE,...",
     "experts_from": "SOURCE,...",
@@ -30,7 +31,7 @@ METAVARS = {
     "text_column": "NAME",
 }
 SHORT = {"yes": ("-y",)}
-_FLAGS = {"evaluate": "eval", "experts": "expert", "num_experts": "experts"}
+_FLAGS = {"engines": "for", "evaluate": "eval", "experts": "expert", "num_experts": "experts"}
 """Fields with another name on the command line; an option that may be repeated is singular."""
 
 

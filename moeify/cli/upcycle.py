@@ -32,7 +32,7 @@ FIRST = (
     "experts_from",
     "labels",
     "route_by",
-    "compat",
+    "engines",
     "dry_run",
 )
 

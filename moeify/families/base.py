@@ -49,8 +49,10 @@ class DenseLayout:
     ``kinds`` gives each layer's kind, where each has tensors of its own ``by_kind``; ``towers``
     lead the full names of other modalities' tensors, which are carried along. ``buffers`` are
     endings of tensors that are recomputed and not carried over; ``optional`` names tensors,
-    relative to the base model or to a layer, that may be missing. ``encoder`` is as in
-    ``MoeLayout``. ``canonical`` gives a config its usual keys.
+    relative to the base model or to a layer, that may be missing, ``only_if`` those that a class has where config.json
+    says so. ``encoder`` and ``gives`` are as in
+    ``MoeLayout``. ``ignored`` leads the names of tensors that the class leaves out on purpose,
+    which are carried along as well. ``canonical`` gives a config its usual keys.
     """
 
     model_type: str
@@ -71,9 +73,12 @@ class DenseLayout:
     kinds: Callable[[Config], Sequence[str]] | None = None
     by_kind: Mapping[str, Mapping[str, Shape]] = field(default_factory=dict)
     towers: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
     buffers: tuple[str, ...] = (".rotary_emb.inv_freq",)
     optional: frozenset[str] = frozenset()
+    only_if: Mapping[str, Callable[[Config], bool]] = field(default_factory=dict)
     encoder: bool = False
+    gives: int = 0
     canonical: Callable[[Config], Config] = dict
 
     def tied(self, head: Head, config: Config) -> frozenset[str]:
@@ -88,10 +93,14 @@ class DenseLayout:
         """Every tensor of the base model and its shape, FFNs included."""
         dims = self.dims(config)
         alike = {**self.per_layer, **{part.name: part.shape for part in self.ffn}}
-        names = {name: resolve_shape(shape, dims) for name, shape in self.outer.items()}
+        off = {name for name, holds in self.only_if.items() if not holds(config)}
+
+        def shapes(prefix: str, named: Mapping[str, Shape]) -> dict[str, tuple[int, ...]]:
+            return {prefix + name: resolve_shape(shape, dims) for name, shape in named.items() if name not in off}
+
+        names = shapes("", self.outer)
         for number, kind in enumerate(self._kinds(config)):
-            prefix, layer = self.layer.format(layer=number), {**alike, **self.by_kind.get(kind, {})}
-            names |= {prefix + name: resolve_shape(shape, dims) for name, shape in layer.items()}
+            names |= shapes(self.layer.format(layer=number), {**alike, **self.by_kind.get(kind, {})})
         return names
 
     def _kinds(self, config: Config) -> Sequence[str]:
@@ -109,8 +118,8 @@ class DenseLayout:
         return name
 
     def architecture(self, config: Config) -> str:
-        """Name of the class, by ``architectures``; the base class where nothing is said."""
-        named = config.get("architectures") or [f"{self.class_prefix}Model"]
+        """Name of the class, by ``architectures``; the first where nothing is said, the base."""
+        named = config.get("architectures") or [self.class_prefix + next(iter(self.heads))]
         return str(named[0]) if isinstance(named, list) else str(named)
 
     def head_name(self, config: Config) -> str:
@@ -132,6 +141,11 @@ class DenseLayout:
         tensors = {tensor: shape for tensor, shape in head.tensors.items() if tensor not in off}
         return replace(head, tensors=tensors)
 
+    @property
+    def varying(self) -> frozenset[str]:
+        """Tensors that layers of some kinds have."""
+        return frozenset(name for names in self.by_kind.values() for name in names)
+
     def rest(self, shared: tuple[str, ...] = ()) -> Rest:
         """The tensors that a mixture takes over from this type, with ``shared`` ones of its own."""
         heads, layers = self.heads.values(), (self.per_layer, *self.by_kind.values())
@@ -145,9 +159,12 @@ class DenseLayout:
             tied={n: own.removeprefix(h.prefix) for h in heads for n, own in h.tied.items()},
             ties_by_default=self.ties_by_default,
             towers=self.towers,
+            ignored=self.ignored,
             buffers=self.buffers,
             lacks={
                 end: (*(name for name in names if name not in head.tensors), *sorted(head.lacks))
                 for end, head in self.heads.items()
             },
+            optional=(self.optional | self.only_if.keys()) & frozenset(self.outer),
+            varying=self.varying,
         )

@@ -9,6 +9,8 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+_HYPHENATED = ("xlm_roberta", "deberta_v2")
+"""Modules of types whose name has hyphens, which no module's has."""
 
 
 class Catalogue(Mapping[str, T]):
@@ -19,11 +21,12 @@ class Catalogue(Mapping[str, T]):
 
     def __init__(self, package: ModuleType, attribute: str) -> None:
         self._package, self._attribute = package.__name__, attribute
-        self._held: dict[str, Any] = dict.fromkeys(m.name for m in iter_modules(package.__path__))
+        modules = (module.name for module in iter_modules(package.__path__))
+        self._held: dict[str, Any] = {n.replace("_", "-") if n in _HYPHENATED else n: None for n in modules}
 
     def __getitem__(self, name: str) -> T:
         if self._held[name] is None:
-            module = import_module(f"{self._package}.{name}")
+            module = import_module(f"{self._package}.{name.replace('-', '_')}")
             self._held[name] = getattr(module, self._attribute)
         found: T = self._held[name]
         return found

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
-from moeify.errors import CheckpointError, ConfigError
+from moeify.errors import CheckpointError, ConfigError, MoeifyError
 from moeify.families.base import DenseLayout
-from moeify.families.engines import NATIVE, Engine, Said, own_engines
+from moeify.families.engines import NATIVE, Engine, Said, ties
 from moeify.families.moe_layout import ExtraTensor, MoeLayout
+from moeify.families.moe_names import as_loaded
 from moeify.families.problems import numbers
 from moeify.families.rope import spelled_rope
-from moeify.families.values import Config, positive
+from moeify.families.values import Config, positive, with_text
 
 DENSE_TYPE = "dense_model_type"
 """Under which moeify.json, and config.json where a user adds it, say what a mixture came from."""
@@ -23,6 +24,7 @@ class MoeSettings:
 
     ``renormalise`` has the weights of the chosen experts sum to 1. Without it they sum to K/E as
     long as the router is near zero, and the experts are scaled by E/K to make up for it.
+    ``untied`` gives the output a matrix of its own where the dense model shares the embeddings'.
     ``route_by`` says what a router decides for, token or sequence. ``width`` is that of an expert,
     None for the dense FFN's.
     """
@@ -32,6 +34,7 @@ class MoeSettings:
     moe_layers: tuple[int, ...]
     num_layers: int
     renormalise: bool = True
+    untied: bool = False
     route_by: str = "token"
     width: int | None = None
 
@@ -52,7 +55,8 @@ class Conversion:
     ``extras`` are tensors that the MoE class demands and the dense model lacks.
     ``head_prefixes`` lead the base model's names in those heads of the MoE class that differ from
     the dense one's. ``remote_code`` says that the MoE classes are moeify's own and travel inside the checkpoint.
-    ``notes`` are for the model card and for inspect.
+    ``fused`` says that all experts of a layer are written in two tensors, as transformers 5 holds
+    them, although the class reads them one by one too. ``notes`` are for the model card and for inspect.
     """
 
     dense: DenseLayout
@@ -65,6 +69,7 @@ class Conversion:
     head_prefixes: Mapping[str, str] = field(default_factory=dict)
     engines: tuple[Engine, ...] = NATIVE
     remote_code: bool = False
+    fused: bool = False
     notes: Said = ()
 
     @property
@@ -75,9 +80,24 @@ class Conversion:
         return tuple(extra for extra in self.extras if extra.name != buffer)
 
     @property
-    def gguf_renormalises(self) -> bool | None:
-        """Whether llama.cpp divides the chosen experts' weights by their sum; None: unknown."""
-        return next((e.renormalises for e in self.engines if e.name == "llama.cpp"), None)
+    def written(self) -> MoeLayout:
+        """The mixture under the names that its tensors are written with."""
+        return as_loaded(self.moe) if self.fused else self.moe
+
+    @property
+    def base_class(self) -> str:
+        """The mixture's class without a head."""
+        return self.moe.class_prefix + next(iter(self.heads or self.dense.heads))
+
+    def takes(self, config: Config) -> bool:
+        """Whether the mixture can express what a dense ``config`` says."""
+        layers = self.dense.num_layers(config)
+        every = MoeSettings(num_experts=1, top_k=1, moe_layers=tuple(range(layers)), num_layers=layers)
+        try:
+            self.moe_config(config, every)
+        except MoeifyError:
+            return False
+        return True
 
     def moe_config(self, config: Config, settings: MoeSettings) -> Config:
         """config.json of the mixture that a dense ``config`` becomes; raises ``MoeifyError``."""
@@ -90,6 +110,8 @@ class Conversion:
                 f"set architectures in config.json to one of: {known}",
             )
         result = self.to_moe(dict(config), settings)
+        if settings.untied:
+            result["tie_word_embeddings"] = False
         if self.moe.moe_layers(result) != settings.moe_layers:
             raise ConfigError(
                 f"{self.moe.model_type} has no way to say that {numbers(settings.dense_layers, 'layer')} stay dense",
@@ -97,10 +119,37 @@ class Conversion:
             )
         return {**result, "model_type": self.moe.model_type, "architectures": [name]}
 
+    def form(self, config: Config, settings: MoeSettings, engines: Collection[str]) -> MoeSettings:
+        """The first form of the mixture that each of ``engines`` computes as transformers does.
+
+        Raises ``ConfigError`` where there is none, with what one of them says to the last.
+        """
+        known = {engine.name: engine for engine in self.engines}
+        asked = [known.get(name, Engine(name=name, verdict="no: nothing is known of it there")) for name in engines]
+        said: tuple[str, str] | None = None
+        for form in self._forms(config, settings):
+            result = self.moe_config(config, form)
+            against = ((engine.name, engine.reason_against(result)) for engine in asked)
+            said = next(((name, reason) for name, reason in against if reason is not None), None)
+            if said is None:
+                return form
+        name, reason = said or ("", "")
+        raise ConfigError(
+            f"{name} runs no form of this {self.moe.model_type}: {reason}",
+            f"leave {name} out of --for, and run the mixture in transformers",
+        )
+
+    def _forms(self, config: Config, settings: MoeSettings) -> Iterator[MoeSettings]:
+        """The usual one first; flat routers beside scaled experts where no sum is taken."""
+        flat = (True, False) if self.moe.rule.norm_key is not None else (True,)
+        for renormalise in flat:
+            for untied in (False, True) if ties(self.moe_config(config, settings)) else (False,):
+                yield replace(settings, renormalise=renormalise, untied=untied)
+
     def dense_config(self, config: Config) -> Config:
         """config.json of the dense model that a mixture becomes; raises ``CheckpointError``."""
         result = self.to_dense({k: v for k, v in config.items() if k != DENSE_TYPE})
-        named = config.get("architectures") or [f"{self.moe.class_prefix}Model"]
+        named = config.get("architectures") or [self.base_class]
         name = str(named[0])
         head = name.removeprefix(self.moe.class_prefix)
         if name == head or head not in self.dense.heads:
@@ -127,6 +176,13 @@ def dense_again(*keys: str, defaults: Config) -> Callable[[Config], Config]:
     return lambda config: spelled_rope(
         {**defaults, **{key: value for key, value in config.items() if key not in dropped}}
     )
+
+
+def towered(config: Config, model_type: str, change: Callable[[Config], Config]) -> Config:
+    """``config`` of a model of several parts, with the text part changed and all parts' types."""
+    parts = {key: config[key] for key in ("text_config", "vision_config") if isinstance(config.get(key), dict)}
+    named = {key: {**part, "model_type": f"{model_type}_{key.removesuffix('_config')}"} for key, part in parts.items()}
+    return with_text({**config, **named}, change)
 
 
 def refuse_set(config: Config, key: str, what: str) -> None:
@@ -159,41 +215,3 @@ def one_width(
 
 _ONLY_OURS = "only a mixture that was upcycled from a dense model becomes one again"
 _OF_MIXTURES = ("num_experts_per_tok", "output_router_logits", "router_aux_loss_coef", "experts_implementation")
-
-
-def own_conversion(dense: DenseLayout, moe: MoeLayout) -> Conversion:
-    """To moeify's own class: the dense config plus the mixture's keys."""
-    return Conversion(
-        dense=dense,
-        moe=moe,
-        to_moe=_own_moe_config,
-        to_dense=lambda config: {k: v for k, v in config.items() if k not in _OWN_KEYS},
-        engines=own_engines(moe.model_type),
-        remote_code=True,
-    )
-
-
-def _own_moe_config(config: Config, settings: MoeSettings) -> Config:
-    return {
-        **config,
-        "num_experts": settings.num_experts,
-        "num_experts_per_tok": settings.top_k,
-        "moe_layers": list(settings.moe_layers),
-        "route_by": settings.route_by,
-        "norm_topk_prob": True,
-        "output_router_logits": False,
-        "router_aux_loss_coef": 0.01,
-    }
-
-
-_OWN_KEYS = (
-    "num_experts",
-    "num_experts_per_tok",
-    "moe_layers",
-    "route_by",
-    "norm_topk_prob",
-    "output_router_logits",
-    "router_aux_loss_coef",
-    "router_z_loss_coef",
-    "experts_implementation",
-)

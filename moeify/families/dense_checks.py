@@ -71,7 +71,8 @@ def dense_parts(found: Dense) -> dict[str, PartSize]:
             elements = stored.elements * packed_values(name, stored.dtype, found.config)
             count(_part(found.relative(plain) or plain, found), stored.nbytes, elements)
         else:
-            count("quantization" if plain else "unknown", stored.nbytes, 0)
+            left = "ignored" if name.startswith(found.layout.ignored) else "unknown"
+            count("quantization" if plain else left, stored.nbytes, 0)
     return parts
 
 
@@ -92,7 +93,8 @@ def _problems(found: Dense) -> Iterator[Problem]:
         yield Problem(kind="duplicate_tensor", message=f"{first.name} and {second.name} are both {name}")
     yield from by_pattern("missing_tensor", [*found.missing, *sorted(found.filled)], "missing")
     yield from by_pattern("shape", found.misshapen, "of another shape than config.json says")
-    unknown = [stored.name for stored in found.unknown.values()]
+    ignored = found.layout.ignored
+    unknown = [stored.name for name, stored in found.unknown.items() if not name.startswith(ignored)]
     yield from unknown_tensors(unknown, found.layout.model_type)
 
 
@@ -101,7 +103,7 @@ def outlook(found: Dense, parts: dict[str, PartSize]) -> Outlook | None:
     if found.quantised or found.missing or found.twice or found.misshapen:
         return None
     layout = found.layout
-    conversion = conversion_from(layout)
+    conversion = conversion_from(layout, found.config)
     dims = layout.dims(found.config)
     layers = dims["L"]
     settings = MoeSettings(num_experts=_EXPERTS, top_k=_TOP_K, moe_layers=tuple(range(layers)), num_layers=layers)

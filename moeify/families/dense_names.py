@@ -75,3 +75,32 @@ def grouped_query_dims(config: Config, defaults: Config | None = None, *, head_d
         "D": size,
         "C": num_labels(config),
     }
+
+
+def encoder_dims(
+    *, vocab: int = 30522, hidden: int = 768, width: int = 3072, layers: int = 12
+) -> Callable[[Config], Dims]:
+    """Symbols of BERT and its kin, with a config class's own defaults."""
+
+    def dims(config: Config) -> Dims:
+        return {
+            "L": positive(config, "num_hidden_layers", layers),
+            "H": positive(config, "hidden_size", hidden),
+            "F": positive(config, "intermediate_size", width),
+            "V": positive(config, "vocab_size", vocab),
+            "P": positive(config, "max_position_embeddings", 512),
+            "T": positive(config, "type_vocab_size", 2),
+            "C": num_labels(config),
+        }
+
+    return dims
+
+
+def renamed_keys(**own: str) -> Callable[[Config], Config]:
+    """A function that gives a config the type's own names, before which the general ones go, as in its class."""
+
+    def canonical(config: Config) -> Config:
+        general = {name: config[key] for key, name in own.items() if config.get(key) is not None}
+        return {key: value for key, value in config.items() if key not in own} | general
+
+    return canonical

@@ -5,26 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from moeify.families.values import Config
+from moeify.families.values import Config, ties_embeddings
 
 Test = Callable[[Config], bool]
 Said = tuple[tuple[Test, str], ...]
 """What is to be said of a mixture whose config passes a test."""
+
+NAMES = ("llama.cpp", "mlx-lm", "vLLM", "SGLang")
+"""Programs beside transformers that a form of a mixture can be chosen for."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Engine:
     """A program, and whether it computes what transformers computes.
 
-    The first of ``unless`` that is true of a config takes the place of ``verdict``.
-    ``renormalises`` says whether it divides the weights of the chosen experts by their sum, and is
-    None where it does not know the class or asks config.json.
+    The first of ``unless`` that is true of a config takes the place of ``verdict``. What begins
+    with "no" keeps ``moeify upcycle --for`` from choosing that form.
     """
 
     name: str
     verdict: str
     unless: Said = ()
-    renormalises: bool | None = None
 
     def but(self, *unless: tuple[Test, str]) -> Engine:
         """The same program with what it makes of certain configs."""
@@ -34,35 +35,54 @@ class Engine:
         """The verdict on the mixture that ``config`` describes."""
         return next((text for test, text in self.unless if test(config)), self.verdict)
 
+    def reason_against(self, config: Config) -> str | None:
+        """Why it does not run the mixture that ``config`` describes; None where it may."""
+        said = self.says(config)
+        return said.removeprefix("no").lstrip(":, ") if said.startswith("no") else None
 
-def own_engines(model_type: str) -> tuple[Engine, ...]:
+
+def own_engines(model_type: str, *, encoder: bool = False) -> tuple[Engine, ...]:
     """Those of moeify's own classes."""
+    unknown = f"no: it does not know {model_type}"
+    vllm = "no: its transformers backend does not run this class"
+    if encoder:
+        vllm = 'yes, by `LLM(path, runner="pooling", trust_remote_code=True, model_impl="transformers")`'
+    alone = (lambda config: config.get("route_by") == "sequence", f"{vllm}, and `max_num_seqs=1`: it joins texts")
     return (
         Engine(name="transformers", verdict="yes, with the code in this repository"),
-        Engine(name="vLLM, SGLang, llama.cpp, mlx-lm", verdict=f"no: they do not know {model_type}"),
+        Engine(name="vLLM", verdict=vllm, unless=(alone,) if encoder else ()),
+        *(Engine(name=name, verdict=unknown) for name in ("SGLang", "llama.cpp", "mlx-lm")),
     )
 
 
+def has_empty_shared_expert(config: Config) -> bool:
+    """Whether the class has a place for a shared expert, and it has no neurons."""
+    return config.get("shared_expert_intermediate_size") == 0
+
+
+def ties(config: Config) -> bool:
+    """Whether config.json says that the output embeddings are the input embeddings."""
+    return ties_embeddings(config, False)
+
+
+RUN = "yes"
+"""Of engines whose tokens tests/engines holds against transformers'."""
 TRANSFORMERS = Engine(name="transformers", verdict="yes, with its own classes")
-VLLM = Engine(name="vLLM", verdict="yes")
+VLLM = Engine(name="vLLM", verdict=RUN)
 VLLM_GENERIC = Engine(name="vLLM", verdict="yes, through its backend for transformers")
-MLX = Engine(name="mlx-lm", verdict="yes", renormalises=True)
+MLX = Engine(name="mlx-lm", verdict=RUN)
 _UNTRIED = "it has a class of its own for this model type; not run by moeify"
 _EMPTY_SHARED_EXPERT = (
-    "no, as far as its source tells (0.33, not run): it has no place for the empty shared expert;"
-    " moeify upcycle --compat gguf writes a form without it"
+    "no: it has no place for a shared expert without neurons; upcycle again with this version of moeify"
 )
-SGLANG = Engine(name="SGLang", verdict=_UNTRIED)
-NATIVE = (
-    TRANSFORMERS,
-    Engine(
-        name="vLLM",
-        verdict=_UNTRIED,
-        unless=((lambda config: config.get("shared_expert_intermediate_size") == 0, _EMPTY_SHARED_EXPERT),),
-    ),
-    SGLANG,
-)
+_TIED = "no, as far as its source tells (0.5.23, not run): it draws an lm_head where embeddings are tied"
+SGLANG = Engine(name="SGLang", verdict=_UNTRIED, unless=((ties, _TIED),))
+_EMPTY = (has_empty_shared_expert, _EMPTY_SHARED_EXPERT)
+VLLM_CLASS = Engine(name="vLLM", verdict=_UNTRIED)
+NATIVE = (TRANSFORMERS, VLLM_CLASS.but(_EMPTY), SGLANG)
 """Programs with classes of their own for transformers' mixtures, as far as these were tried."""
+NATIVE_RUN = (TRANSFORMERS, VLLM.but(_EMPTY), SGLANG)
+"""The same where vLLM was run."""
 
 FOREIGN = (TRANSFORMERS, Engine(name="others", verdict="not tested: those that run the original model"))
 """What is known of mixtures that moeify cuts but does not make."""

@@ -287,6 +287,8 @@ def sort_mixture(checkpoint: Checkpoint, layout: MoeLayout) -> Mixture:
         place = mixture.places.find(stored)
         _file(mixture, stored, place)
         _count(mixture, stored, place, uncounted)
+    if not any(".experts." in name for name in mixture.extra):
+        mixture.extra.clear()
     return mixture
 
 

@@ -144,7 +144,7 @@ def _missing_rest(mixture: Mixture) -> Iterator[Problem]:
     mixtures = frozenset(mixture.moe_layers)
     sparse = [[layer for layer in layers if layer in mixtures]]
     for names, alike in (
-        (frozenset(rest.per_layer), _by_mixer(mixture, layers)),
+        (frozenset(rest.per_layer) - rest.varying, _by_mixer(mixture, layers)),
         (shared - dense, sparse),
         (frozenset(layout.router_biases), sparse),
         (dense, [[layer for layer in layers if layer not in mixtures]]),
@@ -175,11 +175,11 @@ def _by_mixer(mixture: Mixture, layers: range) -> list[list[int]]:
 
 def _missing_outer(mixture: Mixture) -> Iterator[Problem]:
     rest = mixture.layout.rest
-    wanted = {name for name in rest.outer if not name.startswith("pooler.")} - {*rest.optional}
+    wanted = {name for name in rest.outer if not name.startswith("pooler.")}
     if rest.ties(mixture.config):  # classes read the one of the two that is there
         ends = (end for end in rest.tied if any(name.endswith(end) for name in mixture.heads))
         wanted -= {rest.tied[end] for end in ends}
-    if missing := wanted - mixture.outer:
+    if missing := wanted - mixture.outer - rest.optional:
         yield Problem(kind="missing_tensor", message=f"{some(missing)} missing")
     named = mixture.config.get("architectures") or [""]
     causal = str(named[0]).endswith(("ForCausalLM", "ForConditionalGeneration"))

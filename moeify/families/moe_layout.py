@@ -130,9 +130,9 @@ class Rest:
     full names, of which ``tied`` share their values with outer tensors or other heads where
     ``tie_word_embeddings`` says so. ``towers`` lead the tensors of other modalities, ``ignored``
     those that transformers' class leaves out on purpose; ``buffers`` are endings of tensors that
-    are recomputed. ``optional`` are outer tensors that some configs do without.
-    ``lacks`` are endings of tensors that a class, by the end of its name, is built without,
-    although its checkpoint may hold them for another.
+    are recomputed. ``lacks`` are endings of tensors that a class, by the end of its name, is built
+    without, although its checkpoint may hold them for another. ``optional`` are outer tensors that some configs
+    do without, ``varying`` those of a layer that not every layer has.
     """
 
     per_layer: tuple[str, ...]
@@ -145,8 +145,9 @@ class Rest:
     towers: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
     buffers: tuple[str, ...] = (".rotary_emb.inv_freq",)
-    optional: tuple[str, ...] = ()
     lacks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    optional: frozenset[str] = frozenset()
+    varying: frozenset[str] = frozenset()
 
     def lacking(self, config: Config) -> tuple[str, ...]:
         """Endings of the tensors that the class named in ``architectures`` does not load."""
@@ -181,7 +182,8 @@ class MoeLayout:
     router; ``own_inputs`` says that experts read something else than the router.
     ``unloadable`` says why transformers cannot load it. An ``encoder`` sees every token
     of a text at once, unless config.json says ``is_decoder``. ``unsharded`` says why FSDP cannot
-    hold the class in shards.
+    hold the class in shards. ``gives`` counts what a layer's module returns, hidden states first, and is 0 where it
+    returns them by themselves. ``joined`` are tensors that the class has in one, as in ``DenseLayout``.
     """
 
     model_type: str
@@ -211,7 +213,9 @@ class MoeLayout:
     unloadable: str | None = None
     chooser: str | None = None
     encoder: bool = False
+    gives: int = 0
     unsharded: str | None = None
+    joined: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def loaded_router(self) -> str:

@@ -49,8 +49,6 @@ GROUPED = RouterRule(
 """DeepSeek-V3's rule."""
 _PROJECTIONS = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
 _NUMBERED = {"gate": "w1", "up": "w3", "down": "w2"}
-OWN_RULE = RouterRule(norm_key="norm_topk_prob", route_by_key="route_by", straight_through=True)
-"""That of moeify's own classes."""
 
 
 def gated(prefix: str, *, numbered: bool = False, biases: bool = False) -> tuple[str, ...]:
@@ -102,18 +100,6 @@ def fused_experts(
             ExpertTensor(name=f"{down}_bias", roles=("down_bias",), shape=("H",)),
         ]
     return tuple(experts)
-
-
-def plain_experts(block: str, *, transposed: bool = False) -> tuple[ExpertTensor, ...]:
-    """Experts of two products with biases, stacked, as in moeify's own classes."""
-    shapes: tuple[Shape, Shape] = (("F", "H"), ("H", "F"))
-    return tuple(
-        ExpertTensor(name=f"{block}.{role}_proj{end}", roles=(role + end,), shape=shape)
-        for role, weight, bias in zip(
-            ("up", "down"), shapes[::-1] if transposed else shapes, (("F",), ("H",)), strict=True
-        )
-        for end, shape in (("", weight), ("_bias", bias))
-    )
 
 
 def as_loaded(layout: MoeLayout) -> MoeLayout:
@@ -193,10 +179,3 @@ def stepped_layers(default: int) -> Callable[[Config], tuple[int, ...]]:
         return tuple(layer for layer in every if layer not in dense and (layer + 1) % step == 0)
 
     return layers
-
-
-def listed_layers(config: Config) -> tuple[int, ...]:
-    """MoE layers of moeify's own classes: those in ``moe_layers``, all where it is null."""
-    listed = config.get("moe_layers")
-    total = positive(config, "num_hidden_layers" if "num_hidden_layers" in config else "n_layer")
-    return tuple(range(total)) if listed is None else tuple(listed)

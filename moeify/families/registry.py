@@ -38,12 +38,15 @@ def dense_layout(config: Config) -> DenseLayout:
     raise UnsupportedModelError(model_type, DENSE_LAYOUTS, hint)
 
 
-def conversion_from(layout: DenseLayout, arch: str | None = None) -> Conversion:
-    """What a dense type becomes: the mixture ``arch``, or its default; raises ``ConfigError``."""
+def conversion_from(layout: DenseLayout, config: Config, arch: str | None = None) -> Conversion:
+    """What a dense checkpoint becomes: the mixture ``arch``, or the first that can express it.
+
+    Raises ``ConfigError``; where no mixture can, its type's default will say why.
+    """
     known = CONVERSIONS.get(layout.model_type, ())
-    for conversion in known:
-        if arch in (None, conversion.moe.model_type):
-            return conversion
+    if named := [c for c in known if arch in (None, c.moe.model_type)]:
+        config = layout.canonical(config)
+        return next((conversion for conversion in named if conversion.takes(config)), named[0])
     listing = ", ".join(conversion.moe.model_type for conversion in known) or "no mixture"
     wanted = "a mixture" if arch is None else repr(arch)
     raise ConfigError(
@@ -120,7 +123,7 @@ def default_class(model_type: str) -> str:
     if model_type in DENSE_LAYOUTS:
         return DENSE_LAYOUTS[model_type].architecture({})
     known = conversions_to(model_type)
-    return f"{known[0].moe.class_prefix}Model" if known else ""
+    return known[0].base_class if known else ""
 
 
 def vocabulary_size(config: Config) -> int:

@@ -12,6 +12,7 @@ from moeify.families.base import DenseLayout
 from moeify.families.conversion import Conversion
 from moeify.families.dense_checkpoint import sort_dense
 from moeify.families.dense_checks import dense_problems
+from moeify.families.joining import joined_shapes
 from moeify.families.mixture import Mixture, sort_mixture
 from moeify.families.moe_checks import check_mixture
 from moeify.families.problems import Problem, by_pattern
@@ -71,7 +72,8 @@ def _rest_problems(mixture: Mixture, dense: DenseLayout, config: Config) -> Iter
     tensors = mixture.checkpoint.tensors
     head = dense.head(config)
     ffn = {dense.layer.format(layer=layer) + part.name for layer in range(mixture.num_layers) for part in dense.ffn}
-    wanted = {mixture.prefix + name: shape for name, shape in dense.base_tensors(config).items() if name not in ffn}
+    rest = {mixture.prefix + name: shape for name, shape in dense.base_tensors(config).items() if name not in ffn}
+    wanted = joined_shapes(rest, mixture.layout.joined)
     heads = {n: resolve_shape(shape, dense.dims(config)) for n, shape in head.tensors.items()}
     tied = dense.tied(head, config)
     # check_mixture speaks of a causal model's own.
@@ -84,8 +86,11 @@ def _rest_problems(mixture: Mixture, dense: DenseLayout, config: Config) -> Iter
     root = mixture.prefix + dense.layer.split("{")[0]
     for name in wanted:
         inner = name.removeprefix(root).partition(".")[2]
-        if name.startswith(root) and name not in tensors and inner not in everywhere:
-            absent += [name] if not name.endswith(optional) else []
+        if name in tensors or name.endswith(optional):
+            continue
+        spoken_of = inner in everywhere and inner not in dense.varying
+        if not spoken_of if name.startswith(root) else name.removeprefix(mixture.prefix) in dense.only_if:
+            absent.append(name)
     yield from by_pattern("missing_tensor", absent, "missing")
     wrong = [name for name, shape in (wanted | heads).items() if name in tensors and tensors[name].shape != shape]
     yield from by_pattern("shape", wrong, "of another shape than config.json says")

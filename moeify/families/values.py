@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from moeify.errors import CheckpointError
@@ -32,6 +33,7 @@ _MOST_LAYERS, _MOST_EXPERTS = 10_000, 100_000
 _LIMITS = {
     "num_hidden_layers": _MOST_LAYERS,
     "n_layer": _MOST_LAYERS,
+    "n_layers": _MOST_LAYERS,
     "num_experts": _MOST_EXPERTS,
     "num_local_experts": _MOST_EXPERTS,
     "n_routed_experts": _MOST_EXPERTS,
@@ -74,6 +76,12 @@ def text_config(config: Config) -> Config:
     """The part of ``config`` that describes the language model, where there are others."""
     nested = config.get("text_config")
     return nested if isinstance(nested, dict) else config
+
+
+def with_text(config: Config, change: Callable[[Config], Config]) -> Config:
+    """``config`` with its ``text_config`` changed; all of it where there is no such part."""
+    nested = config.get("text_config")
+    return {**config, "text_config": change(nested)} if isinstance(nested, dict) else change(config)
 
 
 def ties_embeddings(config: Config, default: bool) -> bool:

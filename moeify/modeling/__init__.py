@@ -1,7 +1,7 @@
-"""The MoE classes for BERT and GPT-2, and what a checkpoint needs to carry them along.
+"""moeify's own MoE classes, and what a checkpoint needs to carry them along.
 
 The source files named by [`REMOTE_CODE`][moeify.modeling.REMOTE_CODE] are copied into every
-checkpoint moeify writes for these families, so they import torch, transformers and one another
+checkpoint moeify writes for these types, so they import torch, transformers and one another
 only. This package itself imports neither torch nor transformers.
 """
 
@@ -10,7 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
+from moeify.modeling.moe_families import FAMILIES, MoeFamily, moe_type
+
 __all__ = ["REMOTE_CODE", "RemoteCode"]
+
+CONFIGURATION, MODELING = "configuration_moe", "modeling_moe"
+"""The modules that hold the classes of every type."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,15 +29,21 @@ class RemoteCode:
     """Auto class -> `module.Class`, for `config.json`. It names every head, so that a checkpoint
     saved with one head loads with any other, as a dense checkpoint does."""
 
+    tokenizer: str | None
+    """The tokenizer's class where a checkpoint does not say."""
+
     @property
     def paths(self) -> tuple[Path, ...]:
         """Where the files lie in this installation, in the order of `files`."""
         return tuple(Path(__file__).parent / name for name in self.files)
 
 
-_SHARED_FILES = (
-    "configuration_moe.py",
+_FILES = (
+    f"{CONFIGURATION}.py",
+    f"{MODELING}.py",
+    "moe_batch.py",
     "moe_experts.py",
+    "moe_families.py",
     "moe_layers.py",
     "moe_models.py",
     "moe_outputs.py",
@@ -40,45 +51,13 @@ _SHARED_FILES = (
 )
 
 
-def _remote_code(model_type: str, config: str, models: Mapping[str, str]) -> RemoteCode:
-    configuration, modeling = f"configuration_{model_type}", f"modeling_{model_type}"
-    auto_map = {"AutoConfig": f"{configuration}.{config}"}
-    auto_map.update({auto: f"{modeling}.{model}" for auto, model in models.items()})
-    return RemoteCode(
-        files=(f"{configuration}.py", f"{modeling}.py", *_SHARED_FILES), auto_map=MappingProxyType(auto_map)
-    )
+def _remote_code(family: MoeFamily) -> RemoteCode:
+    auto_map = {"AutoConfig": f"{CONFIGURATION}.{family.moe_prefix}Config"}
+    auto_map |= {f"AutoModel{auto}": f"{MODELING}.{family.moe_prefix}{head}" for auto, head in family.heads.items()}
+    return RemoteCode(files=_FILES, auto_map=MappingProxyType(auto_map), tokenizer=family.tokenizer)
 
 
 REMOTE_CODE: Mapping[str, RemoteCode] = MappingProxyType(
-    {
-        "bert_moe": _remote_code(
-            "bert_moe",
-            "BertMoeConfig",
-            {
-                "AutoModel": "BertMoeModel",
-                "AutoModelForPreTraining": "BertMoeForPreTraining",
-                "AutoModelForCausalLM": "BertMoeLMHeadModel",
-                "AutoModelForMaskedLM": "BertMoeForMaskedLM",
-                "AutoModelForNextSentencePrediction": "BertMoeForNextSentencePrediction",
-                "AutoModelForSequenceClassification": "BertMoeForSequenceClassification",
-                "AutoModelForMultipleChoice": "BertMoeForMultipleChoice",
-                "AutoModelForTokenClassification": "BertMoeForTokenClassification",
-                "AutoModelForQuestionAnswering": "BertMoeForQuestionAnswering",
-                "AutoModelForTextEncoding": "BertMoeModel",
-            },
-        ),
-        "gpt2_moe": _remote_code(
-            "gpt2_moe",
-            "GPT2MoeConfig",
-            {
-                "AutoModel": "GPT2MoeModel",
-                "AutoModelForPreTraining": "GPT2MoeLMHeadModel",
-                "AutoModelForCausalLM": "GPT2MoeLMHeadModel",
-                "AutoModelForSequenceClassification": "GPT2MoeForSequenceClassification",
-                "AutoModelForTokenClassification": "GPT2MoeForTokenClassification",
-                "AutoModelForQuestionAnswering": "GPT2MoeForQuestionAnswering",
-            },
-        ),
-    }
+    {moe_type(dense): _remote_code(family) for dense, family in FAMILIES.items()}
 )
 """`model_type` -> what its checkpoints carry. Plain data, importable without torch."""

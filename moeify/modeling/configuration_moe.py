@@ -1,6 +1,14 @@
-"""The configuration keys that every upcycled architecture shares."""
+"""The configurations of moeify's own MoE models: those of the dense types, and the keys that all of them share.
+
+This file travels inside checkpoints: it imports transformers and its siblings only.
+"""
 
 from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import transformers
+
+from .moe_families import FAMILIES, MoeFamily, family_of, moe_type
 
 
 # `eq` and `repr` off: the generated methods would shadow those of the transformers configuration.
@@ -59,7 +67,69 @@ class MoeOptions:
             raise ValueError(f"moe_layers names {wrong}, but the model's layers are 0 to {num_layers - 1}.")
 
 
-def expert_parallel_plan(experts: str) -> dict[str, str]:
-    """Whole experts on each rank; `experts` is their module's path, with `*` for the layer."""
-    tensors = ("up_proj", "up_proj_bias", "down_proj", "down_proj_bias")
+class _Checked:
+    """What the configuration of each type does beside its dense one's."""
+
+    keys_to_ignore_at_inference: ClassVar = ["past_key_values", "aux_loss", "router_logits"]
+    _auto_class = "AutoConfig"
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)  # type: ignore[misc]
+        self.check_experts(self.num_hidden_layers)  # type: ignore[attr-defined]
+
+
+def _tensor_parallel_plan(family: MoeFamily, dense: dict[str, str]) -> dict[str, str]:
+    """The dense type's plan, and that of the experts."""
+    ffn, layer = family.ffn, f"{family.layers}.*"
+    plan = dense | {f"{layer}.{path}": how for path, how in family.tp_plan.items()}
+    up, experts = "gate_up_proj" if ffn.gate else "up_proj", f"{layer}.{ffn.block}.experts"
+    packed = "packed_" if ffn.gate else ""
+    columns, rows = ("rowwise", "colwise") if ffn.is_transposed else ("colwise", "rowwise")
+    return plan | {
+        f"{experts}.{up}": packed + columns,
+        f"{experts}.{up}_bias": f"{packed}rowwise",
+        f"{experts}.down_proj": rows,
+        experts: "moe_tp_experts",
+    }
+
+
+def _expert_parallel_plan(family: MoeFamily) -> dict[str, str]:
+    """Whole experts on each rank."""
+    experts = f"{family.layers}.*.{family.ffn.block}.experts"
+    up = "gate_up_proj" if family.ffn.gate else "up_proj"
+    tensors = (up, f"{up}_bias", "down_proj", "down_proj_bias")
     return {**{f"{experts}.{name}": "grouped_gemm" for name in tensors}, experts: "ep_dispatch_experts"}
+
+
+def _made(dense_type: str, family: MoeFamily) -> type[transformers.PreTrainedConfig]:
+    """All keys of the dense type's configuration, and those of `MoeOptions`."""
+    dense = transformers.CONFIG_MAPPING[dense_type]
+    name = f"{family.moe_prefix}Config"
+    words: dict[str, Any] = {
+        "__module__": __name__,
+        "__qualname__": name,
+        "__doc__": f"All keys of `{dense.__name__}`, and those of `MoeOptions`.",
+        "model_type": moe_type(dense_type),
+        "base_model_tp_plan": _tensor_parallel_plan(family, dense.base_model_tp_plan or {}),
+        "base_model_ep_plan": _expert_parallel_plan(family),
+    }
+    if family.tokenizer is not None:
+        # Without moeify installed, AutoTokenizer has no entry for this model_type and asks the config.
+        words |= {"__annotations__": {"tokenizer_class": str | None}, "tokenizer_class": family.tokenizer}
+    return type(name, (_Checked, dense, MoeOptions), words)
+
+
+def config_class(dense_type: str) -> type[transformers.PreTrainedConfig]:
+    """The configuration class of a dense type's mixture, made when it is first asked for."""
+    family = FAMILIES[dense_type]
+    name = f"{family.moe_prefix}Config"
+    if name not in globals():
+        globals()[name] = _made(dense_type, family)
+    return globals()[name]
+
+
+def __getattr__(name: str) -> Any:
+    found = family_of(name)
+    if found is None or name != f"{found[1].moe_prefix}Config":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return config_class(found[0])

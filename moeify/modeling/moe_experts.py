@@ -1,60 +1,126 @@
-"""Experts of the BERT-MoE and GPT-2-MoE models, and the ways to compute them.
+"""Experts of moeify's own MoE models, and the ways to compute them.
 
 This file travels inside checkpoints: it imports torch, transformers and its siblings only.
 
 Shapes: N tokens, H hidden, F expert width, E experts, K top-k.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.activations import ACT2FN
-from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, use_experts_implementation
+from transformers.pytorch_utils import Conv1D
+
+from .moe_families import FeedForward
 
 _KERNEL_BYTES = 16  # what rows of torch's grouped products are multiples of
 
 Implementation = Callable[..., Tensor]
 
 
-class Experts(nn.Module):
-    """E two-layer feed-forward networks with biases, each tensor fused over the experts.
+@dataclass(frozen=True, kw_only=True)
+class Outline:
+    """A dense feed-forward network, as far as its experts are the same.
 
-    Subclasses carry transformers' `use_experts_implementation` decorator, which sets
-    `is_transposed` and has `forward` ask `ExpertsImplementations` what to run.
+    `joined` says that one product gives both halves of a gated network. `is_transposed` stores weights as `Conv1D`
+    does, [in, out].
+    """
+
+    hidden_size: int
+    ffn_size: int
+    activation: Callable[[Tensor], Tensor]
+    gated: bool = False
+    joined: bool = False
+    biased: bool = True
+    is_transposed: bool = False
+    inner_dropout: nn.Module | None = None
+
+    @classmethod
+    def of(cls, layer: nn.Module, ffn: FeedForward) -> "Outline":
+        """The outline of the network that a dense layer has, with or without memory."""
+        down = layer.get_submodule(ffn.down)
+        is_transposed = isinstance(down, Conv1D)
+        shape = down.weight.shape if is_transposed else down.weight.shape[::-1]
+        path, _, name = ffn.activation.rpartition(".")
+        return cls(
+            ffn_size=shape[0],
+            hidden_size=shape[1],
+            activation=getattr(layer.get_submodule(path), name),
+            gated=ffn.gate is not None,
+            joined=ffn.gate == ffn.up,
+            biased=down.bias is not None,
+            is_transposed=is_transposed,
+            inner_dropout=layer.get_submodule(ffn.inner_dropout) if ffn.inner_dropout else None,
+        )
+
+
+class ExpertsImplementations:
+    """What runs the experts: transformers' implementations, each where it can run."""
+
+    @staticmethod
+    def get_interface(name: str, eager: Implementation) -> Implementation:
+        """Return what runs the experts where the config says `name`."""
+        requested = ALL_EXPERTS_FUNCTIONS.get_interface(name, eager)
+
+        def run(experts: "Experts", hidden_states: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+            implementation = _runnable(experts, name, requested, eager)
+            output = implementation(experts, hidden_states, chosen, weights)
+            share = experts.share
+            if share == 1:
+                return output
+            # Tensor parallelism adds up what the ranks give, each of which has the whole bias. Its
+            # gradient is not added up: the surplus is taken off the value alone.
+            surplus = experts.down_proj_bias.detach()[chosen] * weights.unsqueeze(-1)
+            return output - (1 - share) * surplus.sum(dim=1).to(output.dtype)
+
+        return run
+
+
+@use_experts_implementation(experts_interface=ExpertsImplementations, has_gate=False, has_bias=True)
+class Experts(nn.Module):
+    """E feed-forward networks, each tensor fused over the experts.
+
+    Plain ones have `up_proj` [E, F, H], gated ones `gate_up_proj` [E, 2F, H] with the gates' rows first; both have
+    `down_proj` [E, H, F] and, where the dense network has biases, one beside each. transformers' decorator has
+    `forward` ask `ExpertsImplementations` what to run.
 
     Args:
-        num_experts: E.
-        hidden_size: H.
-        ffn_size: F.
-        activation: a name transformers knows, such as "gelu_new".
-        is_transposed: False stores weights as `nn.Linear` does, [E, F, H] and [E, H, F]; True as
-            GPT-2's `Conv1D` does, [E, H, F] and [E, F, H].
+        config: the model's.
+        outline: the dense network that each of them is shaped like.
     """
 
     is_transposed: bool
 
-    def __init__(
-        self,
-        *,
-        num_experts: int,
-        hidden_size: int,
-        ffn_size: int,
-        activation: str | Callable[[Tensor], Tensor],
-        is_transposed: bool = False,
-    ) -> None:
+    def __init__(self, config: Any, outline: Outline) -> None:
         super().__init__()
-        self.num_experts = num_experts
-        self.ffn_size = ffn_size
-        up, down = (ffn_size, hidden_size), (hidden_size, ffn_size)
-        if is_transposed:
-            up, down = down, up
-        self.up_proj = nn.Parameter(torch.empty(num_experts, *up))
-        self.up_proj_bias = nn.Parameter(torch.empty(num_experts, ffn_size))
-        self.down_proj = nn.Parameter(torch.empty(num_experts, *down))
-        self.down_proj_bias = nn.Parameter(torch.empty(num_experts, hidden_size))
-        self.act_fn = ACT2FN[activation] if isinstance(activation, str) else activation
+        self.num_experts = config.num_experts
+        self.hidden_size, self.ffn_size = outline.hidden_size, outline.ffn_size
+        self.joined = outline.joined
+        self.act_fn, self.inner_dropout = outline.activation, outline.inner_dropout
+        width = (2 if outline.gated else 1) * outline.ffn_size
+        up, down = (width, outline.hidden_size), (outline.hidden_size, outline.ffn_size)
+        if outline.is_transposed:
+            up, down = up[::-1], down[::-1]
+        self.up_name = "gate_up_proj" if outline.gated else "up_proj"
+        for name, shape, size in ((self.up_name, up, width), ("down_proj", down, outline.hidden_size)):
+            self.register_parameter(name, nn.Parameter(torch.empty(self.num_experts, *shape)))
+            bias = nn.Parameter(torch.empty(self.num_experts, size)) if outline.biased else None
+            self.register_parameter(f"{name}_bias", bias)
+
+    @property
+    def up(self) -> tuple[Tensor, Tensor | None]:
+        """The first product's weight and bias."""
+        return getattr(self, self.up_name), getattr(self, f"{self.up_name}_bias")
+
+    @property
+    def share(self) -> float:
+        """The part of each expert's neurons that lies here, which differs from 1 under tensor parallelism."""
+        bias = self.up[1]
+        return 1 if bias is None else bias.shape[-1] / (self.ffn_size * (2 if self.has_gate else 1))
 
     def forward(self, hidden_states: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
         """Run each token through its experts and add up the weighted results.
@@ -76,17 +142,9 @@ class Experts(nn.Module):
         counts = torch.bincount(experts.flatten(), minlength=self.num_experts + 1).tolist()
         # [N, H] -> [N * K, H], sorted by expert, one block of rows for each expert
         *blocks, elsewhere = hidden_states[order // top_k].split(counts)
-        # Indexing a fused parameter E times would cost E full-size gradients; unbind costs one.
-        parameters = zip(
-            self.up_proj.unbind(),
-            self.up_proj_bias.unbind(),
-            self.down_proj.unbind(),
-            self.down_proj_bias.unbind(),
-            strict=True,
-        )
         results = [
-            self._linear(self.act_fn(self._linear(block, up, up_bias)), down, down_bias)
-            for block, (up, up_bias, down, down_bias) in zip(blocks, parameters, strict=True)
+            self._linear(self._inner(block, up, up_bias), down, down_bias)
+            for block, up, up_bias, down, down_bias in zip(blocks, *self._each(), strict=True)
             if block.shape[0]
         ]
         if not results:
@@ -100,32 +158,46 @@ class Experts(nn.Module):
         # A sum over an axis accumulates half precision in float32; index_add would not.
         return (outputs * weights.unsqueeze(-1)).sum(dim=1).to(hidden_states.dtype)
 
-    def _linear(self, hidden_states: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        if self.is_transposed:
-            return torch.addmm(bias, hidden_states, weight)
-        return F.linear(hidden_states, weight, bias)
+    def _each(self) -> Iterator[Any]:
+        """The four parameters, each as a list over the experts.
+
+        Indexing a fused parameter E times would cost E full-size gradients; unbind costs one.
+        """
+        for parameter in (*self.up, self.down_proj, self.down_proj_bias):
+            yield [None] * self.num_experts if parameter is None else parameter.unbind()
+
+    def _inner(self, hidden_states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """What the down-projection reads, [N, F]."""
+        if not self.has_gate:
+            return self.act_fn(self._linear(hidden_states, weight, bias))
+        if self.joined:
+            return self._apply_gate(self._linear(hidden_states, weight, bias))
+        axis = 1 if self.is_transposed else 0
+        biases = (None, None) if bias is None else bias.chunk(2)
+        halves = zip(weight.chunk(2, dim=axis), biases, strict=True)
+        gate, up = (self._linear(hidden_states, *half) for half in halves)
+        return self._gated(gate, up)
+
+    def _apply_gate(self, gate_up: Tensor) -> Tensor:
+        """What every implementation of transformers makes of the first product, [N, 2F] to [N, F]."""
+        return self._gated(*gate_up.chunk(2, dim=-1))
+
+    def _gated(self, gate: Tensor, up: Tensor) -> Tensor:
+        product = self.act_fn(gate) * up
+        return product if self.inner_dropout is None else self.inner_dropout(product)
+
+    def _linear(self, hidden_states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if not self.is_transposed:
+            return F.linear(hidden_states, weight, bias)
+        return hidden_states @ weight if bias is None else torch.addmm(bias, hidden_states, weight)
 
 
-class ExpertsImplementations:
-    """What runs the experts: transformers' implementations, each where it can run."""
-
-    @staticmethod
-    def get_interface(name: str, eager: Implementation) -> Implementation:
-        """Return what runs the experts where the config says `name`."""
-        requested = ALL_EXPERTS_FUNCTIONS.get_interface(name, eager)
-
-        def run(experts: Experts, hidden_states: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
-            implementation = _runnable(experts, name, requested, eager)
-            output = implementation(experts, hidden_states, chosen, weights)
-            share = experts.up_proj_bias.shape[-1] / experts.ffn_size
-            if share == 1:
-                return output
-            # Tensor parallelism adds up what the ranks give, each of which has the whole bias. Its
-            # gradient is not added up: the surplus is taken off the value alone.
-            surplus = experts.down_proj_bias.detach()[chosen] * weights.unsqueeze(-1)
-            return output - (1 - share) * surplus.sum(dim=1).to(output.dtype)
-
-        return run
+def experts_like(outline: Outline, config: Any) -> Experts:
+    """Experts of the shape of a dense network; transformers' decorator sets what it knows by the class alone."""
+    experts = Experts(config, outline)
+    experts.has_gate, experts.has_bias = outline.gated, outline.biased
+    experts.is_transposed = outline.is_transposed
+    return experts
 
 
 def _runnable(experts: Experts, name: str, requested: Implementation, eager: Implementation) -> Implementation:
@@ -138,12 +210,19 @@ def _runnable(experts: Experts, name: str, requested: Implementation, eager: Imp
     tracing = exporting or torch.compiler.is_compiling()
     if name != "grouped_mm" and not (name == "eager" and tracing):
         return requested
-    # Biases tell the widths: quantised weights would be unpacked for it.
-    biases = (experts.up_proj_bias, experts.down_proj_bias)
-    fits = all(b.shape[-1] * b.element_size() % _KERNEL_BYTES == 0 for b in biases)
+    fits = all(size % _KERNEL_BYTES == 0 for size in _row_bytes(experts))
     if fits and not (name == "eager" and exporting):
         return ALL_EXPERTS_FUNCTIONS["grouped_mm"]
     return every_expert if tracing else eager
+
+
+def _row_bytes(experts: Experts) -> Iterator[int]:
+    """Bytes of the products' rows; biases tell them where there are any: quantised weights would be unpacked."""
+    axis = -1 if experts.is_transposed else -2
+    for weight, bias in (experts.up, (experts.down_proj, experts.down_proj_bias)):
+        size = weight.shape[axis] if bias is None else bias.shape[-1]
+        halves = 2 if experts.has_gate and weight is experts.up[0] else 1
+        yield size // halves * (weight if bias is None else bias).element_size()
 
 
 def every_expert(experts: Experts, hidden_states: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
@@ -158,13 +237,16 @@ def every_expert(experts: Experts, hidden_states: Tensor, chosen: Tensor, weight
     Returns:
         [N, H].
     """
-    up, down = experts.up_proj, experts.down_proj
-    if not experts.is_transposed:
-        up, down = up.transpose(1, 2), down.transpose(1, 2)
     # [N, H] x [E, H, F] -> [E, N, F] -> [E, N, H]
-    inner = experts.act_fn(hidden_states @ up + experts.up_proj_bias.unsqueeze(1))
-    outputs = inner @ down + experts.down_proj_bias.unsqueeze(1)
-    numbers = torch.arange(up.shape[0], device=chosen.device)
+    inner = _products(experts, hidden_states, *experts.up)
+    inner = experts._apply_gate(inner) if experts.has_gate else experts.act_fn(inner)
+    outputs = _products(experts, inner, experts.down_proj, experts.down_proj_bias)
+    numbers = torch.arange(outputs.shape[0], device=chosen.device)
     # [N, K] -> [E, N, 1], 0 where the token does not visit the expert
     shares = (weights * (chosen == numbers[:, None, None])).sum(dim=-1, keepdim=True)
     return (outputs * shares).sum(dim=0)
+
+
+def _products(experts: Experts, values: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    products = values @ (weight if experts.is_transposed else weight.transpose(1, 2))
+    return products if bias is None else products + bias.unsqueeze(1)

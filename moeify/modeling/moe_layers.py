@@ -1,4 +1,4 @@
-"""Router, mixture and router losses that the BERT-MoE and GPT-2-MoE models are built from.
+"""Router, mixture and router losses that moeify's own MoE models are built from.
 
 This file travels inside checkpoints: it imports torch, transformers and its siblings only.
 
@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.utils.generic import maybe_autocast
 
-from .moe_experts import Experts
+from .moe_batch import CURRENT, RoutingBatch
+from .moe_experts import Outline, experts_like
 from .moe_pooling import SequencePool
 
 
@@ -36,8 +37,8 @@ class Router(nn.Linear):
 class TopKRouting(nn.Module):
     """Choice of K experts per token and their weights.
 
-    It holds no parameters: it is a module so that transformers' output recording can hook it,
-    whatever an adapter has wrapped around the router.
+    It holds no parameters: it is a module so that hooks see what is chosen, whatever an adapter
+    has wrapped around the router.
     """
 
     def __init__(self, top_k: int, norm_topk_prob: bool) -> None:
@@ -73,33 +74,40 @@ class MoeFeedForward(nn.Module):
     """A router and its experts: takes the place of one dense feed-forward network.
 
     Args:
-        experts: the experts, an `Experts`.
-        hidden_size: H.
-        top_k: K, experts per token.
-        norm_topk_prob: whether the K weights are scaled to sum to 1.
+        config: the model's, with the keys of `MoeOptions`.
+        outline: the dense network.
         pool: what gives the router its inputs where it decides for a sequence; None where it
             decides for each token.
+        dropout: what ends the dense network, where it ends with one.
     """
 
     def __init__(
-        self, experts: Experts, *, hidden_size: int, top_k: int, norm_topk_prob: bool, pool: SequencePool | None = None
+        self, config: Any, outline: Outline, *, pool: SequencePool | None = None, dropout: nn.Module | None = None
     ) -> None:
         super().__init__()
-        self.router = Router(hidden_size, experts.num_experts)
-        self.routing = TopKRouting(top_k, norm_topk_prob)
-        self.experts = experts
+        self.router = Router(outline.hidden_size, config.num_experts)
+        self.routing = TopKRouting(config.num_experts_per_tok, config.norm_topk_prob)
+        self.experts = experts_like(outline, config)
         self.pool = pool
+        self.dropout = dropout
 
-    def forward(self, hidden_states: Tensor, **batch: Any) -> Tensor:
-        """Map [B, S, H] to [B, S, H]; `batch` are the keywords of `SequencePool`."""
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """Map [B, S, H] to [B, S, H]."""
+        batch = CURRENT.get() or RoutingBatch()
         # [B, S, H] -> [N, H]
         tokens = hidden_states.reshape(-1, hidden_states.shape[-1])
-        logits = self.router(tokens if self.pool is None else self.pool(hidden_states, **batch))
+        read = tokens
+        if self.pool is not None:
+            read = self.pool(hidden_states, mask=batch.mask, starts=batch.starts, cache=batch.cache)
+        logits = self.router(read)
         if self.pool is not None and not self.pool.causal:
             # [B, E] -> [N, E]: all tokens of a sequence go where it goes
             logits = logits.unsqueeze(1).expand(-1, hidden_states.shape[1], -1).flatten(0, 1)
-        _, weights, experts = self.routing(logits)
-        return self.experts(tokens, experts, weights.to(tokens.dtype)).view_as(hidden_states)
+        logits, weights, experts = self.routing(logits)
+        if batch.logits is not None:
+            batch.logits.append(logits)
+        mixed = self.experts(tokens, experts, weights.to(tokens.dtype)).view_as(hidden_states)
+        return mixed if self.dropout is None else self.dropout(mixed)
 
 
 def default_experts_implementation(requested: str | None) -> str:

@@ -1,22 +1,32 @@
-"""What BERT-MoE and GPT-2-MoE models have in common beside what their dense classes give them.
+"""What every one of moeify's own MoE models does, beside what its dense class gives it.
 
 This file travels inside checkpoints: it imports torch, transformers and its siblings only.
 """
 
+import math
+import re
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers import initialization as init
 from transformers.models.auto import modeling_auto
 
-from .moe_layers import default_experts_implementation
+from .moe_batch import CURRENT, RoutingBatch
+from .moe_experts import Experts, Outline
+from .moe_families import MoeFamily
+from .moe_layers import MoeFeedForward, default_experts_implementation
+from .moe_pooling import SequencePool
 
 
-class GuardedLayer(nn.Module):
-    """A layer with experts, in whose place a checkpoint may hold a guard.
+class MoeLayer(nn.Module):
+    """A layer with experts; it comes before the dense layer's class.
 
-    The guard is one element under the name of the dense layer's feed-forward weight. A dense class
+    Its router sees the batch through a keyword, so that a recomputed layer sees the batch of its first time.
+
+    In the place of the dense network's first weight a checkpoint may hold a guard, one element. A dense class
     that is given the checkpoint stops at its shape, where it would only warn of weights that are
     missing and draw them at random. Here it means nothing.
     """
@@ -24,39 +34,114 @@ class GuardedLayer(nn.Module):
     guard: ClassVar[str]
     """The guard's name within the layer."""
 
+    cache_place: ClassVar[int | None]
+    """Which argument of the dense layer's `forward` is the cache; None where it has none."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the layer with the batch at hand."""
+        batch = CURRENT.get()
+        if batch is not None:
+            kwargs["routing_batch"] = batch
+        return super().__call__(*args, **kwargs)
+
+    def forward(self, *args: Any, routing_batch: RoutingBatch | None = None, **kwargs: Any) -> Any:
+        """What the dense layer computes, with its mixture."""
+        if routing_batch is None:
+            return super().forward(*args, **kwargs)  # type: ignore[misc]
+        cache = kwargs.get("past_key_values")
+        if cache is None and self.cache_place is not None and len(args) > self.cache_place:
+            cache = args[self.cache_place]
+        batch = RoutingBatch(
+            mask=routing_batch.mask, starts=routing_batch.starts, cache=cache, logits=routing_batch.logits
+        )
+        token = CURRENT.enter(batch)
+        try:
+            return super().forward(*args, **kwargs)  # type: ignore[misc]
+        finally:
+            CURRENT.leave(token)
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         state_dict.pop(prefix + self.guard, None)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-class MoePreTrainedModel(PreTrainedModel):
-    """What every model does, whatever its dense class; it comes before that one's base class."""
+def outlined(module_class: type[nn.Module]) -> Callable[..., nn.Module]:
+    """What makes a module of this class without memory."""
 
-    moe_config_class: ClassVar[type]
-    guard: ClassVar[str]
-    """The guard's name within the base model, with `{layer}` for the layer's number."""
+    def make(*args: Any, **kwargs: Any) -> nn.Module:
+        with torch.device("meta"):
+            return module_class(*args, **kwargs)
+
+    return make
+
+
+class MoePreTrainedModel(PreTrainedModel):
+    """What every model does, whatever its dense class, which it comes before.
+
+    The feed-forward networks of its layers are outlines until `post_init` makes mixtures of them, or fills them.
+    """
+
+    moe: ClassVar[MoeFamily]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if hasattr(cls, "moe_config_class"):
-            # Each dense class holds its own configuration class, which would be inherited first.
-            cls.config_class = cls.moe_config_class
+        if hasattr(cls, "moe"):
             _name_beside_dense(cls)
 
-    def __init__(self, config: Any) -> None:
-        config.check_experts(config.num_hidden_layers)
-        super().__init__(config)
-        if guard := self._guard():
-            # Other tools leave out whatever matches: no dense layer's weight may.
-            ignored = self._keys_to_ignore_on_load_unexpected or ()
-            escaped = guard.replace(".", r"\.")
-            self._keys_to_ignore_on_load_unexpected = [*ignored, rf"(^|\.){escaped}$"]
+    def post_init(self) -> None:
+        """Put mixtures where the config says, and go on as transformers does."""
+        if self.base_model is self:
+            self.config.check_experts(self.config.num_hidden_layers)
+            layers = self.get_submodule(self.moe.layers)
+            for number, layer in enumerate(layers):
+                if self.config.is_moe_layer(number):
+                    self._mix(layer, number)
+                else:
+                    layer.__class__ = layer.__class__.__mro__[2]
+                _fill(layer)
+        # Other tools leave out whatever matches: no weight of this class may.
+        passed = [rf"(^|\.){re.escape(guard)}$" for guard in [self._guard()] if guard]
+        if self.base_model is not self:
+            modules = dict(self.named_modules())
+            passed += [rf"^{re.escape(path)}\." for path in self.moe.spared if path not in modules]
+        self._keys_to_ignore_on_load_unexpected = [*(self._keys_to_ignore_on_load_unexpected or ()), *passed]
+        super().post_init()
+
+    def _mix(self, layer: nn.Module, number: int) -> None:
+        """Put a mixture in the place of a layer's feed-forward network."""
+        config, ffn = self.config, self.moe.ffn
+        pool = None
+        if config.route_by == "sequence":
+            causal = self.moe.causal or getattr(config, "is_decoder", False)
+            pool = SequencePool(causal=causal, layer=number, num_layers=config.num_hidden_layers)
+        dropout = layer.get_submodule(ffn.dropout) if ffn.dropout else None
+        outline = Outline.of(layer, ffn)
+        layer.set_submodule(ffn.down, nn.Identity())
+        layer.set_submodule(ffn.block, MoeFeedForward(config, outline, pool=pool, dropout=dropout))
+        if hasattr(layer, "chunk_size_feed_forward"):
+            layer.chunk_size_feed_forward = 0  # routers see all tokens at once
 
     def _guard(self) -> str | None:
         """The guard's name within the base model; None where no layer holds experts."""
         layers = range(self.config.num_hidden_layers)
         first = next((layer for layer in layers if self.config.is_moe_layer(layer)), None)
-        return None if first is None else self.guard.format(layer=first)
+        return None if first is None else f"{self.moe.layers}.{first}.{self.moe.ffn.guard}"
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if not isinstance(module, Experts):
+            return
+        std = self.config.initializer_range
+        up, bias = module.up
+        init.normal_(up, mean=0.0, std=std)
+        if self.moe.ffn.scaled:
+            # As in the dense model, weights that write to the residual stream shrink with depth.
+            std /= math.sqrt(2 * self.config.num_hidden_layers)
+        init.normal_(module.down_proj, mean=0.0, std=std)
+        if bias is not None:
+            init.zeros_(bias)
+            init.zeros_(module.down_proj_bias)
 
     @classmethod
     def _can_set_experts_implementation(cls) -> bool:
@@ -84,6 +169,14 @@ class MoePreTrainedModel(PreTrainedModel):
             state_dict = dict(self.state_dict() if state_dict is None else state_dict)
             state_dict[prefix + guard] = torch.zeros(1, dtype=self.dtype)
         super().save_pretrained(save_directory, is_main_process, state_dict, *args, **kwargs)
+
+
+def _fill(layer: nn.Module) -> None:
+    """Give what is left of outlines in a layer memory, which initialisation writes."""
+    device = torch.get_default_device()
+    for module in layer.modules():
+        if any(tensor.is_meta for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False))):
+            module.to_empty(device=device, recurse=False)
 
 
 def _name_beside_dense(cls: type[PreTrainedModel]) -> None:

@@ -5,16 +5,16 @@ This file travels inside checkpoints: it imports torch, transformers and its sib
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import wraps
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from torch import Tensor
-from transformers import modeling_outputs as dense
 from transformers.utils.generic import ModelOutput
 
+from .moe_batch import CURRENT, RoutingBatch
 from .moe_layers import balance_loss, token_mask, z_loss
-from .moe_pooling import generation_mask, pooling_arguments
+from .moe_pooling import generation_mask, what_is_pooled
 
 
 @dataclass
@@ -28,131 +28,92 @@ class RouterOutput:
     aux_loss: Tensor | None = None
     router_logits: tuple[Tensor, ...] | None = None
 
-
-@dataclass
-class MoeModelOutputWithPooling(RouterOutput, dense.BaseModelOutputWithPoolingAndCrossAttentions):
-    """`BaseModelOutputWithPoolingAndCrossAttentions` with the router's part."""
-
-
-@dataclass
-class MoeModelOutputWithPast(RouterOutput, dense.BaseModelOutputWithPastAndCrossAttentions):
-    """`BaseModelOutputWithPastAndCrossAttentions` with the router's part."""
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Pickle would look for the class by its name.
+        dense = type(self).__mro__[2]
+        return _restored, (dense, {field.name: getattr(self, field.name) for field in fields(self)})
 
 
-@dataclass
-class MoeCausalLMOutput(RouterOutput, dense.CausalLMOutputWithCrossAttentions):
-    """`CausalLMOutputWithCrossAttentions` with the router's part."""
+_CLASSES: dict[type[ModelOutput], type[ModelOutput]] = {}
 
 
-@dataclass
-class MoeMaskedLMOutput(RouterOutput, dense.MaskedLMOutput):
-    """`MaskedLMOutput` with the router's part."""
+def with_router(dense: type[ModelOutput]) -> type[ModelOutput]:
+    """`dense` with the fields of `RouterOutput`, the same class every time."""
+    if issubclass(dense, RouterOutput):
+        return dense
+    if dense not in _CLASSES:
+        words = {"__module__": __name__, "__doc__": f"`{dense.__name__}` with the router's part."}
+        _CLASSES[dense] = dataclass(type(f"Moe{dense.__name__}", (RouterOutput, dense), words))
+    return _CLASSES[dense]
 
 
-@dataclass
-class MoeNextSentencePredictorOutput(RouterOutput, dense.NextSentencePredictorOutput):
-    """`NextSentencePredictorOutput` with the router's part."""
-
-
-@dataclass
-class MoeSequenceClassifierOutput(RouterOutput, dense.SequenceClassifierOutput):
-    """`SequenceClassifierOutput` with the router's part."""
-
-
-@dataclass
-class MoeSequenceClassifierOutputWithPast(RouterOutput, dense.SequenceClassifierOutputWithPast):
-    """`SequenceClassifierOutputWithPast` with the router's part."""
-
-
-@dataclass
-class MoeMultipleChoiceOutput(RouterOutput, dense.MultipleChoiceModelOutput):
-    """`MultipleChoiceModelOutput` with the router's part."""
-
-
-@dataclass
-class MoeTokenClassifierOutput(RouterOutput, dense.TokenClassifierOutput):
-    """`TokenClassifierOutput` with the router's part."""
-
-
-@dataclass
-class MoeQuestionAnsweringOutput(RouterOutput, dense.QuestionAnsweringModelOutput):
-    """`QuestionAnsweringModelOutput` with the router's part."""
+def _restored(dense: type[ModelOutput], values: dict[str, Any]) -> ModelOutput:
+    return with_router(dense)(**values)
 
 
 Forward = Callable[..., Any]
 
 
-def record_router(output_class: type[ModelOutput]) -> Callable[[Forward], Forward]:
+def record_router(forward: Forward) -> Forward:
     """Give a base model's inherited `forward` the argument `output_router_logits`.
 
-    transformers' own recording collects the logits; this puts them into `output_class`, and into
-    the dict `router_record` that a head passes along, with the mask of the tokens that count.
-    Where whole sequences are routed, it tells the layers what tokens they are made of.
+    It opens the batch that the routers see, or fills that of a head, and puts what they tell into the output.
     """
+    names = list(inspect.signature(forward).parameters)[1:]
 
-    def decorate(forward: Forward) -> Forward:
-        names = list(inspect.signature(forward).parameters)[1:]
+    @wraps(forward)
+    def wrapper(
+        self: Any, *args: Any, output_router_logits: bool | None = None, return_dict: bool | None = None, **kwargs: Any
+    ) -> Any:
+        batch = CURRENT.get()
+        if batch is None:
+            batch = _asked(self.config, output_router_logits, kwargs)
+        given = dict(zip(names, args, strict=False)) | kwargs
+        if self.config.route_by == "sequence":
+            batch.mask, batch.starts = what_is_pooled(given, batch.mask)
+        batch.attention_mask = given.get("attention_mask") if batch.mask is None else batch.mask
+        outputs = _run(forward, batch, self, *args, **kwargs)
+        if batch.logits is not None:
+            outputs.router_logits = tuple(batch.logits)
+        return outputs if _default(return_dict, self.config.return_dict) else outputs.to_tuple()
 
-        @wraps(forward)
-        def wrapper(
-            self: Any,
-            *args: Any,
-            output_router_logits: bool | None = None,
-            return_dict: bool | None = None,
-            router_record: dict[str, Any] | None = None,
-            **kwargs: Any,
-        ) -> Any:
-            wanted = _default(output_router_logits, self.config.output_router_logits)
-            given = dict(zip(names, args, strict=False)) | kwargs
-            if self.config.route_by == "sequence":
-                kwargs |= pooling_arguments(given)
-            outputs = forward(self, *args, output_router_logits=wanted, return_dict=True, **kwargs)
-            if router_record is not None and wanted:
-                router_record["router_logits"] = outputs["router_logits"]
-                mask = kwargs.get("router_mask")
-                router_record["attention_mask"] = given.get("attention_mask") if mask is None else mask
-            outputs = output_class(**outputs)
-            return outputs if _default(return_dict, self.config.return_dict) else outputs.to_tuple()
-
-        return _with_router_argument(wrapper, forward, output_class)
-
-    return decorate
+    return _with_router_argument(wrapper, forward)
 
 
-def add_router_losses(output_class: type[ModelOutput]) -> Callable[[Forward], Forward]:
+def add_router_losses(forward: Forward) -> Forward:
     """Give a head's inherited `forward` the argument `output_router_logits` and the losses.
 
     When it is set, here or in the config, the result carries `router_logits` and `aux_loss`, and
     a loss gains `router_aux_loss_coef` * balance loss + `router_z_loss_coef` * z-loss.
     """
 
-    def decorate(forward: Forward) -> Forward:
-        @wraps(forward)
-        def wrapper(
-            self: Any,
-            *args: Any,
-            output_router_logits: bool | None = None,
-            return_dict: bool | None = None,
-            **kwargs: Any,
-        ) -> Any:
-            record: dict[str, Any] = {}
-            # Heads hand unknown keywords to their base model, which fills the record.
-            outputs = forward(
-                self,
-                *args,
-                output_router_logits=output_router_logits,
-                router_record=record,
-                return_dict=True,
-                **kwargs,
-            )
-            outputs = output_class(**outputs)
-            if record.get("router_logits"):
-                _apply_router_losses(self.config, outputs, **record)
-            return outputs if _default(return_dict, self.config.return_dict) else outputs.to_tuple()
+    @wraps(forward)
+    def wrapper(
+        self: Any, *args: Any, output_router_logits: bool | None = None, return_dict: bool | None = None, **kwargs: Any
+    ) -> Any:
+        batch = _asked(self.config, output_router_logits, kwargs)
+        outputs = _run(forward, batch, self, *args, **kwargs)
+        if batch.logits:
+            _apply_router_losses(self.config, outputs, tuple(batch.logits), batch.attention_mask)
+        return outputs if _default(return_dict, self.config.return_dict) else outputs.to_tuple()
 
-        return _with_router_argument(wrapper, forward, output_class)
+    return _with_router_argument(wrapper, forward)
 
-    return decorate
+
+def _asked(config: Any, output_router_logits: bool | None, kwargs: dict[str, Any]) -> RoutingBatch:
+    """A batch as the caller wants it; the keyword that the dense classes do not know goes into it."""
+    wanted = _default(output_router_logits, config.output_router_logits)
+    return RoutingBatch(mask=kwargs.pop("router_mask", None), logits=[] if wanted else None)
+
+
+def _run(forward: Forward, batch: RoutingBatch, *args: Any, **kwargs: Any) -> Any:
+    """The dense output of `forward` in our class, while the routers see `batch`."""
+    token = CURRENT.enter(batch)
+    try:
+        outputs = forward(*args, return_dict=True, **kwargs)
+    finally:
+        CURRENT.leave(token)
+    return with_router(type(outputs))(**outputs)
 
 
 def add_router_mask(prepare: Forward) -> Forward:
@@ -193,16 +154,23 @@ def _default(value: bool | None, otherwise: bool) -> bool:
     return otherwise if value is None else value
 
 
-def _with_router_argument(wrapper: Forward, forward: Forward, output_class: type[ModelOutput]) -> Forward:
+def _with_router_argument(wrapper: Forward, forward: Forward) -> Forward:
     """Show the new argument, which `generate` checks its keywords against, and what comes back."""
     signature = inspect.signature(forward)
-    *named, keywords = signature.parameters.values()
+    parameters = list(signature.parameters.values())
     new = inspect.Parameter(
         "output_router_logits", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=bool | None
     )
-    returned = tuple | output_class
+    last = len(parameters) - (parameters[-1].kind is inspect.Parameter.VAR_KEYWORD)
+    # Made now, and not while a trace watches.
+    outputs = [
+        kind for kind in get_args(signature.return_annotation) if issubclass(get_origin(kind) or kind, ModelOutput)
+    ]
+    returned: Any = tuple
+    for kind in outputs or [signature.return_annotation]:
+        returned = returned | with_router(kind)
     wrapper.__signature__ = signature.replace(  # type: ignore[attr-defined]
-        parameters=[*named, new, keywords], return_annotation=returned
+        parameters=[*parameters[:last], new, *parameters[last:]], return_annotation=returned
     )
     shown = {new.name: new.annotation, "return": returned}
     wrapper.__annotations__ = forward.__annotations__ | shown

@@ -119,8 +119,10 @@ class StaticSums(StaticLayer):
         return sums, counts
 
 
-def pooling_arguments(arguments: Mapping[str, Any]) -> dict[str, Tensor]:
-    """What the layers must know about a batch, from the arguments of a base model's forward.
+def what_is_pooled(arguments: Mapping[str, Any], mask: Any = None) -> tuple[Tensor | None, Tensor | None]:
+    """The `mask` and the `starts` of `SequencePool`, from the arguments of a base model's forward.
+
+    A `mask` that is given counts instead of the attention mask.
 
     Raises:
         ValueError: if the arguments do not say which tokens are real, or which belong together.
@@ -130,17 +132,16 @@ def pooling_arguments(arguments: Mapping[str, Any]) -> dict[str, Tensor]:
             "Continuous batching splits sequences over batches, where route_by='sequence' cannot "
             "follow them. Use generate() instead."
         )
-    mask = arguments.get("router_mask")
     if mask is None:
         mask = arguments.get("attention_mask")
     if mask is None:
-        return _packed_sequences(arguments)
+        return None, _packed_sequences(arguments)
     if not isinstance(mask, Tensor) or mask.ndim not in (2, 3):
         raise ValueError(
             "route_by='sequence' needs an attention mask of shape [B, S], which says what tokens "
             "are real. With another mask pass that one as router_mask too."
         )
-    return {"router_mask": mask}
+    return mask, None
 
 
 def generation_mask(attention_mask: Tensor | None, new_tokens: Tensor) -> Tensor:
@@ -151,16 +152,15 @@ def generation_mask(attention_mask: Tensor | None, new_tokens: Tensor) -> Tensor
     return attention_mask[:, -length:].contiguous()
 
 
-def _packed_sequences(arguments: Mapping[str, Any]) -> dict[str, Tensor]:
+def _packed_sequences(arguments: Mapping[str, Any]) -> Tensor | None:
     """Where sequences start that share a row, which transformers' masks tell by the positions."""
     positions = arguments.get("position_ids")
     if positions is None or arguments.get("past_key_values") is not None:
-        return {}
+        return None
     positions = positions.reshape(-1, positions.shape[-1])
     restarts = positions[:, 1:] - positions[:, :-1] != 1
     places = torch.arange(1, positions.shape[-1], device=positions.device)
-    starts = torch.nn.functional.pad(places * restarts, (1, 0)).cummax(dim=-1).values
-    return {"router_starts": starts}
+    return torch.nn.functional.pad(places * restarts, (1, 0)).cummax(dim=-1).values
 
 
 def _weights(mask: Tensor | None, hidden_states: Tensor) -> Tensor:

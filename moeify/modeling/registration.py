@@ -1,6 +1,6 @@
 """Makes transformers' auto classes know the MoE models, without importing transformers.
 
-The auto classes keep names, and import `transformers.models.bert_moe` for them once a class is
+The auto classes keep names, and import a module such as `transformers.models.bert_moe` for them once a class is
 asked for. `register_lazily` leaves a hook behind that adds our names, and a module of that name
 which is as lazy, when transformers' own auto modules are imported, and at once where they are.
 """
@@ -15,16 +15,15 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
-from moeify.modeling import REMOTE_CODE
+from moeify.modeling import CONFIGURATION, MODELING, REMOTE_CODE
 
 __all__ = ["register_lazily"]
 
 _MODELS = "transformers.models"
-_TOKENIZERS = {"bert_moe": "BertTokenizer", "gpt2_moe": "GPT2Tokenizer"}
 
 
 def register_lazily() -> None:
-    """Register bert_moe and gpt2_moe with transformers' auto classes as soon as they exist.
+    """Register moeify's own model types with transformers' auto classes as soon as they exist.
 
     Afterwards `AutoConfig`, `AutoTokenizer`, every `AutoModel...` class and `pipeline` load these
     checkpoints without `trust_remote_code`. Calling it again changes nothing.
@@ -40,11 +39,10 @@ class _Models(ModuleType):
     """What the auto classes import for a model type; its classes are imported as they are asked."""
 
     def __getattr__(self, name: str) -> Any:
-        for target in REMOTE_CODE[self.__name__].auto_map.values():
-            module, _, found = target.partition(".")
-            if found == name:
-                return getattr(importlib.import_module(f"{__package__}.{module}"), name)
-        raise AttributeError(f"{self.__name__} has no {name}")
+        if name.startswith("__"):
+            raise AttributeError(f"{self.__name__} has no {name}")
+        module = CONFIGURATION if name.endswith("Config") else MODELING
+        return getattr(importlib.import_module(f"{__package__}.{module}"), name)
 
 
 class _PostImportFinder(MetaPathFinder):
@@ -108,8 +106,9 @@ def _register_models(modeling_auto: ModuleType) -> None:
 
 
 def _register_tokenizers(tokenization_auto: ModuleType) -> None:
-    for model_type, name in _TOKENIZERS.items():
-        _add(tokenization_auto.TOKENIZER_MAPPING, model_type, name)
+    for model_type, code in REMOTE_CODE.items():
+        if code.tokenizer is not None:
+            _add(tokenization_auto.TOKENIZER_MAPPING, model_type, code.tokenizer)
 
 
 def _add(mapping: Any, model_type: str, name: str) -> None:

@@ -123,7 +123,7 @@ def _snippets(subject: Subject) -> str:
 
 def _limits(subject: Subject) -> Iterable[str]:
     conversion, steps = subject.conversion, subject.record.steps
-    as_exported = is_as_exported(conversion, subject.record)
+    as_exported = is_as_exported(subject.config, subject.record)
     if as_exported is False:
         yield SCALED_FOR_OTHERS
     elif any(expert_sources(step) for step in steps):

@@ -10,20 +10,19 @@ from moeify.checkpoint.carry import TOKENIZER_CONFIG
 from moeify.checkpoint.foreign_code import without_code
 from moeify.checkpoint.json_text import read_json
 from moeify.checkpoint.reader import CONFIG_FILE, has_tokenizer
-from moeify.families.registry import origin_or_none
 from moeify.families.values import Config
 from moeify.modeling import REMOTE_CODE
 
 
 def name_tokenizer_class(stage: Path, config: Config) -> None:
     """Say which tokenizer a model type of moeify's own has, where only the dense type told."""
-    conversion = origin_or_none(config)
-    if conversion is None or not conversion.remote_code or not has_tokenizer(stage):
+    remote = REMOTE_CODE.get(str(config.get("model_type")))
+    if remote is None or remote.tokenizer is None or not has_tokenizer(stage):
         return
     path = stage / TOKENIZER_CONFIG
     settings = read_json(path) if path.exists() else {}
     if not (settings.get("tokenizer_class") or config.get("tokenizer_class")):
-        settings["tokenizer_class"] = f"{conversion.dense.class_prefix}Tokenizer"
+        settings["tokenizer_class"] = remote.tokenizer
         path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 

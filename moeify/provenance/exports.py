@@ -1,4 +1,4 @@
-"""`--compat gguf`: who may be written so, what it changes, what to say, and what became of it."""
+"""Flat routers beside scaled experts, for engines that do not renormalise: what to write, say and keep."""
 
 from __future__ import annotations
 
@@ -6,53 +6,34 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from moeify.errors import ConfigError
+from moeify.families.registry import MOE_LAYOUTS
 
 if TYPE_CHECKING:
     from moeify.families.base import Head
-    from moeify.families.conversion import Conversion, MoeSettings
+    from moeify.families.conversion import MoeSettings
+    from moeify.families.values import Config
     from moeify.provenance.record import Record
 
 FLAT_ROUTER_STD = 1e-6
 """Of routers so small that all experts weigh the same, and no two tie exactly."""
 SCALED_FOR_OTHERS = (
-    "`--compat gguf` scaled the experts for flat routers and the top-k of that time. It has others"
-    " now, so it no longer computes what its base computes, and has to be trained."
+    "Its experts are scaled for flat routers and the top-k of that time, as llama.cpp and mlx-lm want it. It"
+    " has others now, so it no longer computes what its base computes, and has to be trained."
 )
 SET_APART_BY_NOISE = (
-    "The routers are as `--compat gguf` left them, so flat that rounding chooses between"
+    "The routers are as `--for` left them, so flat that rounding chooses between"
     " experts that noise set apart, and each engine rounds its own way: the same prompt may"
     " give other tokens in llama.cpp, mlx-lm and transformers until the routers are"
     " trained. `--noise 0` avoids that."
 )
 
 
-def renormalises(conversion: Conversion, compat: str, layers: str, every_layer: bool) -> bool:
-    """Whether the mixture may rely on renormalised weights where it will run.
-
-    Raises ``ConfigError`` where no form of it runs there.
-    """
-    if compat != "gguf":
-        return True
-    if conversion.gguf_renormalises is None:
+def check_flat_routers(settings: MoeSettings, router: str, needs_text: bool) -> None:
+    """Raise ``ConfigError`` for a ``router`` that a form with flat routers would not keep."""
+    if needs_text and not settings.renormalise:
         raise ConfigError(
-            f"llama.cpp and mlx-lm do not know {conversion.moe.model_type}, so --compat gguf cannot help",
-            "leave --compat out and run it in transformers",
-        )
-    if not every_layer:
-        raise ConfigError(
-            f"--compat gguf needs every layer to be a mixture, not layers {layers}:"
-            " llama.cpp's converter refuses dense ones beside them",
-            "pass --layers all, or leave --compat out and run it in transformers",
-        )
-    return conversion.gguf_renormalises
-
-
-def check_flat_routers(compat: str, router: str, needs_text: bool) -> None:
-    """Raise ``ConfigError`` for a ``router`` that this form would not keep."""
-    if needs_text and compat == "gguf":
-        raise ConfigError(
-            f"--compat gguf starts with flat routers, so --router {router} cannot be kept",
-            "leave --compat out, or --router",
+            f"the form that --for asks for starts with flat routers, so --router {router} cannot be kept",
+            "leave --for out, or --router",
         )
 
 
@@ -63,7 +44,7 @@ def down_scale(settings: MoeSettings) -> float:
 
 def untied(head: Head, settings: MoeSettings, held: Mapping[str, object]) -> dict[str, str]:
     """Tensors of ``head`` that are not ``held``, because they share others, and this form has."""
-    if settings.renormalise:
+    if not settings.untied:
         return {}
     return {n: own.removeprefix(head.prefix) for n, own in head.tied.items() if n not in held}
 
@@ -73,28 +54,29 @@ def export_notes(settings: MoeSettings, noise: float) -> Iterator[str]:
     if settings.renormalise:
         return
     yield (
-        "--compat gguf: routers start near zero, whatever --router says, and the experts'"
+        "for engines that do not renormalise, routers start near zero, whatever --router says, and the experts'"
         f" output is scaled by {settings.num_experts}/{settings.top_k}; training moves the"
         " routers, after which the weights no longer sum to 1"
     )
     if noise:
         yield (
-            f"--compat gguf with --noise {noise:g}: until the routers are trained, rounding"
-            " decides between experts that differ, and each engine rounds its own way"
+            f"flat routers with --noise {noise:g}: until they are trained, rounding decides"
+            " between experts that differ, and each engine rounds its own way"
         )
 
 
-def is_as_exported(conversion: Conversion | None, record: Record) -> bool | None:
+def is_as_exported(config: Config, record: Record) -> bool | None:
     """Whether routers are still as flat, and as many experts chosen, as when it was exported.
 
-    None for a model that was not exported for such engines.
+    None for a model that was not exported for engines which do not renormalise.
     """
-    if conversion is None or conversion.gguf_renormalises is not False:
+    layout = MOE_LAYOUTS.get(str(config.get("model_type")))
+    if layout is None or layout.rule.renormalises(config):
         return None
     same, top_k = None, None
     for step in record.steps:
         if step.command == "upcycle":
-            same = True if step.options.get("compat") == "gguf" else None
+            same = True  # what moeify upcycles renormalises in every other form
             top_k = step.options.get("top_k")
         elif same is not None and step.command == "attach":
             kept = step.results.get("top_k", top_k) == top_k
@@ -104,10 +86,10 @@ def is_as_exported(conversion: Conversion | None, record: Record) -> bool | None
     return same
 
 
-def check_unscaled(name: str, conversion: Conversion, record: Record) -> None:
+def check_unscaled(name: str, config: Config, record: Record) -> None:
     """Raise ``ConfigError`` where the experts of ``name`` are scaled by their number."""
-    if is_as_exported(conversion, record) is not None:
+    if is_as_exported(config, record) is not None:
         raise ConfigError(
-            f"{name} was made with --compat gguf: its experts are scaled by their number",
-            "upcycle again without --compat, add experts, and export that",
+            f"{name} has flat routers, for engines that do not renormalise: its experts are scaled by their number",
+            "upcycle again without --for, add experts, and export that",
         )

@@ -15,6 +15,7 @@ from moeify.checkpoint.writer import plan_shards
 from moeify.errors import CheckpointError
 from moeify.families.base import DenseLayout
 from moeify.families.conversion import Conversion
+from moeify.families.joining import joined_jobs
 from moeify.families.mixture import Mixture
 from moeify.families.mixture_places import Place
 from moeify.families.registry import origin
@@ -38,7 +39,7 @@ def plan_dense(mixture: Mixture, experts: Mapping[int, Shares], max_shard_bytes:
     conversion = origin(mixture.config, record.dense_type)
     config = conversion.dense_config(mixture.config)
     _check_silent(mixture, conversion)
-    jobs = tuple(_joined(_jobs(mixture, conversion, config, experts), conversion.dense))
+    jobs = tuple(joined_jobs(_jobs(mixture, conversion, config, experts), conversion.dense.joined))
     return PrunePlan(
         config=config,
         files=PlannedFiles(shards=plan_shards(jobs, max_shard_bytes)),
@@ -84,28 +85,6 @@ def _jobs(mixture: Mixture, conversion: Conversion, config: Config, experts: Map
             yield Job(renamed(stored.name), stored.dtype, stored.shape, (piece,))
         elif place.kind == "fused" or place.expert == experts[place.layer][0][0]:
             yield from _ffn(mixture, dense, stored, place, experts[place.layer], renamed)
-
-
-def _joined(jobs: Iterator[Job], dense: DenseLayout) -> Iterator[Job]:
-    """Jobs, those of tensors that the dense class has in one as one."""
-    whole = {f".{part}": name for name, parts in dense.joined.items() for part in parts}
-    held: dict[str, dict[str, Job]] = {}
-    for job in jobs:
-        end = next((end for end in whole if job.name.endswith(end)), None)
-        if end is None:
-            yield job
-            continue
-        parts = dense.joined[whole[end]]
-        name = job.name.removesuffix(end) + "." + whole[end]
-        found = held.setdefault(name, {})
-        found[end.removeprefix(".")] = job
-        if len(found) == len(parts):
-            ordered = [found[part] for part in parts]
-            if len({part.dtype for part in ordered}) > 1:
-                raise CheckpointError(f"the parts of {name!r} have several dtypes: it has one")
-            rows = sum(part.shape[0] for part in ordered)
-            pieces = tuple(piece for part in ordered for piece in part.pieces)
-            yield Job(name, job.dtype, (rows, *job.shape[1:]), pieces)
 
 
 def _ffn(

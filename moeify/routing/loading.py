@@ -18,7 +18,7 @@ from moeify.checkpoint.reader import CONFIG_FILE, TOKENIZER_FILES, Checkpoint, h
 from moeify.errors import CheckpointError, DatasetError, MissingExtraError
 from moeify.families.quantization import QUANTIZATION, all_plain
 from moeify.families.registry import DENSE_LAYOUTS, MOE_LAYOUTS, default_class, moe_layout
-from moeify.modeling import REMOTE_CODE
+from moeify.modeling import MODELING, REMOTE_CODE
 from moeify.routing.extent import within_files
 from moeify.routing.running import first_line
 
@@ -191,7 +191,7 @@ def model_class(config: Any) -> Any:
     usual = default_class(config.model_type) or causal.get(config.model_type, "")
     name = (config.architectures or [usual])[0]
     if config.model_type in REMOTE_CODE:
-        home: Any = import_module(f"moeify.modeling.modeling_{config.model_type}")
+        home: Any = import_module(f"moeify.modeling.{MODELING}")
     else:
         home = transformers
     found = getattr(home, name, None)

@@ -139,7 +139,7 @@ class LayerByLayer:
                 current["before"] = self.states.read(place - 1, number)
             output = _forward(model, place == self.layers, inputs=inputs, number=number)
             if place < self.layers:
-                self.states.write(place, number, _hidden(layers[place], current.pop("given")))
+                self.states.write(place, number, _hidden(layers[place], current.pop("given"), self.layout.gives))
             return output
 
         with ExitStack() as undone:
@@ -149,7 +149,7 @@ class LayerByLayer:
                     undone.callback(hook.remove)
                 else:
                     replay = current if number == place - 1 else {}
-                    undone.enter_context(replaced(layer, partial(_handed_on, replay)))
+                    undone.enter_context(replaced(layer, partial(_handed_on, replay, self.layout.gives)))
             try:
                 yield Pass(model=model, run=run)
             finally:
@@ -275,14 +275,17 @@ def _trim() -> None:
         trim(0)
 
 
-def _handed_on(current: Mapping[str, Tensor], hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
+def _handed_on(current: Mapping[str, Tensor], gives: int, hidden_states: Tensor, *_: Any, **__: Any) -> Any:
     """In place of a layer's forward: what it gave before, else its input."""
-    return current.get("before", hidden_states)
+    hidden = current.get("before", hidden_states)
+    return (hidden, *[None] * (gives - 1)) if gives else hidden
 
 
-def _hidden(layer: nn.Module, given: Any) -> Tensor:
+def _hidden(layer: nn.Module, given: Any, gives: int) -> Tensor:
     import torch
 
+    if gives and isinstance(given, tuple) and given[1:] == (None,) * (gives - 1):
+        given = given[0]
     if not isinstance(given, torch.Tensor):
         raise RoutingError(
             f"a {type(layer).__name__} gives more than hidden states, so that it cannot run by itself",

@@ -164,7 +164,7 @@ def _open(source: Source, config: AddConfig) -> _Joining:
     record = Record.read(source)
     conversion = origin(opened.config, record.dense_type)
     view = open_mixture(opened)
-    _check_mixture(source, view, conversion, record)
+    _check_mixture(source, view, record)
     if view.num_experts + len(config.experts) > MAX_EXPERTS:
         raise ConfigError(
             f"{view.num_experts} experts and {len(config.experts)} more are over {MAX_EXPERTS}", "add fewer"
@@ -175,11 +175,11 @@ def _open(source: Source, config: AddConfig) -> _Joining:
     return _Joining(view=view, conversion=conversion, entries=tuple(entries))
 
 
-def _check_mixture(source: Source, view: Mixture, conversion: Conversion, record: Record) -> None:
+def _check_mixture(source: Source, view: Mixture, record: Record) -> None:
     for layer in view.moe_layers:
         if view.router(layer) is None:
             raise CheckpointError(f"layer {layer} has no router", f"run moeify attach {source.name} first")
-    check_unscaled(source.name, conversion, record)
+    check_unscaled(source.name, view.config, record)
 
 
 def _calibrated(joining: _Joining, config: AddConfig) -> dict[int, Float32]:

@@ -18,7 +18,6 @@ from moeify.checkpoint.slices import whole
 from moeify.checkpoint.source import resolve_source
 from moeify.checkpoint.writer import Progress
 from moeify.families.mixture import Mixture, open_mixture
-from moeify.families.registry import origin_or_none
 from moeify.families.values import Config, text_config
 from moeify.modeling import REMOTE_CODE
 from moeify.provenance.exports import SCALED_FOR_OTHERS, is_as_exported
@@ -116,7 +115,7 @@ def attach(
     with new.opened():
         new.write(plan, progress)
         record = new.finish(model_config, _step(config, report))
-    changed = is_as_exported(origin_or_none(opened.config, record.dense_type), record) is False
+    changed = is_as_exported(opened.config, record) is False
     warnings = (*opened.notes, *new.along.notes, *([SCALED_FOR_OTHERS] if changed else []))
     return replace(report, warnings=warnings, seconds=time.perf_counter() - started)
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from moeify.errors import ConfigError
+from moeify.families.engines import NAMES as ENGINES
 from moeify.provenance.config import OutputOptions, ShardedOutput
-from moeify.provenance.exports import check_flat_routers
 from moeify.routing.config import MemoryOptions, RouteBy, RouterInit, RouterStart, check_seed
 from moeify.tables import check_choices
 from moeify.upcycling.recipes import RECIPES, recipe_for
@@ -94,8 +94,8 @@ class UpcycleConfig(RouterTextConfig):
     """Model type of the mixture; left out, the usual one for the checkpoint's own."""
     dtype: Dtype = "auto"
     """Dtype of the output; auto keeps each tensor's own."""
-    compat: Literal["transformers", "gguf"] = "transformers"
-    """gguf writes a form that llama.cpp and mlx-lm compute rightly too."""
+    engines: tuple[str, ...] = ()
+    """Programs that the output must be right in too: llama.cpp, mlx-lm, vLLM, SGLang."""
 
     @property
     def experts(self) -> int:
@@ -123,8 +123,18 @@ class UpcycleConfig(RouterTextConfig):
             raise ConfigError(
                 f"--router {self.router} needs to know what each expert knows", "pass --experts-from and --labels"
             )
-        check_flat_routers(self.compat, self.router, self.needs_text)
+        _check_engines(self)
         recipe_for(self)
+
+
+def _check_engines(config: UpcycleConfig) -> None:
+    """Take the names in any case."""
+    known = {name.lower(): name for name in ENGINES}
+    wanted = _listed(config.engines)
+    for name in wanted:
+        if name.lower() not in known:
+            raise ConfigError(f"{name!r} is no engine that moeify knows", f"--for takes {', '.join(ENGINES)}")
+    object.__setattr__(config, "engines", tuple(known[name.lower()] for name in wanted))
 
 
 def _listed(given: str | Iterable[object]) -> tuple[str, ...]:

@@ -17,10 +17,11 @@ from moeify.checkpoint.writer import parse_size, plan_shards
 from moeify.errors import ConfigError
 from moeify.families.conversion import Conversion, MoeSettings
 from moeify.families.dense_checkpoint import Dense, open_dense
+from moeify.families.joining import joined_jobs
 from moeify.families.moe_layout import ExpertTensor, ExtraTensor
 from moeify.families.registry import conversion_from, dense_layout
 from moeify.families.values import Config, resolve_shape
-from moeify.provenance.exports import FLAT_ROUTER_STD, down_scale, export_notes, renormalises, untied
+from moeify.provenance.exports import FLAT_ROUTER_STD, check_flat_routers, down_scale, export_notes, untied
 from moeify.routing.config import ROUTER_INITS, RouterInit
 from moeify.routing.initialization import NormalRows, RouterRows, UpProjection
 from moeify.upcycling.comparing import compare_sources
@@ -76,22 +77,22 @@ def plan_upcycle(checkpoint: Checkpoint, options: UpcycleConfig, source: Source 
     has been read then.
     """
     layout = dense_layout(checkpoint.config)
-    conversion = conversion_from(layout, options.arch)
+    conversion = conversion_from(layout, checkpoint.config, options.arch)
     check_route_by(options.route_by, conversion.moe.model_type, conversion.remote_code)
     view = open_dense(checkpoint, layout)
     layers, recipe = select_layers(options.layers, view.num_layers), recipe_for(options)
     source = source or Source(folder=checkpoint.folder, name=checkpoint.folder.resolve().name)
     sources = open_sources(view, source, options)
     compared = compare_sources(view, sources, options, layers)
-    every_layer = len(layers) == view.num_layers
     settings = MoeSettings(
         num_experts=recipe.num_experts(options),
         top_k=options.top_k,
         moe_layers=layers,
         num_layers=view.num_layers,
-        renormalise=renormalises(conversion, options.compat, options.layers, every_layer),
         route_by=options.route_by,
     )
+    settings = conversion.form(view.checkpoint.config, settings, options.engines)
+    check_flat_routers(settings, options.router, options.needs_text)
     of = Ingredients(
         view=view,
         # Without sources all experts are made of the base.
@@ -132,7 +133,7 @@ class _Planner:
     def __init__(self, of: Ingredients, recipe: Recipe, conversion: Conversion, settings: MoeSettings) -> None:
         self.of, self.recipe, self.settings = of, recipe, settings
         self.view, self.options, self.dense = of.view, of.options, of.view.layout
-        self.conversion, self.moe = conversion, conversion.moe
+        self.conversion, self.moe = conversion, conversion.written
         self.prefix = conversion.moe_prefix(of.view.checkpoint.config)
         self.config = self._config()
         self.dims = self.moe.sizes(self.config)
@@ -162,6 +163,9 @@ class _Planner:
 
     def weights(self) -> Iterator[Job]:
         """Everything but the routers: outer tensors and heads, then layer by layer."""
+        return joined_jobs(self._weights(), self.moe.joined)
+
+    def _weights(self) -> Iterator[Job]:
         replaced = self._replaced()
         for name, tensor in self.view.base.items():
             if name not in replaced:

@@ -22,15 +22,15 @@ def source(family: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def copies(family: str, source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Experts that are exact copies: the mixture computes what the dense model does."""
-    return mixture(source, tmp_path_factory.mktemp(family) / "copies", family, noise=0.0)
+    return mixture(source, tmp_path_factory.mktemp(family) / "copies", noise=0.0)
 
 
 @pytest.fixture(scope="session")
 def noisy(family: str, source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Experts that differ, so that it matters which are chosen and how they are weighted."""
     folder = tmp_path_factory.mktemp(family)
-    mixture(source, folder / "upcycled", family, noise=0.4)
-    # The routers of --compat gguf are so flat that rounding chooses, in every engine its own way.
+    mixture(source, folder / "upcycled", noise=0.4)
+    # The routers of this form are so flat that rounding chooses, in every engine its own way.
     moeify.attach(folder / "upcycled", folder / "noisy", router="normal")
     return folder / "noisy"
 

@@ -50,10 +50,9 @@ def untied(source: Path, folder: Path) -> Path:
     return folder
 
 
-def mixture(source: Path, folder: Path, family: str, noise: float) -> Path:
+def mixture(source: Path, folder: Path, noise: float) -> Path:
     """Four experts in the form that llama.cpp and mlx-lm compute rightly."""
-    compat = "gguf" if family == "qwen2" else "transformers"
-    moeify.upcycle(source, folder, num_experts=4, noise=noise, compat=compat)
+    moeify.upcycle(source, folder, num_experts=4, noise=noise, engines=("llama.cpp", "mlx-lm"))
     return folder
 
 

@@ -4,12 +4,15 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from .models import NUM_TOKENS, PROMPTS
 
 HERE = Path(__file__).resolve().parent
 ENGINES = HERE.parents[1] / ".venv-engines"
+VLLM = HERE.parents[1] / ".venv-vllm"
 
 
 def converted(folder: Path, target: Path) -> Path:
@@ -39,9 +42,21 @@ def started(engine: str, model: Path) -> subprocess.CompletedProcess[str]:
     return _run(ENGINES / "bin" / "python", HERE / f"run_{engine}.py", model, task)
 
 
+def in_vllm(folders: Iterable[str], task: dict[str, Any]) -> dict[str, Any]:
+    """What vLLM gives for each folder, all in one process: it takes long to import."""
+    done = _run(VLLM / "bin" / "python", HERE / "run_vllm.py", *folders, json.dumps(task))
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 def _run(*command: object) -> subprocess.CompletedProcess[str]:
-    # mlx would compile kernels with a C++ compiler, which is not everywhere.
-    environment = os.environ | {"MLX_DISABLE_COMPILE": "1", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {
+        "MLX_DISABLE_COMPILE": "1",  # it would compile kernels with a C++ compiler, which is not everywhere
+        "OMP_NUM_THREADS": "1",
+        "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_NO_USAGE_STATS": "1",
+    }
     return subprocess.run(
-        [*map(str, command)], env=environment, capture_output=True, text=True, check=False, timeout=300
+        [*map(str, command)], env=environment, capture_output=True, text=True, check=False, timeout=600
     )

@@ -8,10 +8,10 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, DeepseekV3Config, DeepseekV3ForCausalLM, PreTrainedModel
 
-from moeify.modeling.configuration_bert_moe import BertMoeConfig
-from moeify.modeling.configuration_gpt2_moe import GPT2MoeConfig
-from moeify.modeling.modeling_bert_moe import BertMoeForMaskedLM
-from moeify.modeling.modeling_gpt2_moe import GPT2MoeLMHeadModel
+from moeify.modeling import modeling_moe
+from moeify.modeling.configuration_moe import config_class
+from moeify.modeling.moe_families import FAMILIES, moe_type
+from tests.tiny import lm_head, sizes_of
 
 EXPERTS, LAYERS = 4, 4
 _DECODER: dict[str, Any] = {
@@ -66,6 +66,15 @@ NATIVE: dict[str, dict[str, Any]] = {
     "qwen3_moe": {"moe_intermediate_size": 8, "num_experts": EXPERTS, "mlp_only_layers": [1]},
     "qwen3_next": {**_LINEAR, "mlp_only_layers": [1]},
     "qwen3_5_moe_text": _LINEAR,
+    "mellum": {
+        "moe_intermediate_size": 8,
+        "num_experts": EXPERTS,
+        "sliding_window": 8,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "rope_parameters": {
+            f"{kind}_attention": {"rope_type": "default", "rope_theta": 5e5} for kind in ("sliding", "full")
+        },
+    },
     "mixtral": _LOCAL,
     "phimoe": {**_LOCAL, "attention_bias": True, "lm_head_bias": True},
     "olmoe": {"num_experts": EXPERTS, "attention_bias": True},
@@ -191,7 +200,7 @@ _SEEING = {
     "llama4": "Llama4ForConditionalGeneration",
     "gemma4": "Gemma4ForConditionalGeneration",
 }
-OWN = ("bert_moe", "gpt2_moe")
+OWN = {moe_type(dense): dense for dense in FAMILIES}
 MODEL_TYPES = (*OWN, *NATIVE, *_VISION)
 
 
@@ -209,23 +218,12 @@ class _Kimi(DeepseekV3ForCausalLM):
 def tiny(model_type: str, *, tied: bool, **options: Any) -> PreTrainedModel:
     """A random model of a few thousand parameters."""
     torch.manual_seed(0)
-    own = {"num_experts": EXPERTS, "num_experts_per_tok": 2, "vocab_size": 64, "tie_word_embeddings": tied}
-    if model_type == "bert_moe":
-        config = BertMoeConfig(
-            hidden_size=16,
-            intermediate_size=24,
-            num_attention_heads=2,
-            moe_layers=[0, 2],
-            num_hidden_layers=LAYERS,
-            max_position_embeddings=64,
-            **(own | options),
-        )
-        return BertMoeForMaskedLM(config).eval()
-    if model_type == "gpt2_moe":
-        config = GPT2MoeConfig(
-            n_embd=16, n_layer=LAYERS, n_head=2, n_positions=64, moe_layers=[1, 3], **(own | options)
-        )
-        return GPT2MoeLMHeadModel(config).eval()
+    if model_type in OWN:
+        dense = OWN[model_type]
+        own = {"num_experts": EXPERTS, "num_experts_per_tok": 2, "moe_layers": [0, 2], "tie_word_embeddings": tied}
+        config = config_class(dense)(**(sizes_of(dense) | own | options))
+        name = lm_head(dense).replace(FAMILIES[dense].prefix, FAMILIES[dense].moe_prefix, 1)
+        return getattr(modeling_moe, name)(config).eval()
     if model_type in _VISION:
         text = {**_DECODER, **NATIVE[f"{model_type}_text"], **options}
         config = AutoConfig.for_model(

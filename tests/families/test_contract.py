@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -41,7 +42,7 @@ def test_every_head_is_exact(tmp_path: Path, family: str, head: str) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("family", [family for family in CONVERSIONS if family != "bert"])
+@pytest.mark.parametrize("family", [f for f, known in CONVERSIONS.items() if not known[0].dense.encoder])
 def test_greedy_tokens_are_the_dense_models(tmp_path: Path, family: str) -> None:
     """One by one with the cache, longer than any window."""
     dense = save_tiny(tmp_path / "dense", family)
@@ -127,10 +128,47 @@ def test_qwen2_sliding_layers_are_carried_over(tmp_path: Path) -> None:
     assert moeify.verify(dense, tmp_path / "moe").relative_diff <= 1e-6
 
 
-def test_qwen3_with_mixed_windows_is_refused(tmp_path: Path) -> None:
-    dense = save_tiny(tmp_path / "dense", "qwen3", use_sliding_window=True, sliding_window=4, max_window_layers=2)
-    with pytest.raises(moeify.MoeifyError, match="mixes full and sliding"):
+MIXED = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 2}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("head", ["Qwen3Model", "Qwen3ForCausalLM"])
+@pytest.mark.parametrize(
+    ("options", "layers"), [({"tie_word_embeddings": True}, "all"), ({"attention_bias": True}, "all"), ({}, "odd")]
+)
+def test_qwen3_with_mixed_windows_becomes_a_mellum(
+    tmp_path: Path, head: str, options: dict[str, Any], layers: str
+) -> None:
+    yarn = {"rope_type": "yarn", "rope_theta": 3e4, "factor": 2.0, "original_max_position_embeddings": 32}
+    dense = save_tiny(tmp_path / "dense", "qwen3", head, **MIXED, rope_parameters=yarn, **options)
+    assert moeify.inspect(dense).upcycled.model_type == "mellum"
+    report = moeify.upcycle(dense, tmp_path / "moe", num_experts=3, layers=layers, noise=0.0)
+    model = load_strictly(tmp_path / "moe")
+    assert report.params_total == model.num_parameters() == moeify.inspect(tmp_path / "moe").params_total
+    assert moeify.inspect(tmp_path / "moe").problems == []
+    assert moeify.verify(dense, tmp_path / "moe").relative_diff <= 1e-6
+    if head == "Qwen3ForCausalLM":
+        prompt = torch.tensor([[5, 9, 17, 33, 2, 40, 3]])
+        settings = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None}
+        assert torch.equal(load_model(dense).generate(prompt, **settings), model.generate(prompt, **settings))
+    moeify.prune(tmp_path / "moe", tmp_path / "back", keep=1, by="random", dense=True)
+    before, after = state(dense), state(tmp_path / "back")
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    one, two = (json.loads((folder / "config.json").read_text()) for folder in (dense, tmp_path / "back"))
+    ours = {"rope_scaling", "rope_theta", "architectures", "transformers_version", "num_experts_per_tok"}
+    assert {key for key in one if key not in ours and one[key] != two[key]} == set()
+
+
+def test_windows_that_no_mixture_has_for_a_head_are_refused(tmp_path: Path) -> None:
+    dense = save_tiny(tmp_path / "dense", "qwen3", "Qwen3ForSequenceClassification", **MIXED)
+    with pytest.raises(moeify.MoeifyError, match="mixes full and sliding") as caught:
         moeify.upcycle(dense, tmp_path / "moe")
+    assert "has the heads Model and ForCausalLM" in str(caught.value.hint)
+    with pytest.raises(moeify.MoeifyError, match="MellumForSequenceClassification, which does not exist"):
+        moeify.upcycle(dense, tmp_path / "moe", arch="mellum")
+    plain = save_tiny(tmp_path / "plain", "qwen3")
+    moeify.upcycle(plain, tmp_path / "mellum", arch="mellum", num_experts=2, noise=0.0)
+    assert moeify.verify(plain, tmp_path / "mellum").relative_diff <= 1e-6
     assert not (tmp_path / "moe").exists()
 
 

@@ -86,12 +86,11 @@ def _loaded(module: torch.nn.Module, role: str, expert: int, model_type: str, tr
     """The same role out of the loaded module, neurons along axis 0, by its forward pass' rules."""
     kind, _, bias = role.partition("_")
     if model_type in OWN:
-        name = {"up": "up_proj", "down": "down_proj"}[kind]
+        name = "down_proj" if kind == "down" else module.up_name
         one = getattr(module, f"{name}_bias" if bias else name)[expert]
-        if bias:
-            return one
-        neurons_first = (kind == "up") != (model_type == "gpt2_moe")
-        return one if neurons_first else one.T
+        if not bias and (kind == "down") != transposed:
+            one = one.T
+        return one.chunk(2)[kind == "up"] if module.has_gate and kind != "down" else one
     if model_type == "nemotron_h":
         one = getattr(module, f"{kind}_proj")[expert]
         return one if kind == "up" else one.T

@@ -11,7 +11,8 @@ import moeify
 from moeify.checkpoint.header import StoredTensor
 from moeify.checkpoint.reader import Checkpoint
 from moeify.errors import CheckpointError
-from moeify.families.registry import CONVERSIONS, MOE_LAYOUTS, conversions_to
+from moeify.families.joining import whole_name
+from moeify.families.registry import CONVERSIONS, DENSE_LAYOUTS, MOE_LAYOUTS, conversions_to
 from moeify.families.structure import check_structure, structure_problems
 from tests.tiny import HEADS, layers_of, save_tiny
 
@@ -52,8 +53,14 @@ def test_each_tensor_of_another_shape_is_noticed(checkpoints: list[Checkpoint]) 
 
 
 def _may_lack(name: str) -> bool:
-    """Tied tensors and those that a class makes up itself, such as BERT's unused pooler."""
+    """Tied tensors, those that a class makes up itself, such as BERT's unused pooler, and towers."""
+    if _in_tower(name):
+        return True
     return name.endswith(("lm_head.weight", "decoder.weight", "decoder.bias")) or ".pooler." in name
+
+
+def _in_tower(name: str) -> bool:
+    return any(name.startswith(layout.towers) for layout in DENSE_LAYOUTS.values())
 
 
 def _is_guard(stored: StoredTensor) -> bool:
@@ -63,12 +70,12 @@ def _is_guard(stored: StoredTensor) -> bool:
 
 def _is_free(checkpoint: Checkpoint, name: str) -> bool:
     """The FFN of a layer that is no mixture may have another width, and so may a shared expert."""
-    if checkpoint.folder.name != "odd" or ".shared_" in name:
-        return ".shared_" in name
+    if checkpoint.folder.name != "odd" or ".shared_" in name or _in_tower(name):
+        return ".shared_" in name or _in_tower(name)
     (conversion,) = conversions_to(checkpoint.config["model_type"])
-    dense = conversion.dense
+    dense, moe = conversion.dense, conversion.moe
     layers = [dense.layer.format(layer=layer) for layer in (0, 2)]
-    return name.endswith(tuple(n + part.name for n in layers for part in dense.ffn))
+    return name.endswith(tuple(n + (whole_name(p.name, moe.joined) or p.name) for n in layers for p in dense.ffn))
 
 
 def test_check_names_the_tensor_and_the_way_to_look(checkpoints: list[Checkpoint]) -> None:

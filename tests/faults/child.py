@@ -89,11 +89,10 @@ def nursery() -> None:
     from transformers.models.qwen2_moe import modeling_qwen2_moe  # noqa: F401
     from transformers.models.qwen3_moe import modeling_qwen3_moe  # noqa: F401
 
-    import moeify.modeling.modeling_bert_moe
-    import moeify.modeling.modeling_gpt2_moe
     import moeify.pruning.prune
     import moeify.warming.train
     import moeify.warming.warmup  # noqa: F401
+    from moeify.modeling.modeling_moe import BertMoeModel, GPT2MoeModel  # noqa: F401
 
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -46,10 +46,9 @@ def plant(folder: Path, mark: Path) -> None:
     source = f"import os\nos.makedirs({str(mark)!r}, exist_ok=True)\nclass Evil: pass\n"
     for name in (
         "evil.py",
-        "modeling_gpt2_moe.py",
-        "modeling_bert_moe.py",
+        "modeling_moe.py",
         "moe_layers.py",
-        "configuration_gpt2_moe.py",
+        "configuration_moe.py",
         "tokenization_evil.py",
         "__init__.py",
         "conftest.py",

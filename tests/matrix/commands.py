@@ -23,12 +23,12 @@ from tests.matrix.packing import METHODS
 from tests.matrix.refusals import UNLOADABLE
 from tests.matrix.sources import EXPERTS, TEXT, Source, digest, hashes
 from tests.pruning.masking import masked_logits
+from tests.tiny import tolerance
 
 KEEP, SEQ_LEN, MOST = 6, 16, 256
 _BATCH = MOST // SEQ_LEN
 _TEXT: dict[str, Any] = {"dataset": str(TEXT), "seq_len": SEQ_LEN}
 _CALIBRATED = ("frequency", "gate", "ean", "reap")
-_EXACT, _ROUNDED = 1e-6, 2e-2  # float32; bfloat16, whose sums are taken in other orders
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ def upcycle(source: Source, work: Path) -> None:
     moeify.upcycle(source.folder, work / "moe", num_experts=4, top_k=2, noise=0)
     _loads_whole(work / "moe")
     report = moeify.verify(source.folder, work / "moe", text=TEXT, batch=2, seq_len=SEQ_LEN)
-    assert report.relative_diff <= (_ROUNDED if source.form.dtype == "bfloat16" else _EXACT)
+    assert report.relative_diff <= tolerance(source.model_type, source.form.dtype)
     moeify.upcycle(source.folder, work / "flat", num_experts=4, router="zeros", noise=0)
     assert moeify.verify(source.folder, work / "flat").bit_exact or source.form.dtype == "float32"
     moeify.extract(work / "moe", work / "back", expert=3)

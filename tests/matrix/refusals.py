@@ -9,7 +9,15 @@ from moeify.families.registry import DENSE_LAYOUTS, conversions_to
 
 __all__ = ["REASONS", "UNLOADABLE", "Reason", "refusal"]
 
-_SHARING = ("qwen2_moe", "ernie4_5_moe", "hunyuan_v1_moe", "cohere2_moe", "lfm2_moe")
+_SHARING = (
+    "qwen2_moe",
+    "ernie4_5_moe",
+    "hunyuan_v1_moe",
+    "cohere2_moe",
+    "lfm2_moe",
+    "qwen3_5_moe",
+    "qwen3_5_moe_text",
+)
 UNLOADABLE = ("gptq", "awq", "compressed-tensors")
 _PACKED = ("mxfp4", "fp8", *UNLOADABLE)
 _LOADS = (
@@ -74,7 +82,7 @@ REASONS = (
     Reason(
         letter="s",
         meaning="its shared experts, or dense layers of another width, are no part of a dense class",
-        sentence="shared expert of width|has shared experts|no dense class has two widths",
+        sentence="has shared experts|no dense class has two widths",
         holds=lambda command, model_type, form: model_type in _SHARING and command in ("extract", "prune --dense"),
     ),
     Reason(

@@ -5,9 +5,8 @@ import json
 import pytest
 
 from moeify.modeling import REMOTE_CODE
-from moeify.modeling.configuration_bert_moe import BertMoeConfig
-from moeify.modeling.configuration_gpt2_moe import GPT2MoeConfig
-from moeify.modeling.modeling_bert_moe import BertMoeModel
+from moeify.modeling.configuration_moe import BertMoeConfig, GPT2MoeConfig
+from moeify.modeling.modeling_moe import BertMoeModel
 from tests.modeling.tiny_models import dense_config
 
 BOTH = pytest.mark.parametrize("config_class", [BertMoeConfig, GPT2MoeConfig])
@@ -64,8 +63,3 @@ def test_round_trip_through_json(config_class, tmp_path):
     assert written["auto_map"] == {key: REMOTE_CODE[config_class.model_type].auto_map[key]}
     # The files the configuration needs come along.
     assert (tmp_path / "configuration_moe.py").exists()
-
-
-def test_gpt2_expert_width():
-    assert GPT2MoeConfig(n_embd=64).ffn_size == 256
-    assert GPT2MoeConfig(n_embd=64, n_inner=100).ffn_size == 100

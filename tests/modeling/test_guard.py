@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers.utils import logging
 
 from moeify.families.registry import MOE_LAYOUTS
-from moeify.modeling.moe_models import GuardedLayer
+from moeify.modeling.moe_models import MoeLayer
 from tests.modeling.checkpoints import HEADS as BY_TYPE
 from tests.modeling.tiny_models import HEADS, dense_model, is_bert, moe_class, upcycle
 
@@ -97,7 +97,7 @@ def test_only_the_guard_is_passed_over():
 @pytest.mark.parametrize("model_type", BY_TYPE)
 def test_families_and_classes_agree_on_the_name(model_type):
     layers = upcycle(dense_model(BY_TYPE[model_type])).modules()
-    guards = {layer.guard for layer in layers if isinstance(layer, GuardedLayer)}
+    guards = {layer.guard for layer in layers if isinstance(layer, MoeLayer)}
     assert guards == {MOE_LAYOUTS[model_type].guard}
 
 

@@ -6,9 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from moeify.modeling.modeling_bert_moe import BertMoeExperts
-from moeify.modeling.modeling_gpt2_moe import GPT2MoeExperts
-from moeify.modeling.moe_experts import every_expert
+from moeify.modeling.moe_experts import Outline, every_expert, experts_like
 from moeify.modeling.moe_layers import (
     MoeFeedForward,
     Router,
@@ -25,18 +23,29 @@ for number, logits in enumerate(COLLAPSED):
     logits[:, [2 * number, 2 * number + 1]] = 40.0
 
 
-def make_experts(kind, implementation="eager"):
-    config = SimpleNamespace(
-        num_experts=E,
-        hidden_size=H,
-        n_embd=H,
-        intermediate_size=F,
-        ffn_size=F,
-        hidden_act="gelu",
-        activation_function="gelu",
-        _experts_implementation=implementation,
+KINDS = {
+    "plain": {},
+    "transposed": {"is_transposed": True},
+    "without biases": {"biased": False},
+    "gated": {"gated": True, "biased": False},
+    "gated in one product": {"gated": True, "joined": True},
+    "gated, transposed": {"gated": True, "is_transposed": True},
+}
+BY_KIND = pytest.mark.parametrize("kind", KINDS)
+
+
+def config_of(implementation="eager", top_k=2):
+    return SimpleNamespace(
+        num_experts=E, num_experts_per_tok=top_k, norm_topk_prob=True, _experts_implementation=implementation
     )
-    experts = kind(config)
+
+
+def outline_of(kind):
+    return Outline(hidden_size=H, ffn_size=F, activation=nn.functional.gelu, **KINDS[kind])
+
+
+def make_experts(kind, implementation="eager"):
+    experts = experts_like(outline_of(kind), config_of(implementation))
     torch.manual_seed(0)
     for parameter in experts.parameters():
         nn.init.normal_(parameter, std=0.3)
@@ -46,19 +55,22 @@ def make_experts(kind, implementation="eager"):
 def reference(experts, tokens, chosen, weights):
     """Token by token, expert by expert."""
     results = []
+    first, first_bias = experts.up
     for token, numbers, scales in zip(tokens, chosen, weights, strict=True):
         total = torch.zeros(H)
         for e, scale in zip(numbers.tolist(), scales, strict=True):
-            up, down = experts.up_proj[e], experts.down_proj[e]
-            if isinstance(experts, GPT2MoeExperts):
+            up, down = first[e], experts.down_proj[e]
+            if experts.is_transposed:
                 up, down = up.T, down.T
-            inner = nn.functional.gelu(up @ token + experts.up_proj_bias[e])
-            total = total + scale * (down @ inner + experts.down_proj_bias[e])
+            inner = up @ token + (0 if first_bias is None else first_bias[e])
+            inner = nn.functional.gelu(inner[:F]) * inner[F:] if experts.has_gate else nn.functional.gelu(inner)
+            bias = 0 if experts.down_proj_bias is None else experts.down_proj_bias[e]
+            total = total + scale * (down @ inner + bias)
         results.append(total)
     return torch.stack(results)
 
 
-@pytest.mark.parametrize("kind", [BertMoeExperts, GPT2MoeExperts])
+@BY_KIND
 @pytest.mark.parametrize("implementation", ["eager", "grouped_mm", "batched_mm"])
 @pytest.mark.parametrize("top_k", [1, 2, E])
 def test_experts_and_their_gradients(kind, implementation, top_k):
@@ -78,7 +90,7 @@ def test_experts_and_their_gradients(kind, implementation, top_k):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("kind", [BertMoeExperts, GPT2MoeExperts])
+@BY_KIND
 def test_grouped_products_of_widths_that_torch_refuses(kind):
     """Rows of 24 and 40 bytes are no multiples of 16."""
     grouped, eager = (make_experts(kind, name).bfloat16() for name in ("grouped_mm", "eager"))
@@ -87,7 +99,7 @@ def test_grouped_products_of_widths_that_torch_refuses(kind):
     assert torch.equal(grouped(tokens, chosen, weights), eager(tokens, chosen, weights))
 
 
-@pytest.mark.parametrize("kind", [BertMoeExperts, GPT2MoeExperts])
+@BY_KIND
 def test_every_expert_gives_what_the_chosen_give(kind):
     experts = make_experts(kind)
     tokens, (weights, chosen) = torch.randn(17, H), torch.randn(17, E).softmax(-1).topk(2)
@@ -97,7 +109,7 @@ def test_every_expert_gives_what_the_chosen_give(kind):
 
 
 def test_experts_of_other_processes_give_nothing():
-    experts = make_experts(BertMoeExperts)
+    experts = make_experts("plain")
     tokens, weights = torch.randn(3, H), torch.full((3, 2), 0.5)
     chosen = torch.tensor([[0, E], [E, E], [4, 1]])
     expected = reference(experts, tokens, chosen.clamp(max=E - 1), weights * (chosen < E))
@@ -105,7 +117,7 @@ def test_experts_of_other_processes_give_nothing():
 
 
 def test_experts_take_an_empty_batch():
-    experts = make_experts(BertMoeExperts)
+    experts = make_experts("plain")
     chosen, weights = torch.zeros(0, 2, dtype=torch.long), torch.zeros(0, 2)
     assert experts(torch.zeros(0, H), chosen, weights).shape == (0, H)
 
@@ -143,8 +155,7 @@ def test_router_computes_in_float32(dtype):
 
 
 def test_feed_forward_keeps_shape_and_dtype():
-    experts = make_experts(BertMoeExperts).to(torch.bfloat16)
-    moe = MoeFeedForward(experts, hidden_size=H, top_k=2, norm_topk_prob=True).to(torch.bfloat16)
+    moe = MoeFeedForward(config_of(), outline_of("plain")).to(torch.bfloat16)
     output = moe(torch.randn(2, 3, H, dtype=torch.bfloat16))
     assert output.shape == (2, 3, H)
     assert output.dtype == torch.bfloat16

@@ -88,7 +88,7 @@ def test_positional_arguments_and_tuples(models):
 
 @pytest.mark.parametrize("head", HEADS)
 def test_signature_is_the_dense_one_and_one_more(head):
-    parent = inspect.signature(moe_class(head).__mro__[1].forward).parameters
+    parent = inspect.signature(getattr(transformers, head).forward).parameters
     found = inspect.signature(moe_class(head).forward).parameters
     assert found.keys() == parent.keys() | {"output_router_logits"}
 
@@ -164,13 +164,15 @@ def test_building_a_model_allocates_no_dense_network(monkeypatch):
     original = torch.nn.Linear.__init__
 
     def counted(self, inner, outer, *args, **options):
-        built.append((inner, outer))
         original(self, inner, outer, *args, **options)
+        if not self.weight.is_meta:
+            built.append((inner, outer))
 
     monkeypatch.setattr(torch.nn.Linear, "__init__", counted)
-    moe_class("BertModel")(config)
-    # Layer 2 alone is dense.
-    assert (built.count((32, 48)), built.count((48, 32)), built.count((32, 4))) == (1, 1, 2)
+    model = moe_class("BertModel")(config)
+    # Layer 2 alone is dense, and gets its memory later.
+    assert (built.count((32, 48)), built.count((48, 32)), built.count((32, 4))) == (0, 0, 2)
+    assert not any(tensor.is_meta for tensor in model.state_dict().values())
 
 
 def test_modules_that_must_stay_on_one_device():

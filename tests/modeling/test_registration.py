@@ -8,7 +8,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING
 
 from moeify.modeling import REMOTE_CODE, registration
-from moeify.modeling.configuration_bert_moe import BertMoeConfig
+from moeify.modeling.configuration_moe import BertMoeConfig
+from moeify.modeling.moe_families import FAMILIES, moe_type
 from tests.modeling.checkpoints import HEADS, REPOSITORY, run_elsewhere, write_checkpoint
 
 REGISTER = f"""
@@ -77,7 +78,7 @@ def test_loading_without_trust_remote_code(order, tmp_path):
 
 @pytest.mark.parametrize("model_type", REMOTE_CODE)
 def test_every_auto_class_of_the_dense_model(model_type):
-    dense = model_type.removesuffix("_moe")
+    dense = next(name for name in FAMILIES if moe_type(name) == model_type)
     expected = {
         name: auto._model_mapping._model_mapping[dense]
         for name, auto in vars(modeling_auto).items()

@@ -57,7 +57,7 @@ def test_an_encoder_reads_the_mean_of_the_real_tokens():
     model = by_sequence("BertModel")
     batch = inputs("BertModel")
     seen = {}
-    layer = model.encoder.layer[1].moe
+    layer = model.encoder.layer[1].intermediate
     layer.register_forward_pre_hook(lambda _, args: seen.update(hidden=args[0]))
     layer.router.register_forward_hook(lambda _, args, out: seen.update(pooled=args[0]))
     run(model, **batch)

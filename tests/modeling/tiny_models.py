@@ -12,18 +12,17 @@ import transformers
 from torch import Tensor
 from transformers import BertConfig, GPT2Config, PreTrainedModel
 
-from moeify.modeling import modeling_bert_moe, modeling_gpt2_moe
-from moeify.modeling.configuration_bert_moe import BertMoeConfig
-from moeify.modeling.configuration_gpt2_moe import GPT2MoeConfig
+from moeify.modeling import modeling_moe
+from moeify.modeling.configuration_moe import BertMoeConfig, GPT2MoeConfig
 from moeify.modeling.moe_layers import TopKRouting
 
 VOCABULARY, HIDDEN, LAYERS = 60, 32, 3
 
 BERT_NAMES = {
-    r"layer\.(\d+)\.intermediate\.dense\.weight": r"layer.\1.moe.experts.up_proj",
-    r"layer\.(\d+)\.intermediate\.dense\.bias": r"layer.\1.moe.experts.up_proj_bias",
-    r"layer\.(\d+)\.output\.dense\.weight": r"layer.\1.moe.experts.down_proj",
-    r"layer\.(\d+)\.output\.dense\.bias": r"layer.\1.moe.experts.down_proj_bias",
+    r"layer\.(\d+)\.intermediate\.dense\.weight": r"layer.\1.intermediate.experts.up_proj",
+    r"layer\.(\d+)\.intermediate\.dense\.bias": r"layer.\1.intermediate.experts.up_proj_bias",
+    r"layer\.(\d+)\.output\.dense\.weight": r"layer.\1.intermediate.experts.down_proj",
+    r"layer\.(\d+)\.output\.dense\.bias": r"layer.\1.intermediate.experts.down_proj_bias",
 }
 GPT2_NAMES = {
     r"h\.(\d+)\.mlp\.c_fc\.weight": r"h.\1.mlp.experts.up_proj",
@@ -60,9 +59,8 @@ def is_bert(head: str) -> bool:
 
 
 def moe_class(head: str) -> type[PreTrainedModel]:
-    if is_bert(head):
-        return getattr(modeling_bert_moe, head.replace("Bert", "BertMoe", 1))
-    return getattr(modeling_gpt2_moe, head.replace("GPT2", "GPT2Moe", 1))
+    prefix = "Bert" if is_bert(head) else "GPT2"
+    return getattr(modeling_moe, head.replace(prefix, f"{prefix}Moe", 1))
 
 
 def dense_config(head: str, **options: Any) -> BertConfig | GPT2Config:

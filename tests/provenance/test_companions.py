@@ -68,8 +68,8 @@ def test_classes_of_our_own_are_no_foreign_code(tmp_path: Path, family: str) -> 
     ("auto_map", "named"),
     [
         ({"AutoModel": "me/other--modeling_bert.Bert"}, True),
-        ({"AutoModel": "me/repo--modeling_bert_moe.BertMoeModel"}, False),
-        ({"AutoModel": "modeling_bert_moe.BertMoeModel", "AutoConfig": "x.X"}, True),
+        ({"AutoModel": "me/repo--modeling_moe.BertMoeModel"}, False),
+        ({"AutoModel": "modeling_moe.BertMoeModel", "AutoConfig": "x.X"}, True),
         (["tokenization_x.X", None], True),
         ({}, False),
         (None, False),

@@ -148,7 +148,7 @@ def test_refusals(tmp_path: Path) -> None:
         PruneConfig(keep=2, by="aimer", merge=True, rescale=True, dataset="x.txt")
     save("bert_moe", tmp_path / "m")
     tensors = weights(tmp_path / "m")
-    name = "bert.encoder.layer.0.moe.experts.up_proj"
+    name = "bert.encoder.layer.0.intermediate.experts.up_proj"
     tensors[name] = tensors[name].to(torch.int8)
     save_file(tensors, tmp_path / "m" / "model.safetensors")
     with pytest.raises(CheckpointError, match="quantised experts cannot be merged"):

@@ -128,21 +128,21 @@ def test_missing_router(tmp_path: Path) -> None:
 
 def test_a_tensor_that_cannot_be_cut(tmp_path: Path) -> None:
     save("bert_moe", tmp_path / "m")
-    name = "bert.encoder.layer.0.moe.experts.up_proj"
+    name = "bert.encoder.layer.0.intermediate.experts.up_proj"
     rewrite(tmp_path / "m", {name: torch.zeros(7, 24, 16)})
     refused(tmp_path / "m", CheckpointError, "does not count 8 experts")
 
 
 def test_nan_weights_have_no_score(tmp_path: Path) -> None:
     save("bert_moe", tmp_path / "m")
-    name = "bert.encoder.layer.0.moe.experts.up_proj"
+    name = "bert.encoder.layer.0.intermediate.experts.up_proj"
     rewrite(tmp_path / "m", {name: torch.full((8, 24, 16), torch.nan)})
     refused(tmp_path / "m", CheckpointError, "NaN")
 
 
 def test_quantised_weights_have_no_aimer_score(tmp_path: Path) -> None:
     save("bert_moe", tmp_path / "m")
-    name = "bert.encoder.layer.0.moe.experts.up_proj"
+    name = "bert.encoder.layer.0.intermediate.experts.up_proj"
     rewrite(tmp_path / "m", {name: torch.zeros(8, 24, 16, dtype=torch.int8)})
     refused(tmp_path / "m", CheckpointError, "quantised")
 

@@ -7,10 +7,8 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
-from moeify.modeling.configuration_bert_moe import BertMoeConfig
-from moeify.modeling.configuration_gpt2_moe import GPT2MoeConfig
-from moeify.modeling.modeling_bert_moe import BertMoeForMaskedLM
-from moeify.modeling.modeling_gpt2_moe import GPT2MoeLMHeadModel
+from moeify.modeling.configuration_moe import BertMoeConfig, GPT2MoeConfig
+from moeify.modeling.modeling_moe import BertMoeForMaskedLM, GPT2MoeLMHeadModel
 
 EXPERTS, TOP_K, LAYERS, HIDDEN = 8, 2, 2, 16
 

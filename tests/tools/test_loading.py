@@ -81,7 +81,7 @@ def test_push_to_hub_from_transformers(pair, tmp_path):
         done = client.run("-c", PUBLISH, moe)
         assert done.returncode == 0, done.stderr
         files = hub.repositories["user/from-transformers"].files()
-        assert {"model.safetensors", "modeling_bert_moe.py", "moe_layers.py"} <= files.keys()
+        assert {"model.safetensors", "modeling_moe.py", "moe_layers.py"} <= files.keys()
         python = python_without_moeify(tmp_path / "venv")
         elsewhere = Client(hub, tmp_path / "elsewhere", token=None, python=python)
         done = elsewhere.run("-c", LOAD, tmp_path / "logits.pt")

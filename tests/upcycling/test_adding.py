@@ -178,9 +178,9 @@ def test_mixtures_and_dense_models_have_their_places(qwen: Path, tmp_path: Path)
 
 def test_a_form_for_llama_cpp_is_refused(tmp_path: Path) -> None:
     save_tiny(tmp_path / "base", "qwen2")
-    moeify.upcycle(tmp_path / "base", tmp_path / "moe", num_experts=2, compat="gguf", noise=0)
+    moeify.upcycle(tmp_path / "base", tmp_path / "moe", num_experts=2, engines=("llama.cpp",), noise=0)
     error = refused(tmp_path, tmp_path / "base", tmp_path / "base")
-    assert "was made with --compat gguf" in error.message
+    assert "has flat routers" in error.message
 
 
 def test_a_label_without_text_is_refused(tmp_path: Path) -> None:

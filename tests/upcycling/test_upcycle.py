@@ -324,7 +324,7 @@ def test_the_calibrated_router_ignores_what_all_tokens_share(tmp_path: Path) -> 
     tensors, original = state(tmp_path / "moe"), state(dense)
     for layer in range(2):
         prefix = f"bert.encoder.layer.{layer}."
-        rows = tensors[prefix + "moe.router.weight"].double()
+        rows = tensors[prefix + "intermediate.router.weight"].double()
         gain = original[prefix + "attention.output.LayerNorm.weight"].double()
         bias = original[prefix + "attention.output.LayerNorm.bias"].double()
         assert (rows @ bias / bias.norm()).abs().max() < 1e-6

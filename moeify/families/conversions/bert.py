@@ -1,7 +1,7 @@
-"""BERT to BERT-MoE."""
+"""BERT to moeify's own class."""
 
-from moeify.families.conversion import own_conversion
 from moeify.families.dense.bert import LAYOUT as DENSE
 from moeify.families.mixtures.bert_moe import LAYOUT as MOE
+from moeify.families.own import own_conversion
 
 CONVERSIONS = (own_conversion(DENSE, MOE),)

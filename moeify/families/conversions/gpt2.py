@@ -1,7 +1,7 @@
-"""GPT-2 to GPT-2-MoE."""
+"""GPT-2 to moeify's own class."""
 
-from moeify.families.conversion import own_conversion
 from moeify.families.dense.gpt2 import LAYOUT as DENSE
 from moeify.families.mixtures.gpt2_moe import LAYOUT as MOE
+from moeify.families.own import own_conversion
 
 CONVERSIONS = (own_conversion(DENSE, MOE),)

@@ -110,7 +110,7 @@ ENGINES = (
     TRANSFORMERS,
     VLLM,
     SGLANG.but(*_unless("its class ignores", _HEADS, _ROPE, _WINDOW, (_ties, "tied embeddings"))),
-    Engine(name="llama.cpp", verdict="yes", renormalises=True, unless=_unless("it ignores", _WINDOW)),
+    Engine(name="llama.cpp", verdict="yes", unless=_unless("it ignores", _WINDOW)),
     MLX.but(*_unless("its class ignores", _HEADS, _ROPE, _WINDOW)),
 )
 """What became of Mixtral in each."""

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from moeify.errors import CheckpointError
 from moeify.families.conversion import Conversion, MoeSettings, one_width
 from moeify.families.dense.qwen2 import DEFAULTS
 from moeify.families.dense.qwen2 import LAYOUT as DENSE
-from moeify.families.engines import NATIVE, Engine
+from moeify.families.engines import MLX, NATIVE_RUN, RUN, Engine, has_empty_shared_expert, ties
 from moeify.families.mixtures.qwen2_moe import LAYOUT as MOE
-from moeify.families.moe_layout import ExtraTensor
+from moeify.families.moe_layout import ExtraTensor, MoeLayout
 from moeify.families.rope import spelled_rope
 from moeify.families.values import Config, positive
 
 SILENT_EXPERT_WIDTH = 256
-"""Width of a shared expert of zeros: the smallest that llama.cpp's quantisations divide."""
+"""Width of a shared expert of zeros: engines have no place for one without neurons, and 256 is the
+smallest that llama.cpp's quantisations divide."""
+
+SHARED_EXTRAS = (
+    ExtraTensor(name="mlp.shared_expert.gate_proj.weight", shape=("S", "H")),
+    ExtraTensor(name="mlp.shared_expert.up_proj.weight", shape=("S", "H")),
+    ExtraTensor(name="mlp.shared_expert.down_proj.weight", shape=("H", "S"), silences=True),
+    # Its product with a silent expert is zero, but an exactly zero gate gives NaN in llama.cpp.
+    ExtraTensor(name="mlp.shared_expert_gate.weight", shape=(1, "H"), std=0.02),
+)
 
 
 def gated_moe_config(config: Config, settings: MoeSettings) -> Config:
@@ -35,12 +42,12 @@ def gated_moe_config(config: Config, settings: MoeSettings) -> Config:
     }
 
 
-def gated_dense_config(config: Config) -> Config:
+def gated_dense_config(config: Config, moe: MoeLayout = MOE) -> Config:
     """The dense config inside that of Qwen's MoE classes.
 
     Raises ``CheckpointError`` where dense layers have another width than the experts.
     """
-    width = one_width(MOE, config)
+    width = one_width(moe, config)
     dense = {key: value for key, value in config.items() if key not in _MOE_KEYS}
     return {**spelled_rope(dense), "intermediate_size": width}
 
@@ -53,6 +60,7 @@ _MOE_KEYS = (
     "norm_topk_prob",
     "decoder_sparse_step",
     "mlp_only_layers",
+    "mlp_layer_types",
     "output_router_logits",
     "router_aux_loss_coef",
     "shared_expert_intermediate_size",
@@ -78,25 +86,18 @@ def layer_types(config: Config) -> list[str]:
 
 
 def _to_moe(config: Config, settings: MoeSettings) -> Config:
-    result = {
+    return {
         **gated_moe_config(config, settings),
         "layer_types": layer_types(config),
         "qkv_bias": True,
-        "shared_expert_intermediate_size": 0,
+        "shared_expert_intermediate_size": SILENT_EXPERT_WIDTH,
     }
-    if not settings.renormalise:
-        # llama.cpp and mlx-lm demand a shared expert and an lm_head of its own.
-        result["shared_expert_intermediate_size"] = SILENT_EXPERT_WIDTH
-        result["tie_word_embeddings"] = False
-    return result
 
 
 def _to_dense(config: Config) -> Config:
-    shared = config.get("shared_expert_intermediate_size", 5632)
-    if shared != 0 or config.get("qkv_bias") is False:
-        what = f"a shared expert of width {shared}" if shared != 0 else "no biases in its attention"
+    if config.get("qkv_bias") is False:
         raise CheckpointError(
-            f"this Qwen2-MoE has {what}, which the dense Qwen2 class cannot express",
+            "this Qwen2-MoE has no biases in its attention, which the dense Qwen2 class cannot express",
             "only a mixture that was upcycled from a Qwen2 becomes one again",
         )
     return gated_dense_config(config)
@@ -106,26 +107,26 @@ def _renormalised(config: Config) -> bool:
     return config.get("norm_topk_prob") is True
 
 
-GGUF = (
-    Engine(
-        name="llama.cpp",
-        verdict="yes",
-        renormalises=True,
-        unless=((_has_dense_layers, "no: its converter takes such a model only if every layer is a mixture"),),
+_DENSE_LAYERS = (_has_dense_layers, "no: its converter takes such a model only if every layer is a mixture")
+GGUF = (Engine(name="llama.cpp", verdict=RUN, unless=(_DENSE_LAYERS,)), MLX)
+"""For Qwen3-MoE: they divide the chosen experts' weights by their sum, whatever config.json says."""
+_UNRIGHT = (
+    (
+        _renormalised,
+        "no: it ignores norm_topk_prob for Qwen2-MoE; `moeify upcycle --for {}` writes a form that is right there",
     ),
-    Engine(name="mlx-lm", verdict="yes", renormalises=True),
-)
-"""Programs that renormalise the chosen experts' weights, whatever config.json says."""
-_ELSEWHERE = (
-    _renormalised,
-    "no: it wants an untied lm_head and a shared expert, and ignores norm_topk_prob for Qwen2-MoE;"
-    " moeify upcycle --compat gguf writes a form that is right there",
+    (ties, "no: it wants an lm_head of its own; `moeify upcycle --for {}` writes one"),
+    (has_empty_shared_expert, "no: it wants a shared expert; `moeify upcycle --for {}` writes one"),
 )
 _NOTE = (
-    "llama.cpp and mlx-lm do not load this form of Qwen2-MoE, and would not renormalise the weights"
-    " of the chosen experts: for them, upcycle with --compat gguf. transformers honours"
-    " norm_topk_prob."
+    "llama.cpp and mlx-lm would not divide the weights of the chosen experts by their sum, whatever"
+    " norm_topk_prob says, and give other tokens: for them, upcycle with --for llama.cpp,mlx-lm."
 )
+
+
+def _unless(engine: Engine) -> Engine:
+    return engine.but(*((test, text.format(engine.name)) for test, text in _UNRIGHT))
+
 
 CONVERSIONS = (
     Conversion(
@@ -134,15 +135,8 @@ CONVERSIONS = (
         to_moe=_to_moe,
         to_dense=_to_dense,
         head_prefixes={"ForQuestionAnswering": "model."},
-        engines=(*NATIVE, *(replace(e, renormalises=False, unless=(_ELSEWHERE, *e.unless)) for e in GGUF)),
+        engines=(*NATIVE_RUN, *map(_unless, GGUF)),
         notes=((_renormalised, _NOTE),),
-        extras=(
-            ExtraTensor(name="mlp.shared_expert.gate_proj.weight", shape=("S", "H")),
-            ExtraTensor(name="mlp.shared_expert.up_proj.weight", shape=("S", "H")),
-            ExtraTensor(name="mlp.shared_expert.down_proj.weight", shape=("H", "S")),
-            # Its product with an empty expert is zero, but an exactly zero gate gives NaN in
-            # llama.cpp.
-            ExtraTensor(name="mlp.shared_expert_gate.weight", shape=(1, "H"), std=0.02),
-        ),
+        extras=SHARED_EXTRAS,
     ),
 )

@@ -3,23 +3,10 @@
 from __future__ import annotations
 
 from moeify.families.base import DenseLayout, FfnTensor, Head
-from moeify.families.values import Config, num_labels, positive
-
-
-def _dims(config: Config) -> dict[str, int]:
-    return {
-        "L": positive(config, "num_hidden_layers", 12),
-        "H": positive(config, "hidden_size", 768),
-        "F": positive(config, "intermediate_size", 3072),
-        "V": positive(config, "vocab_size", 30522),
-        "P": positive(config, "max_position_embeddings", 512),
-        "T": positive(config, "type_vocab_size", 2),
-        "C": num_labels(config),
-    }
-
+from moeify.families.dense_names import encoder_dims
 
 _LINEAR_HH = ("H", "H")
-_POOLED = {"pooler.dense.weight": _LINEAR_HH, "pooler.dense.bias": ("H",)}
+POOLED = {"pooler.dense.weight": _LINEAR_HH, "pooler.dense.bias": ("H",)}
 _PREDICTIONS = {
     "cls.predictions.bias": ("V",),
     "cls.predictions.transform.dense.weight": _LINEAR_HH,
@@ -34,11 +21,11 @@ _TIED = {
     "cls.predictions.decoder.bias": "cls.predictions.bias",
 }
 _NSP = {"cls.seq_relationship.weight": (2, "H"), "cls.seq_relationship.bias": (2,)}
-_NO_POOLER = frozenset(_POOLED)
-_LM = Head(prefix="bert.", tensors=_PREDICTIONS, tied=_TIED, lacks=_NO_POOLER)
-_CLASSIFIER = {"classifier.weight": ("C", "H"), "classifier.bias": ("C",)}
-_CHOICE = {"classifier.weight": (1, "H"), "classifier.bias": (1,)}
-_SPANS = {"qa_outputs.weight": ("C", "H"), "qa_outputs.bias": ("C",)}
+NO_POOLER = frozenset(POOLED)
+_LM = Head(prefix="bert.", tensors=_PREDICTIONS, tied=_TIED, lacks=NO_POOLER)
+CLASSIFIER = {"classifier.weight": ("C", "H"), "classifier.bias": ("C",)}
+CHOICE = {"classifier.weight": (1, "H"), "classifier.bias": (1,)}
+SPANS = {"qa_outputs.weight": ("C", "H"), "qa_outputs.bias": ("C",)}
 
 LAYOUT = DenseLayout(
     model_type="bert",
@@ -53,7 +40,7 @@ LAYOUT = DenseLayout(
         "embeddings.token_type_embeddings.weight": ("T", "H"),
         "embeddings.LayerNorm.weight": ("H",),
         "embeddings.LayerNorm.bias": ("H",),
-        **_POOLED,
+        **POOLED,
     },
     per_layer={
         **{
@@ -80,14 +67,14 @@ LAYOUT = DenseLayout(
         "LMHeadModel": _LM,
         "ForMaskedLM": _LM,
         "ForNextSentencePrediction": Head(prefix="bert.", tensors=_NSP),
-        "ForSequenceClassification": Head(prefix="bert.", tensors=_CLASSIFIER),
-        "ForMultipleChoice": Head(prefix="bert.", tensors=_CHOICE),
-        "ForTokenClassification": Head(prefix="bert.", tensors=_CLASSIFIER, lacks=_NO_POOLER),
-        "ForQuestionAnswering": Head(prefix="bert.", tensors=_SPANS, lacks=_NO_POOLER),
+        "ForSequenceClassification": Head(prefix="bert.", tensors=CLASSIFIER),
+        "ForMultipleChoice": Head(prefix="bert.", tensors=CHOICE),
+        "ForTokenClassification": Head(prefix="bert.", tensors=CLASSIFIER, lacks=NO_POOLER),
+        "ForQuestionAnswering": Head(prefix="bert.", tensors=SPANS, lacks=NO_POOLER),
     },
-    dims=_dims,
+    dims=encoder_dims(),
     ties_by_default=True,
     aliases={".LayerNorm.gamma": ".LayerNorm.weight", ".LayerNorm.beta": ".LayerNorm.bias"},
     buffers=("embeddings.position_ids", "embeddings.token_type_ids"),
-    optional=frozenset(_POOLED),
+    optional=frozenset(POOLED),
 )

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 from moeify.families.base import DenseLayout, FfnTensor, Head
+from moeify.families.dense_names import renamed_keys
 from moeify.families.values import Config, Shape, num_labels, positive
 
-_SPELLINGS = {
-    "hidden_size": "n_embd",
-    "max_position_embeddings": "n_positions",
-    "num_attention_heads": "n_head",
-    "num_hidden_layers": "n_layer",
-}
-
-
-def _canonical(config: Config) -> Config:
-    """``config`` with GPT-2's own names, which give way to the general ones as in GPT2Config."""
-    general = {own: config[name] for name, own in _SPELLINGS.items() if config.get(name) is not None}
-    return {key: value for key, value in config.items() if key not in _SPELLINGS} | general
+_canonical = renamed_keys(
+    hidden_size="n_embd",
+    max_position_embeddings="n_positions",
+    num_attention_heads="n_head",
+    num_hidden_layers="n_layer",
+)
 
 
 def _dims(config: Config) -> dict[str, int]:

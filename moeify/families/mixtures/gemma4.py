@@ -47,7 +47,7 @@ LAYOUT = MoeLayout(
     top_k_keys=("top_k_experts",),
     rest=Rest(
         outer=("embed_tokens.weight", "norm.weight", *_PER_LAYER_INPUTS),
-        optional=_PER_LAYER_INPUTS,
+        optional=frozenset(_PER_LAYER_INPUTS),
         per_layer=(
             *names.LLAMA_BIASED,
             *names.QK_NORMS,

@@ -50,7 +50,7 @@ LAYOUT = MoeLayout(
             "emb_ln.weight",
             "emb_ln.bias",
         ),
-        optional=("embeddings.token_type_embeddings.weight",),
+        optional=frozenset(("embeddings.token_type_embeddings.weight",)),
         per_layer=tuple(f"{part}.{end}" for part in ("attn.Wqkv", "attn.out_proj", "norm1", "norm2") for end in _BOTH),
         ffn=tuple(f"mlp.{part}.{end}" for part in ("fc1", "fc2") for end in _BOTH),
         shared=("mlp.experts.bias",),

@@ -1,22 +1,14 @@
-"""Qwen3.5-MoE, with or without its vision tower."""
+"""Qwen3.5-MoE with its vision tower."""
 
-from moeify.families import moe_names as names
-from moeify.families.moe_layout import MoeLayout, Rest
+from dataclasses import replace
 
-LAYOUT = MoeLayout(
+from moeify.families.dense.qwen3_5 import LAYOUT as DENSE
+from moeify.families.mixtures.qwen3_5_moe_text import LAYOUT as TEXT
+from moeify.families.moe_names import SHARED_EXPERT
+
+LAYOUT = replace(
+    TEXT,
     model_type="qwen3_5_moe",
-    class_prefix="Qwen3_5Moe",
-    prefixes=("model.language_model.", "model."),
-    experts=names.single_experts("mlp"),
-    dims=names.decoder_dims("moe_intermediate_size", layers=40, hidden=2048, width=512, vocab=248320),
-    moe_layers=names.all_layers(40),
-    rest=Rest(
-        per_layer=(
-            *names.LINEAR_ATTENTION,
-            *(f"linear_attn.in_proj_{part}.weight" for part in ("qkv", "z", "a", "b")),
-        ),
-        shared=names.SHARED_EXPERT,
-        towers=("model.visual.",),
-        ignored=("mtp.",),
-    ),
+    prefixes=(*DENSE.prefixes, "model."),
+    rest=replace(DENSE.rest(SHARED_EXPERT), ffn=()),
 )

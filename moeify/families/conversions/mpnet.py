@@ -1,0 +1,7 @@
+"""MPNet to moeify's own class."""
+
+from moeify.families.dense.mpnet import LAYOUT as DENSE
+from moeify.families.mixtures.mpnet_moe import LAYOUT as MOE
+from moeify.families.own import own_conversion
+
+CONVERSIONS = (own_conversion(DENSE, MOE),)

@@ -1,0 +1,7 @@
+"""XLM-RoBERTa to moeify's own class."""
+
+from moeify.families.dense.xlm_roberta import LAYOUT as DENSE
+from moeify.families.mixtures.xlm_roberta_moe import LAYOUT as MOE
+from moeify.families.own import own_conversion
+
+CONVERSIONS = (own_conversion(DENSE, MOE),)

@@ -1,0 +1,124 @@
+"""Mixtures in moeify's own classes: the dense class of transformers, with experts where its FFN lies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from moeify.errors import CheckpointError
+from moeify.families.base import DenseLayout
+from moeify.families.conversion import Conversion, MoeSettings
+from moeify.families.engines import own_engines
+from moeify.families.joining import whole_name
+from moeify.families.moe_layout import ExpertTensor, MoeLayout, Rest, RouterRule
+from moeify.families.values import Config, Shape
+from moeify.modeling.moe_families import FAMILIES, moe_type
+
+_RULE = RouterRule(norm_key="norm_topk_prob", route_by_key="route_by", straight_through=True)
+
+
+def own_mixture(dense: DenseLayout) -> MoeLayout:
+    """Where the experts lie that stand in for a dense type's FFN: under its module's own path."""
+    family = FAMILIES[dense.model_type]
+    shared_bias = any(name.endswith(".bias") for head in dense.heads.values() for name in head.tied)
+    return MoeLayout(
+        model_type=moe_type(dense.model_type),
+        class_prefix=family.moe_prefix,
+        encoder=dense.encoder,
+        gives=dense.gives,
+        unsharded=f"accelerate cannot shard a {dense.class_prefix}, whose head has a bias under two names"
+        if shared_bias
+        else None,
+        prefixes=dense.prefixes,
+        layer=dense.layer,
+        router=f"{family.ffn.block}.router.weight",
+        guard=family.ffn.guard,
+        experts=tuple(_experts(dense, f"{family.ffn.block}.experts")),
+        norm=dense.norm,
+        norm_bias=dense.norm_bias,
+        dims=dense.dims,
+        moe_layers=lambda config: _moe_layers(dense, config),
+        rest=_rest(dense),
+        rule=_RULE,
+        joined=dense.joined,
+    )
+
+
+def _rest(dense: DenseLayout) -> Rest:
+    """The tensors of everything else, in one where the dense class has them in one."""
+    rest = dense.rest()
+    per_layer, ffn = (
+        tuple(dict.fromkeys(whole_name(name, dense.joined) or name for name in names))
+        for names in (rest.per_layer, rest.ffn)
+    )
+    return replace(rest, per_layer=per_layer, ffn=ffn)
+
+
+def _experts(dense: DenseLayout, path: str) -> Iterator[ExpertTensor]:
+    """One tensor for all experts of each weight and bias, the gate's rows before those of ``up``."""
+    shapes = {part.role: part.shape for part in dense.ffn}
+    for first, end in (("up", ""), ("up", "_bias"), ("down", ""), ("down", "_bias")):
+        role = first + end
+        if role not in shapes:
+            continue
+        gate = f"gate{end}"
+        if first == "up" and gate in shapes:
+            shape: Shape = tuple("2F" if size == "F" else size for size in shapes[role])
+            yield ExpertTensor(name=f"{path}.gate_up_proj{end}", roles=(gate, role), shape=shape)
+        else:
+            yield ExpertTensor(name=f"{path}.{first}_proj{end}", roles=(role,), shape=shapes[role])
+
+
+def _moe_layers(dense: DenseLayout, config: Config) -> tuple[int, ...]:
+    listed = config.get("moe_layers")
+    return tuple(range(dense.num_layers(config)) if listed is None else listed)
+
+
+def own_conversion(dense: DenseLayout, moe: MoeLayout, plain: tuple[str, ...] = ()) -> Conversion:
+    """To moeify's own class: the dense config plus the mixture's keys.
+
+    ``plain`` are keys of config.json that give the FFN tensors which experts have no place for.
+    """
+
+    def to_moe(config: Config, settings: MoeSettings) -> Config:
+        if set_keys := [key for key in plain if config.get(key)]:
+            raise CheckpointError(
+                f"config.json says {set_keys[0]}: experts of {moe.model_type} have no biases",
+                "upcycle a checkpoint whose feed-forward networks have none",
+            )
+        return _to_moe(config, settings)
+
+    return Conversion(
+        dense=dense,
+        moe=moe,
+        to_moe=to_moe,
+        to_dense=lambda config: {k: v for k, v in config.items() if k not in _KEYS},
+        engines=own_engines(moe.model_type, encoder=dense.encoder),
+        remote_code=True,
+    )
+
+
+def _to_moe(config: Config, settings: MoeSettings) -> Config:
+    return {
+        **config,
+        "num_experts": settings.num_experts,
+        "num_experts_per_tok": settings.top_k,
+        "moe_layers": list(settings.moe_layers),
+        "route_by": settings.route_by,
+        "norm_topk_prob": True,
+        "output_router_logits": False,
+        "router_aux_loss_coef": 0.01,
+    }
+
+
+_KEYS = (
+    "num_experts",
+    "num_experts_per_tok",
+    "moe_layers",
+    "route_by",
+    "norm_topk_prob",
+    "output_router_logits",
+    "router_aux_loss_coef",
+    "router_z_loss_coef",
+    "experts_implementation",
+)
