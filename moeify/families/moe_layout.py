@@ -182,8 +182,9 @@ class MoeLayout:
     router; ``own_inputs`` says that experts read something else than the router.
     ``unloadable`` says why transformers cannot load it. An ``encoder`` sees every token
     of a text at once, unless config.json says ``is_decoder``. ``unsharded`` says why FSDP cannot
-    hold the class in shards. ``gives`` counts what a layer's module returns, hidden states first, and is 0 where it
-    returns them by themselves. ``joined`` are tensors that the class has in one, as in ``DenseLayout``.
+    hold the class in shards, ``turned_when_loaded`` that transformers exchanges the axes of experts.
+    ``gives`` counts what a layer's module returns, hidden states first, and is 0 where it returns
+    them by themselves. ``joined`` are tensors that the class has in one, as in ``DenseLayout``.
     """
 
     model_type: str
@@ -215,6 +216,7 @@ class MoeLayout:
     encoder: bool = False
     gives: int = 0
     unsharded: str | None = None
+    turned_when_loaded: bool = False
     joined: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property

@@ -107,7 +107,8 @@ def as_loaded(layout: MoeLayout) -> MoeLayout:
 
     ``save_pretrained(save_original_format=False)`` writes them.
     """
-    if layout.router_module is None and all(spec.fused for spec in layout.experts):
+    as_it_is = layout.router_module is None and not layout.turned_when_loaded
+    if as_it_is and all(spec.fused for spec in layout.experts):
         return layout
     experts = layout.loaded_experts
     gated = any("gate" in spec.roles for spec in layout.experts)
@@ -173,6 +174,7 @@ def stepped_layers(default: int) -> Callable[[Config], tuple[int, ...]]:
     """MoE layers of Qwen's classes: every ``decoder_sparse_step``-th, less ``mlp_only_layers``."""
 
     def layers(config: Config) -> tuple[int, ...]:
+        config = text_config(config)
         step = positive(config, "decoder_sparse_step", 1)
         dense = config.get("mlp_only_layers") or []
         every = range(positive(config, "num_hidden_layers", default))

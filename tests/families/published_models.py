@@ -195,10 +195,23 @@ _VISION = {
         "position_embedding_size": 16,
     },
 }
+_VISION["qwen3_vl_moe"] = {**_VISION["qwen3_5_moe"], "deepstack_visual_indexes": [0]}
 _SEEING = {
     "qwen3_5_moe": "Qwen3_5MoeForConditionalGeneration",
+    "qwen3_vl_moe": "Qwen3VLMoeForConditionalGeneration",
     "llama4": "Llama4ForConditionalGeneration",
     "gemma4": "Gemma4ForConditionalGeneration",
+}
+TEXTS: dict[str, dict[str, Any]] = {
+    "qwen3_5_moe": _LINEAR,
+    "qwen3_vl_moe": {
+        "moe_intermediate_size": 8,
+        "num_experts": EXPERTS,
+        "mlp_only_layers": [1],
+        "rope_parameters": {"rope_type": "default", "rope_theta": 5e5, "mrope_section": [2, 1, 1]},
+    },
+    "llama4": _LLAMA4,
+    "gemma4": NATIVE["gemma4_text"],
 }
 OWN = {moe_type(dense): dense for dense in FAMILIES}
 MODEL_TYPES = (*OWN, *NATIVE, *_VISION)
@@ -225,7 +238,7 @@ def tiny(model_type: str, *, tied: bool, **options: Any) -> PreTrainedModel:
         name = lm_head(dense).replace(FAMILIES[dense].prefix, FAMILIES[dense].moe_prefix, 1)
         return getattr(modeling_moe, name)(config).eval()
     if model_type in _VISION:
-        text = {**_DECODER, **NATIVE[f"{model_type}_text"], **options}
+        text = {**_DECODER, **TEXTS[model_type], **options}
         config = AutoConfig.for_model(
             model_type,
             text_config={**text, "tie_word_embeddings": tied},

@@ -138,7 +138,7 @@ def make(model_type: str, form_name: str, folder: Path) -> Source:
 
 def mixture(model_type: str, *, tied: bool, **options: Any) -> Any:
     """A mixture whose experts differ, with every parameter and correction bias away from zero."""
-    known = published_models.NATIVE.get(model_type) or published_models.NATIVE.get(f"{model_type}_text", {})
+    known = (published_models.NATIVE | published_models.TEXTS).get(model_type, {})
     counts = {key: EXPERTS for key in _COUNTS if key in known} or {"num_experts": EXPERTS}
     if "mlp_only_layers" in known and model_type != "qwen3_next":
         counts["mlp_only_layers"] = []  # a dense class has one width
