@@ -32,7 +32,7 @@ def dense_layout(config: Config) -> DenseLayout:
     counts = (text_config(config).get(key) for key in EXPERT_KEYS)
     several = any(type(count) is int and count > 1 for count in counts)
     hint = "docs/families.md says how to add a family"
-    if model_type in MOE_LAYOUTS or "moe" in str(model_type) or several:
+    if is_mixture(config) or "moe" in str(model_type) or several:
         hint = "it is a mixture of experts already: see moeify inspect, or name a dense checkpoint"
     elif model_type is None:
         hint = "config.json does not say: add model_type if it is one of these"
@@ -133,6 +133,12 @@ def vocabulary_size(config: Config) -> int:
     return found.dims(config)["V"] if found else positive(text_config(config), "vocab_size")
 
 
+def is_mixture(config: Config) -> bool:
+    """Whether the type in ``config`` is that of mixtures; some types have dense models as well."""
+    layout = MOE_LAYOUTS.get(str(config.get("model_type")))
+    return layout is not None and (layout.unloadable is None or bool(layout.moe_layers(config)))
+
+
 def moe_layout(config: Config, tensors: Mapping[str, StoredTensor] | None = None) -> MoeLayout:
     """How the MoE checkpoint that ``config`` describes is laid out.
 
@@ -140,9 +146,9 @@ def moe_layout(config: Config, tensors: Mapping[str, StoredTensor] | None = None
     was not. Raises ``UnsupportedModelError``.
     """
     model_type = config.get("model_type")
-    if not isinstance(model_type, str) or model_type not in MOE_LAYOUTS:
+    if not is_mixture(config):
         raise UnsupportedModelError(model_type, MOE_LAYOUTS, _dense_hint(model_type))
-    usual = MOE_LAYOUTS[model_type].of(config)
+    usual = MOE_LAYOUTS[str(model_type)].of(config)
     loaded = as_loaded(usual)
     if loaded is usual or not tensors:
         return usual

@@ -81,11 +81,13 @@ FORMS = (
     ),
 )
 FORM = {form.name: form for form in FORMS}
+LOADABLE = tuple(name for name, layout in MOE_LAYOUTS.items() if layout.unloadable is None)
+"""Mixtures that transformers has classes for."""
 
 
 def cases() -> Iterator[tuple[str, str]]:
     """Model type and form of every row of the matrix."""
-    for model_type in (*DENSE_LAYOUTS, *MOE_LAYOUTS):
+    for model_type in (*DENSE_LAYOUTS, *LOADABLE):
         yield from ((model_type, form.name) for form in FORMS if form.fits(model_type))
 
 
@@ -181,4 +183,4 @@ def digest(tensor: torch.Tensor) -> str:
     return hashlib.sha256(head + raw).hexdigest()
 
 
-__all__ = ["FORMS", "Form", "Source", "cases", "digest", "hashes", "make"]
+__all__ = ["FORMS", "Form", "LOADABLE", "Source", "cases", "digest", "hashes", "make"]
