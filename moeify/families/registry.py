@@ -19,6 +19,9 @@ DENSE_LAYOUTS: Catalogue[DenseLayout] = Catalogue(dense, "LAYOUT")
 MOE_LAYOUTS: Catalogue[MoeLayout] = Catalogue(mixtures, "LAYOUT")
 """MoE model types that can be read, as transformers writes them."""
 
+OWN = "own"
+"""What asks for moeify's own class where a native mixture can express a dense checkpoint as well."""
+
 CONVERSIONS: Catalogue[tuple[Conversion, ...]] = Catalogue(conversions, "CONVERSIONS")
 """What dense types become, each type's default first."""
 
@@ -44,9 +47,9 @@ def conversion_from(layout: DenseLayout, config: Config, arch: str | None = None
     Raises ``ConfigError``; where no mixture can, its type's default will say why.
     """
     known = CONVERSIONS.get(layout.model_type, ())
-    if named := [c for c in known if arch in (None, c.moe.model_type)]:
+    if named := [c for c in known if arch in (None, c.moe.model_type) or (arch == OWN and c.remote_code)]:
         config = layout.canonical(config)
-        return next((conversion for conversion in named if conversion.takes(config)), named[0])
+        return next((conversion for conversion in named if conversion.refusal(config) is None), named[0])
     listing = ", ".join(conversion.moe.model_type for conversion in known) or "no mixture"
     wanted = "a mixture" if arch is None else repr(arch)
     raise ConfigError(
