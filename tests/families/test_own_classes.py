@@ -10,8 +10,9 @@ import pytest
 import torch
 
 import moeify
-from moeify.errors import ConfigError
+from moeify.errors import ConfigError, UnsupportedModelError
 from moeify.routing.loading import load_model
+from tests.families.edited import edit_config
 from tests.families.test_contract import load_strictly
 from tests.tiny import save_tiny, state
 
@@ -67,3 +68,13 @@ def test_a_type_without_an_own_class_says_what_there_is(tmp_path: Path) -> None:
     dense = save_tiny(tmp_path / "dense", "qwen2")
     with pytest.raises(ConfigError, match="does not become 'own', but qwen2_moe"):
         moeify.upcycle(dense, tmp_path / "moe", arch="own")
+
+
+@pytest.mark.parametrize("model_type", ["t5", "mt5"])
+def test_t5_is_refused_with_what_would_be_lost(tmp_path: Path, model_type: str) -> None:
+    dense = save_tiny(tmp_path / "dense", "bert")
+    edit_config(dense, model_type=model_type)
+    with pytest.raises(UnsupportedModelError) as caught:
+        moeify.upcycle(dense, tmp_path / "moe")
+    assert "expert_capacity" in str(caught.value.hint) and "gated" in str(caught.value.hint)
+    assert not (tmp_path / "moe").exists()
