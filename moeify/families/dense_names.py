@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-<<<<<<< HEAD
 from dataclasses import replace
-=======
 from typing import Any
->>>>>>> b
 
 from moeify.families.base import DenseLayout, FfnTensor, Head
 from moeify.families.rope import canonical_rope

@@ -28,8 +28,8 @@ CONVERSIONS: Catalogue[tuple[Conversion, ...]] = Catalogue(conversions, "CONVERS
 
 
 _SWITCH = (
-    "of transformers' classes only switch_transformers fits, and it would lose what the T5 computes: it multiplies each"
-    " expert by its probability, passes over tokens beyond expert_capacity, and has no gated feed-forward network"
+    "of transformers' classes only switch_transformers fits, and it would lose what the T5 computes: it multiplies"
+    " each expert by its probability, passes over tokens beyond expert_capacity, and has no gated feed-forward network"
 )
 _NOT_EXACT = dict.fromkeys(("t5", "mt5", "umt5"), _SWITCH)
 """Dense types whose only mixture computes something else, and what it would lose."""
@@ -43,13 +43,9 @@ def dense_layout(config: Config) -> DenseLayout:
     counts = (text_config(config).get(key) for key in EXPERT_KEYS)
     several = any(type(count) is int and count > 1 for count in counts)
     hint = "docs/families.md says how to add a family"
-<<<<<<< HEAD
-    if is_mixture(config) or "moe" in str(model_type) or several:
-=======
     if model_type in _NOT_EXACT:
         hint = f"{_NOT_EXACT[str(model_type)]}; upcycle an encoder or a decoder instead"
-    elif model_type in MOE_LAYOUTS or "moe" in str(model_type) or several:
->>>>>>> b
+    elif is_mixture(config) or "moe" in str(model_type) or several:
         hint = "it is a mixture of experts already: see moeify inspect, or name a dense checkpoint"
     elif model_type is None:
         hint = "config.json does not say: add model_type if it is one of these"
