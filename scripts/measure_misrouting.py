@@ -24,7 +24,7 @@ from train_demo import held_out_loss
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from moeify.families.registry import moe_layout
-from moeify.routing.loaded import LoadedMixture, Route
+from moeify.routing.loaded import LoadedLayer, LoadedMixture, Route
 from moeify.routing.loading import load_model
 
 Where = Callable[[int, Tensor], Tensor]
@@ -46,9 +46,9 @@ ROWS: dict[str, Where] = {
 def known_where(where: Where, expert: int) -> Route:
     """The routers' choice, and ``expert`` alone where the domain is known."""
 
-    def route(layer: int, logits: Tensor, weights: Tensor, experts: Tensor) -> tuple[Tensor, Tensor]:
+    def route(layer: LoadedLayer, logits: Tensor, weights: Tensor, experts: Tensor) -> tuple[Tensor, Tensor]:
         place = torch.arange(len(experts))[:, None] % BASE.context
-        known = where(layer, place)
+        known = where(layer.number, place)
         first = torch.zeros_like(weights)
         first[:, 0] = weights.sum(-1)
         # The second choice has no weight, but has to be another expert.

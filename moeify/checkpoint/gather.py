@@ -96,6 +96,46 @@ class Gather:
             out, start = out[len(taken) :], start + len(taken)
 
 
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """``parts`` of one tensor, each seen as [``rows``, its width], side by side."""
+
+    parts: tuple[Slice, ...]
+    rows: int
+
+    @property
+    def tensor(self) -> StoredTensor:
+        """What is read."""
+        return self.parts[0].tensor
+
+    @property
+    def start(self) -> int:
+        """Where the first part begins in the tensor."""
+        return self.parts[0].start
+
+    @property
+    def elements(self) -> int:
+        """Number of elements."""
+        return sum(part.elements for part in self.parts)
+
+    def read_into(self, files: SourceFiles, start: int, out: memoryview) -> None:
+        """Fill ``out`` with the bytes from ``start`` on."""
+        widths = [part.nbytes // self.rows for part in self.parts]
+        row = sum(widths)
+        while out:
+            first, skipped = divmod(start, row)
+            count = min(max(1, _BLOCK_BYTES // row), -(-(skipped + len(out)) // row))
+            block, place = np.empty((count, row), np.uint8), 0
+            for part, width in zip(self.parts, widths, strict=True):
+                raw = memoryview(bytearray(count * width))
+                part.read_into(files, first * width, raw)
+                block[:, place : place + width] = np.frombuffer(raw, np.uint8).reshape(count, width)
+                place += width
+            taken = block.reshape(-1)[skipped : skipped + len(out)]
+            np.frombuffer(out, np.uint8)[: len(taken)] = taken
+            out, start = out[len(taken) :], start + len(taken)
+
+
 def neurons(part: Slice, shape: tuple[int, ...], axis: int, index: Index) -> Gather:
     """What ``part``, of ``shape``, has at ``index`` along ``axis``."""
     return Gather(part, index, shape[axis], int(np.prod(shape[axis + 1 :], dtype=np.int64)))

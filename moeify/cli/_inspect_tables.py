@@ -109,6 +109,8 @@ def _routing(router: RouterFacts) -> str:
     parts = [f"by {router.route_by}", router.scores]
     if router.selection_bias:
         parts.append("bias for choosing")
+    if router.slices > 1:
+        parts.append(f"in each of {router.slices} slices")
     if router.groups is not None:
         parts.append(f"best {router.groups[1]} of {router.groups[0]} groups")
     parts.append("weights renormalised" if router.renormalised else "weights as they are")

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 EXAMPLES = (
     "moeify upcycle bert-base-uncased --experts 8",
     "moeify upcycle ./my-qwen3 out --experts 8 --top-k 2 --noise 0.01 --layers odd",
+    "moeify upcycle bert-base-uncased --slices 4 --experts 4 --top-k 1",
     "moeify upcycle Qwen/Qwen3-0.6B --experts 4 --dry-run --json",
     "moeify upcycle bert-base-uncased --experts 8 --push-to me/bert-moe",
     "moeify upcycle ./base ./moe --experts-from ./code,./german --labels code,german",
@@ -26,6 +27,7 @@ EXAMPLES = (
 FIRST = (
     "num_experts",
     "top_k",
+    "slices",
     "layers",
     "noise",
     "router",
@@ -65,6 +67,7 @@ def _show(out: Output, report: UpcycleReport, source: str) -> None:
         (
             "experts",
             f"{report.num_experts}, top-{report.top_k}"
+            + (f", in {report.slices} slices" if report.slices > 1 else "")
             + (", one choice for a sequence" if report.route_by == "sequence" else ""),
         ),
         (

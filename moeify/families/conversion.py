@@ -25,8 +25,8 @@ class MoeSettings:
     ``renormalise`` has the weights of the chosen experts sum to 1. Without it they sum to K/E as
     long as the router is near zero, and the experts are scaled by E/K to make up for it.
     ``untied`` gives the output a matrix of its own where the dense model shares the embeddings'.
-    ``route_by`` says what a router decides for, token or sequence. ``width`` is that of an expert,
-    None for the dense FFN's.
+    ``route_by`` says what a router decides for, token or sequence. ``slices`` divide the experts and what a token
+    visits. ``width`` is that of an expert, None for the dense FFN's.
     """
 
     num_experts: int
@@ -36,6 +36,7 @@ class MoeSettings:
     renormalise: bool = True
     untied: bool = False
     route_by: str = "token"
+    slices: int = 1
     width: int | None = None
 
     @property

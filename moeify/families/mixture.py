@@ -9,7 +9,7 @@ from functools import cached_property
 from moeify.checkpoint.header import FLOAT_DTYPES, StoredTensor
 from moeify.checkpoint.reader import Checkpoint
 from moeify.checkpoint.slices import Slice, whole
-from moeify.errors import CheckpointError, TensorNotFoundError
+from moeify.errors import CheckpointError, ConfigError, TensorNotFoundError
 from moeify.families.mixture_places import Place, Places, layout_prefix, named_like
 from moeify.families.moe_layout import ExpertTensor, MoeLayout
 from moeify.families.quantization import packed_values, stored_under
@@ -73,6 +73,29 @@ class Mixture:
     def top_k(self) -> int:
         """Experts that each token visits, by config.json; raises ``CheckpointError``."""
         return self.layout.top_k(self.config)
+
+    @cached_property
+    def slices(self) -> int:
+        """Slices that experts and what a token visits are divided into; raises ``CheckpointError``."""
+        slices = self.layout.rule.slices(self.config)
+        if self.num_experts % slices or self.top_k % slices:
+            raise CheckpointError(
+                f"config.json: {self.layout.rule.slices_key} must divide {self.num_experts} experts and"
+                f" {self.top_k} of a token, not be {slices}",
+                "mend config.json, or use the one that belongs to these weights",
+                path=self.checkpoint.folder,
+            )
+        return slices
+
+    @property
+    def blocks(self) -> int:
+        """Parts that must stay equally large where experts go: slices, or groups; 1 without either."""
+        return self.slices if self.groups is None else self.groups[0]
+
+    def refuse_slices(self, what: str, hint: str) -> None:
+        """Raise ``ConfigError`` where experts are slices, with which ``what`` does not work."""
+        if self.slices > 1:
+            raise ConfigError(f"{what} does not work with experts in slices, of which there are {self.slices}", hint)
 
     @cached_property
     def hidden_size(self) -> int:
@@ -265,7 +288,7 @@ def open_mixture(checkpoint: Checkpoint) -> Mixture:
             checkpoint.folder,
             "the checkpoint is incomplete: download it again",
         )
-    _ = mixture.num_experts, mixture.top_k, mixture.hidden_size  # raises before any work
+    _ = mixture.slices, mixture.hidden_size  # raises before any work
     return mixture
 
 

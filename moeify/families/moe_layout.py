@@ -73,7 +73,8 @@ class RouterRule:
     (``norm_default`` where the config is silent or ``norm_key`` is None) and multiplied by
     ``scaling_key``. They multiply what experts give, or what experts read where
     ``weighs_inputs``. ``route_by_key`` says whether routers decide for tokens or whole sequences,
-    where a class can do both. ``straight_through`` says that a single renormalised weight, which is
+    where a class can do both, ``slices_key`` how many slices experts are divided into, each with a softmax and
+    best experts of its own. ``straight_through`` says that a single renormalised weight, which is
     1, has a gradient all the same.
     """
 
@@ -88,6 +89,7 @@ class RouterRule:
     scaling_key: str | None = None
     scaling_default: float = 1.0
     route_by_key: str | None = None
+    slices_key: str | None = None
     weighs_inputs: bool = False
     straight_through: bool = False
 
@@ -112,6 +114,11 @@ class RouterRule:
         """What a router decides for, token or sequence."""
         value = None if self.route_by_key is None else config.get(self.route_by_key)
         return "token" if value is None else str(value)
+
+    def slices(self, config: Config) -> int:
+        """Slices that experts are divided into, as many in each; 1 where a token chooses among all."""
+        value = None if self.slices_key is None else config.get(self.slices_key)
+        return 1 if value is None else int(value)
 
     def group_counts(self, config: Config) -> tuple[int, int] | None:
         """Number of groups and how many a token keeps; None where there is one group."""

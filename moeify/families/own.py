@@ -11,11 +11,11 @@ from moeify.families.conversion import Conversion, MoeSettings
 from moeify.families.engines import own_engines
 from moeify.families.joining import whole_name
 from moeify.families.moe_layout import ExpertTensor, MoeLayout, Rest, RouterRule
-from moeify.families.rope import spelled_rope
-from moeify.families.values import Config, Shape
+from moeify.families.values import Config, Dims, Shape
 from moeify.modeling.moe_families import FAMILIES, moe_type
 
-_RULE = RouterRule(norm_key="norm_topk_prob", route_by_key="route_by", straight_through=True)
+_SLICES = "expert_slices"
+_RULE = RouterRule(norm_key="norm_topk_prob", route_by_key="route_by", slices_key=_SLICES, straight_through=True)
 
 
 def own_mixture(dense: DenseLayout) -> MoeLayout:
@@ -37,8 +37,7 @@ def own_mixture(dense: DenseLayout) -> MoeLayout:
         experts=tuple(_experts(dense, f"{family.ffn.block}.experts")),
         norm=dense.norm,
         norm_bias=dense.norm_bias,
-        norm_offset=dense.norm_offset,
-        dims=dense.dims,
+        dims=lambda config: _dims(dense, config),
         moe_layers=lambda config: _moe_layers(dense, config),
         rest=_rest(dense),
         rule=_RULE,
@@ -71,6 +70,19 @@ def _experts(dense: DenseLayout, path: str) -> Iterator[ExpertTensor]:
             yield ExpertTensor(name=f"{path}.{first}_proj{end}", roles=(role,), shape=shapes[role])
 
 
+def _dims(dense: DenseLayout, config: Config) -> Dims:
+    """The dense sizes, F being that of an expert: a slice of the FFN."""
+    dims = dense.dims(config)
+    slices = _RULE.slices(config)
+    if dims["F"] % slices:
+        raise CheckpointError(
+            f"config.json cuts the {dims['F']} neurons of a feed-forward network into {slices} slices"
+            f" ({_SLICES}), which {slices} does not divide",
+            f"use a number that divides {dims['F']}",
+        )
+    return {**dims, "F": dims["F"] // slices}
+
+
 def _moe_layers(dense: DenseLayout, config: Config) -> tuple[int, ...]:
     listed = config.get("moe_layers")
     return tuple(range(dense.num_layers(config)) if listed is None else listed)
@@ -94,7 +106,7 @@ def own_conversion(dense: DenseLayout, moe: MoeLayout, plain: tuple[str, ...] = 
         dense=dense,
         moe=moe,
         to_moe=to_moe,
-        to_dense=_to_dense,
+        to_dense=lambda config: {k: v for k, v in config.items() if k not in _KEYS},
         engines=own_engines(moe.model_type, encoder=dense.encoder),
         remote_code=True,
     )
@@ -105,6 +117,7 @@ def _to_moe(config: Config, settings: MoeSettings) -> Config:
         **config,
         "num_experts": settings.num_experts,
         "num_experts_per_tok": settings.top_k,
+        **({_SLICES: settings.slices} if settings.slices > 1 else {}),
         "moe_layers": list(settings.moe_layers),
         "route_by": settings.route_by,
         "norm_topk_prob": True,
@@ -113,14 +126,10 @@ def _to_moe(config: Config, settings: MoeSettings) -> Config:
     }
 
 
-def _to_dense(config: Config) -> Config:
-    dense = {key: value for key, value in config.items() if key not in _KEYS}
-    return spelled_rope(dense) if "rope_parameters" in dense else dense
-
-
 _KEYS = (
     "num_experts",
     "num_experts_per_tok",
+    _SLICES,
     "moe_layers",
     "route_by",
     "norm_topk_prob",

@@ -22,7 +22,8 @@ class RouterFacts:
     """How routers turn logits into experts and weights.
 
     ``groups`` is the number of expert groups and how many a token keeps; None for one group.
-    ``route_by`` says what a router decides for, token or sequence.
+    ``route_by`` says what a router decides for, token or sequence, ``slices`` in how many parts of the experts it
+    does so by themselves.
     """
 
     scores: str
@@ -31,6 +32,7 @@ class RouterFacts:
     selection_bias: bool
     groups: tuple[int, int] | None
     route_by: str
+    slices: int
 
     @classmethod
     def of(cls, layout: MoeLayout, config: Config) -> RouterFacts:
@@ -43,6 +45,7 @@ class RouterFacts:
             selection_bias=rule.selection_bias is not None,
             groups=rule.group_counts(config),
             route_by=rule.route_by(config),
+            slices=rule.slices(config),
         )
 
 

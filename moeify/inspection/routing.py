@@ -134,6 +134,7 @@ def _other(config: InspectConfig, report: InspectReport) -> tuple[Source, MoeLay
         ("MoE layers", len(report.moe_layers), len(layout.moe_layers(checkpoint.config))),
         ("experts", report.num_experts, layout.num_experts(checkpoint.config)),
         ("experts per token", report.top_k, layout.top_k(checkpoint.config)),
+        ("slices", report.router.slices if report.router else 1, layout.rule.slices(checkpoint.config)),
     ):
         if here != there:
             raise RoutingError(

@@ -76,6 +76,7 @@ def _dense_source(dense: str, mixture: Mixture) -> Dense:
     model_type = mixture.layout.model_type
     checkpoint = Checkpoint.open(resolve_source(dense).folder)
     layout = dense_layout(checkpoint.config)
+    mixture.refuse_slices("--reference", "leave --reference out; moeify verify compares what the two compute")
     known = [conversion.dense.model_type for conversion in conversions_to(model_type)]
     if layout.model_type not in known:
         raise ConfigError(
@@ -97,7 +98,8 @@ def _layer(files: SourceFiles, mixture: Mixture, layer: int, dense: Dense | None
     if router is not None and router.dtype in FLOAT_DTYPES and len(router.shape) == 2:
         rows = files.values(whole(router))
         found |= router_figures(rows.reshape(router.shape))
-    experts = ExpertFigures(mixture.found_experts(layer))
+    count, slices = mixture.found_experts(layer), mixture.layout.rule.slices(mixture.config)
+    experts = ExpertFigures(count, slices if count % slices == 0 else 1)
     for spec in mixture.layout.experts:
         present = mixture.numbers(layer, spec)
         if not present or len(present) != experts.num_experts:
@@ -138,11 +140,12 @@ def router_figures(rows: Float32) -> dict[str, Any]:
 class ExpertFigures:
     """Sums over all projections of one layer's E experts.
 
-    ``squared_distances`` [E, E] are those between experts, ``squared_norms`` [E] their own.
+    ``squared_distances`` [E, E] are those between experts, ``squared_norms`` [E] their own. Experts of different
+    ``slices`` have nothing in common, and are not compared.
     """
 
-    def __init__(self, num_experts: int) -> None:
-        self.num_experts = num_experts
+    def __init__(self, num_experts: int, slices: int = 1) -> None:
+        self.num_experts, self.slices = num_experts, slices
         self.squared_distances: Float64 = np.zeros((num_experts, num_experts))
         self.squared_norms: Float64 = np.zeros(num_experts)
         self.squared_from_dense: Float64 = np.zeros(num_experts)
@@ -190,9 +193,10 @@ class ExpertFigures:
         found: dict[str, Any] = {"duplicates": self.duplicates, "expert_distance": None}
         if self.not_measured:
             return found | {"not_measured": True}
-        if self.num_experts > 1 and not self.nonfinite:
+        if self.num_experts > self.slices and not self.nonfinite:
             distances = self.distances()
-            off = ~np.eye(self.num_experts, dtype=bool)
+            each = self.num_experts // self.slices
+            off = np.kron(np.eye(self.slices, dtype=bool), ~np.eye(each, dtype=bool))
             nearest = np.where(off, distances, np.inf).min(axis=1)
             spread = _spread(distances[off], values=False)
             found["expert_distance"] = {**spread, "nearest": _rounded(nearest)}

@@ -22,6 +22,13 @@ class MoeOptions:
     num_experts_per_tok: int = 2
     """K, the number of experts that see each token (top-k), 1 <= K <= E."""
 
+    expert_slices: int = 1
+    """G, the number of slices that the feed-forward network's neurons are cut into, which divides E and K.
+
+    Experts s E / G to (s + 1) E / G - 1 hold slice s. A token visits K / G experts of each slice, whose weights are
+    those of the slice by itself.
+    """
+
     moe_layers: list[int] | None = None
     """Layers, counted from 0, that hold experts; the others stay dense. None means all layers."""
 
@@ -55,6 +62,12 @@ class MoeOptions:
             raise ValueError(f"num_experts must be a whole number of at least 1, not {experts!r}.")
         if not isinstance(top_k, int) or not 1 <= top_k <= experts:
             raise ValueError(f"num_experts_per_tok must lie between 1 and num_experts = {experts}, not {top_k!r}.")
+        slices = self.expert_slices
+        if not isinstance(slices, int) or slices < 1 or experts % slices or top_k % slices:
+            raise ValueError(
+                f"expert_slices must divide num_experts = {experts} and num_experts_per_tok = {top_k},"
+                f" not be {slices!r}."
+            )
         if self.route_by not in ("token", "sequence"):
             raise ValueError(f"route_by must be 'token' or 'sequence', not {self.route_by!r}.")
         for key in ("router_aux_loss_coef", "router_z_loss_coef"):

@@ -98,11 +98,16 @@ class Experts(nn.Module):
     def __init__(self, config: Any, outline: Outline) -> None:
         super().__init__()
         self.num_experts = config.num_experts
-        self.hidden_size, self.ffn_size = outline.hidden_size, outline.ffn_size
+        if outline.ffn_size % config.expert_slices:
+            raise ValueError(
+                f"expert_slices must divide the feed-forward network's {outline.ffn_size} neurons,"
+                f" not be {config.expert_slices}."
+            )
+        self.hidden_size, self.ffn_size = outline.hidden_size, outline.ffn_size // config.expert_slices
         self.joined = outline.joined
         self.act_fn, self.inner_dropout = outline.activation, outline.inner_dropout
-        width = (2 if outline.gated else 1) * outline.ffn_size
-        up, down = (width, outline.hidden_size), (outline.hidden_size, outline.ffn_size)
+        width = (2 if outline.gated else 1) * self.ffn_size
+        up, down = (width, outline.hidden_size), (outline.hidden_size, self.ffn_size)
         if outline.is_transposed:
             up, down = up[::-1], down[::-1]
         self.up_name = "gate_up_proj" if outline.gated else "up_proj"

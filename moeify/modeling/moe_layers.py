@@ -2,7 +2,7 @@
 
 This file travels inside checkpoints: it imports torch, transformers and its siblings only.
 
-Shapes: B batch, S sequence, N = B * S tokens, H hidden, F expert width, E experts, K top-k.
+Shapes: B batch, S sequence, N = B * S tokens, H hidden, F expert width, E experts, K top-k, G slices.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,17 +34,23 @@ class Router(nn.Linear):
             return F.linear(hidden_states.to(dtype), self.weight.to(dtype))
 
 
+def _in_slices(values: Tensor, slices: int) -> Tensor:
+    """[N, E] as [N, G, E / G]: what each slice chooses from."""
+    return values.unflatten(-1, (slices, values.shape[-1] // slices))
+
+
 class TopKRouting(nn.Module):
-    """Choice of K experts per token and their weights.
+    """Choice of K experts per token and their weights, K / G in each of G slices by itself.
 
     It holds no parameters: it is a module so that hooks see what is chosen, whatever an adapter
     has wrapped around the router.
     """
 
-    def __init__(self, top_k: int, norm_topk_prob: bool) -> None:
+    def __init__(self, top_k: int, norm_topk_prob: bool, slices: int = 1) -> None:
         super().__init__()
         self.top_k = top_k
         self.norm_topk_prob = norm_topk_prob
+        self.slices = slices
 
     def forward(self, router_logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Choose experts.
@@ -53,21 +59,33 @@ class TopKRouting(nn.Module):
             router_logits: [N, E], float32 at least.
 
         Returns:
-            The logits [N, E] again, the weights [N, K] and the experts' numbers [N, K]. The
-            weights sum to 1 if `norm_topk_prob`, else they are the probabilities themselves.
+            The logits [N, E] again, the weights [N, K] and the experts' numbers [N, K], slice by
+            slice. The weights of a slice sum to 1 if `norm_topk_prob`, else they are the
+            probabilities themselves.
         """
-        chosen_logits, experts = router_logits.topk(self.top_k, dim=-1)
-        if self.norm_topk_prob and self.top_k > 1:
+        if self.slices == 1:
+            return router_logits, *self._chosen(router_logits, self.top_k)
+        logits = _in_slices(router_logits, self.slices)
+        weights, experts = self._chosen(logits, self.top_k // self.slices)
+        # [G, 1], the number of each slice's first expert
+        first = torch.arange(self.slices, device=experts.device).unsqueeze(-1) * logits.shape[-1]
+        return router_logits, weights.flatten(-2), (experts + first).flatten(-2)
+
+    def _chosen(self, logits: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+        """The weights and the places of the best along the last axis."""
+        chosen_logits, experts = logits.topk(top_k, dim=-1)
+        if self.norm_topk_prob and top_k > 1:
             # Equals p / sum(p) over the chosen, without the rounding of the other E - K terms.
-            return router_logits, chosen_logits.softmax(dim=-1), experts
-        weights = router_logits.softmax(dim=-1).gather(-1, experts)
+            return chosen_logits.softmax(dim=-1), experts
+        weights = logits.softmax(dim=-1).gather(-1, experts)
         if self.norm_topk_prob:
             # One renormalised weight is the constant 1; this is 1 too, but its gradient is not 0.
             weights = weights / weights.detach()
-        return router_logits, weights, experts
+        return weights, experts
 
     def extra_repr(self) -> str:
-        return f"top_k={self.top_k}, norm_topk_prob={self.norm_topk_prob}"
+        slices = f", slices={self.slices}" if self.slices > 1 else ""
+        return f"top_k={self.top_k}, norm_topk_prob={self.norm_topk_prob}{slices}"
 
 
 class MoeFeedForward(nn.Module):
@@ -86,7 +104,7 @@ class MoeFeedForward(nn.Module):
     ) -> None:
         super().__init__()
         self.router = Router(outline.hidden_size, config.num_experts)
-        self.routing = TopKRouting(config.num_experts_per_tok, config.norm_topk_prob)
+        self.routing = TopKRouting(config.num_experts_per_tok, config.norm_topk_prob, config.expert_slices)
         self.experts = experts_like(outline, config)
         self.pool = pool
         self.dropout = dropout
@@ -122,52 +140,60 @@ def default_experts_implementation(requested: str | None) -> str:
     return "grouped_mm" if torch.accelerator.is_available() else "eager"
 
 
-def balance_loss(*, router_logits: Sequence[Tensor], top_k: int, mask: Tensor | None = None) -> Tensor:
+def balance_loss(
+    *, router_logits: Sequence[Tensor], top_k: int, mask: Tensor | None = None, slices: int = 1
+) -> Tensor:
     """How unevenly tokens are spread over the experts, averaged over the layers.
 
     For one layer this is E * sum_i f_i * P_i of Switch Transformer (arXiv 2101.03961, equations
-    4 to 6), with f_i = n_i / N counted over all K choices and P_i the mean probability. Perfect
-    balance gives K; all tokens on the same K experts with even weights gives E. Layers are kept
-    apart: added up first, layers that collapsed onto different experts would look balanced.
+    4 to 6), with f_i = n_i / N counted over all K choices and P_i the mean probability, that inside
+    a slice over G. Perfect balance gives K; all tokens on the same K experts with even weights gives
+    E. Layers are kept apart: added up first, layers that collapsed onto different experts would look
+    balanced.
 
     Args:
         router_logits: for each MoE layer [N, E].
         top_k: K, experts per token.
         mask: [N], nonzero for the tokens that count; None counts all.
+        slices: G, in each of which K / G experts are chosen.
 
     Returns:
         A scalar, float32. 0 if the mask leaves no token.
     """
-    return _mean_over_layers(router_logits, lambda logits: _balance(logits, top_k, mask))
+    return _mean_over_layers(router_logits, lambda logits: _balance(_in_slices(logits, slices), top_k, mask))
 
 
-def z_loss(*, router_logits: Sequence[Tensor], mask: Tensor | None = None) -> Tensor:
-    """Mean over tokens of logsumexp(logits)^2, averaged over the layers.
+def z_loss(*, router_logits: Sequence[Tensor], mask: Tensor | None = None, slices: int = 1) -> Tensor:
+    """Mean over tokens and slices of logsumexp(logits)^2, averaged over the layers.
 
     It keeps router logits small (ST-MoE, arXiv 2202.08906, equation 5).
 
     Args:
         router_logits: for each MoE layer [N, E].
         mask: [N], nonzero for the tokens that count; None counts all.
+        slices: G, each of which has a softmax of its own.
 
     Returns:
         A scalar, float32. 0 if the mask leaves no token.
     """
 
     def layer_loss(logits: Tensor) -> Tensor:
-        return _mean_over_tokens(logits.float().logsumexp(dim=-1).square(), mask)
+        size = _in_slices(logits.float(), slices).logsumexp(dim=-1).square()
+        return _mean_over_tokens(size.mean(dim=-1), mask)
 
     return _mean_over_layers(router_logits, layer_loss)
 
 
 def _balance(logits: Tensor, top_k: int, mask: Tensor | None) -> Tensor:
     logits = logits.float()
-    num_experts = logits.shape[-1]
-    # [N, E] -> [N, K] -> [N, E], 1 where the token goes to the expert
-    chosen = torch.zeros_like(logits).scatter_(-1, logits.topk(top_k, dim=-1).indices, 1.0)
+    slices, per_slice = logits.shape[-2:]
+    # [N, G, E / G] -> [N, G, K / G] -> [N, G, E / G], 1 where the token goes to the expert
+    best = logits.topk(top_k // slices, dim=-1).indices
+    chosen = torch.zeros_like(logits).scatter_(-1, best, 1.0)
     load = _mean_over_tokens(chosen, mask)
     probability = _mean_over_tokens(logits.softmax(dim=-1), mask)
-    return num_experts * (load * probability).sum()
+    # E experts, and 1 / G of each slice's probability
+    return per_slice * (load * probability).sum()
 
 
 def _mean_over_tokens(values: Tensor, mask: Tensor | None) -> Tensor:

@@ -137,14 +137,15 @@ def add_router_mask(prepare: Forward) -> Forward:
 
 def _apply_router_losses(config: Any, outputs: Any, router_logits: tuple[Tensor, ...], attention_mask: Any) -> None:
     mask = token_mask(attention_mask, router_logits[0].shape[0])
-    balance = balance_loss(router_logits=router_logits, top_k=config.num_experts_per_tok, mask=mask)
+    slices = config.expert_slices
+    balance = balance_loss(router_logits=router_logits, top_k=config.num_experts_per_tok, mask=mask, slices=slices)
     # GPT-2's double heads may have a loss for the choice alone.
     name = "mc_loss" if outputs.loss is None and "mc_loss" in outputs else "loss"
     loss = getattr(outputs, name)
     if loss is not None:
         extra = config.router_aux_loss_coef * balance
         if config.router_z_loss_coef:
-            extra = extra + config.router_z_loss_coef * z_loss(router_logits=router_logits, mask=mask)
+            extra = extra + config.router_z_loss_coef * z_loss(router_logits=router_logits, mask=mask, slices=slices)
         setattr(outputs, name, loss + extra.to(loss.device))
     outputs.aux_loss = balance
     outputs.router_logits = router_logits

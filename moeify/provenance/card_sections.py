@@ -62,7 +62,8 @@ def _summary(subject: Subject) -> str:
     experts = f"{size.num_experts} experts in place of the feed-forward network of {layers}"
     if not subject.upcycled:
         experts = f"{size.num_experts} experts in each of {layers}"
-    return f"{base}, with {experts}. Each {size.route_by} visits {size.top_k} of them. Made with moeify."
+    where = f", {size.top_k // size.slices} in each of {size.slices} slices" if size.slices > 1 else ""
+    return f"{base}, with {experts}. Each {size.route_by} visits {size.top_k} of them{where}. Made with moeify."
 
 
 def _experts(record: Record) -> Iterator[tuple[str, ...]]:

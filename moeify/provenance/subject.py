@@ -44,7 +44,7 @@ _HEADS = {
 class MixtureSize:
     """A mixture's size. ``active`` counts what one token uses of ``total`` parameters.
 
-    ``route_by`` is what its routers decide for: token or sequence.
+    ``route_by`` is what its routers decide for: token or sequence; in each of ``slices`` they do so by themselves.
     """
 
     num_experts: int
@@ -54,6 +54,7 @@ class MixtureSize:
     total: int
     active: int
     route_by: str
+    slices: int
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> MixtureSize:
@@ -67,6 +68,7 @@ class MixtureSize:
             total=mixture.parameters,
             active=mixture.active_parameters(mixture.top_k),
             route_by=mixture.layout.rule.route_by(mixture.config),
+            slices=mixture.slices,
         )
 
 

@@ -22,7 +22,6 @@ from moeify.routing.loaded import LoadedMixture
 from moeify.routing.passes import Pass, Passes
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from moeify.routing.collection import RoutedTokens
@@ -125,8 +124,8 @@ def _softmax(
         return
 
     def add(tokens: RoutedTokens) -> None:
-        probabilities: torch.Tensor = tokens.logits.double().softmax(-1).sum(0)
-        layers[tokens.layer].sums["probability"] += np.asarray(probabilities)
+        scores = tokens.logits.double().softmax(-1) if tokens.scores is None else tokens.scores.double()
+        layers[tokens.layer].sums["probability"] += np.asarray(scores.sum(0))
 
     with observed(loaded, add) as expect:
         yield expect

@@ -6,10 +6,11 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from moeify.checkpoint.files import SourceFiles
+from moeify.checkpoint.gather import Beside
 from moeify.checkpoint.header import FLOAT_DTYPES, StoredTensor
 from moeify.checkpoint.jobs import Blend, Copy, Job, Piece, copy_of
 from moeify.checkpoint.planned_files import PlannedFiles
-from moeify.checkpoint.slices import Slice
+from moeify.checkpoint.slices import Run, Slice
 from moeify.checkpoint.source import Source
 from moeify.checkpoint.writer import plan_shards
 from moeify.errors import CheckpointError
@@ -25,10 +26,12 @@ from moeify.pruning.plan import PrunePlan
 
 Shares = Sequence[tuple[int, float]]
 """Experts and their shares in a mean."""
+Joined = Sequence[Shares]
+"""Those of each slice of experts, whose neurons are joined; as many, with the same shares, in each."""
 
 
-def plan_dense(mixture: Mixture, experts: Mapping[int, Shares], max_shard_bytes: int) -> PrunePlan:
-    """Plan the dense checkpoint whose FFN in each MoE layer is the mean of that layer's experts.
+def plan_dense(mixture: Mixture, experts: Mapping[int, Joined], max_shard_bytes: int) -> PrunePlan:
+    """Plan the dense checkpoint whose FFN in each MoE layer is the mean of that layer's experts, slices joined.
 
     Every tensor is a copy, but for a mean of several experts. Raises ``UnsupportedModelError`` for
     a mixture that no dense family belongs to, and ``CheckpointError`` where the dense class cannot
@@ -63,7 +66,7 @@ def _check_silent(mixture: Mixture, conversion: Conversion) -> None:
                     )
 
 
-def _jobs(mixture: Mixture, conversion: Conversion, config: Config, experts: Mapping[int, Shares]) -> Iterator[Job]:
+def _jobs(mixture: Mixture, conversion: Conversion, config: Config, experts: Mapping[int, Joined]) -> Iterator[Job]:
     dense = conversion.dense
     head, moe_prefix = dense.head(config), conversion.moe_prefix(config)
     roots = {name.split(".")[0] for name in dense.base_tensors(config)}
@@ -83,7 +86,7 @@ def _jobs(mixture: Mixture, conversion: Conversion, config: Config, experts: Map
         if place is None:
             piece = copy_of(stored, stored.dtype)
             yield Job(renamed(stored.name), stored.dtype, stored.shape, (piece,))
-        elif place.kind == "fused" or place.expert == experts[place.layer][0][0]:
+        elif place.kind == "fused" or place.expert == experts[place.layer][0][0][0]:
             yield from _ffn(mixture, dense, stored, place, experts[place.layer], renamed)
 
 
@@ -92,7 +95,7 @@ def _ffn(
     dense: DenseLayout,
     stored: StoredTensor,
     place: Place,
-    experts: Shares,
+    experts: Joined,
     renamed: Callable[[str], str],
 ) -> Iterator[Job]:
     """The FFN tensors that ``stored`` becomes: the tensor of all experts, or of the first one."""
@@ -106,16 +109,32 @@ def _ffn(
     prefix = mixture.layer_prefix(place.layer)
     names = {ffn.role: ffn.name for ffn in dense.ffn}
     shape = list(stored.shape[1:] if spec.fused else stored.shape)
-    every = [(mixture.expert(place.layer, spec, expert)[0], share) for expert, share in experts]
     shape[0] //= len(spec.roles)  # what is joined lies one after the other
+    size, axis = math.prod(shape), spec.neuron_axis
+    whole = [length * len(experts) if at == axis else length for at, length in enumerate(shape)]
     for number, role in enumerate(spec.roles):
-        size = math.prod(shape)
-        terms = [(Slice(part.tensor, part.start + number * size, size), share) for part, share in every]
-        name = renamed(prefix + names[role])
-        yield Job(name, stored.dtype, tuple(shape), (_mean(terms, stored),))
+        every = [
+            [(_part(mixture.expert(place.layer, spec, expert)[0], number, size), share) for expert, share in one]
+            for one in experts
+        ]
+        pieces = (_mean(terms, stored) for terms in _joined(every, axis, math.prod(shape[:axis])))
+        yield Job(renamed(prefix + names[role]), stored.dtype, tuple(whole), tuple(pieces))
 
 
-def _mean(terms: list[tuple[Slice, float]], stored: StoredTensor) -> Piece:
+def _part(expert: Slice, number: int, size: int) -> Slice:
+    return Slice(expert.tensor, expert.start + number * size, size)
+
+
+def _joined(every: list[list[tuple[Slice, float]]], axis: int | None, rows: int) -> list[list[tuple[Run, float]]]:
+    """The terms of each piece, of the terms of each slice of experts: neurons joined, last biases added up."""
+    if len(every) == 1 or axis == 0:
+        return [list(terms) for terms in every]
+    if axis is None:
+        return [[term for terms in every for term in terms]]
+    return [[(Beside(tuple(part for part, _ in same), rows), same[0][1]) for same in zip(*every, strict=True)]]
+
+
+def _mean(terms: list[tuple[Run, float]], stored: StoredTensor) -> Piece:
     if len(terms) == 1:
         return Copy(terms[0][0])
     if stored.dtype not in FLOAT_DTYPES:

@@ -44,13 +44,16 @@ def extract(
     target = source.output(output, f"expert{numbers}")
     new = NewCheckpoint(source, target, config, leave=(SCORES_FILE,))
     mixture = open_prunable(Checkpoint.open(source.folder))
-    if (last := max(expert for expert, _ in config.mean)) >= mixture.num_experts:
+    count = mixture.num_experts // mixture.slices
+    if (last := max(expert for expert, _ in config.mean)) >= count:
+        where = "" if mixture.slices == 1 else " of each slice"
         raise ConfigError(
-            f"there is no expert {last}: the experts are 0 to {mixture.num_experts - 1}",
-            f"name one of 0 to {mixture.num_experts - 1}",
+            f"there is no expert {last}: the experts{where} are 0 to {count - 1}", f"name one of 0 to {count - 1}"
         )
-    experts = dict.fromkeys(mixture.moe_layers, config.mean)
-    plan = plan_dense(mixture, experts, parse_size(config.max_shard_size))
+    joined = [
+        [(first + expert, share) for expert, share in config.mean] for first in range(0, mixture.num_experts, count)
+    ]
+    plan = plan_dense(mixture, dict.fromkeys(mixture.moe_layers, joined), parse_size(config.max_shard_size))
     new.check(plan.files, plan.config)
     named = {
         "expert": config.numbers,

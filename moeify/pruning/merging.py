@@ -29,7 +29,8 @@ _TIE = np.float32(1e-6)
 
 
 def check_merging(mixture: Mixture) -> None:
-    """Raise ``CheckpointError`` where experts or routers are quantised."""
+    """Raise ``CheckpointError`` where experts or routers are quantised, ``ConfigError`` where they lie in slices."""
+    mixture.refuse_slices("--merge", "leave --merge out")
     mixture.check_plain("quantised experts cannot be merged", "leave --merge out")
     for layer in mixture.moe_layers:
         mixture.router(layer)  # a quantised one is refused

@@ -41,11 +41,18 @@ def check_counts(mixture: Mixture, keep: int, what: str = "keep") -> None:
     """Raise ``ConfigError`` where ``keep`` experts a layer cannot work in this checkpoint."""
     total, top_k, groups = mixture.num_experts, mixture.top_k, mixture.groups
     if keep >= total:
-        raise ConfigError(f"nothing to do: {what} {keep} of {total} experts", f"pass --keep {max(total // 2, 1)}")
+        half = max(total // 2 // mixture.slices * mixture.slices, min(top_k, total))
+        raise ConfigError(f"nothing to do: {what} {keep} of {total} experts", f"pass --keep {half}")
     if keep < top_k:
         raise ConfigError(
             f"each token visits {top_k} experts, which {what} {keep} would not leave",
             f"pass --keep {top_k} or more, or --dense to make a dense model of one expert",
+        )
+    if keep % mixture.slices:
+        raise ConfigError(
+            f"experts lie in {mixture.slices} slices that must stay equally large, so {what} {keep} must be a multiple"
+            f" of {mixture.slices}",
+            f"pass --keep {max(top_k, keep // mixture.slices * mixture.slices)}",
         )
     if groups is None:
         return

@@ -143,7 +143,7 @@ def _suffix(config: PruneConfig, keep: int) -> str:
 def _plan(mixture: Mixture, choice: _Choice, config: PruneConfig) -> PrunePlan:
     limit = parse_size(config.max_shard_size)
     if config.dense:
-        return plan_dense(mixture, {n: ((e[0], 1.0),) for n, e in choice.kept.items()}, limit)
+        return plan_dense(mixture, {n: [((e, 1.0),) for e in kept] for n, kept in choice.kept.items()}, limit)
     factors = {}
     if config.rescale and choice.calibrated is not None:
         layers = choice.calibrated.layers

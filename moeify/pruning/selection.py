@@ -14,7 +14,7 @@ def number_to_keep(mixture: Mixture, options: PruneConfig) -> int:
     """Experts that stay in each layer; raises ``ConfigError`` where that cannot work."""
     total = mixture.num_experts
     if options.dense and options.drop is None:
-        return 1
+        return mixture.slices
     if options.drop is not None:
         return len(next(iter(kept_by_hand(mixture, options.drop, options.dense).values())))
     if options.keep is not None:
@@ -47,11 +47,13 @@ def kept_by_hand(mixture: Mixture, text: str, dense: bool = False) -> dict[int, 
         kept[layer] = tuple(e for e in range(mixture.num_experts) if e not in gone)
     _check_even(kept)
     if dense:
-        if len(next(iter(kept.values()))) != 1:
-            raise ConfigError("--dense wants one expert a layer to stay", "name all others")
+        if len(next(iter(kept.values()))) != mixture.slices:
+            where = "a layer" if mixture.slices == 1 else "a slice"
+            raise ConfigError(f"--dense wants one expert {where} to stay", "name all others")
+        _check_blocks(mixture, kept, mixture.slices)
         return kept
     check_counts(mixture, len(next(iter(kept.values()))), "--drop would keep")
-    _check_groups(mixture, kept)
+    _check_blocks(mixture, kept, mixture.blocks)
     return kept
 
 
@@ -66,17 +68,15 @@ def _check_even(kept: Mapping[int, tuple[int, ...]]) -> None:
         )
 
 
-def _check_groups(mixture: Mixture, kept: Mapping[int, tuple[int, ...]]) -> None:
-    if mixture.groups is None:
-        return
-    count = mixture.groups[0]
+def _check_blocks(mixture: Mixture, kept: Mapping[int, tuple[int, ...]], count: int) -> None:
     size = mixture.num_experts // count
+    what = "group" if mixture.groups is not None else "slice"
     for layer, experts in kept.items():
-        left = [sum(e // size == group for e in experts) for group in range(count)]
+        left = [sum(e // size == block for e in experts) for block in range(count)]
         if len(set(left)) > 1:
             raise ConfigError(
-                f"layer {layer} would keep {left} experts in its {count} groups, which must stay equally large",
-                "drop as many experts from every group",
+                f"layer {layer} would keep {left} experts in its {count} {what}s, which must stay equally large",
+                f"drop as many experts from every {what}",
             )
 
 
@@ -88,20 +88,20 @@ def select(
     high_goes_first: bool = False,
     protected: Mapping[int, Collection[int]] | None = None,
 ) -> dict[int, tuple[int, ...]]:
-    """The ``keep`` best experts of each layer, as many from each group where there are groups.
+    """The ``keep`` best experts of each layer, as many from each slice or group where there are any.
 
     ``protected`` experts stay whatever their score, as far as there is room.
     """
-    groups = mixture.groups[0] if mixture.groups is not None and keep > 1 else 1
-    size = mixture.num_experts // groups
+    blocks = mixture.blocks if keep > 1 else 1
+    size = mixture.num_experts // blocks
     kept = {}
     for layer in mixture.moe_layers:
         values = [-v for v in scores[layer]] if high_goes_first else list(scores[layer])
         safe = set((protected or {}).get(layer, ()))
         chosen: list[int] = []
-        for group in range(groups):
-            members = range(group * size, (group + 1) * size)
-            chosen += best(values, members, keep // groups, safe)
+        for block in range(blocks):
+            members = range(block * size, (block + 1) * size)
+            chosen += best(values, members, keep // blocks, safe)
         kept[layer] = tuple(sorted(chosen))
     return kept
 

@@ -12,12 +12,22 @@ if TYPE_CHECKING:
 Choice = dict[str, "Tensor | None"]
 
 
-def choice(rule: RouterRule, groups: tuple[int, int] | None, bias: Tensor | None, logits: Tensor) -> Choice:
+def in_slices(values: Tensor, slices: int) -> Tensor:
+    """What counts experts or choices along its last axis, [..., E] as [..., G, E / G]."""
+    return values.reshape(*values.shape[:-1], slices, values.shape[-1] // slices)
+
+
+def choice(
+    rule: RouterRule, groups: tuple[int, int] | None, bias: Tensor | None, logits: Tensor, slices: int = 1
+) -> Choice:
     """``scores`` and ``selection`` of ``RoutedTokens`` for ``logits`` [T, E].
 
     Both are None for families that choose by the softmax of the logits alone. ``groups`` are how
-    many there are and how many a token keeps.
+    many there are and how many a token keeps; in each of ``slices`` the logits choose by themselves.
     """
+    if slices > 1:
+        inside = in_slices(logits, slices).softmax(-1)
+        return {"scores": inside.flatten(-2) / slices, "selection": None}
     if rule.scores != "sigmoid" and bias is None and groups is None:
         return {"scores": None, "selection": None}
     raw = logits.sigmoid() if rule.scores == "sigmoid" else logits.softmax(-1)

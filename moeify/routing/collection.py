@@ -30,7 +30,8 @@ class RoutedTokens:
     is each token's domain, None where the data names none; ``token_ids`` [T] its place in the
     vocabulary. Where a family does not choose by a softmax of the logits alone, ``scores`` [T, E]
     are its scores, scaled to sum to 1, and ``selection`` [T, E] what it takes the best of (with the
-    bias for choosing; -inf for experts of groups that a token does not keep).
+    bias for choosing; -inf for experts of groups that a token does not keep). In each of ``slices`` routers decide
+    by themselves.
     """
 
     layer: int
@@ -43,6 +44,7 @@ class RoutedTokens:
     scores: Tensor | None = None
     selection: Tensor | None = None
     expert_inputs: Tensor | None = None
+    slices: int = 1
 
 
 _EXPERT_INPUTS = 256
@@ -126,6 +128,7 @@ def observed(mixture: LoadedMixture, observe: Observer) -> Iterator[Callable[[Te
                 domains=current["domains"],
                 token_ids=current["token_ids"],
                 expert_inputs=None if apart is None else rows(apart),
+                slices=routed.layer.slices,
                 **routed.layer.choice(logits),
             )
         )

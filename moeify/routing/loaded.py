@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 from moeify.errors import RoutingError
 from moeify.families.moe_layout import MoeLayout, RouterRule
 from moeify.families.registry import is_encoder_type
-from moeify.routing.choosing import Choice, choice
+from moeify.routing.choosing import Choice, choice, in_slices
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-Route = Callable[[int, "Tensor", "Tensor", "Tensor"], tuple["Tensor", "Tensor"]]
+Route = Callable[["LoadedLayer", "Tensor", "Tensor", "Tensor"], tuple["Tensor", "Tensor"]]
 """From layer, logits [N, E], weights [N, K] and experts [N, K] to other weights and experts."""
 
 
@@ -25,8 +25,8 @@ class Routed:
 
     ``inputs`` [N, H] are what the router read, [B, H] where it reads whole sequences; the experts
     then read ``expert_inputs``, None where that is the same. ``logits`` [N, E] are the router's,
-    ``weights`` [N, K] and ``experts`` [N, K] what the model used, the expert with most weight
-    first.
+    ``weights`` [N, K] and ``experts`` [N, K] what the model used, slice by slice, the expert with
+    most weight first.
     """
 
     layer: LoadedLayer
@@ -43,7 +43,7 @@ class LoadedLayer:
 
     ``router`` gives logits at least, ``chooser`` logits, weights and experts: a module beside the
     router in moeify's own classes, the router itself in others. ``block`` holds them and the
-    ``experts``; ``bias`` is added for choosing.
+    ``experts``, which lie in ``slices``; ``bias`` is added for choosing.
     """
 
     number: int
@@ -56,6 +56,7 @@ class LoadedLayer:
     groups: tuple[int, int] | None
     top_k: int
     bias: Tensor | None
+    slices: int = 1
 
     @property
     def is_here(self) -> bool:
@@ -82,7 +83,7 @@ class LoadedLayer:
 
     def choice(self, logits: Tensor) -> Choice:
         """Scores and what the best are taken of, by the family's rule, for ``logits`` [T, E]."""
-        return choice(self.rule, self.groups, self.bias, logits)
+        return choice(self.rule, self.groups, self.bias, logits, self.slices)
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Scores that sum to 1 [T, E] for ``logits`` [T, E]: the router's softmax in most rules."""
@@ -90,14 +91,15 @@ class LoadedLayer:
         return logits.softmax(-1) if scores is None else scores
 
     def read(self, out: tuple[Any, ...]) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits, weights and experts of what the chooser gave, most weight first."""
+        """Logits, weights and experts of what the chooser gave, most weight first in each slice."""
         if len(out) == 2:  # Llama 4: a weight for every expert, 0 for those not chosen
             every, logits = out
             experts = logits.topk(self.top_k, dim=-1)[1]
             return logits, every.gather(1, experts), experts
         logits, weights, experts = out
+        weights, experts = (in_slices(values, self.slices) for values in (weights, experts))
         order = weights.argsort(dim=-1, descending=True, stable=True)
-        return logits, weights.gather(1, order), experts.gather(1, order)
+        return logits, weights.gather(-1, order).flatten(-2), experts.gather(-1, order).flatten(-2)
 
     def answer(self, out: tuple[Any, ...], weights: Tensor, experts: Tensor) -> tuple[Any, ...]:
         """``out`` with other ``weights`` and ``experts``, as the model takes them."""
@@ -110,7 +112,7 @@ class LoadedLayer:
         """A hook for the chooser that replaces its weights and experts by those of ``route``."""
 
         def hook(_: Any, __: Any, out: tuple[Any, ...]) -> tuple[Any, ...]:
-            return self.answer(out, *route(self.number, *self.read(out)))
+            return self.answer(out, *route(self, *self.read(out)))
 
         return hook
 
@@ -166,10 +168,10 @@ class LoadedMixture:
         self.model, self.layout = model, layout.of(values)
         self.top_k = layout.top_k(values)
         self.stack = list(layer_stack(model, layout.layer).children())
-        groups = self.layout.rule.group_counts(values)
-        self.layers = {n: self._layer(n, groups) for n in layout.moe_layers(values)}
+        self.groups, self.slices = self.layout.rule.group_counts(values), self.layout.rule.slices(values)
+        self.layers = {n: self._layer(n) for n in layout.moe_layers(values)}
 
-    def _layer(self, number: int, groups: tuple[int, int] | None) -> LoadedLayer:
+    def _layer(self, number: int) -> LoadedLayer:
         layout = self.layout
         places = layout.loaded_router, layout.loaded_experts, layout.loaded_experts.rpartition(".")[0]
         try:
@@ -187,8 +189,9 @@ class LoadedMixture:
             experts=experts,
             rule=layout.rule,
             own_inputs=layout.own_inputs,
-            groups=groups,
+            groups=self.groups,
             top_k=self.top_k,
+            slices=self.slices,
             bias=_selection_bias(layer, layout),
         )
 

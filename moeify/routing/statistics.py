@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from moeify.routing.choosing import in_slices
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -29,16 +31,17 @@ class LayerRouting:
     """Sums over the tokens of one MoE layer, and the figures made from them.
 
     Sums are float64. n_i are the assignments to expert i, T the tokens, K the experts per token;
-    "share" is n_i / (T K). Shapes: [E], for pairs [E, E], for domains [E, D].
+    "share" is n_i / (T K). Shapes: [E], for pairs [E, E], for domains [E, D]. Experts in ``slices`` have a router
+    for each: entropy, z, margins, best experts and what they have to do with domains are means over the slices.
     """
 
-    def __init__(self, num_experts: int, top_k: int, num_domains: int = 0) -> None:
-        self.num_experts, self.top_k, self.num_domains = num_experts, top_k, num_domains
+    def __init__(self, num_experts: int, top_k: int, num_domains: int = 0, slices: int = 1) -> None:
+        self.num_experts, self.top_k, self.num_domains, self.slices = num_experts, top_k, num_domains, slices
         self.tokens = 0
         self.tokens_per_expert = np.zeros(num_experts)
         """n_i, assignments to each expert [E]."""
         self.first_per_expert = np.zeros(num_experts)
-        """Tokens whose best expert it is [E]."""
+        """Tokens whose best expert it is, in its slice [E]."""
         self.gate_mass = np.zeros(num_experts)
         """Sum of the weights that multiply each expert's output [E]."""
         self.probability_sum = np.zeros(num_experts)
@@ -64,7 +67,7 @@ class LayerRouting:
         selection = logits if tokens.selection is None else tokens.selection.double()
         chosen = torch.zeros(count, self.num_experts).scatter_(1, experts, 1.0)
         weights = torch.zeros_like(logits).scatter_(1, experts, tokens.weights.double())
-        first = torch.zeros_like(chosen).scatter_(1, experts[:, :1], 1.0)
+        first = torch.zeros_like(chosen).scatter_(1, experts[:, :: self.top_k // self.slices], 1.0)
         self.tokens += count
         self.tokens_per_expert += chosen.sum(0, dtype=torch.float64).numpy()
         self.first_per_expert += first.sum(0, dtype=torch.float64).numpy()
@@ -72,9 +75,14 @@ class LayerRouting:
         self.probability_sum += probabilities.sum(0).numpy()
         # A batch has far fewer than 2^24 tokens, so these float32 counts are exact.
         self.pairs += (chosen.T @ chosen).double().numpy()
-        self.entropy_sum -= float(torch.special.xlogy(probabilities, probabilities).sum())
-        self.z_sum += float(logits.logsumexp(-1).square().sum())
-        self.margin_sum += float(_margins(selection, chosen).sum())
+        # [T, E] -> [T G, E / G], where the probabilities of a slice sum to 1
+        inside, apart, taken = (
+            in_slices(part, self.slices).flatten(0, 1) for part in (probabilities * self.slices, selection, chosen)
+        )
+        self.entropy_sum -= float(torch.special.xlogy(inside, inside).sum()) / self.slices
+        z = in_slices(logits, self.slices).logsumexp(-1).square()
+        self.z_sum += float(z.sum()) / self.slices
+        self.margin_sum += float(_margins(apart, taken).sum()) / self.slices
         if tokens.domains is not None and self.num_domains:
             domains = torch.nn.functional.one_hot(tokens.domains, self.num_domains).float()
             self.per_domain += (chosen.T @ domains).double().numpy()
@@ -109,7 +117,7 @@ class LayerRouting:
     @property
     def entropy(self) -> float:
         """Mean over tokens of H(p) / ln E for the router's softmax p: 1 undecided, 0 certain."""
-        return normalised(self.entropy_sum / max(self.tokens, 1), self.num_experts)
+        return normalised(self.entropy_sum / max(self.tokens, 1), self.num_experts // self.slices)
 
     @property
     def gate_mass_fraction(self) -> Float64:
@@ -182,6 +190,7 @@ class DomainFigures:
     def of(cls, layer: LayerRouting) -> DomainFigures:
         """The figures of one layer's sums."""
         counts, tokens = layer.per_domain, np.maximum(layer.tokens_per_domain, 1)
+        firsts = layer.first_per_domain
         specialization = counts / tokens
         own = specialization.argmax(1)
         rows = np.arange(layer.num_experts)
@@ -192,10 +201,10 @@ class DomainFigures:
         return cls(
             specialization=specialization,
             baseline=layer.top_k / layer.num_experts,
-            nmi=_nmi(counts),
+            nmi=float(np.mean([_nmi(part) for part in np.split(counts, layer.slices)])),
             own_domain=tuple(int(domain) for domain in own),
             enrichment=np.nan_to_num(enrichment, nan=1.0, posinf=np.inf),
-            own_expert_fraction=layer.first_per_domain.max(0) / tokens,
+            own_expert_fraction=np.mean([part.max(0) for part in np.split(firsts, layer.slices)], axis=0) / tokens,
         )
 
 
@@ -209,7 +218,7 @@ class RoutingStatistics:
     def __call__(self, tokens: RoutedTokens) -> None:
         if tokens.layer not in self.layers:
             num_experts, top_k = tokens.logits.shape[1], tokens.experts.shape[1]
-            self.layers[tokens.layer] = LayerRouting(num_experts, top_k, self.num_domains)
+            self.layers[tokens.layer] = LayerRouting(num_experts, top_k, self.num_domains, tokens.slices)
         self.layers[tokens.layer].update(tokens)
 
     @property

@@ -176,6 +176,7 @@ def _open(source: Source, config: AddConfig) -> _Joining:
 
 
 def _check_mixture(source: Source, view: Mixture, record: Record) -> None:
+    view.refuse_slices("add", "add experts to a mixture that was upcycled without --slices")
     for layer in view.moe_layers:
         if view.router(layer) is None:
             raise CheckpointError(f"layer {layer} has no router", f"run moeify attach {source.name} first")

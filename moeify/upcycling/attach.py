@@ -88,7 +88,7 @@ def attach(
     new = NewCheckpoint(source, target, config)
     opened = Checkpoint.open(source.folder)
     view = open_mixture(opened)
-    check_top_k(config.top_k or view.top_k, view.num_experts)
+    check_top_k(config.top_k or view.top_k, view.num_experts, view.slices)
     model_type = view.layout.model_type
     check_route_by(config.route_by, model_type, model_type in REMOTE_CODE)
     pieces = {layer: _rows(view, layer, config) for layer in view.moe_layers}
@@ -167,14 +167,14 @@ def _outlooks(
             shape = (view.num_experts, view.hidden_size)
             present = view.router(layer)
             rows = None if present is None else files.values(whole(present)).reshape(shape)
-            before[layer] = None if rows is None else _outlook(rows, gain)
-            after[layer] = _outlook(piece.values(files).reshape(shape), gain)
+            before[layer] = None if rows is None else _outlook(rows, gain, view.slices)
+            after[layer] = _outlook(piece.values(files).reshape(shape), gain, view.slices)
     return before, after
 
 
-def _outlook(rows: Any, gain: Any) -> RouterOutlook:
+def _outlook(rows: Any, gain: Any, slices: int) -> RouterOutlook:
     std = logit_std(rows, gain)
-    return RouterOutlook(logit_std=std, entropy=expected_entropy(std, len(rows)))
+    return RouterOutlook(logit_std=std, entropy=expected_entropy(std, len(rows) // slices))
 
 
 def _step(config: AttachConfig, report: AttachReport) -> Step:

@@ -71,9 +71,11 @@ class UpcycleConfig(RouterTextConfig):
     """
 
     num_experts: int | None = None
-    """Experts in each MoE layer; left out, as many as ``experts_from`` names, or 8."""
+    """Experts in each MoE layer, or in each slice; left out, as many as ``experts_from`` names, or 8."""
     top_k: int = 2
-    """Experts that each token visits."""
+    """Experts that each token visits, in each slice."""
+    slices: int = 1
+    """Parts that each feed-forward network is cut into, with experts and a choice of their own."""
     layers: str = "all"
     """Layers to convert: all, odd, even, last-half, or numbers and ranges such as 0,2,4-7."""
     noise: float = 0.01
@@ -85,7 +87,7 @@ class UpcycleConfig(RouterTextConfig):
     labels: tuple[str, ...] = ()
     """What each entry of ``experts_from`` knows; left out, the entries' own names."""
     recipe: Annotated[str, RECIPES] | None = None
-    """How experts are made; left out, sources with ``experts_from`` and copies without."""
+    """How experts are made; left out, sources with ``experts_from``, slices with ``slices``, else copies."""
     rest: Literal["base", "mean"] = "base"
     """Where attention, norms and embeddings come from: the base, or the mean of all entries."""
     shares: tuple[float, ...] = ()
@@ -99,7 +101,7 @@ class UpcycleConfig(RouterTextConfig):
 
     @property
     def experts(self) -> int:
-        """Experts in each MoE layer, E."""
+        """Experts in each slice of an MoE layer."""
         if self.num_experts is not None:
             return self.num_experts
         return len(self.experts_from) or DEFAULT_EXPERTS
@@ -110,6 +112,13 @@ class UpcycleConfig(RouterTextConfig):
         object.__setattr__(self, "shares", tuple(self.shares))
         if not 2 <= self.experts <= MAX_EXPERTS:
             raise ConfigError(f"a mixture needs 2 to {MAX_EXPERTS} experts, not {self.experts}", "pass --experts 8")
+        most = MAX_EXPERTS // self.experts
+        if not 1 <= self.slices <= most:
+            raise ConfigError(
+                f"slices of {self.experts} experts must be 1 to {most}, {MAX_EXPERTS} experts in all, not"
+                f" {self.slices}",
+                "pass --slices 4, or leave it out",
+            )
         check_top_k(self.top_k, self.experts)
         if not (math.isfinite(self.noise) and 0 <= self.noise <= MAX_NOISE):
             raise ConfigError(
@@ -252,8 +261,23 @@ def check_route_by(route_by: RouteBy | None, model_type: str, own_classes: bool)
         )
 
 
-def check_top_k(top_k: int, num_experts: int) -> None:
-    """Raise ``ConfigError`` unless 1 <= top_k <= num_experts."""
+def check_slices(slices: int, model_type: str, can_slice: bool, own: bool) -> None:
+    """Raise ``ConfigError`` where the routers of a family's class choose among all experts at once."""
+    if slices > 1 and not can_slice:
+        raise ConfigError(
+            f"--slices needs a class of moeify's own, and {model_type} is transformers': its routers choose among all"
+            " experts at once",
+            "pass --arch own" if own else "leave --slices out",
+        )
+
+
+def check_top_k(top_k: int, num_experts: int, slices: int = 1) -> None:
+    """Raise ``ConfigError`` unless 1 <= top_k <= num_experts, as many in each of ``slices``."""
+    if top_k % slices:
+        raise ConfigError(
+            f"top-k must be a multiple of the {slices} slices that experts lie in, not {top_k}",
+            f"pass --top-k {slices}, one expert of each",
+        )
     if not 1 <= top_k <= num_experts:
         raise ConfigError(
             f"top-k must lie between 1 and the number of experts, {num_experts}, not {top_k}",

@@ -25,7 +25,7 @@ from moeify.provenance.exports import FLAT_ROUTER_STD, check_flat_routers, down_
 from moeify.routing.config import ROUTER_INITS, RouterInit
 from moeify.routing.initialization import NormalRows, RouterRows, UpProjection
 from moeify.upcycling.comparing import compare_sources
-from moeify.upcycling.config import UpcycleConfig, check_route_by
+from moeify.upcycling.config import UpcycleConfig, check_route_by, check_slices
 from moeify.upcycling.ingredients import CONFIG_DTYPES, Ingredients
 from moeify.upcycling.layers import select_layers
 from moeify.upcycling.recipes import Recipe, recipe_for
@@ -79,6 +79,8 @@ def plan_upcycle(checkpoint: Checkpoint, options: UpcycleConfig, source: Source 
     layout = dense_layout(checkpoint.config)
     conversion = conversion_from(layout, checkpoint.config, options.arch)
     check_route_by(options.route_by, conversion.moe.model_type, conversion.remote_code)
+    own = any(known.remote_code for known in CONVERSIONS[layout.model_type])
+    check_slices(options.slices, conversion.moe.model_type, conversion.moe.rule.slices_key is not None, own)
     view = open_dense(checkpoint, layout)
     layers, recipe = select_layers(options.layers, view.num_layers), recipe_for(options)
     source = source or Source(folder=checkpoint.folder, name=checkpoint.folder.resolve().name)
@@ -86,10 +88,11 @@ def plan_upcycle(checkpoint: Checkpoint, options: UpcycleConfig, source: Source 
     compared = compare_sources(view, sources, options, layers)
     settings = MoeSettings(
         num_experts=recipe.num_experts(options),
-        top_k=options.top_k,
+        top_k=options.top_k * options.slices,
         moe_layers=layers,
         num_layers=view.num_layers,
         route_by=options.route_by,
+        slices=options.slices,
     )
     settings = conversion.form(view.checkpoint.config, settings, options.engines)
     check_flat_routers(settings, options.router, options.needs_text)

@@ -23,16 +23,16 @@ if TYPE_CHECKING:
 class Recipe(Row, ABC):
     """How many experts a layer has, how wide one is, and what each of their tensors is made of.
 
-    ``from_sources`` says whether it takes the entries of ``experts_from``; ``notes`` are what the
-    user should know of the experts, such as that they do not compute what the base computes.
+    ``follows`` is the option that it exists for: ``experts_from``, whose entries it takes, or ``slices``.
+    ``notes`` are what the user should know of the experts, such as that they do not compute what the base computes.
     """
 
-    from_sources: ClassVar[bool] = False
+    follows: ClassVar[str | None] = None
     notes: ClassVar[tuple[str, ...]] = ()
 
     def num_experts(self, options: UpcycleConfig) -> int:
         """Experts of a layer, E. Raises ``ConfigError`` for options that cannot be followed."""
-        return options.experts
+        return options.experts * options.slices
 
     def width(self, options: UpcycleConfig, width: int) -> int:
         """Neurons of an expert, where the dense FFN has ``width``."""
@@ -53,7 +53,7 @@ class _Copies(Recipe):
 class _Sources(Recipe):
     """The entries of ``experts_from`` are dealt out in turn, and only repeats take noise."""
 
-    from_sources = True
+    follows = "experts_from"
 
     def piece(self, of: Ingredients, layer: int, role: str, expert: int) -> Piece:
         number = expert % len(of.entries)
@@ -61,6 +61,31 @@ class _Sources(Recipe):
         folder = of.entries[number].source.folder
         repeated = any(entry.source.folder == folder for entry in before)
         return of.piece(layer, role, expert, entry=number, noisy=repeated)
+
+
+class _Slices(Recipe):
+    """Expert s E + c is copy c of slice s: the neurons as they stand, cut into G parts, and 1 / G of the last bias.
+
+    With weights that sum to 1 in each slice the mixture computes what the base computes.
+    """
+
+    follows = "slices"
+
+    def width(self, options: UpcycleConfig, width: int) -> int:
+        if width % options.slices:
+            raise ConfigError(
+                f"the feed-forward network has {width} neurons, which --slices {options.slices} does not divide",
+                f"pass a number that divides {width}, or leave --slices out",
+            )
+        return width // options.slices
+
+    def piece(self, of: Ingredients, layer: int, role: str, expert: int) -> Piece:
+        import numpy as np
+
+        size, start = of.width // of.options.slices, expert // of.options.experts
+        index = np.arange(start * size, (start + 1) * size)
+        weight = 1.0 / of.options.slices if role == "down_bias" else 1.0
+        return of.piece(layer, role, expert, index=index, weight=weight)
 
 
 _UPCYCLING = Citation(
@@ -81,12 +106,23 @@ _LORA = Citation(
     title="LoRA: Low-Rank Adaptation of Large Language Models",
     arxiv="2106.09685",
 )
+_GROUPED = Citation(
+    used_for="experts as slices of the dense feed-forward layers, as many chosen in each slice",
+    authors="Tang et al.",
+    title="Pangu Pro MoE: Mixture of Grouped Experts for Efficient Sparsity",
+    arxiv="2505.21411",
+)
 RECIPES = Table[Recipe](
     "recipe",
     _Copies(name="copies", help="of the checkpoint itself", paper=_UPCYCLING),
     _Sources(name="sources", help="of --experts-from", paper=_MIXING),
+    _Slices(name="slices", help="of the parts that --slices names", paper=_GROUPED),
     used_for="the way its experts were made, {name}",
 )
+
+
+_FOLLOWED = {"experts_from": (), "slices": 1}
+"""Options that a recipe exists for, and what they are where none is asked for."""
 
 
 def papers(recipe: Recipe, origins: Iterable[ExpertOrigin], router: str) -> list[Citation]:
@@ -108,17 +144,18 @@ def recipe_for(options: UpcycleConfig) -> Recipe:
 
     Raises ``ConfigError`` for options that it cannot follow.
     """
-    name = options.recipe or ("sources" if options.experts_from else "copies")
+    given = [option for option, default in _FOLLOWED.items() if getattr(options, option) != default]
+    implied = (row.name for row in RECIPES.values() if row.follows in given)
+    name = options.recipe or next(implied, "copies")
     recipe = RECIPES[name]
-    if recipe.from_sources and not options.experts_from:
+    if recipe.follows is not None and recipe.follows not in given:
+        flag = recipe.follows.replace("_", "-")
         raise ConfigError(
-            f"--recipe {name} makes experts from --experts-from, which names none",
-            "pass --experts-from, or leave --recipe out",
+            f"--recipe {name} needs --{flag}, which is not given", f"pass --{flag}, or leave --recipe out"
         )
-    if options.experts_from and not recipe.from_sources:
-        raise ConfigError(
-            f"--recipe {name} has no use for --experts-from: its experts are made of the base",
-            "leave --experts-from out, or --recipe",
-        )
+    for option in given:
+        if option != recipe.follows:
+            flag = option.replace("_", "-")
+            raise ConfigError(f"recipe {name} has no use for --{flag}", f"leave --{flag} out")
     recipe.num_experts(options)
     return recipe

@@ -35,10 +35,10 @@ from moeify.upcycling.sources import ExpertOrigin, of_sources
 class UpcycleReport:
     """What upcycling did, or with ``dry_run`` would do.
 
-    ``noise_effective`` is the root mean square of what the noise changed after rounding to the
-    output's dtype, relative to the weights' standard deviation. ``sources`` says which experts are
-    made of what, empty for copies of one model; ``label_agreement`` is the share of held-out tokens
-    (with prompts of the prompts') whose first expert has their label, averaged over layers, where
+    ``num_experts`` and ``top_k`` count in all ``slices`` together. ``noise_effective`` is the root mean square of
+    what the noise changed after rounding to the output's dtype, relative to the weights' standard deviation.
+    ``sources`` says which experts are made of what, empty for copies of one model; ``label_agreement`` is the share
+    of held-out tokens (with prompts of the prompts') whose first expert has their label, averaged over layers, where
     routers were computed from text.
     """
 
@@ -48,6 +48,7 @@ class UpcycleReport:
     model_type: str
     num_experts: int
     top_k: int
+    slices: int
     route_by: str
     num_layers: int
     moe_layers: tuple[int, ...]
@@ -98,7 +99,8 @@ def upcycle(
     started = time.perf_counter()
     config = replace(config or UpcycleConfig(), **options)
     resolved = resolve_source(source, config.revision)
-    target = resolved.output(output, f"moe-e{config.experts}-k{config.top_k}")
+    sliced = f"-s{config.slices}" if config.slices > 1 else ""
+    target = resolved.output(output, f"moe-e{config.experts}-k{config.top_k}{sliced}")
     new = NewCheckpoint(resolved, target, config, written=not dry_run)
     plan = plan_upcycle(Checkpoint.open(resolved.folder), config, resolved)
     if not dry_run:
@@ -138,7 +140,8 @@ def _report(plan: UpcyclePlan, new: NewCheckpoint, config: UpcycleConfig) -> Upc
         family=plan.view.layout.model_type,
         model_type=plan.conversion.moe.model_type,
         num_experts=plan.settings.num_experts,
-        top_k=config.top_k,
+        top_k=plan.settings.top_k,
+        slices=plan.settings.slices,
         route_by=config.route_by,
         num_layers=plan.settings.num_layers,
         moe_layers=plan.settings.moe_layers,
@@ -214,7 +217,8 @@ def _step(config: UpcycleConfig, report: UpcycleReport) -> Step:
     for key in ("experts_from", "labels", "rest", "shares"):
         if not config.experts_from:
             del options[key]
-    options = {key: value for key, value in options.items() if key not in ("arch", "recipe") or value is not None}
+    plain = {"arch": None, "recipe": None, "slices": 1}
+    options = {key: value for key, value in options.items() if key not in plain or value != plain[key]}
     if config.experts_from:
         options["experts_from"] = [origin.name for origin in report.sources]
     keys = ("params_dense", "params_total", "params_active", "noise_effective")

@@ -29,7 +29,7 @@ class Headroom:
     ``expert_difference`` is the root mean square over tokens, layers and experts of the distance
     between an expert's output and the experts' mean, relative to the mean's norm. Losses are None
     where experts are identical, because routing cannot change them then. ``loss_static`` is that
-    of the best single expert (number ``static_expert``) for all tokens and layers: experts are
+    of the best single expert (number ``static_expert``, of every slice) for all tokens and layers: experts are
     compared on 1,024 of the tokens, and what the best one is worse by there is added to
     ``loss_learned``.
     """
@@ -49,7 +49,7 @@ def measure_headroom(session: Session, difference: float, learned: BlockLosses) 
     count = max(1, min(len(learned.sums), _STATIC_TOKENS // session.held_out.seq_len))
     part = np.linspace(0, len(learned.sums) - 1, count).round().astype(int)
 
-    experts = range(min(session.view.num_experts, _MOST_STATIC))
+    experts = range(min(session.view.num_experts // session.view.slices, _MOST_STATIC))
     random, *static = session.read(
         Reading(route=random_experts(session.config.seed)),
         *(Reading(route=one_expert(expert), rows=part) for expert in experts),
@@ -67,13 +67,14 @@ def measure_headroom(session: Session, difference: float, learned: BlockLosses) 
 
 
 def expert_difference(layer: LoadedLayer, tokens: Tensor) -> float:
-    """Mean square distance of a layer's experts from their mean, relative to the mean's square.
+    """Mean square distance of a layer's experts from their slice's mean, relative to the mean's square.
 
     It is over outputs for ``tokens`` [T, H].
     """
     import torch
 
     outputs = torch.stack([layer.expert(n, tokens) for n in range(layer.num_experts)]).float()
-    mean = outputs.mean(0)
+    outputs = outputs.reshape(layer.slices, -1, *outputs.shape[1:])
+    mean = outputs.mean(1, keepdim=True)
     spread = (outputs - mean).square().sum(-1)
     return float(spread.mean() / mean.square().sum(-1).mean().clamp_min(1e-30))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from moeify.routing.choosing import in_slices
 from moeify.routing.loaded import Routed
 
 
@@ -17,7 +18,7 @@ class RouterSums:
 
     ``counts`` [L, E] are assignments over all K choices, ``probabilities`` [L, E] the rule's
     scores, each token's scaled to sum to 1 (arXiv 2412.19437 equations 17-20), ``gates`` [L, E] the
-    weights that the model gave to the chosen, ``z`` [L] logsumexp^2, all but the counts with
+    weights that the model gave to the chosen, ``z`` [L] logsumexp^2 (the mean of slices), all but the counts with
     gradients; ``tokens`` is a scalar. ``counted`` are the tokens that ``counts`` cover, more than
     ``tokens`` where earlier micro-batches of a step are counted along (arXiv 2501.11873).
     """
@@ -66,7 +67,7 @@ def router_sums(routed: Sequence[Routed], mask: Tensor) -> RouterSums:
         counts.append(empty.scatter(-1, experts, 1.0).sum(0))
         gates.append(empty.scatter(-1, experts, one.weights.float()[real]).sum(0))
         probabilities.append(one.layer.probabilities(kept).sum(0))
-        z.append(kept.logsumexp(-1).square().sum())
+        z.append(in_slices(kept, one.layer.slices).logsumexp(-1).square().mean(-1).sum())
     tokens = real.sum().float()
     return RouterSums(
         counts=torch.stack(counts).detach(),
@@ -79,5 +80,5 @@ def router_sums(routed: Sequence[Routed], mask: Tensor) -> RouterSums:
 
 
 def z_loss(sums: RouterSums) -> Tensor:
-    """Mean over tokens of logsumexp(logits)^2, averaged over layers (arXiv 2202.08906 eq. 5)."""
+    """Mean over tokens and slices of logsumexp(logits)^2, averaged over layers (arXiv 2202.08906 eq. 5)."""
     return (sums.z / sums.tokens.clamp(min=1)).mean()

@@ -207,7 +207,7 @@ def open_session(new: NewCheckpoint, config: WarmupConfig, progress: Progress | 
     beside = [Checkpoint.open(resolve_source(name).folder) for name in references]
     for dense in beside:
         check_vocabulary(tokenizer, blocks.largest_token, vocabulary_size(dense.config))
-    _check_domains(blocks, config, view.num_experts)
+    _check_domains(blocks, config, view.num_experts // view.slices)
     train, held_out = blocks.split(config.held_out)
     by_layer = not config.steps and runs_by_layer(opened, *beside, low_memory=config.low_memory, dtype=config.dtype)
     elsewhere = [_ON_CPU.format(device.type)] if by_layer and device.type != "cpu" else []

@@ -152,6 +152,8 @@ _NO_GRADIENT = (
 
 def _fit(session: Session) -> tuple[float, int]:
     """Fit the routers; returns how much experts differ, and the bytes of a layer's inputs."""
+    import torch
+
     config, started, fitting = session.config, time.perf_counter(), 0.0
     wanted = config.fit_tokens if session.fit != "none" else 2 * config.batch * session.train_blocks.seq_len
     blocks = some_blocks(session.train_blocks, wanted, config.seed)
@@ -162,7 +164,8 @@ def _fit(session: Session) -> tuple[float, int]:
         begun, held = time.perf_counter(), max(held, seen[0].nbytes)
         differences.append(expert_difference(layer, seen[0].expert_inputs(layer.number)))
         if (rows := FITS[session.fit].rows) is not None:
-            layer.set_router(rows(_seen(session, layer.number, seen[0])))
+            parts = _seen(session, layer.number, seen[0])
+            layer.set_router(torch.cat([rows(part) for part in parts]))
         if session.by_layer:
             session.routers[layer.number] = [
                 None if tensor is None else tensor.clone() for tensor in layer.router_tensors
@@ -187,16 +190,19 @@ def _fit(session: Session) -> tuple[float, int]:
     return math.sqrt(sum(differences) / len(differences)), held
 
 
-def _seen(session: Session, layer: int, reservoir: InputReservoir) -> Seen:
-    return Seen(
+def _seen(session: Session, layer: int, reservoir: InputReservoir) -> list[Seen]:
+    """What the router of each slice of experts saw: the same, with draws of its own."""
+    slices = session.view.slices
+    seen = Seen(
         inputs=reservoir.inputs(layer),
         domains=reservoir.domains(layer),
-        num_experts=session.view.num_experts,
-        top_k=session.view.top_k,
+        num_experts=session.view.num_experts // slices,
+        top_k=session.view.top_k // slices,
         owners=session.owners,
         entropy=session.config.entropy,
         seed=session.config.seed + layer,
     )
+    return [replace(seen, seed=seen.seed + number * session.view.num_layers) for number in range(slices)]
 
 
 def _train(session: Session, target: Path, *, task: bool) -> None:

@@ -84,7 +84,7 @@ def test_a_class_without_a_place_for_the_width_is_refused(tmp_path: Path) -> Non
     ("options", "message"),
     [
         ({"recipe": "nonsense"}, "'nonsense' is unknown"),
-        ({"recipe": "sources"}, "which names none"),
+        ({"recipe": "sources"}, "needs --experts-from"),
         ({"recipe": "copies", "experts_from": ("a", "b")}, "no use for --experts-from"),
     ],
 )
