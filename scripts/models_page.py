@@ -33,8 +33,8 @@ all the engines named compute rightly, or says why there is none.
 
 ## Mixtures that are read
 
-Inspected, pruned and warmed up whoever made them: {read}. Inspected and pruned without text, as no class of transformers
-loads them: {unloadable}.
+Inspected, pruned and warmed up whoever made them: {read}.
+Inspected and pruned without text, as no class of transformers loads them: {unloadable}.
 """
 
 
