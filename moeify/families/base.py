@@ -66,6 +66,7 @@ class DenseLayout:
     layer: str = "layers.{layer}."
     norm: str | None = "post_attention_layernorm.weight"
     norm_bias: str | None = None
+    norm_offset: float = 0.0
     activation: tuple[str, str] = ("hidden_act", "silu")
     ties_by_default: bool = False
     aliases: Mapping[str, str] = field(default_factory=dict)

@@ -89,15 +89,15 @@ class Conversion:
         """The mixture's class without a head."""
         return self.moe.class_prefix + next(iter(self.heads or self.dense.heads))
 
-    def takes(self, config: Config) -> bool:
-        """Whether the mixture can express what a dense ``config`` says."""
+    def refusal(self, config: Config) -> str | None:
+        """Why the mixture cannot express what a dense ``config`` says; None where it can."""
         layers = self.dense.num_layers(config)
         every = MoeSettings(num_experts=1, top_k=1, moe_layers=tuple(range(layers)), num_layers=layers)
         try:
             self.moe_config(config, every)
-        except MoeifyError:
-            return False
-        return True
+        except MoeifyError as error:
+            return error.message
+        return None
 
     def moe_config(self, config: Config, settings: MoeSettings) -> Config:
         """config.json of the mixture that a dense ``config`` becomes; raises ``MoeifyError``."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
-from moeify.families.base import FfnTensor, Head
+from moeify.families.base import DenseLayout, FfnTensor, Head
 from moeify.families.rope import canonical_rope
 from moeify.families.values import Config, Dims, Shape, num_labels, positive
 
@@ -114,3 +115,16 @@ def renamed_keys(**own: str) -> Callable[[Config], Config]:
         return {key: value for key, value in config.items() if key not in own} | general
 
     return canonical
+
+
+def decoder_layout(
+    model_type: str, class_prefix: str, defaults: Config, *, head_dim: int | None = None, **own: Any
+) -> DenseLayout:
+    """A decoder called as Llama is, but for what is its ``own``; ``defaults`` are its config class's."""
+    as_llama = {"outer": DECODER_OUTER, "per_layer": LLAMA_LAYER, "ffn": GATED_FFN, "heads": DECODER_HEADS}
+    return DenseLayout(
+        model_type=model_type,
+        class_prefix=class_prefix,
+        dims=lambda config: grouped_query_dims(config, defaults, head_dim=head_dim),
+        **(as_llama | own),
+    )

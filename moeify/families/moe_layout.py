@@ -171,7 +171,7 @@ class MoeLayout:
     that name, in the first such layer, makes the dense class refuse the mixture by its shape, and
     is no parameter.
     ``norm`` and ``norm_bias`` are the normalisation whose output the router reads, None where it
-    reads the residual stream itself. The router's
+    reads the residual stream itself; ``norm_offset`` is what it adds to its weight. The router's
     weight is [E, H] and its bias [E] in every family. ``router_module`` is the router's path
     within its layer once transformers has loaded it, where that is not its tensor's name, and
     ``loaded_selection_bias`` is the same for the bias of the rule; ``chooser`` is the path of the
@@ -198,6 +198,7 @@ class MoeLayout:
     router: str = "mlp.gate.weight"
     norm: str | None = "post_attention_layernorm.weight"
     norm_bias: str | None = None
+    norm_offset: float = 0.0
     router_bias: str | None = None
     rule: RouterRule = RouterRule()
     rule_by: Callable[[Config], RouterRule] | None = None

@@ -20,8 +20,19 @@ DENSE_LAYOUTS: Catalogue[DenseLayout] = Catalogue(dense, "LAYOUT")
 MOE_LAYOUTS: Catalogue[MoeLayout] = Catalogue(mixtures, "LAYOUT")
 """MoE model types that can be read, as transformers writes them."""
 
+OWN = "own"
+"""What asks for moeify's own class where a native mixture can express a dense checkpoint as well."""
+
 CONVERSIONS: Catalogue[tuple[Conversion, ...]] = Catalogue(conversions, "CONVERSIONS")
 """What dense types become, each type's default first."""
+
+
+_SWITCH = (
+    "of transformers' classes only switch_transformers fits, and it would lose what the T5 computes: it multiplies"
+    " each expert by its probability, passes over tokens beyond expert_capacity, and has no gated feed-forward network"
+)
+_NOT_EXACT = dict.fromkeys(("t5", "mt5", "umt5"), _SWITCH)
+"""Dense types whose only mixture computes something else, and what it would lose."""
 
 
 def dense_layout(config: Config) -> DenseLayout:
@@ -32,7 +43,9 @@ def dense_layout(config: Config) -> DenseLayout:
     counts = (text_config(config).get(key) for key in EXPERT_KEYS)
     several = any(type(count) is int and count > 1 for count in counts)
     hint = "docs/families.md says how to add a family"
-    if is_mixture(config) or "moe" in str(model_type) or several:
+    if model_type in _NOT_EXACT:
+        hint = f"{_NOT_EXACT[str(model_type)]}; upcycle an encoder or a decoder instead"
+    elif is_mixture(config) or "moe" in str(model_type) or several:
         hint = "it is a mixture of experts already: see moeify inspect, or name a dense checkpoint"
     elif model_type is None:
         hint = "config.json does not say: add model_type if it is one of these"
@@ -45,9 +58,9 @@ def conversion_from(layout: DenseLayout, config: Config, arch: str | None = None
     Raises ``ConfigError``; where no mixture can, its type's default will say why.
     """
     known = CONVERSIONS.get(layout.model_type, ())
-    if named := [c for c in known if arch in (None, c.moe.model_type)]:
+    if named := [c for c in known if arch in (None, c.moe.model_type) or (arch == OWN and c.remote_code)]:
         config = layout.canonical(config)
-        return next((conversion for conversion in named if conversion.takes(config)), named[0])
+        return next((conversion for conversion in named if conversion.refusal(config) is None), named[0])
     listing = ", ".join(conversion.moe.model_type for conversion in known) or "no mixture"
     wanted = "a mixture" if arch is None else repr(arch)
     raise ConfigError(

@@ -67,6 +67,25 @@ class MoeFamily:
         return tuple(dict.fromkeys((self.heads[""], *self.heads.values(), *self.others)))
 
 
+_LLAMA = FeedForward(
+    classes=("{}MLP",),
+    block="mlp",
+    gate="mlp.gate_proj",
+    up="mlp.up_proj",
+    down="mlp.down_proj",
+    activation="mlp.act_fn",
+)
+_PHI = FeedForward(
+    classes=("{}MLP",),
+    block="mlp",
+    gate="mlp.gate_up_proj",
+    up="mlp.gate_up_proj",
+    down="mlp.down_proj",
+    activation="mlp.activation_fn",
+)
+_CLASSIFIERS = {name: name for name in ("ForSequenceClassification", "ForTokenClassification")}
+_DECODER = {"": "Model", "ForCausalLM": "ForCausalLM", **_CLASSIFIERS}
+_ALL = {**_DECODER, "ForQuestionAnswering": "ForQuestionAnswering"}
 _BERT = FeedForward(
     classes=("{}Intermediate", "{}Output"),
     block="intermediate",
@@ -166,6 +185,30 @@ FAMILIES: Mapping[str, MoeFamily] = {
             scaled=True,
         ),
         heads={"": "Model", **_TASKS},
+    ),
+    **{
+        dense: MoeFamily(prefix=prefix, layers="layers", ffn=ffn, heads=heads, causal=True)
+        for dense, prefix, ffn, heads in (
+            ("llama", "Llama", _LLAMA, _ALL),
+            ("mistral", "Mistral", _LLAMA, _ALL),
+            ("phi3", "Phi3", _PHI, _DECODER),
+            ("ministral", "Ministral", _LLAMA, _ALL),
+            ("smollm3", "SmolLM3", _LLAMA, _ALL),
+            ("exaone4", "Exaone4", _LLAMA, {**_ALL, "ForPreTraining": "ForCausalLM"}),
+            ("gemma", "Gemma", _LLAMA, _DECODER),
+            ("gemma2", "Gemma2", _LLAMA, _DECODER),
+        )
+    },
+    "gemma3_text": MoeFamily(
+        prefix="Gemma3",
+        layers="layers",
+        ffn=_LLAMA,
+        heads={
+            "": "TextModel",
+            "ForCausalLM": "ForCausalLM",
+            "ForSequenceClassification": "TextForSequenceClassification",
+        },
+        causal=True,
     ),
     "gpt2": MoeFamily(
         prefix="GPT2",

@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import wraps
-from typing import Any, get_args, get_origin
+from typing import Any, get_args
 
 from torch import Tensor
 from transformers.utils.generic import ModelOutput
@@ -162,13 +162,12 @@ def _with_router_argument(wrapper: Forward, forward: Forward) -> Forward:
         "output_router_logits", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=bool | None
     )
     last = len(parameters) - (parameters[-1].kind is inspect.Parameter.VAR_KEYWORD)
-    # Made now, and not while a trace watches.
-    outputs = [
-        kind for kind in get_args(signature.return_annotation) if issubclass(get_origin(kind) or kind, ModelOutput)
-    ]
+    annotation = signature.return_annotation
+    said = [kind for kind in get_args(annotation) or (annotation,) if inspect.isclass(kind)]
     returned: Any = tuple
-    for kind in outputs or [signature.return_annotation]:
-        returned = returned | with_router(kind)
+    for kind in said:
+        if issubclass(kind, ModelOutput):  # made now, and not while a trace watches
+            returned = returned | with_router(kind)
     wrapper.__signature__ = signature.replace(  # type: ignore[attr-defined]
         parameters=[*parameters[:last], new, *parameters[last:]], return_annotation=returned
     )

@@ -56,8 +56,8 @@ class RouterRows(Values):
     """A router's weight [E, H] as one piece, drawn from a generator that ``key`` seeds.
 
     ``norm`` and ``norm_bias`` are the weight and the bias [H] of the normalisation whose output
-    the router reads, ``up`` is the projection that reads it too; calibrated rows take all three
-    into account.
+    the router reads, ``norm_offset`` is what it adds to its weight, and ``up`` the projection that reads it
+    too; calibrated rows take all of them into account.
     """
 
     init: RouterInit
@@ -67,6 +67,7 @@ class RouterRows(Values):
     key: tuple[int | str, ...]
     norm: StoredTensor | None = None
     norm_bias: StoredTensor | None = None
+    norm_offset: float = 0.0
     up: UpProjection | None = None
 
     @property
@@ -80,6 +81,7 @@ class RouterRows(Values):
 
     def values(self, files: SourceFiles) -> Float32:
         gain, bias = (None if t is None else files.values(whole(t)) for t in (self.norm, self.norm_bias))
+        gain = None if gain is None else gain + np.float32(self.norm_offset)
         reader = None
         if self.up is not None and self.init == "calibrated":
             reader = self.up.column_rms(files)

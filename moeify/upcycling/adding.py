@@ -199,6 +199,7 @@ def _calibrated(joining: _Joining, config: AddConfig) -> dict[int, Float32]:
                 dtype=router.dtype,
                 norm=norm,
                 norm_bias=view.norm_bias(layer),
+                norm_offset=view.layout.norm_offset,
                 key=(config.seed, "joining", view.layout.layer.format(layer=layer)),
             )
             drawn = piece.values(files)

@@ -131,6 +131,7 @@ def _rows(view: Mixture, layer: int, config: AttachConfig) -> RouterRows:
         key=(config.seed, "router", view.layout.layer.format(layer=layer)),
         norm=norm,
         norm_bias=view.norm_bias(layer),
+        norm_offset=view.layout.norm_offset,
         up=_up_projection(view, layer),
     )
 

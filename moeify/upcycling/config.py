@@ -91,7 +91,7 @@ class UpcycleConfig(RouterTextConfig):
     shares: tuple[float, ...] = ()
     """Share of each entry in the mean that ``rest`` takes; left out, all weigh the same."""
     arch: str | None = None
-    """Model type of the mixture; left out, the usual one for the checkpoint's own."""
+    """Model type of the mixture, or own for moeify's own class; left out, the first that can express it."""
     dtype: Dtype = "auto"
     """Dtype of the output; auto keeps each tensor's own."""
     engines: tuple[str, ...] = ()

@@ -19,7 +19,7 @@ from moeify.families.conversion import Conversion, MoeSettings
 from moeify.families.dense_checkpoint import Dense, open_dense
 from moeify.families.joining import joined_jobs
 from moeify.families.moe_layout import ExpertTensor, ExtraTensor
-from moeify.families.registry import conversion_from, dense_layout
+from moeify.families.registry import CONVERSIONS, conversion_from, dense_layout
 from moeify.families.values import Config, resolve_shape
 from moeify.provenance.exports import FLAT_ROUTER_STD, check_flat_routers, down_scale, export_notes, untied
 from moeify.routing.config import ROUTER_INITS, RouterInit
@@ -113,8 +113,23 @@ def plan_upcycle(checkpoint: Checkpoint, options: UpcycleConfig, source: Source 
         parameters=planner.parameters(),
         sources=sources,
         origins=expert_origins(sources, settings.num_experts),
-        warnings=(*view.notes, *compared, *recipe.notes, *export_notes(settings, options.noise), *_unused(view)),
+        warnings=(
+            *_instead(conversion, view),
+            *view.notes,
+            *compared,
+            *recipe.notes,
+            *export_notes(settings, options.noise),
+            *_unused(view),
+        ),
     )
+
+
+def _instead(conversion: Conversion, view: Dense) -> Iterator[str]:
+    """Why a checkpoint becomes a mixture of moeify's own class, where others of its type become a native one."""
+    usual = CONVERSIONS[view.layout.model_type][0]
+    reason = usual.refusal(view.config)
+    if conversion.remote_code and reason is not None:
+        yield f"{reason}: it becomes {conversion.moe.model_type}, moeify's own class, which transformers runs"
 
 
 def _unused(view: Dense) -> Iterator[str]:
@@ -257,6 +272,7 @@ class _Planner:
                 key=(self.options.seed, "router", moe.layer.format(layer=layer)),
                 norm=norm,
                 norm_bias=bias,
+                norm_offset=dense.norm_offset,
                 up=self._up_projection(layer),
             )
             yield Job(name, dtype, shape, (piece,))

@@ -9,8 +9,10 @@ from moeify.families.base import DenseLayout
 from moeify.families.conversion import Conversion, MoeSettings, dense_again
 from moeify.families.dense.llama import LAYOUT as DENSE
 from moeify.families.engines import MLX, SGLANG, TRANSFORMERS, VLLM, Engine, Said, Test
+from moeify.families.mixtures.llama_moe import LAYOUT as OWN
 from moeify.families.mixtures.mixtral import DEFAULTS as MIXTRAL
 from moeify.families.mixtures.mixtral import LAYOUT as MOE
+from moeify.families.own import own_conversion
 from moeify.families.rope import canonical_rope, spelled_rope
 from moeify.families.values import Config, positive
 
@@ -127,4 +129,4 @@ def mixtral_conversion(dense: DenseLayout, *, windows: bool = False, notes: Said
     )
 
 
-CONVERSIONS = (mixtral_conversion(DENSE),)
+CONVERSIONS = (mixtral_conversion(DENSE), own_conversion(DENSE, OWN, plain=("mlp_bias",)))

@@ -1,0 +1,7 @@
+"""Gemma to moeify's own class."""
+
+from moeify.families.dense.gemma import LAYOUT as DENSE
+from moeify.families.mixtures.gemma_moe import LAYOUT as MOE
+from moeify.families.own import own_conversion
+
+CONVERSIONS = (own_conversion(DENSE, MOE),)

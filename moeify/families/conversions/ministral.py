@@ -1,0 +1,7 @@
+"""Ministral to moeify's own class."""
+
+from moeify.families.dense.ministral import LAYOUT as DENSE
+from moeify.families.mixtures.ministral_moe import LAYOUT as MOE
+from moeify.families.own import own_conversion
+
+CONVERSIONS = (own_conversion(DENSE, MOE),)

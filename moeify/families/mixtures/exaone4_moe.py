@@ -1,0 +1,6 @@
+"""EXAONE 4 as a mixture in moeify's own class."""
+
+from moeify.families.dense.exaone4 import LAYOUT as DENSE
+from moeify.families.own import own_mixture
+
+LAYOUT = own_mixture(DENSE)

@@ -1,0 +1,6 @@
+"""Phi-3 as a mixture in moeify's own class."""
+
+from moeify.families.dense.phi3 import LAYOUT as DENSE
+from moeify.families.own import own_mixture
+
+LAYOUT = own_mixture(DENSE)

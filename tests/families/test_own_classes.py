@@ -1,0 +1,80 @@
+"""Decoders become mixtures in moeify's own classes where no native one can express them, or on request."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import moeify
+from moeify.errors import ConfigError, UnsupportedModelError
+from moeify.routing.loading import load_model
+from tests.families.edited import edit_config
+from tests.families.test_contract import load_strictly
+from tests.tiny import save_tiny, state
+
+INSTEAD = {
+    "biases": ("llama", {"attention_bias": True}, "has biases"),
+    "partial rotary": (
+        "phi3",
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
+        "rotates a part of each head",
+    ),
+}
+
+
+def held(dense: Path, moe: Path, model_type: str) -> None:
+    """Exact, loads whole, generates the same, and gives the dense checkpoint back bit for bit."""
+    assert json.loads((moe / "config.json").read_text())["model_type"] == model_type
+    load_strictly(moe)
+    assert moeify.verify(dense, moe).relative_diff <= 1e-6
+    prompt = torch.tensor([[5, 9, 17, 33, 2, 40, 3], [8, 7, 6, 11, 22, 33, 44]])
+    with torch.no_grad():
+        wanted, found = (
+            load_model(folder).generate(prompt, max_new_tokens=12, min_new_tokens=12, do_sample=False)
+            for folder in (dense, moe)
+        )
+    assert torch.equal(wanted, found)
+    moeify.prune(moe, moe.with_name("back"), keep=1, by="random", dense=True)
+    before, after = state(dense), state(moe.with_name("back"))
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    assert moeify.verify(dense, moe.with_name("back")).bit_exact
+
+
+@pytest.mark.parametrize(("family", "options", "said"), INSTEAD.values(), ids=INSTEAD)
+def test_what_no_native_mixture_expresses_becomes_an_own_one_and_says_so(
+    tmp_path: Path, family: str, options: dict[str, Any], said: str
+) -> None:
+    dense = save_tiny(tmp_path / "dense", family, **options)
+    report = moeify.upcycle(dense, tmp_path / "moe", num_experts=3, noise=0.0)
+    assert said in report.warnings[0] and f"becomes {family}_moe" in report.warnings[0]
+    held(dense, tmp_path / "moe", f"{family}_moe")
+    assert moeify.inspect(dense).to_dict()["upcycled"]["model_type"] == f"{family}_moe"
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "phi3"])
+@pytest.mark.parametrize("layers", ["all", "odd"])
+def test_an_own_class_on_request(tmp_path: Path, family: str, layers: str) -> None:
+    dense = save_tiny(tmp_path / "dense", family)
+    report = moeify.upcycle(dense, tmp_path / "moe", num_experts=2, noise=0.0, arch="own", layers=layers)
+    assert report.warnings == ()
+    held(dense, tmp_path / "moe", f"{family}_moe")
+
+
+def test_a_type_without_an_own_class_says_what_there_is(tmp_path: Path) -> None:
+    dense = save_tiny(tmp_path / "dense", "qwen2")
+    with pytest.raises(ConfigError, match="does not become 'own', but qwen2_moe"):
+        moeify.upcycle(dense, tmp_path / "moe", arch="own")
+
+
+@pytest.mark.parametrize("model_type", ["t5", "mt5"])
+def test_t5_is_refused_with_what_would_be_lost(tmp_path: Path, model_type: str) -> None:
+    dense = save_tiny(tmp_path / "dense", "bert")
+    edit_config(dense, model_type=model_type)
+    with pytest.raises(UnsupportedModelError) as caught:
+        moeify.upcycle(dense, tmp_path / "moe")
+    assert "expert_capacity" in str(caught.value.hint) and "gated" in str(caught.value.hint)
+    assert not (tmp_path / "moe").exists()
