@@ -1,6 +1,7 @@
 """How much longer MiniLM takes for 2,048 tokens in slices (4 experts, 4 slices, top-1), and as copies, than dense."""
 
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -8,8 +9,11 @@ from pathlib import Path
 import torch
 from transformers import AutoModel
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from real.checkpoints import minilm
+
 import moeify
-from tests.real.checkpoints import minilm
 
 WAYS = {"slices": {"slices": 4}, "copies": {}}
 ROUNDS = 15

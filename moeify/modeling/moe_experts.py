@@ -26,7 +26,7 @@ Implementation = Callable[..., Tensor]
 class Outline:
     """A dense feed-forward network, as far as its experts are the same.
 
-    `joined` says that one product gives both halves of a gated network. `is_transposed` stores weights as `Conv1D`
+    Each expert has one of its `slices`, `ffn_size` neurons wide. `joined` says that one product gives both halves of a gated network. `is_transposed` stores weights as `Conv1D`
     does, [in, out].
     """
 
@@ -38,16 +38,24 @@ class Outline:
     biased: bool = True
     is_transposed: bool = False
     inner_dropout: nn.Module | None = None
+    slices: int = 1
 
     @classmethod
-    def of(cls, layer: nn.Module, ffn: FeedForward) -> "Outline":
-        """The outline of the network that a dense layer has, with or without memory."""
+    def of(cls, layer: nn.Module, ffn: FeedForward, slices: int = 1) -> "Outline":
+        """The outline of the network that a dense layer has, with or without memory.
+
+        Raises:
+            ValueError: if `slices` does not divide its neurons.
+        """
         down = layer.get_submodule(ffn.down)
         is_transposed = isinstance(down, Conv1D)
         shape = down.weight.shape if is_transposed else down.weight.shape[::-1]
+        if shape[0] % slices:
+            raise ValueError(f"expert_slices must divide the {shape[0]} neurons of a network, not be {slices}.")
         path, _, name = ffn.activation.rpartition(".")
         return cls(
-            ffn_size=shape[0],
+            ffn_size=shape[0] // slices,
+            slices=slices,
             hidden_size=shape[1],
             activation=getattr(layer.get_submodule(path), name),
             gated=ffn.gate is not None,
@@ -98,16 +106,11 @@ class Experts(nn.Module):
     def __init__(self, config: Any, outline: Outline) -> None:
         super().__init__()
         self.num_experts = config.num_experts
-        if outline.ffn_size % config.expert_slices:
-            raise ValueError(
-                f"expert_slices must divide the feed-forward network's {outline.ffn_size} neurons,"
-                f" not be {config.expert_slices}."
-            )
-        self.hidden_size, self.ffn_size = outline.hidden_size, outline.ffn_size // config.expert_slices
+        self.hidden_size, self.ffn_size = outline.hidden_size, outline.ffn_size
         self.joined = outline.joined
         self.act_fn, self.inner_dropout = outline.activation, outline.inner_dropout
-        width = (2 if outline.gated else 1) * self.ffn_size
-        up, down = (width, outline.hidden_size), (outline.hidden_size, self.ffn_size)
+        width = (2 if outline.gated else 1) * outline.ffn_size
+        up, down = (width, outline.hidden_size), (outline.hidden_size, outline.ffn_size)
         if outline.is_transposed:
             up, down = up[::-1], down[::-1]
         self.up_name = "gate_up_proj" if outline.gated else "up_proj"

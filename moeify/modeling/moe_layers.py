@@ -104,7 +104,7 @@ class MoeFeedForward(nn.Module):
     ) -> None:
         super().__init__()
         self.router = Router(outline.hidden_size, config.num_experts)
-        self.routing = TopKRouting(config.num_experts_per_tok, config.norm_topk_prob, config.expert_slices)
+        self.routing = TopKRouting(config.num_experts_per_tok, config.norm_topk_prob, outline.slices)
         self.experts = experts_like(outline, config)
         self.pool = pool
         self.dropout = dropout
@@ -118,7 +118,7 @@ class MoeFeedForward(nn.Module):
         if self.pool is not None:
             read = self.pool(hidden_states, mask=batch.mask, starts=batch.starts, cache=batch.cache)
         logits = self.router(read)
-        if self.pool is not None and not self.pool.causal:
+        if self.pool is not None and not self.pool.causal and batch.starts is None:
             # [B, E] -> [N, E]: all tokens of a sequence go where it goes
             logits = logits.unsqueeze(1).expand(-1, hidden_states.shape[1], -1).flatten(0, 1)
         logits, weights, experts = self.routing(logits)

@@ -115,7 +115,7 @@ class MoePreTrainedModel(PreTrainedModel):
             causal = self.moe.causal or getattr(config, "is_decoder", False)
             pool = SequencePool(causal=causal, layer=number, num_layers=config.num_hidden_layers)
         dropout = layer.get_submodule(ffn.dropout) if ffn.dropout else None
-        outline = Outline.of(layer, ffn)
+        outline = Outline.of(layer, ffn, config.expert_slices)
         layer.set_submodule(ffn.down, nn.Identity())
         layer.set_submodule(ffn.block, MoeFeedForward(config, outline, pool=pool, dropout=dropout))
         if hasattr(layer, "chunk_size_feed_forward"):

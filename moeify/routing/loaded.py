@@ -52,7 +52,7 @@ class LoadedLayer:
     chooser: nn.Module
     experts: Any
     rule: RouterRule
-    own_inputs: bool
+    own_inputs: bool = False
     groups: tuple[int, int] | None
     top_k: int
     bias: Tensor | None
