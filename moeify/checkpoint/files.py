@@ -30,6 +30,7 @@ class SourceFiles:
         self.handles = dict(handles or {})
         self._states: dict[Path, tuple[int, int]] = {}
         self.stds: dict[StoredTensor, float] = {}
+        self._means: dict[StoredTensor, float] = {}
 
     def __enter__(self) -> SourceFiles:
         return self
@@ -96,6 +97,16 @@ class SourceFiles:
                 raise _not_finite(tensor)
         mean = total / max(tensor.elements, 1)
         return math.sqrt(max(squares / max(tensor.elements, 1) - mean * mean, 0.0))
+
+    def mean(self, tensor: StoredTensor) -> float:
+        """Mean of ``tensor``, read once."""
+        if tensor not in self._means:
+            total = 0.0
+            for start in range(0, tensor.nbytes, _SCAN_BYTES):
+                raw = self.read(tensor.path, tensor.start + start, min(_SCAN_BYTES, tensor.nbytes - start))
+                total += float(decode(raw, tensor.dtype).astype(np.float64).sum())
+            self._means[tensor] = total / max(tensor.elements, 1)
+        return self._means[tensor]
 
     def is_zero(self, tensor: StoredTensor) -> bool:
         """Whether every byte of ``tensor`` is zero."""

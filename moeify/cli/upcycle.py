@@ -83,7 +83,7 @@ def _show(out: Output, report: UpcycleReport, source: str) -> None:
     ]
     if report.label_agreement is not None:
         rows.append(("routers", f"{report.label_agreement:.1%} of the tokens go to their label"))
-    if not report.dry_run and (report.noise_effective or not report.sources):
+    if not report.dry_run and (report.noise_effective or not (report.sources or report.reinit)):
         noise = f"asked for {report.noise_requested:g}, after rounding {report.noise_effective:.3g}"
         rows.append(("noise", noise))
     if not report.dry_run:
@@ -92,5 +92,5 @@ def _show(out: Output, report: UpcycleReport, source: str) -> None:
     out.table(f"{report.source} {verb} {report.output}", rows)
     if not report.dry_run:
         # Experts that differ from the base do not compute what it computes.
-        check = f"inspect {report.output} --weights" if report.sources else None
+        check = f"inspect {report.output} --weights" if report.sources or report.reinit else None
         out.hint(f"moeify {check or f'verify {source} {report.output}'}")

@@ -26,8 +26,8 @@ Implementation = Callable[..., Tensor]
 class Outline:
     """A dense feed-forward network, as far as its experts are the same.
 
-    Each expert has one of its `slices`, `ffn_size` neurons wide. `joined` says that one product gives both halves of a gated network. `is_transposed` stores weights as `Conv1D`
-    does, [in, out].
+    Each expert has one of its `slices`, `ffn_size` neurons wide. `joined` says that one product gives both halves
+    of a gated network. `is_transposed` stores weights as `Conv1D` does, [in, out].
     """
 
     hidden_size: int

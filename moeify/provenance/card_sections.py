@@ -132,6 +132,10 @@ def _limits(subject: Subject) -> Iterable[str]:
             "Its experts were trained apart from one another and put together without training:"
             " measure the model on your own task before you rely on it."
         )
+    elif any(step.options.get("reinit") for step in steps):
+        yield (
+            "Neurons of its experts were drawn anew: until it is trained, it does not compute what its base computes."
+        )
     elif subject.upcycled:
         yield (
             "An upcycled model computes what its base computes until it is trained: experts that"

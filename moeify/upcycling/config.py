@@ -87,7 +87,9 @@ class UpcycleConfig(RouterTextConfig):
     labels: tuple[str, ...] = ()
     """What each entry of ``experts_from`` knows; left out, the entries' own names."""
     recipe: Annotated[str, RECIPES] | None = None
-    """How experts are made; left out, sources with ``experts_from``, slices with ``slices``, else copies."""
+    """How experts are made; left out, it follows from ``experts_from``, ``slices`` and ``reinit``, else copies."""
+    reinit: float = 0.0
+    """Share of each expert's neurons that is drawn anew, which is not exact; the others take no noise."""
     rest: Literal["base", "mean"] = "base"
     """Where attention, norms and embeddings come from: the base, or the mean of all entries."""
     shares: tuple[float, ...] = ()
@@ -112,6 +114,8 @@ class UpcycleConfig(RouterTextConfig):
         object.__setattr__(self, "shares", tuple(self.shares))
         if not 2 <= self.experts <= MAX_EXPERTS:
             raise ConfigError(f"a mixture needs 2 to {MAX_EXPERTS} experts, not {self.experts}", "pass --experts 8")
+        if not 0 <= self.reinit <= 1:
+            raise ConfigError(f"reinit must lie between 0 and 1, not {self.reinit:g}", "try --reinit 0.5")
         most = MAX_EXPERTS // self.experts
         if not 1 <= self.slices <= most:
             raise ConfigError(

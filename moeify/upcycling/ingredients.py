@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from moeify.checkpoint.gather import Index, neurons
 from moeify.checkpoint.header import FLOAT_DTYPES, StoredTensor
 from moeify.checkpoint.jobs import Blend, Noise, Piece, copy_of, piece_of
 from moeify.checkpoint.lowrank import LowRank
+from moeify.checkpoint.redrawn import Redrawn
 from moeify.checkpoint.slices import Run, whole
+from moeify.errors import CheckpointError
 from moeify.families.dense_checkpoint import Dense
 from moeify.upcycling.config import UpcycleConfig
 from moeify.upcycling.sources import ExpertSource
@@ -70,6 +73,28 @@ class Ingredients:
             noise = Noise(self.options.noise, (self.options.seed, "noise", tensor.name, expert))
         scale = self.down_scale if role == "down" else 1.0
         return piece_of(run, self.dtype(self.view.base[name]), noise, weight * scale, changes)
+
+    def redrawn(self, layer: int, role: str, expert: int, index: Index) -> Piece:
+        """A tensor of the base's FFN for an expert, without noise, its neurons at ``index`` drawn anew.
+
+        They come from the normal distribution with the tensor's own mean and deviation; what has no neurons, as the
+        last bias, comes as it is.
+        """
+        part = next(part for part in self.view.layout.ffn if part.role == role)
+        piece = self.piece(layer, role, expert, noisy=False)
+        if "F" not in part.shape:
+            return piece
+        name = self.view.layout.layer.format(layer=layer) + part.name
+        tensor, axis = self.entries[0].tensor(name), part.shape.index("F")
+        if tensor.dtype not in FLOAT_DTYPES:
+            raise CheckpointError(
+                f"tensor {tensor.name!r} has dtype {tensor.dtype}: its neurons cannot be drawn anew",
+                "upcycle the unquantised checkpoint",
+                path=tensor.path,
+            )
+        key = (self.options.seed, "redrawn", tensor.name, expert)
+        inner = math.prod(tensor.shape[axis + 1 :])
+        return Redrawn(piece, tensor, self.dtype(self.view.base[name]), index, tensor.shape[axis], inner, key)
 
     def rest(self, name: str, base: StoredTensor) -> Piece:
         """A tensor that is no expert's, called ``name`` by the base and the entries.

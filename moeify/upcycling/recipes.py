@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class Recipe(Row, ABC):
     """How many experts a layer has, how wide one is, and what each of their tensors is made of.
 
-    ``follows`` is the option that it exists for: ``experts_from``, whose entries it takes, or ``slices``.
+    ``follows`` is the option that it exists for: ``experts_from``, whose entries it takes, ``slices`` or ``reinit``.
     ``notes`` are what the user should know of the experts, such as that they do not compute what the base computes.
     """
 
@@ -88,6 +88,21 @@ class _Slices(Recipe):
         return of.piece(layer, role, expert, index=index, weight=weight)
 
 
+class _Redrawn(Recipe):
+    """In each expert a seeded share of the neurons is drawn anew, the same in every tensor; others take no noise."""
+
+    follows = "reinit"
+    notes = (
+        "neurons are drawn anew: until it is trained, the mixture does not compute what the dense model computes",
+    )
+
+    def piece(self, of: Ingredients, layer: int, role: str, expert: int) -> Piece:
+        from moeify.checkpoint.arithmetic import generator
+
+        order = generator((of.options.seed, "reinit", layer, expert)).permutation(of.width)
+        return of.redrawn(layer, role, expert, order[: round(of.width * of.options.reinit)])
+
+
 _UPCYCLING = Citation(
     used_for="experts as copies of the dense feed-forward layers",
     authors="Komatsuzaki et al.",
@@ -112,16 +127,23 @@ _GROUPED = Citation(
     title="Pangu Pro MoE: Mixture of Grouped Experts for Efficient Sparsity",
     arxiv="2505.21411",
 )
+_DROP = Citation(
+    used_for="neurons of experts drawn anew",
+    authors="Nakamura et al.",
+    title="Drop-Upcycling: Training Sparse Mixture of Experts with Partial Re-initialization",
+    arxiv="2502.19261",
+)
 RECIPES = Table[Recipe](
     "recipe",
     _Copies(name="copies", help="of the checkpoint itself", paper=_UPCYCLING),
     _Sources(name="sources", help="of --experts-from", paper=_MIXING),
     _Slices(name="slices", help="of the parts that --slices names", paper=_GROUPED),
+    _Redrawn(name="redrawn", help="with --reinit of the neurons drawn anew", paper=_DROP),
     used_for="the way its experts were made, {name}",
 )
 
 
-_FOLLOWED = {"experts_from": (), "slices": 1}
+_FOLLOWED = {"experts_from": (), "slices": 1, "reinit": 0}
 """Options that a recipe exists for, and what they are where none is asked for."""
 
 

@@ -58,6 +58,7 @@ class UpcycleReport:
     bytes_written: int
     bytes_carried: int
     seconds: float
+    reinit: float
     noise_requested: float
     noise_effective: float
     router: str
@@ -151,6 +152,7 @@ def _report(plan: UpcyclePlan, new: NewCheckpoint, config: UpcycleConfig) -> Upc
         bytes_written=plan.files.nbytes,
         bytes_carried=new.along.nbytes,
         seconds=0.0,
+        reinit=config.reinit,
         noise_requested=config.noise,
         noise_effective=0.0,
         router=config.router,
@@ -217,7 +219,7 @@ def _step(config: UpcycleConfig, report: UpcycleReport) -> Step:
     for key in ("experts_from", "labels", "rest", "shares"):
         if not config.experts_from:
             del options[key]
-    plain = {"arch": None, "recipe": None, "slices": 1}
+    plain = {"arch": None, "recipe": None, "slices": 1, "reinit": 0}
     options = {key: value for key, value in options.items() if key not in plain or value != plain[key]}
     if config.experts_from:
         options["experts_from"] = [origin.name for origin in report.sources]
