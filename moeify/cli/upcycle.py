@@ -27,7 +27,6 @@ EXAMPLES = (
 FIRST = (
     "num_experts",
     "top_k",
-    "slices",
     "layers",
     "noise",
     "router",

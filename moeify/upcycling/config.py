@@ -71,11 +71,11 @@ class UpcycleConfig(RouterTextConfig):
     """
 
     num_experts: int | None = None
-    """Experts in each MoE layer, or in each slice; left out, as many as ``experts_from`` names, or 8."""
+    """Experts in each MoE layer; left out, as many as ``experts_from`` names, or 8."""
     top_k: int = 2
-    """Experts that each token visits, in each slice."""
+    """Experts that each token visits."""
     slices: int = 1
-    """Parts that each feed-forward network is cut into, with experts and a choice of their own."""
+    """Parts that each feed-forward network is cut into, each with so many experts, of which a token visits top-k."""
     layers: str = "all"
     """Layers to convert: all, odd, even, last-half, or numbers and ranges such as 0,2,4-7."""
     noise: float = 0.01
