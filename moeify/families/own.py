@@ -76,10 +76,13 @@ def _moe_layers(dense: DenseLayout, config: Config) -> tuple[int, ...]:
     return tuple(range(dense.num_layers(config)) if listed is None else listed)
 
 
-def own_conversion(dense: DenseLayout, moe: MoeLayout, plain: tuple[str, ...] = ()) -> Conversion:
+def own_conversion(
+    dense: DenseLayout, moe: MoeLayout, plain: tuple[str, ...] = (), pooled: str | None = None
+) -> Conversion:
     """To moeify's own class: the dense config plus the mixture's keys.
 
-    ``plain`` are keys of config.json that give the FFN tensors which experts have no place for.
+    ``plain`` are keys of config.json that give the FFN tensors which experts have no place for, ``pooled`` is as in
+    ``own_engines``.
     """
 
     def to_moe(config: Config, settings: MoeSettings) -> Config:
@@ -95,7 +98,7 @@ def own_conversion(dense: DenseLayout, moe: MoeLayout, plain: tuple[str, ...] = 
         moe=moe,
         to_moe=to_moe,
         to_dense=_to_dense,
-        engines=own_engines(moe.model_type, encoder=dense.encoder),
+        engines=own_engines(moe.model_type, pooled=pooled),
         remote_code=True,
     )
 

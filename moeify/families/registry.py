@@ -27,8 +27,8 @@ CONVERSIONS: Catalogue[tuple[Conversion, ...]] = Catalogue(conversions, "CONVERS
 
 
 _SWITCH = (
-    "of transformers' classes only switch_transformers fits, and it would lose what the T5 computes: it multiplies each"
-    " expert by its probability, passes over tokens beyond expert_capacity, and has no gated feed-forward network"
+    "of transformers' classes only switch_transformers fits, and it would lose what the T5 computes: it multiplies"
+    " each expert by its probability, passes over tokens beyond expert_capacity, and has no gated feed-forward network"
 )
 _NOT_EXACT = dict.fromkeys(("t5", "mt5", "umt5"), _SWITCH)
 """Dense types whose only mixture computes something else, and what it would lose."""
