@@ -127,6 +127,15 @@ SIZES["qwen3_5"] = {
     "vision_start_token_id": 62,
     "vision_end_token_id": 63,
 }
+SIZES["qwen3_vl"] = {
+    **SIZES["qwen3_5"],
+    "text_config": {
+        **_DECODER,
+        "head_dim": 16,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 5e5, "mrope_section": [3, 3, 2]},
+    },
+    "vision_config": {**SIZES["qwen3_5"]["vision_config"], "depth": 2, "deepstack_visual_indexes": [0, 1]},
+}
 HEADS = {
     name: [known[0].dense.class_prefix + head for head in known[0].heads or known[0].dense.heads]
     for name, known in CONVERSIONS.items()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from moeify.families.base import DenseLayout, FfnTensor, Head
@@ -51,6 +52,15 @@ DECODER_HEADS: Mapping[str, Head] = {
 def heads(*names: str) -> dict[str, Head]:
     """Those of ``DECODER_HEADS`` that a type has classes for."""
     return {name: DECODER_HEADS[name] for name in names}
+
+
+def seeing_heads(prefix: str) -> dict[str, Head]:
+    """Those of a model with towers, whose text model has names that begin with ``prefix``."""
+    tied = {"lm_head.weight": f"{prefix}embed_tokens.weight"}
+    return {
+        "Model": Head(prefix=prefix.removeprefix("model.")),
+        "ForConditionalGeneration": replace(DECODER_HEADS["ForCausalLM"], prefix=prefix, tied=tied),
+    }
 
 
 def filled(defaults: Config) -> Callable[[Config], Config]:

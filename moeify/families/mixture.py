@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from moeify.checkpoint.header import FLOAT_DTYPES, StoredTensor
@@ -271,6 +271,7 @@ def open_mixture(checkpoint: Checkpoint) -> Mixture:
 
 def sort_mixture(checkpoint: Checkpoint, layout: MoeLayout) -> Mixture:
     """Sort all tensors by what they are; raises ``CheckpointError`` for an unusable config."""
+    checkpoint = _unflattened(checkpoint, layout)
     config, tensors = checkpoint.config, checkpoint.tensors
     num_layers, moe_layers = layout.dims(config)["L"], layout.moe_layers(config)
     prefix = layout_prefix(layout, tensors)
@@ -289,6 +290,19 @@ def sort_mixture(checkpoint: Checkpoint, layout: MoeLayout) -> Mixture:
     if not any(".experts." in name for name in mixture.extra):
         mixture.extra.clear()
     return mixture
+
+
+def _unflattened(checkpoint: Checkpoint, layout: MoeLayout) -> Checkpoint:
+    """The checkpoint with an axis of its own for the experts of flat tensors."""
+    flat, config = tuple(f".{spec.name}" for spec in layout.experts if spec.flat), checkpoint.config
+    if not flat or not layout.moe_layers(config):
+        return checkpoint
+    count, tensors = layout.num_experts(config), dict(checkpoint.tensors)
+    for name, stored in checkpoint.tensors.items():
+        if name.endswith(flat) and stored.shape and stored.shape[0] % count == 0:
+            rows = stored.shape[0] // count
+            tensors[name] = replace(stored, shape=(count, rows, *stored.shape[1:]))
+    return replace(checkpoint, tensors=tensors)
 
 
 def _file(mixture: Mixture, stored: StoredTensor, place: Place) -> None:

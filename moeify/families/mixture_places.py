@@ -11,7 +11,7 @@ from moeify.families.moe_layout import ExpertTensor, MoeLayout
 from moeify.families.quantization import split_quantized
 from moeify.families.values import Config, text_config
 
-MIXERS = frozenset(("self_attn", "attn", "attention", "crossattention", "linear_attn", "mamba", "conv"))
+MIXERS = frozenset(("self_attn", "attn", "attention", "crossattention", "linear_attn", "mamba", "conv", "mixer"))
 """Under which names a layer's parts mix tokens with one another."""
 _EMBEDDINGS = ("embed_tokens", "embeddings", "wte", "wpe")
 _OUTSIDE = -1
@@ -180,7 +180,7 @@ def _inner_parts(layout: MoeLayout) -> Iterator[tuple[tuple[str, bool], str]]:
         yield (name, False), "dense_ffn"
     for name in rest.shared:
         yield (name, True), "shared_experts"
-    for router in (layout.router, *layout.router_biases):
+    for router in (layout.router, *layout.router_biases, *layout.scales):
         yield (router, True), "routers"
 
 

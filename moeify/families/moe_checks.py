@@ -21,7 +21,9 @@ def stated(mixture: Mixture) -> tuple[int, int | None, list[Problem]]:
     Where it does not say how many experts there are, all files together do.
     """
     count = max(map(mixture.found_experts, mixture.experts), default=0)
-    top_k, problems = None, []
+    top_k, problems = None, list[Problem]()
+    if not mixture.moe_layers:
+        return count, top_k, problems
     try:
         count = mixture.num_experts
     except MoeifyError as error:
@@ -163,10 +165,11 @@ def _missing_rest(mixture: Mixture) -> Iterator[Problem]:
 
 def _by_mixer(mixture: Mixture, layers: range) -> list[list[int]]:
     """Layers of one model may mix tokens in different ways; only like ones are compared."""
-    groups: dict[frozenset[str], list[int]] = {}
-    for layer in layers:
+    groups: dict[tuple[str, frozenset[str]], list[int]] = {}
+    kinds = mixture.layout.kinds(mixture.config) if mixture.layout.kinds else [""] * len(layers)
+    for layer, kind in zip(layers, kinds, strict=False):
         roots = {name.split(".")[0] for name in mixture.layers.get(layer, set())}
-        groups.setdefault(frozenset(roots & MIXERS), []).append(layer)
+        groups.setdefault((kind, frozenset(roots & MIXERS)), []).append(layer)
     return list(groups.values())
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -20,13 +20,14 @@ class ExpertTensor:
     ``name`` holds ``{expert}`` when each expert has a tensor of its own; otherwise one tensor
     stacks all experts along axis 0. ``shape`` is that of one expert; ``F`` and ``2F`` mark the
     axis of its neurons. ``roles`` lists what is joined along that axis, one after the other, or
-    neuron by neuron where ``interleaved``.
+    neuron by neuron where ``interleaved``. A ``flat`` one has the experts' rows one below the other.
     """
 
     name: str
     roles: tuple[str, ...]
     shape: Shape
     interleaved: bool = False
+    flat: bool = False
 
     @property
     def fused(self) -> bool:
@@ -66,7 +67,8 @@ class RouterRule:
     Scores are a softmax or a sigmoid of the logits. ``selection_bias`` (relative to the layer,
     experts along ``selection_bias_axis``) is added to the scores for choosing, not for weighting;
     ``selection_bias_trained`` says whether transformers counts it as a parameter. Where the config
-    has ``groups`` (number, kept), a token first keeps the groups whose two best scores are largest.
+    has ``groups`` (number, kept), a token first keeps the groups whose ``group_best`` best scores are
+    largest.
     Weights of the chosen are scores, divided by their sum where ``norm_key`` says so
     (``norm_default`` where the config is silent or ``norm_key`` is None) and multiplied by
     ``scaling_key``. They multiply what experts give, or what experts read where
@@ -82,6 +84,7 @@ class RouterRule:
     selection_bias_axis: int = 0
     selection_bias_trained: bool = False
     groups: tuple[str, str] | None = None
+    group_best: int = 2
     scaling_key: str | None = None
     scaling_default: float = 1.0
     route_by_key: str | None = None
@@ -173,10 +176,15 @@ class MoeLayout:
     within its layer once transformers has loaded it, where that is not its tensor's name, and
     ``loaded_selection_bias`` is the same for the bias of the rule; ``chooser`` is the path of the
     module that gives logits, weights and experts, where that is not the router. ``rule_by`` gives
-    the rule where it depends on the config. An ``encoder`` sees every token
+    the rule where it depends on the config. ``loads_as`` is the model type whose classes of
+    transformers load the checkpoint, where they do not know its own. ``kinds`` tells layers apart
+    that hold different tensors under the same names of modules. ``scales`` are further tensors [E] of a
+    router; ``own_inputs`` says that experts read something else than the router.
+    ``unloadable`` says why transformers cannot load it. An ``encoder`` sees every token
     of a text at once, unless config.json says ``is_decoder``. ``unsharded`` says why FSDP cannot
-    hold the class in shards. ``gives`` counts what a layer's module returns, hidden states first, and is 0 where it
-    returns them by themselves. ``joined`` are tensors that the class has in one, as in ``DenseLayout``.
+    hold the class in shards, ``turned_when_loaded`` that transformers exchanges the axes of experts.
+    ``gives`` counts what a layer's module returns, hidden states first, and is 0 where it returns
+    them by themselves. ``joined`` are tensors that the class has in one, as in ``DenseLayout``.
     """
 
     model_type: str
@@ -200,10 +208,16 @@ class MoeLayout:
     router_module: str | None = None
     guard: str | None = None
     loaded_selection_bias: str | None = None
+    loads_as: str | None = None
+    kinds: Callable[[Config], Sequence[str]] | None = None
+    scales: tuple[str, ...] = ()
+    own_inputs: bool = False
+    unloadable: str | None = None
     chooser: str | None = None
     encoder: bool = False
     gives: int = 0
     unsharded: str | None = None
+    turned_when_loaded: bool = False
     joined: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property

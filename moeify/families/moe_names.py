@@ -20,6 +20,23 @@ LINEAR_ATTENTION = (
     *(f"linear_attn.{name}" for name in ("A_log", "dt_bias", "conv1d.weight", "norm.weight", "out_proj.weight")),
 )
 """What Qwen3-Next's and Qwen3.5's layers hold of both kinds of attention."""
+LATENT_ATTENTION = tuple(
+    f"self_attn.{part}"
+    for part in (
+        "q_proj.weight",
+        "q_a_proj.weight",
+        "q_a_proj.bias",
+        "q_a_layernorm.weight",
+        "q_b_proj.weight",
+        "kv_a_proj_with_mqa.weight",
+        "kv_a_proj_with_mqa.bias",
+        "kv_a_layernorm.weight",
+        "kv_b_proj.weight",
+        "o_proj.weight",
+        "o_proj.bias",
+    )
+)
+"""Keys and values made of a narrow state, as in DeepSeek-V2 and after."""
 LOCAL_KEYS = ("num_local_experts", "num_experts")
 ROUTED_KEYS = ("n_routed_experts", "num_local_experts", "num_experts")
 GROUPED = RouterRule(
@@ -43,6 +60,12 @@ def gated(prefix: str, *, numbered: bool = False, biases: bool = False) -> tuple
 
 FFN = gated("mlp")
 SHARED_EXPERT = (*gated("mlp.shared_expert"), "mlp.shared_expert_gate.weight")
+
+
+def mamba2(block: str) -> tuple[str, ...]:
+    """What a layer of Mamba 2 holds."""
+    linear = (f"{name}.{kind}" for name in ("conv1d", "in_proj", "out_proj") for kind in ("weight", "bias"))
+    return tuple(f"{block}.{name}" for name in ("A_log", "D", "dt_bias", "norm.weight", *linear))
 
 
 def single_experts(block: str, *, numbered: bool = False) -> tuple[ExpertTensor, ...]:
@@ -84,14 +107,20 @@ def as_loaded(layout: MoeLayout) -> MoeLayout:
 
     ``save_pretrained(save_original_format=False)`` writes them.
     """
-    if layout.router_module is None and all(spec.fused for spec in layout.experts):
+    as_it_is = layout.router_module is None and not layout.turned_when_loaded
+    if as_it_is and all(spec.fused for spec in layout.experts):
         return layout
     experts = layout.loaded_experts
+    gated = any("gate" in spec.roles for spec in layout.experts)
+    plain = tuple(
+        replace(spec, name=f"{experts}.{spec.name.rpartition('{expert}.')[2].removesuffix('.weight')}")
+        for spec in layout.experts
+    )
     bias = layout.loaded_selection_bias or layout.rule.selection_bias
     return replace(
         layout,
         router=f"{layout.loaded_router}.weight",
-        experts=fused_experts(f"{experts}.gate_up_proj", f"{experts}.down_proj"),
+        experts=fused_experts(f"{experts}.gate_up_proj", f"{experts}.down_proj") if gated else plain,
         rule=replace(layout.rule, selection_bias=bias),
     )
 
@@ -145,6 +174,7 @@ def stepped_layers(default: int) -> Callable[[Config], tuple[int, ...]]:
     """MoE layers of Qwen's classes: every ``decoder_sparse_step``-th, less ``mlp_only_layers``."""
 
     def layers(config: Config) -> tuple[int, ...]:
+        config = text_config(config)
         step = positive(config, "decoder_sparse_step", 1)
         dense = config.get("mlp_only_layers") or []
         every = range(positive(config, "num_hidden_layers", default))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
+from moeify.checkpoint.header import StoredTensor
 from moeify.errors import CheckpointError, ConfigError, UnsupportedModelError
 from moeify.families import conversions, dense, mixtures
 from moeify.families.base import DenseLayout
@@ -11,7 +12,7 @@ from moeify.families.catalogue import Catalogue
 from moeify.families.conversion import DENSE_TYPE, Conversion
 from moeify.families.moe_layout import ExpertTensor, MoeLayout
 from moeify.families.moe_names import as_loaded
-from moeify.families.values import EXPERT_KEYS, Config, Shape, positive, text_config
+from moeify.families.values import EXPERT_KEYS, Config, Shape, positive, resolve_shape, text_config
 
 DENSE_LAYOUTS: Catalogue[DenseLayout] = Catalogue(dense, "LAYOUT")
 """Dense types that can be read."""
@@ -44,7 +45,7 @@ def dense_layout(config: Config) -> DenseLayout:
     hint = "docs/families.md says how to add a family"
     if model_type in _NOT_EXACT:
         hint = f"{_NOT_EXACT[str(model_type)]}; upcycle an encoder or a decoder instead"
-    elif model_type in MOE_LAYOUTS or "moe" in str(model_type) or several:
+    elif is_mixture(config) or "moe" in str(model_type) or several:
         hint = "it is a mixture of experts already: see moeify inspect, or name a dense checkpoint"
     elif model_type is None:
         hint = "config.json does not say: add model_type if it is one of these"
@@ -145,20 +146,26 @@ def vocabulary_size(config: Config) -> int:
     return found.dims(config)["V"] if found else positive(text_config(config), "vocab_size")
 
 
-def moe_layout(config: Config, names: Collection[str] = ()) -> MoeLayout:
+def is_mixture(config: Config) -> bool:
+    """Whether the type in ``config`` is that of mixtures; some types have dense models as well."""
+    layout = MOE_LAYOUTS.get(str(config.get("model_type")))
+    return layout is not None and (layout.unloadable is None or bool(layout.moe_layers(config)))
+
+
+def moe_layout(config: Config, tensors: Mapping[str, StoredTensor] | None = None) -> MoeLayout:
     """How the MoE checkpoint that ``config`` describes is laid out.
 
-    ``names`` of tensors tell whether it was saved under transformers' names in memory; where they
-    do not, it was not. Raises ``UnsupportedModelError``.
+    ``tensors`` tell whether it was saved as transformers holds it in memory; where they do not, it
+    was not. Raises ``UnsupportedModelError``.
     """
     model_type = config.get("model_type")
-    if not isinstance(model_type, str) or model_type not in MOE_LAYOUTS:
+    if not is_mixture(config):
         raise UnsupportedModelError(model_type, MOE_LAYOUTS, _dense_hint(model_type))
-    usual = MOE_LAYOUTS[model_type].of(config)
+    usual = MOE_LAYOUTS[str(model_type)].of(config)
     loaded = as_loaded(usual)
-    if loaded is usual or not names:
+    if loaded is usual or not tensors:
         return usual
-    return max(usual, loaded, key=lambda layout: _fit(layout, config, names))
+    return max(usual, loaded, key=lambda layout: _fit(layout, config, tensors))
 
 
 def _dense_hint(model_type: object) -> str | None:
@@ -167,15 +174,16 @@ def _dense_hint(model_type: object) -> str | None:
     return "it is a dense checkpoint: run moeify upcycle first"
 
 
-def _fit(layout: MoeLayout, config: Config, names: Collection[str]) -> int:
-    """How many routers and tensors of first experts stand in ``names`` where ``layout`` says."""
-    inner = (layout.router, *(spec.name.format(expert=0) for spec in layout.experts))
-    return sum(
-        prefix + layout.layer.format(layer=layer) + name in names
-        for prefix in {*layout.prefixes, ""}
-        for layer in layout.moe_layers(config)
-        for name in inner
-    )
+def _fit(layout: MoeLayout, config: Config, tensors: Mapping[str, StoredTensor]) -> int:
+    """How many routers and tensors of first experts stand where ``layout`` says, and as it says."""
+    dims, found = layout.dims(config), 0
+    shapes = {spec.name.format(expert=0): resolve_shape(spec.shape, dims) for spec in layout.experts}
+    for prefix in {*layout.prefixes, ""}:
+        for layer in layout.moe_layers(config):
+            for name in (layout.router, *shapes):
+                if (stored := tensors.get(prefix + layout.layer.format(layer=layer) + name)) is not None:
+                    found += 1 + (name in shapes and stored.shape[-2:] == shapes[name][-2:])
+    return found
 
 
 def register_mixture(layout: MoeLayout) -> None:
@@ -216,6 +224,6 @@ def register_conversion(conversion: Conversion) -> None:
         raise ConfigError(f"model type {name!r} is there already with another layout")
     if any(other.moe is moe for other in known):
         raise ConfigError(f"a conversion from {name!r} to {moe.model_type!r} is there already")
-    for spec in moe.experts:
+    for spec in conversion.written.experts:
         _check_parts(spec, {part.role: part.shape for part in layout.ffn}, moe.model_type, name)
     DENSE_LAYOUTS[name], CONVERSIONS[name] = layout, (*known, conversion)

@@ -49,7 +49,7 @@ def spelled_rope(config: Config) -> Config:
         top["partial_rotary_factor"] = part
     if rope["rope_type"] == "yarn" and rope.get(_ORIGIN) == config.get("max_position_embeddings"):
         scaling.pop(_ORIGIN, None)  # transformers 4 would take the factor from it, which is 1
-    if rope["rope_type"] != "default":
+    if rope["rope_type"] != "default" or scaling.keys() > {"rope_type"}:  # such as mrope_section
         top["rope_scaling"] = {**scaling, "type": rope["rope_type"]}
     if rope["rope_type"] == "longrope" and _ORIGIN in rope:
         top[_ORIGIN] = rope[_ORIGIN]

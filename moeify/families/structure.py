@@ -16,7 +16,7 @@ from moeify.families.joining import joined_shapes
 from moeify.families.mixture import Mixture, sort_mixture
 from moeify.families.moe_checks import check_mixture
 from moeify.families.problems import Problem, by_pattern
-from moeify.families.registry import DENSE_LAYOUTS, MOE_LAYOUTS, moe_layout, possible_origins
+from moeify.families.registry import DENSE_LAYOUTS, is_mixture, moe_layout, possible_origins
 from moeify.families.values import Config, resolve_shape
 
 Tensors = Mapping[str, StoredTensor]
@@ -43,7 +43,7 @@ def structure_problems(tensors: Tensors, config: Config) -> list[Problem]:
     held = Checkpoint(folder=Path(), config=config, tensors=dict(tensors), shards=())
     if model_type in DENSE_LAYOUTS:
         return dense_problems(sort_dense(held, DENSE_LAYOUTS[str(model_type)]))
-    if model_type not in MOE_LAYOUTS:
+    if not is_mixture(config):
         return []
     return list(mixture_problems(sort_mixture(held, moe_layout(config, tensors))))
 

@@ -16,7 +16,7 @@ from moeify.families.dense_checks import dense_parts, dense_problems, outlook
 from moeify.families.mixture import Mixture, PartSize, sort_mixture
 from moeify.families.moe_checks import stated
 from moeify.families.problems import Problem
-from moeify.families.registry import DENSE_LAYOUTS, MOE_LAYOUTS, moe_layout, possible_origins
+from moeify.families.registry import DENSE_LAYOUTS, is_mixture, moe_layout, possible_origins
 from moeify.families.structure import mixture_problems
 from moeify.families.values import text_config
 from moeify.inspection.config import InspectConfig
@@ -87,7 +87,7 @@ def _look_deeper(
 def _sort(opened: Opened, report: InspectReport) -> Mixture | None:
     """Fill in what the model type tells; returns a mixture, sorted."""
     try:
-        if report.model_type in MOE_LAYOUTS:
+        if is_mixture(opened.config):
             return _sort_mixture(opened, report)
         if report.model_type in DENSE_LAYOUTS:
             _sort_dense(opened, report)

@@ -109,6 +109,8 @@ def _jobs(
             shape = list(stored.shape)
             shape[place.axis] = len(kept[place.layer])
             pieces = _cut(stored, place.axis, kept[place.layer], blends, factor)
+            if place.spec is not None and place.spec.flat:
+                shape = [shape[0] * shape[1], *shape[2:]]
             yield Job(stored.name, stored.dtype, tuple(shape), tuple(pieces)), place
 
 

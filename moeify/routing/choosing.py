@@ -18,26 +18,26 @@ def choice(rule: RouterRule, groups: tuple[int, int] | None, bias: Tensor | None
     Both are None for families that choose by the softmax of the logits alone. ``groups`` are how
     many there are and how many a token keeps.
     """
-    if rule.scores != "sigmoid" and bias is None:
+    if rule.scores != "sigmoid" and bias is None and groups is None:
         return {"scores": None, "selection": None}
     raw = logits.sigmoid() if rule.scores == "sigmoid" else logits.softmax(-1)
     selection = raw if bias is None else raw + bias.detach().to(raw).flatten()
     if groups is not None:
-        selection = _keep_groups(selection, *groups)
+        selection = _keep_groups(selection, *groups, rule.group_best)
     return {"scores": raw / raw.sum(-1, keepdim=True), "selection": selection}
 
 
-def _keep_groups(selection: Tensor, total: int, kept: int) -> Tensor:
-    """-inf outside the ``kept`` groups whose two best scores are largest (DeepSeek-V3).
+def _keep_groups(selection: Tensor, total: int, kept: int, best: int) -> Tensor:
+    """-inf outside the ``kept`` groups whose ``best`` best scores are largest.
 
-    arXiv 2412.19437, section 2.1.2.
+    One in DeepSeek-V2, arXiv 2405.04434, section 2.2.2; two in V3, arXiv 2412.19437, section 2.1.2.
     """
     import torch
 
     # [T, E] -> [T, G, E / G] -> [T, G]
     grouped = selection.reshape(len(selection), total, -1)
-    sums = grouped.topk(min(2, grouped.shape[-1]), dim=-1)[0].sum(-1)
-    best = sums.topk(kept, dim=-1)[1]
-    keep = torch.zeros_like(sums, dtype=torch.bool).scatter_(1, best, True)
+    sums = grouped.topk(min(best, grouped.shape[-1]), dim=-1)[0].sum(-1)
+    chosen = sums.topk(kept, dim=-1)[1]
+    keep = torch.zeros_like(sums, dtype=torch.bool).scatter_(1, chosen, True)
     dropped: Tensor = grouped.masked_fill(~keep[:, :, None], float("-inf")).flatten(-2)
     return dropped

@@ -52,6 +52,7 @@ class LoadedLayer:
     chooser: nn.Module
     experts: Any
     rule: RouterRule
+    own_inputs: bool
     groups: tuple[int, int] | None
     top_k: int
     bias: Tensor | None
@@ -130,17 +131,24 @@ class LoadedLayer:
         """Have ``see`` shown what the layer does from now on; returns the hooks to remove."""
         read: dict[str, Tensor] = {}
 
-        def chosen(_: Any, __: Any, out: tuple[Any, ...]) -> None:
+        def show(out: tuple[Any, ...], apart: Tensor | None) -> None:
             logits, weights, experts = self.read(out)
-            inputs, apart = read.pop("router").flatten(0, -2), read.pop("experts", None)
+            inputs, logits = read.pop("router").flatten(0, -2), read.pop("logits", logits)
             see(
                 Routed(layer=self, inputs=inputs, logits=logits, weights=weights, experts=experts, expert_inputs=apart)
             )
 
-        handles = [
-            self.router.register_forward_pre_hook(lambda _, args: read.update(router=args[0])),
-            self.chooser.register_forward_hook(chosen),
-        ]
+        handles = [self.router.register_forward_pre_hook(lambda _, args: read.update(router=args[0]))]
+        if self.router is not self.chooser and self.router in self.chooser.modules():  # which may give no logits
+            handles.append(self.router.register_forward_hook(lambda _, __, out: read.update(logits=out)))
+        if self.own_inputs:
+            chosen: dict[str, Any] = {}
+            return [
+                *handles,
+                self.chooser.register_forward_hook(lambda _, __, out: chosen.update(out=out)),
+                self.experts.register_forward_pre_hook(lambda _, args: show(chosen.pop("out"), args[0])),
+            ]
+        handles.append(self.chooser.register_forward_hook(lambda _, __, out: show(out, read.pop("experts", None))))
         if getattr(self.block, "pool", None) is not None:
             handles.append(self.block.register_forward_pre_hook(lambda _, args: read.update(experts=args[0])))
         return handles
@@ -158,7 +166,7 @@ class LoadedMixture:
         self.model, self.layout = model, layout.of(values)
         self.top_k = layout.top_k(values)
         self.stack = list(layer_stack(model, layout.layer).children())
-        groups = layout.rule.group_counts(values)
+        groups = self.layout.rule.group_counts(values)
         self.layers = {n: self._layer(n, groups) for n in layout.moe_layers(values)}
 
     def _layer(self, number: int, groups: tuple[int, int] | None) -> LoadedLayer:
@@ -178,6 +186,7 @@ class LoadedMixture:
             chooser=chooser,
             experts=experts,
             rule=layout.rule,
+            own_inputs=layout.own_inputs,
             groups=groups,
             top_k=self.top_k,
             bias=_selection_bias(layer, layout),

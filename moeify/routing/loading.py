@@ -36,7 +36,7 @@ _READ_BY_TOKENIZERS = (
 _TOKENIZER_SETTINGS = "tokenizer_config.json"
 _MAX_TOKENIZER_BYTES = 200_000_000
 _MAX_TOKEN = (1 << 31) - 1  # blocks hold 32 bits
-_WIDTHS = ("hidden_size", "intermediate_size", "moe_intermediate_size")
+_WIDTHS = ("hidden_size", "intermediate_size", "moe_intermediate_size", "moe_latent_size")
 _TOP_K = "num_experts_per_tok"
 _QUANTISED = "install what reads this quantisation, or use the unquantised checkpoint"
 _ALIGNED = 8  # elements of two bytes in 16 bytes
@@ -53,6 +53,7 @@ def load_model(folder: Path, dtype: str = "auto", device_map: Mapping[str, Any] 
     settle = None if device_map is None else require_accelerate()
     placing = {} if device_map is None else {"device_map": dict(device_map)}
     checkpoint = Checkpoint.open(folder)
+    _check_loadable(checkpoint)
     if device_map is None:
         _outline(checkpoint)  # costs milliseconds, and what does not fit takes no memory
     if checkpoint.wrappers:
@@ -96,6 +97,7 @@ def _outline(checkpoint: Checkpoint) -> Any:
     import torch
 
     folder = checkpoint.folder
+    _check_loadable(checkpoint)
     with (
         _bare(folder, [], [CONFIG_FILE]) as place,
         _quiet_loading(folder, place),
@@ -105,6 +107,17 @@ def _outline(checkpoint: Checkpoint) -> Any:
         config = _config(place, checkpoint)
         _check_top_k(config, checkpoint)
         return model_class(config)(config)
+
+
+def _check_loadable(checkpoint: Checkpoint) -> None:
+    """Raise ``CheckpointError`` where a class of transformers has the name and not the parts."""
+    layout = MOE_LAYOUTS.get(str(checkpoint.config.get("model_type")))
+    if layout is not None and layout.unloadable and layout.moe_layers(checkpoint.config):
+        raise CheckpointError(
+            f"transformers cannot load {checkpoint.folder}: {layout.unloadable}",
+            "inspect headers and weights, or prune without text",
+            path=checkpoint.folder,
+        )
 
 
 def _check_top_k(config: Any, checkpoint: Checkpoint) -> None:
@@ -212,6 +225,8 @@ def _bare(folder: Path, names: Iterable[str], settings: Iterable[str]) -> Iterat
         for name in settings:
             if (folder / name).is_file():
                 document = without_code(read_json(resolve_inside(folder, name)))
+                if name == CONFIG_FILE and (known := MOE_LAYOUTS.get(str(document.get("model_type")))) is not None:
+                    document |= {"model_type": known.loads_as} if known.loads_as else {}
                 if name == _TOKENIZER_SETTINGS:
                     document = {k: v for k, v in document.items() if not k.endswith("_file")}
                 (place / name).write_text(json.dumps(document), encoding="utf-8")

@@ -25,7 +25,7 @@ from moeify.errors import CheckpointError, ConfigError
 from moeify.families.conversion import Conversion
 from moeify.families.mixture import Mixture, open_mixture
 from moeify.families.registry import origin
-from moeify.families.values import Config
+from moeify.families.values import Config, text_config
 from moeify.provenance.exports import check_unscaled
 from moeify.provenance.new_checkpoint import NewCheckpoint
 from moeify.provenance.record import Record, Step
@@ -286,8 +286,9 @@ def _newcomers(joining: _Joining) -> Iterator[StoredTensor]:
 
 def _config(view: Mixture, num_experts: int) -> Config:
     config = copy.deepcopy(view.checkpoint.config)
-    present = [key for key in view.layout.num_experts_keys if config.get(key) is not None]
-    return config | dict.fromkeys(present, num_experts)
+    sizes = text_config(config)
+    sizes |= {key: num_experts for key in view.layout.num_experts_keys if sizes.get(key) is not None}
+    return config
 
 
 def _step(config: AddConfig, report: AddReport) -> Step:

@@ -139,7 +139,7 @@ def _rows(view: Mixture, layer: int, config: AttachConfig) -> RouterRows:
 def _up_projection(view: Mixture, layer: int) -> UpProjection | None:
     """Expert 0's up-projection, together with its gate where one tensor joins them."""
     part, spec = view.up(layer)
-    if part.tensor.dtype not in FLOAT_DTYPES:
+    if part.tensor.dtype not in FLOAT_DTYPES or "H" not in spec.shape:
         return None
     return UpProjection(part=part, hidden_size=view.hidden_size, hidden_axis=spec.shape.index("H"))
 

@@ -86,8 +86,8 @@ def route_in_float32(model: nn.Module, layout: MoeLayout) -> None:
     learns = layout.rule.learns_from_outputs(values, layout.top_k(values))
     for layer in LoadedMixture(model, layout).layers.values():
         layer.router.float()
-        if layer.chooser is layer.router:  # moeify's own compute in float32 anyway
-            _compute_in_float32(layer.router, learns)
+        if layer.router in layer.chooser.modules():  # moeify's own compute in float32 anyway
+            _compute_in_float32(layer.chooser.float(), learns)
 
 
 def _compute_in_float32(router: Any, learns: bool) -> None:

@@ -6,10 +6,10 @@ import pytest
 
 import moeify
 
-from .models import dense, greedy, mixture
+from .models import dense, greedy, mixture, whole_llama
 
 
-@pytest.fixture(scope="session", params=["qwen2", "qwen3"])
+@pytest.fixture(scope="session", params=["qwen2", "qwen3", "llama"])
 def family(request: pytest.FixtureRequest) -> str:
     return request.param
 
@@ -33,6 +33,12 @@ def noisy(family: str, source: Path, tmp_path_factory: pytest.TempPathFactory) -
     # The routers of this form are so flat that rounding chooses, in every engine its own way.
     moeify.attach(folder / "upcycled", folder / "noisy", router="normal")
     return folder / "noisy"
+
+
+@pytest.fixture(scope="session")
+def capital(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A mixture that knows the capital of Germany."""
+    return whole_llama(tmp_path_factory.mktemp("capital") / "moe")
 
 
 @pytest.fixture(scope="session")

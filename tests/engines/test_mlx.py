@@ -2,6 +2,7 @@
 
 import pytest
 
+from .models import said
 from .processes import tokens
 
 pytestmark = pytest.mark.engines
@@ -13,3 +14,7 @@ def test_exact_copies_give_the_dense_tokens(copies, dense_tokens):
 
 def test_experts_that_differ_give_the_mixture_tokens(noisy, noisy_tokens):
     assert tokens("mlx", noisy) == noisy_tokens
+
+
+def test_a_whole_llama_knows_its_capital(capital):
+    assert said(capital, tokens("mlx", capital)[0][:1]) == " Berlin"

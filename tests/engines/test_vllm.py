@@ -8,7 +8,7 @@ import pytest
 import moeify
 from tests.real.checkpoints import minilm
 
-from .models import NUM_TOKENS, PROMPTS, dense, greedy
+from .models import NUM_TOKENS, PROMPTS, dense, greedy, said
 from .processes import in_vllm
 
 pytestmark = pytest.mark.vllm
@@ -20,13 +20,18 @@ TEXTS = ["the disk is full", "a user logged in from another place than usual"]
 def test_the_usual_form_of_each_family_gives_transformers_tokens(noise: float, tmp_path: Path) -> None:
     """Copies give the dense model's; experts that differ show that routing and weights are right."""
     wanted = {}
-    for family in ("qwen2", "qwen3"):
+    for family in ("qwen2", "qwen3", "llama"):
         source = dense(tmp_path / f"{family}-dense", family)
         moe = tmp_path / family
         moeify.upcycle(source, moe, num_experts=4, noise=noise)
         wanted[str(moe)] = greedy(moe)
         assert (wanted[str(moe)] == greedy(source)) is (noise == 0)
     assert in_vllm(wanted, {"prompts": PROMPTS, "num_tokens": NUM_TOKENS}) == wanted
+
+
+def test_a_whole_llama_knows_its_capital(capital: Path) -> None:
+    (found,) = in_vllm([str(capital)], {"prompts": PROMPTS[:1], "num_tokens": 1}).values()
+    assert said(capital, greedy(capital, PROMPTS[:1], 1)[0]) == said(capital, found[0]) == " Berlin"
 
 
 def test_an_encoder_gives_the_vectors_of_sentence_transformers(tmp_path: Path) -> None:

@@ -1,11 +1,12 @@
 """Tiny configs of every MoE model type that inspect reads, saved as transformers saves them."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, DeepseekV3Config, DeepseekV3ForCausalLM, PreTrainedModel
 
 from moeify.modeling import modeling_moe
 from moeify.modeling.configuration_moe import config_class
@@ -91,6 +92,16 @@ NATIVE: dict[str, dict[str, Any]] = {
     "gpt_oss": _LOCAL,
     "minimax_m2": _LOCAL,
     "deepseek_v3": {**_GROUPS, **_LATENT},
+    "deepseek_v2": {**_GROUPS, **_LATENT, "topk_method": "group_limited_greedy", "routed_scaling_factor": 1.5},
+    "kimi_k2": {**_GROUPS, **_LATENT, "n_group": 1},
+    "glm4_moe_lite": {**_GROUPS, **_LATENT, "mlp_layer_types": ["dense"] + ["sparse"] * (LAYERS - 1)},
+    "dots1": {**_GROUPS, "attention_bias": True},
+    "exaone_moe": {
+        "moe_intermediate_size": 8,
+        "num_experts": EXPERTS,
+        "sliding_window": 8,
+        "first_k_dense_replace": 1,
+    },
     "glm4_moe": {**_GROUPS, "use_qk_norm": True, "attention_bias": True},
     "ernie4_5_moe": {
         "moe_intermediate_size": 8,
@@ -100,6 +111,27 @@ NATIVE: dict[str, dict[str, Any]] = {
         "moe_layer_end_index": 3,
         "moe_num_shared_experts": 1,
         "use_bias": True,
+    },
+    "granitemoehybrid": {
+        **_LOCAL,
+        "shared_intermediate_size": 12,
+        "attention_bias": True,
+        "layer_types": ["linear_attention", "linear_attention", "full_attention", "linear_attention"],
+        "mamba_n_heads": 4,
+        "mamba_d_state": 4,
+        "mamba_chunk_size": 8,
+    },
+    "nemotron_h": {
+        "layers_block_type": ["linear_attention", "moe", "full_attention", "moe"],
+        "n_routed_experts": EXPERTS,
+        "moe_intermediate_size": 8,
+        "moe_shared_expert_intermediate_size": 12,
+        "moe_latent_size": 12,
+        "mamba_num_heads": 4,
+        "mamba_head_dim": 8,
+        "ssm_state_size": 4,
+        "n_groups": 1,
+        "chunk_size": 8,
     },
     "jamba": {
         "num_experts": EXPERTS,
@@ -117,6 +149,19 @@ NATIVE: dict[str, dict[str, Any]] = {
         "conv_bias": True,
     },
     "llama4_text": _LLAMA4,
+    "gemma4_text": {
+        "enable_moe_block": True,
+        "num_experts": EXPERTS,
+        "top_k_experts": 2,
+        "moe_intermediate_size": 8,
+        "rms_norm_eps": 1e-3,
+        "hidden_size_per_layer_input": 4,
+        "vocab_size_per_layer_input": 4096,
+        "global_head_dim": 16,
+        "attention_k_eq_v": True,
+        "sliding_window": 8,
+        "layer_types": ["sliding_attention"] * 3 + ["full_attention"],
+    },
 }
 _VISION = {
     "qwen3_5_moe": {
@@ -139,10 +184,48 @@ _VISION = {
         "projector_input_dim": 16,
         "projector_output_dim": 16,
     },
+    "gemma4": {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "patch_size": 4,
+        "position_embedding_size": 16,
+    },
 }
-_SEEING = {"qwen3_5_moe": "Qwen3_5MoeForConditionalGeneration", "llama4": "Llama4ForConditionalGeneration"}
+_VISION["qwen3_vl_moe"] = {**_VISION["qwen3_5_moe"], "deepstack_visual_indexes": [0]}
+_SEEING = {
+    "qwen3_5_moe": "Qwen3_5MoeForConditionalGeneration",
+    "qwen3_vl_moe": "Qwen3VLMoeForConditionalGeneration",
+    "llama4": "Llama4ForConditionalGeneration",
+    "gemma4": "Gemma4ForConditionalGeneration",
+}
+TEXTS: dict[str, dict[str, Any]] = {
+    "qwen3_5_moe": _LINEAR,
+    "qwen3_vl_moe": {
+        "moe_intermediate_size": 8,
+        "num_experts": EXPERTS,
+        "mlp_only_layers": [1],
+        "rope_parameters": {"rope_type": "default", "rope_theta": 5e5, "mrope_section": [2, 1, 1]},
+    },
+    "llama4": _LLAMA4,
+    "gemma4": NATIVE["gemma4_text"],
+}
 OWN = {moe_type(dense): dense for dense in FAMILIES}
 MODEL_TYPES = (*OWN, *NATIVE, *_VISION)
+
+
+class _Kimi(DeepseekV3ForCausalLM):
+    """Kimi-K2, which transformers knows under DeepSeek-V3's name alone."""
+
+    def save_pretrained(self, folder: Any, **options: Any) -> None:
+        super().save_pretrained(folder, **options)
+        path = Path(folder) / "config.json"
+        config = json.loads(path.read_text())
+        named = {"model_type": "kimi_k2", "architectures": ["DeepseekV3ForCausalLM"]}
+        path.write_text(json.dumps(config | named))
 
 
 def tiny(model_type: str, *, tied: bool, **options: Any) -> PreTrainedModel:
@@ -155,7 +238,7 @@ def tiny(model_type: str, *, tied: bool, **options: Any) -> PreTrainedModel:
         name = lm_head(dense).replace(FAMILIES[dense].prefix, FAMILIES[dense].moe_prefix, 1)
         return getattr(modeling_moe, name)(config).eval()
     if model_type in _VISION:
-        text = {**_DECODER, **(_LINEAR if model_type == "qwen3_5_moe" else _LLAMA4), **options}
+        text = {**_DECODER, **TEXTS[model_type], **options}
         config = AutoConfig.for_model(
             model_type,
             text_config={**text, "tie_word_embeddings": tied},
@@ -163,6 +246,8 @@ def tiny(model_type: str, *, tied: bool, **options: Any) -> PreTrainedModel:
             tie_word_embeddings=tied,
         )
         return getattr(transformers, _SEEING[model_type])(config).eval()
+    if model_type == "kimi_k2":
+        return _Kimi(DeepseekV3Config(**_DECODER | NATIVE[model_type] | options, tie_word_embeddings=tied)).eval()
     settings = {**_DECODER, **NATIVE[model_type], "tie_word_embeddings": tied, **options}
     config = AutoConfig.for_model(model_type, **settings)
     return AutoModelForCausalLM.from_config(config).eval()

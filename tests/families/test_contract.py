@@ -56,8 +56,7 @@ def test_greedy_tokens_are_the_dense_models(tmp_path: Path, family: str) -> None
 
 
 @pytest.mark.parametrize("family", CONVERSIONS)
-@pytest.mark.parametrize("router", ["calibrated", "normal", "zeros"])
-@pytest.mark.parametrize("top_k", [1, 2, 3])
+@pytest.mark.parametrize(("router", "top_k"), [("calibrated", 3), ("normal", 2), ("zeros", 1), ("normal", 1)])
 def test_every_router_is_exact(tmp_path: Path, family: str, router: str, top_k: int) -> None:
     dense = save_tiny(tmp_path / "dense", family)
     moeify.upcycle(dense, tmp_path / "moe", num_experts=3, top_k=top_k, noise=0.0, router=router)
@@ -67,7 +66,7 @@ def test_every_router_is_exact(tmp_path: Path, family: str, router: str, top_k: 
 
 
 @pytest.mark.parametrize("family", CONVERSIONS)
-@pytest.mark.parametrize("top_k", [1, 2, 4])
+@pytest.mark.parametrize("top_k", [1, 4])
 def test_bfloat16_with_tied_experts_is_bit_exact(tmp_path: Path, family: str, top_k: int) -> None:
     dense = save_tiny(tmp_path / "dense", family, dtype="bfloat16")
     moeify.upcycle(dense, tmp_path / "moe", num_experts=4, top_k=top_k, noise=0.0, router="zeros")

@@ -42,8 +42,7 @@ def loaded(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("kind", ROPES)
-@pytest.mark.parametrize("notation", ["new", "old"])
-@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
+@pytest.mark.parametrize(("notation", "family"), [("new", "qwen2"), ("old", "qwen3")])
 def test_both_notations_are_written_and_agree(tmp_path: Path, family: str, notation: str, kind: str) -> None:
     dense = dense_of(tmp_path / "dense", family, kind, notation)
     moeify.upcycle(dense, tmp_path / "moe", num_experts=2, noise=0.0)

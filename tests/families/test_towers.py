@@ -12,6 +12,7 @@ import transformers
 import moeify
 from moeify.routing.loading import load_model
 from tests.families.edited import edit_config, edit_tensors, read_config
+from tests.families.published_models import tiny
 from tests.families.test_contract import load_strictly
 from tests.tiny import save_tiny, state, tolerance
 
@@ -34,7 +35,7 @@ def picture(family: str, folder: Path) -> dict[str, torch.Tensor]:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("family", ["qwen3_5"])
+@pytest.mark.parametrize("family", ["qwen3_5", "qwen3_vl"])
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_picture_gives_the_dense_models_logits(tmp_path: Path, family: str, tied: bool) -> None:
     dense = save_tiny(tmp_path / "dense", family, tie_word_embeddings=tied)
@@ -47,6 +48,25 @@ def test_a_picture_gives_the_dense_models_logits(tmp_path: Path, family: str, ti
     assert (found - blind).abs().max() > 0.01
     said = moeify.inspect(tmp_path / "moe")
     assert said.problems == [] and said.params_total == model.num_parameters() and "towers" in said.parts
+
+
+def test_experts_that_files_hold_turned_round_are_those_of_the_class(tmp_path: Path) -> None:
+    """Qwen publishes them so; what moeify writes is as transformers holds them, and shapes tell which is which."""
+    model = tiny("qwen3_vl_moe", tied=False, moe_intermediate_size=12)
+    for form in ("published", "held"):
+        model.save_pretrained(tmp_path / form)
+    edit_tensors(
+        tmp_path / "published",
+        lambda tensors: {
+            name: tensor.transpose(1, 2).contiguous() if ".mlp.experts." in name else tensor
+            for name, tensor in tensors.items()
+        },
+    )
+    for form in ("published", "held"):
+        assert moeify.inspect(tmp_path / form).problems == []
+        moeify.prune(tmp_path / form, tmp_path / f"{form}-pruned", keep=2, by="aimer")
+    pruned = [load_strictly(tmp_path / f"{form}-pruned").state_dict() for form in ("published", "held")]
+    assert all(torch.equal(tensor, pruned[1][key]) for key, tensor in pruned[0].items())
 
 
 MTP = {

@@ -197,6 +197,8 @@ MODEL_TYPES = [
     "qwen3_next",
     "qwen3_5_moe",
     "qwen3_5_moe_text",
+    "qwen3_vl_moe",
+    "mellum",
     "unknown",
     "moe",
 ]

@@ -283,10 +283,10 @@ def test_dense_config_that_disagrees(tmp_path: Path, keys: dict[str, object], sa
 
 def test_unknown_model_type_is_counted(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(3, 2)}, tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "config.json").write_text('{"model_type": "yi"}')
     report = inspect(tmp_path)
     assert (report.kind, report.params_total, report.problems) == ("unknown", 6, [])
-    assert "llama" in report.notes[0]
+    assert "yi" in report.notes[0]
 
 
 def test_json_is_the_same_byte_for_byte(whole: Path) -> None:

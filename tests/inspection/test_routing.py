@@ -82,15 +82,20 @@ def _sparsemixer(logits: np.ndarray, eps: float = 0.01) -> tuple[np.ndarray, np.
     return np.stack(chosen, 1), np.stack(weights, 1)
 
 
+_GROUPED = {"deepseek_v3", "glm4_moe", "kimi_k2", "glm4_moe_lite", "dots1", "exaone_moe", "nemotron_h"}
+_BIASED = {*_GROUPED, "minimax_m2", "lfm2_moe"}
+
+
 def _oracle(logits: np.ndarray, bias: np.ndarray, model_type: str, config: dict[str, Any]) -> dict[str, Any]:
     """Load, gate mass, entropy, margin and pairs, from the papers' formulas."""
-    top_k = config.get("num_experts_per_tok") or config.get("moe_k")
-    sigmoid = model_type in {"deepseek_v3", "glm4_moe", "minimax_m2", "lfm2_moe", "llama4_text", "llama4"}
+    top_k = next(config[key] for key in ("num_experts_per_tok", "moe_k", "moe_topk") if config.get(key))
+    sigmoid = model_type in {*_BIASED, "llama4_text", "llama4", "cohere2_moe"}
     scores = 1 / (1 + np.exp(-logits)) if sigmoid else _softmax(logits)
-    biased = model_type in {"deepseek_v3", "glm4_moe", "minimax_m2", "lfm2_moe", "ernie4_5_moe"}
-    choice = scores + bias if biased else scores if sigmoid else logits
-    if model_type in {"deepseek_v3", "glm4_moe"}:
-        groups = choice.reshape(len(choice), 2, 2).sum(-1)
+    choice = scores + bias if model_type in {*_BIASED, "ernie4_5_moe"} else scores if sigmoid else logits
+    if model_type == "deepseek_v2" or (model_type in _GROUPED and config.get("n_group") == 2):
+        choice = scores if model_type == "deepseek_v2" else choice
+        best = choice.reshape(len(choice), 2, 2)
+        groups = best.max(-1) if model_type == "deepseek_v2" else best.sum(-1)
         keep = np.repeat(groups == groups.max(1, keepdims=True), 2, axis=1)
         choice = np.where(keep, choice, -np.inf)
     order = np.argsort(-choice, axis=1, kind="stable")
@@ -100,8 +105,8 @@ def _oracle(logits: np.ndarray, bias: np.ndarray, model_type: str, config: dict[
         chosen, weights = _sparsemixer(logits)
     else:
         weights = np.take_along_axis(scores, chosen, 1)
-        always = {"mixtral", "granitemoe", "gpt_oss", "ernie4_5_moe", "minimax_m2", "qwen3_5_moe", "qwen3_5_moe_text"}
-        if model_type in always or config.get("norm_topk_prob"):
+        never = {"deepseek_v2", "llama4", "llama4_text", "jamba", "phimoe"}
+        if model_type not in never and config.get("norm_topk_prob", True):
             weights = weights / weights.sum(1, keepdims=True)
     hits = np.zeros_like(logits)
     np.put_along_axis(hits, chosen, 1, 1)

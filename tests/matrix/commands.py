@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +15,7 @@ from safetensors.torch import load_file
 
 import moeify
 from moeify.checkpoint.reader import Checkpoint
-from moeify.families.registry import moe_layout, origin
+from moeify.families.registry import MOE_LAYOUTS, moe_layout, origin
 from moeify.hub.listing import local_files
 from moeify.hub.plan import plan_push
 from moeify.routing.loading import model_class
@@ -217,10 +219,22 @@ def _loads_whole(folder: Path) -> Any:
     """The model in float32: transformers finds every tensor that the class has, and no other."""
     from transformers import AutoConfig
 
+    folder = _known(folder)
     config = AutoConfig.from_pretrained(folder)
     model, info = model_class(config).from_pretrained(folder, dtype="float32", output_loading_info=True)
     assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     return model.eval()
+
+
+def _known(folder: Path) -> Path:
+    """A copy under the model type that transformers knows, where it does not know the checkpoint's own."""
+    config = Checkpoint.open(folder).config
+    layout = MOE_LAYOUTS.get(config["model_type"])
+    if layout is None or layout.loads_as is None:
+        return folder
+    copy = Path(shutil.copytree(folder, folder.with_name(f"{folder.name}-known")))
+    (copy / "config.json").write_text(json.dumps(config | {"model_type": layout.loads_as}))
+    return copy
 
 
 def _pruned(source: Source, output: Path, **options: Any) -> None:

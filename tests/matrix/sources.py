@@ -81,11 +81,13 @@ FORMS = (
     ),
 )
 FORM = {form.name: form for form in FORMS}
+LOADABLE = tuple(name for name, layout in MOE_LAYOUTS.items() if layout.unloadable is None)
+"""Mixtures that transformers has classes for."""
 
 
 def cases() -> Iterator[tuple[str, str]]:
     """Model type and form of every row of the matrix."""
-    for model_type in (*DENSE_LAYOUTS, *MOE_LAYOUTS):
+    for model_type in (*DENSE_LAYOUTS, *LOADABLE):
         yield from ((model_type, form.name) for form in FORMS if form.fits(model_type))
 
 
@@ -136,9 +138,7 @@ def make(model_type: str, form_name: str, folder: Path) -> Source:
 
 def mixture(model_type: str, *, tied: bool, **options: Any) -> Any:
     """A mixture whose experts differ, with every parameter and correction bias away from zero."""
-    known = published_models.NATIVE.get(model_type) or published_models.NATIVE["llama4_text"]
-    if model_type == "qwen3_5_moe":
-        known = published_models.NATIVE["qwen3_5_moe_text"]
+    known = (published_models.NATIVE | published_models.TEXTS).get(model_type, {})
     counts = {key: EXPERTS for key in _COUNTS if key in known} or {"num_experts": EXPERTS}
     if "mlp_only_layers" in known and model_type != "qwen3_next":
         counts["mlp_only_layers"] = []  # a dense class has one width
@@ -183,4 +183,4 @@ def digest(tensor: torch.Tensor) -> str:
     return hashlib.sha256(head + raw).hexdigest()
 
 
-__all__ = ["FORMS", "Form", "Source", "cases", "digest", "hashes", "make"]
+__all__ = ["FORMS", "Form", "LOADABLE", "Source", "cases", "digest", "hashes", "make"]

@@ -16,7 +16,7 @@ from moeify.families.moe_layout import MoeLayout
 from moeify.families.values import Config, Dims
 from tests.matrix.commands import COMMANDS, Command
 from tests.matrix.refusals import REASONS, refusal
-from tests.matrix.sources import FORMS, Source, cases, make
+from tests.matrix.sources import FORMS, LOADABLE, Source, cases, make
 
 pytestmark = pytest.mark.matrix
 
@@ -53,7 +53,7 @@ def test_cell(command: Command, source: Source, tmp_path: Path) -> None:
 def test_every_form_and_every_reason_is_met() -> None:
     rows = list(cases())
     assert {form for _, form in rows} == {form.name for form in FORMS}
-    assert {model_type for model_type, _ in rows} == {*registry.DENSE_LAYOUTS, *registry.MOE_LAYOUTS}
+    assert {model_type for model_type, _ in rows} == {*registry.DENSE_LAYOUTS, *LOADABLE}
     met = {refusal(command.name, *row) for row in rows for command in COMMANDS}
     assert met - {None} == set(REASONS)
 

@@ -5,10 +5,10 @@ import torch
 
 from moeify.families.registry import MOE_LAYOUTS
 from moeify.routing.loaded import LoadedMixture, Routed
-from tests.families.published_models import tiny
+from tests.families.published_models import MODEL_TYPES, tiny
 
 
-@pytest.mark.parametrize("model_type", MOE_LAYOUTS)
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_every_layer_shows_what_the_model_used(model_type: str) -> None:
     model, layout = tiny(model_type, tied=False).eval(), MOE_LAYOUTS[model_type]
     with torch.no_grad():
@@ -35,5 +35,6 @@ def test_every_layer_shows_what_the_model_used(model_type: str) -> None:
         if layout.rule.scores != "sparsemixer":
             best = routed.logits if best is None else best
             assert torch.equal(best.topk(layer.top_k).indices.sort().values, routed.experts.sort().values)
-        outputs = [layer.expert(n, routed.inputs) for n in range(layer.num_experts)]
+        inputs = routed.inputs if routed.expert_inputs is None else routed.expert_inputs
+        outputs = [layer.expert(n, inputs) for n in range(layer.num_experts)]
         assert not torch.allclose(outputs[0], outputs[1], atol=1e-4)

@@ -93,10 +93,6 @@ def _scales_rope(config: Config) -> bool:
     return bool(rope(config).get("rope_type", "default") != "default")
 
 
-def _ties(config: Config) -> bool:
-    return config.get("tie_word_embeddings") is True
-
-
 def _odd_heads(config: Config) -> bool:
     hidden, heads = (int(config.get(key) or MIXTRAL[key]) for key in ("hidden_size", "num_attention_heads"))
     return head_dim({**MIXTRAL, **config}) != hidden // heads
@@ -111,7 +107,7 @@ _HEADS = (_odd_heads, "head_dim, which is not hidden_size / num_attention_heads"
 ENGINES = (
     TRANSFORMERS,
     VLLM,
-    SGLANG.but(*_unless("its class ignores", _HEADS, _ROPE, _WINDOW, (_ties, "tied embeddings"))),
+    SGLANG.but(*_unless("its class ignores", _HEADS, _ROPE, _WINDOW)),
     Engine(name="llama.cpp", verdict="yes", unless=_unless("it ignores", _WINDOW)),
     MLX.but(*_unless("its class ignores", _HEADS, _ROPE, _WINDOW)),
 )

@@ -3,24 +3,6 @@
 from moeify.families import moe_names as names
 from moeify.families.moe_layout import MoeLayout, Rest
 
-_LATENT_ATTENTION = tuple(
-    f"self_attn.{part}"
-    for part in (
-        "q_proj.weight",
-        "q_a_proj.weight",
-        "q_a_proj.bias",
-        "q_a_layernorm.weight",
-        "q_b_proj.weight",
-        "kv_a_proj_with_mqa.weight",
-        "kv_a_proj_with_mqa.bias",
-        "kv_a_layernorm.weight",
-        "kv_b_proj.weight",
-        "o_proj.weight",
-        "o_proj.bias",
-    )
-)
-
-
 LAYOUT = MoeLayout(
     model_type="deepseek_v3",
     class_prefix="DeepseekV3",
@@ -31,7 +13,7 @@ LAYOUT = MoeLayout(
     shared_keys=("n_shared_experts",),
     rule=names.GROUPED,
     rest=Rest(
-        per_layer=(*names.LLAMA_NORMS, *_LATENT_ATTENTION),
+        per_layer=(*names.LLAMA_NORMS, *names.LATENT_ATTENTION),
         ffn=names.FFN,
         shared=names.gated("mlp.shared_experts"),
         ignored=("model.layers.61.",),
