@@ -34,6 +34,7 @@ all the engines named compute rightly, or says why there is none.
 ## Mixtures that are read
 
 Inspected, pruned and warmed up whoever made them: {read}.
+Inspected and pruned without text, as no class of transformers loads them: {unloadable}.
 """
 
 
@@ -81,10 +82,12 @@ def page() -> str:
     table = Table()
     rows = "\n".join(table.rows())
     known = {one.moe.model_type for one in every_conversion()}
+    unloadable = {name for name, layout in MOE_LAYOUTS.items() if layout.unloadable is not None}
     return INTRODUCTION.format(
         table=rows,
         conditions="\n".join(f"{number}. {text}" for text, number in table.conditions.items()),
-        read=", ".join(f"`{name}`" for name in sorted(set(MOE_LAYOUTS) - known)),
+        read=", ".join(f"`{name}`" for name in sorted(set(MOE_LAYOUTS) - known - unloadable)),
+        unloadable=", ".join(f"`{name}`" for name in sorted(unloadable)),
     )
 
 

@@ -47,10 +47,9 @@ def own_engines(model_type: str, *, pooled: str | None = None) -> tuple[Engine, 
     vllm = "no: its transformers backend does not run this class"
     if pooled is not None:
         vllm = f'{pooled}, by `LLM(path, runner="pooling", trust_remote_code=True, model_impl="transformers")`'
-    alone = (lambda config: config.get("route_by") == "sequence", f"{vllm}, and `max_num_seqs=1`: it joins texts")
     return (
         Engine(name="transformers", verdict="yes, with the code in this repository"),
-        Engine(name="vLLM", verdict=vllm, unless=(alone,) if pooled else ()),
+        Engine(name="vLLM", verdict=vllm),
         *(Engine(name=name, verdict=unknown) for name in ("SGLang", "llama.cpp", "mlx-lm")),
     )
 

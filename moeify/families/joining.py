@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from moeify.checkpoint.jobs import Job
 from moeify.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from moeify.checkpoint.jobs import Job
 
 Joined = Mapping[str, tuple[str, ...]]
 """Whole tensors by name, and the parts whose rows they hold, relative to a layer."""
@@ -53,4 +57,4 @@ def joined_jobs(jobs: Iterator[Job], joined: Joined) -> Iterator[Job]:
                 raise CheckpointError(f"the parts of {name!r} have several dtypes: it has one")
             rows = sum(part.shape[0] for part in ordered)
             pieces = tuple(piece for part in ordered for piece in part.pieces)
-            yield Job(name, job.dtype, (rows, *job.shape[1:]), pieces)
+            yield replace(job, name=name, shape=(rows, *job.shape[1:]), pieces=pieces)

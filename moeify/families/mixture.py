@@ -311,8 +311,7 @@ def _file(mixture: Mixture, stored: StoredTensor, place: Place) -> None:
     if place.spec is not None:
         if not place.beside:
             roles = mixture.experts.setdefault(place.layer, {})
-            number = place.expert if place.kind == "single" else None
-            roles.setdefault(place.spec.name, {}).setdefault(number, stored)
+            roles.setdefault(place.spec.name, {}).setdefault(place.expert if place.kind == "single" else None, stored)
     elif place.part == "unknown":
         mixture.unknown.append(stored.name)
     elif place.part == "guard":
@@ -348,6 +347,5 @@ def _uncounted(mixture: Mixture) -> Iterator[str]:
     if rule.selection_bias is not None and not rule.selection_bias_trained:
         yield rule.selection_bias
     if rest.ties(mixture.config):
-        for end, own in rest.tied.items():
-            if not mixture.checkpoint.tensors.keys().isdisjoint((own, mixture.prefix + own)):
-                yield end
+        held = mixture.checkpoint.tensors.keys()
+        yield from (end for end, own in rest.tied.items() if not held.isdisjoint((own, mixture.prefix + own)))

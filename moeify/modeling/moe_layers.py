@@ -100,7 +100,7 @@ class MoeFeedForward(nn.Module):
         if self.pool is not None:
             read = self.pool(hidden_states, mask=batch.mask, starts=batch.starts, cache=batch.cache)
         logits = self.router(read)
-        if self.pool is not None and not self.pool.causal:
+        if self.pool is not None and not self.pool.causal and batch.starts is None:
             # [B, E] -> [N, E]: all tokens of a sequence go where it goes
             logits = logits.unsqueeze(1).expand(-1, hidden_states.shape[1], -1).flatten(0, 1)
         logits, weights, experts = self.routing(logits)

@@ -51,13 +51,16 @@ class SequencePool:
             cache: the key-value cache of a decoder, which this layer's sums join.
 
         Returns:
-            [B, H], or [N, H] for a decoder; zeros before the first real token.
+            [B, H], or [N, H] for a decoder and where `starts` are given; zeros before the first real token.
         """
         dtype = torch.promote_types(hidden_states.dtype, torch.float32)
         weights = _weights(mask, hidden_states).to(dtype)
         weighted = hidden_states.to(dtype) * weights
-        if not self.causal:
+        if not self.causal and starts is None:
             return weighted.sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+        if not self.causal:
+            sums, counts = _sums_by_start(weighted, starts), _sums_by_start(weights, starts)
+            return (sums / counts.clamp(min=1)).flatten(0, 1)
         sums, counts = weighted.cumsum(dim=1), weights.cumsum(dim=1)
         if starts is not None:
             before = starts.unsqueeze(-1).to(sums.device)
@@ -161,6 +164,12 @@ def _packed_sequences(arguments: Mapping[str, Any]) -> Tensor | None:
     restarts = positions[:, 1:] - positions[:, :-1] != 1
     places = torch.arange(1, positions.shape[-1], device=positions.device)
     return torch.nn.functional.pad(places * restarts, (1, 0)).cummax(dim=-1).values
+
+
+def _sums_by_start(values: Tensor, starts: Tensor) -> Tensor:
+    """For each token the sum of [B, S, X] over the tokens whose sequence has the same start."""
+    places = starts.to(values.device).unsqueeze(-1).expand_as(values)
+    return torch.zeros_like(values).scatter_add(1, places, values).gather(1, places)
 
 
 def _weights(mask: Tensor | None, hidden_states: Tensor) -> Tensor:

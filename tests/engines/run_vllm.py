@@ -5,7 +5,7 @@ import sys
 
 from vllm import LLM, SamplingParams
 
-LIMITS = {"dtype": "float32", "enforce_eager": True, "max_model_len": 256, "max_num_seqs": 1}
+LIMITS = {"dtype": "float32", "enforce_eager": True, "max_model_len": 256, "max_num_seqs": 2}
 
 
 def tokens(folder: str, task: dict) -> list[list[int]]:

@@ -197,14 +197,14 @@ def test_vocabulary_counts_are_the_routers(tmp_path: Path, text: Path) -> None:
 
     def both(tokens: RoutedTokens) -> None:
         counts(tokens)
-        if tokens.layer == 1 and tokens.token_ids is not None:
+        if tokens.layer == 2 and tokens.token_ids is not None:
             for token, experts in zip(tokens.token_ids.tolist(), tokens.experts.tolist(), strict=True):
                 seen.extend((token, expert) for expert in experts)
 
     collect(WholeModel(load_model(folder)), moe_layout(config), blocks, both)
     for row, token in enumerate(counts.token_ids):
         for expert in range(EXPERTS):
-            assert counts.counts[1][row, expert] == seen.count((int(token), expert))
+            assert counts.counts[2][row, expert] == seen.count((int(token), expert))
 
 
 def test_against_itself_is_saturated_and_against_another_is_not(tmp_path: Path, text: Path) -> None:

@@ -5,7 +5,7 @@ import torch
 from transformers import DynamicCache
 
 from moeify.modeling.moe_layers import TopKRouting
-from moeify.modeling.moe_pooling import SequencePool
+from moeify.modeling.moe_pooling import SequencePool, what_is_pooled
 from tests.modeling.sequence_models import CLOSE, by_sequence, run
 from tests.modeling.tiny_models import (
     HEADS,
@@ -258,3 +258,15 @@ def test_routing_modules_are_where_they_were():
     assert sum(isinstance(module, TopKRouting) for module in model.modules()) == 3
     token = upcycle(dense_model("BertModel"))
     assert model.state_dict().keys() == token.state_dict().keys()
+
+
+def test_packed_sequences_of_an_encoder_have_means_of_their_own():
+    """As vLLM lays them into one row; how they attend is the backend's affair."""
+    pool = SequencePool(causal=False, layer=0, num_layers=1)
+    one, two, three = (torch.randn(1, length, 5) for length in (9, 5, 2))
+    places = torch.cat([torch.arange(9), torch.arange(2, 7), torch.arange(2)])[None]
+    mask, starts = what_is_pooled({"position_ids": places})
+    found = pool(torch.cat([one, two, three], 1), mask=mask, starts=starts)
+    wanted = torch.cat([pool(part).expand(part.shape[1], -1) for part in (one, two, three)])
+    torch.testing.assert_close(found, wanted)
+    assert found.shape == (16, 5)
