@@ -1,4 +1,4 @@
-# make demo | test | matrix | engines | vllm | check | faults | bench: each does its own set-up.
+# make demo | test | slow | matrix | engines | vllm | check | faults | bench: each does its own set-up.
 
 PYTHON ?= python3
 VENV := .venv
@@ -14,7 +14,7 @@ READY_VLLM := $(VLLM)/.ready
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test matrix engines engines-installed vllm vllm-installed check browser faults bench docs format clean
+.PHONY: demo test slow matrix engines engines-installed vllm vllm-installed check browser faults bench docs format clean
 
 # torch comes first and pinned, so that no other package pulls a larger build of it.
 $(READY): pyproject.toml constraints.txt
@@ -34,6 +34,10 @@ demo: $(READY)
 
 test: $(READY_TESTS)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
+
+# What takes long: kills and full disks at many moments, several processes, checkpoints larger than memory.
+slow: $(READY_TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow -n 2 --dist loadgroup
 
 # Every command on every model type in every form of file: docs/matrix.md.
 matrix: $(READY_TESTS)

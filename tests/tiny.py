@@ -192,6 +192,10 @@ def _with_options(sizes: dict[str, Any], options: dict[str, Any]) -> dict[str, A
     return sizes | {"text_config": sizes["text_config"] | options} | ties
 
 
+FAMILIES_ONCE = [(family, head) for family, head in FAMILY_HEADS if family in LM_HEADS or head == lm_head(family)]
+"""Every head of the types that everything is run on, and one of each other."""
+
+
 def save_tiny(folder: Path, family: str, head: str | None = None, dtype: str = "float32", **options: Any) -> Path:
     """Save a random dense model; every weight, biases included, is far from its default."""
     torch.manual_seed(7)

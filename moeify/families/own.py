@@ -11,6 +11,7 @@ from moeify.families.conversion import Conversion, MoeSettings
 from moeify.families.engines import own_engines
 from moeify.families.joining import whole_name
 from moeify.families.moe_layout import ExpertTensor, MoeLayout, Rest, RouterRule
+from moeify.families.rope import spelled_rope
 from moeify.families.values import Config, Dims, Shape
 from moeify.modeling.moe_families import FAMILIES, moe_type
 
@@ -37,6 +38,7 @@ def own_mixture(dense: DenseLayout) -> MoeLayout:
         experts=tuple(_experts(dense, f"{family.ffn.block}.experts")),
         norm=dense.norm,
         norm_bias=dense.norm_bias,
+        norm_offset=dense.norm_offset,
         dims=lambda config: _dims(dense, config),
         moe_layers=lambda config: _moe_layers(dense, config),
         rest=_rest(dense),
@@ -88,10 +90,13 @@ def _moe_layers(dense: DenseLayout, config: Config) -> tuple[int, ...]:
     return tuple(range(dense.num_layers(config)) if listed is None else listed)
 
 
-def own_conversion(dense: DenseLayout, moe: MoeLayout, plain: tuple[str, ...] = ()) -> Conversion:
+def own_conversion(
+    dense: DenseLayout, moe: MoeLayout, plain: tuple[str, ...] = (), pooled: str | None = None
+) -> Conversion:
     """To moeify's own class: the dense config plus the mixture's keys.
 
-    ``plain`` are keys of config.json that give the FFN tensors which experts have no place for.
+    ``plain`` are keys of config.json that give the FFN tensors which experts have no place for, ``pooled`` is as in
+    ``own_engines``.
     """
 
     def to_moe(config: Config, settings: MoeSettings) -> Config:
@@ -106,8 +111,8 @@ def own_conversion(dense: DenseLayout, moe: MoeLayout, plain: tuple[str, ...] = 
         dense=dense,
         moe=moe,
         to_moe=to_moe,
-        to_dense=lambda config: {k: v for k, v in config.items() if k not in _KEYS},
-        engines=own_engines(moe.model_type, encoder=dense.encoder),
+        to_dense=_to_dense,
+        engines=own_engines(moe.model_type, pooled=pooled),
         remote_code=True,
     )
 
@@ -124,6 +129,11 @@ def _to_moe(config: Config, settings: MoeSettings) -> Config:
         "output_router_logits": False,
         "router_aux_loss_coef": 0.01,
     }
+
+
+def _to_dense(config: Config) -> Config:
+    dense = {key: value for key, value in config.items() if key not in _KEYS}
+    return spelled_rope(dense) if "rope_parameters" in dense else dense
 
 
 _KEYS = (

@@ -98,9 +98,11 @@ def _tensor_parallel_plan(family: MoeFamily, dense: dict[str, str]) -> dict[str,
     up, experts = "gate_up_proj" if ffn.gate else "up_proj", f"{layer}.{ffn.block}.experts"
     packed = "packed_" if ffn.gate else ""
     columns, rows = ("rowwise", "colwise") if ffn.is_transposed else ("colwise", "rowwise")
-    return plan | {
+    biases = {f"{experts}.{up}_bias": f"{packed}rowwise"} if ffn.biased else {}
+    return {
+        **plan,
         f"{experts}.{up}": packed + columns,
-        f"{experts}.{up}_bias": f"{packed}rowwise",
+        **biases,
         f"{experts}.down_proj": rows,
         experts: "moe_tp_experts",
     }
@@ -110,7 +112,8 @@ def _expert_parallel_plan(family: MoeFamily) -> dict[str, str]:
     """Whole experts on each rank."""
     experts = f"{family.layers}.*.{family.ffn.block}.experts"
     up = "gate_up_proj" if family.ffn.gate else "up_proj"
-    tensors = (up, f"{up}_bias", "down_proj", "down_proj_bias")
+    weights = (up, "down_proj")
+    tensors = (*weights, *(f"{name}_bias" for name in weights if family.ffn.biased))
     return {**{f"{experts}.{name}": "grouped_gemm" for name in tensors}, experts: "ep_dispatch_experts"}
 
 

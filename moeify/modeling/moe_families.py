@@ -15,7 +15,7 @@ class FeedForward:
     `block`. `up` and `down` are the projections, `gate` that of a gated network, whose rows lie before those of
     `up` where both are the same. `dropout` and `inner_dropout` follow the whole and the activation.
     `scaled` says that projections back to the residual stream are drawn smaller the deeper the model is,
-    `is_transposed` that weights lie as in `Conv1D`, [in, out].
+    `is_transposed` that weights lie as in `Conv1D`, [in, out], `biased` that projections have biases.
     """
 
     classes: tuple[str, ...]
@@ -28,6 +28,7 @@ class FeedForward:
     inner_dropout: str | None = None
     scaled: bool = False
     is_transposed: bool = False
+    biased: bool = True
 
     @property
     def guard(self) -> str:
@@ -74,6 +75,7 @@ _LLAMA = FeedForward(
     up="mlp.up_proj",
     down="mlp.down_proj",
     activation="mlp.act_fn",
+    biased=False,
 )
 _PHI = FeedForward(
     classes=("{}MLP",),
@@ -82,6 +84,7 @@ _PHI = FeedForward(
     up="mlp.gate_up_proj",
     down="mlp.down_proj",
     activation="mlp.activation_fn",
+    biased=False,
 )
 _CLASSIFIERS = {name: name for name in ("ForSequenceClassification", "ForTokenClassification")}
 _DECODER = {"": "Model", "ForCausalLM": "ForCausalLM", **_CLASSIFIERS}
@@ -182,6 +185,7 @@ FAMILIES: Mapping[str, MoeFamily] = {
             down="mlp.Wo",
             activation="mlp.act",
             inner_dropout="mlp.drop",
+            biased=False,
             scaled=True,
         ),
         heads={"": "Model", **_TASKS},

@@ -261,7 +261,7 @@ def check_route_by(route_by: RouteBy | None, model_type: str, own_classes: bool)
         raise ConfigError(
             f"--route-by sequence needs a class of moeify's own, and {model_type} is transformers':"
             " its routers decide for each token",
-            "leave --route-by out, or upcycle a BERT or GPT-2",
+            "leave --route-by out, or upcycle an encoder or with --arch own",
         )
 
 

@@ -215,6 +215,8 @@ TEXTS: dict[str, dict[str, Any]] = {
 }
 OWN = {moe_type(dense): dense for dense in FAMILIES}
 MODEL_TYPES = (*OWN, *NATIVE, *_VISION)
+BY_CLASS = ("bert_moe", "gpt2_moe", *NATIVE, *_VISION)
+"""Types whose mixtures are computed by code of their own: moeify's classes share theirs."""
 
 
 class _Kimi(DeepseekV3ForCausalLM):

@@ -56,7 +56,7 @@ def test_greedy_tokens_are_the_dense_models(tmp_path: Path, family: str) -> None
 
 
 @pytest.mark.parametrize("family", CONVERSIONS)
-@pytest.mark.parametrize(("router", "top_k"), [("calibrated", 3), ("normal", 2), ("zeros", 1), ("normal", 1)])
+@pytest.mark.parametrize(("router", "top_k"), [("calibrated", 3), ("normal", 1)])
 def test_every_router_is_exact(tmp_path: Path, family: str, router: str, top_k: int) -> None:
     dense = save_tiny(tmp_path / "dense", family)
     moeify.upcycle(dense, tmp_path / "moe", num_experts=3, top_k=top_k, noise=0.0, router=router)
@@ -66,10 +66,9 @@ def test_every_router_is_exact(tmp_path: Path, family: str, router: str, top_k: 
 
 
 @pytest.mark.parametrize("family", CONVERSIONS)
-@pytest.mark.parametrize("top_k", [1, 4])
-def test_bfloat16_with_tied_experts_is_bit_exact(tmp_path: Path, family: str, top_k: int) -> None:
+def test_bfloat16_with_tied_experts_is_bit_exact(tmp_path: Path, family: str) -> None:
     dense = save_tiny(tmp_path / "dense", family, dtype="bfloat16")
-    moeify.upcycle(dense, tmp_path / "moe", num_experts=4, top_k=top_k, noise=0.0, router="zeros")
+    moeify.upcycle(dense, tmp_path / "moe", num_experts=4, top_k=4, noise=0.0, router="zeros")
     comparison = moeify.verify(dense, tmp_path / "moe")
     assert comparison.dtype == "bfloat16"
     assert comparison.bit_exact
@@ -91,9 +90,8 @@ def test_layers_stay_dense(tmp_path: Path, family: str, layers: str, expected: t
 
 
 @pytest.mark.parametrize("family", CONVERSIONS)
-@pytest.mark.parametrize("tied", [True, False])
-def test_tied_and_untied_embeddings(tmp_path: Path, family: str, tied: bool) -> None:
-    dense = save_tiny(tmp_path / "dense", family, tie_word_embeddings=tied)
+def test_tied_embeddings(tmp_path: Path, family: str) -> None:
+    dense = save_tiny(tmp_path / "dense", family, tie_word_embeddings=True)
     report = moeify.upcycle(dense, tmp_path / "moe", num_experts=2, noise=0.0)
     model = load_strictly(tmp_path / "moe")
     assert report.params_total == model.num_parameters()

@@ -15,10 +15,10 @@ from moeify.errors import CheckpointError
 from moeify.families.joining import whole_name
 from moeify.families.registry import CONVERSIONS, DENSE_LAYOUTS, MOE_LAYOUTS, conversions_to
 from moeify.families.structure import check_structure, structure_problems
-from tests.tiny import HEADS, layers_of, save_tiny
+from tests.tiny import HEADS, LM_HEADS, layers_of, save_tiny
 
 
-@pytest.fixture(scope="module", params=[*CONVERSIONS, *(f"{name} classifier" for name in CONVERSIONS)])
+@pytest.fixture(scope="module", params=[*CONVERSIONS, *(f"{name} classifier" for name in LM_HEADS)])
 def checkpoints(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Checkpoint]:
     """A dense checkpoint, the mixture of some of its layers, and one whose layers all are."""
     family, _, head = request.param.partition(" ")

@@ -36,6 +36,7 @@ def written(disk: Disk, scenario: Scenario) -> int:
     return sum(file.st_size for file in files if file.st_nlink == 1)  # others are linked
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [*LIGHT, "prune", "warmup"])
 def test_a_disk_that_fills_up_at_any_byte(disk: Disk, sources: Sources, command: str) -> None:
     scenario, rng = find(sources, command), random.Random(command)
@@ -76,6 +77,7 @@ def test_calls_that_are_refused(disk: Disk, sources: Sources, command: str, call
     assert reason[call.rsplit(":", 1)[1]] in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", LIGHT)
 def test_short_reads_and_writes_change_nothing(disk: Disk, sources: Sources, command: str) -> None:
     scenario = find(sources, command)

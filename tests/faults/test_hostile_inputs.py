@@ -46,12 +46,14 @@ def test_what_is_sound_is_accepted(bench: Bench, seeds: list[Seed]) -> None:
     assert bench.tally.accepted >= 0.8 * bench.tally.trials
 
 
+@pytest.mark.slow
 def test_mutated_files(bench: Bench, seeds: list[Seed]) -> None:
     fuzz(bench, seeds, 0, INPUTS, loading=0)
     assert bench.tally.failures == {}
     assert bench.tally.rejected > INPUTS // 4 and bench.tally.accepted > INPUTS // 10
 
 
+@pytest.mark.slow
 def test_mutated_files_of_what_loads_models(bench: Bench, seeds: list[Seed]) -> None:
     bench.warm(seeds)
     fuzz(bench, seeds, 10_000, LOADED, loading=1, target="tokenizer")
@@ -71,6 +73,7 @@ _CONFIGS = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(document=st.one_of(_CONFIGS, st.dictionaries(_NAMED, _ANY)), choice=st.randoms())
 def test_generated_documents(bench: Bench, seeds: list[Seed], document: object, choice: random.Random) -> None:
@@ -125,6 +128,7 @@ def test_found_by_fuzzing(
 
 
 # Configs that pass for sound until a model is made of them or run; None takes a key away.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "command", "change", "said"),
     [

@@ -166,6 +166,7 @@ def test_text_comes_from_files_only(work: Path, tmp_path: Path) -> None:
         assert done.code == 1 and "bug" not in done.err, done.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["tar", "zip"])
 def test_an_archive_for_a_text_leads_nowhere_else(work: Path, tmp_path: Path, kind: str) -> None:
     """datasets unpacks what it takes for an archive, whatever its name, into its own cache."""

@@ -23,6 +23,7 @@ def find(sources: Sources, name: str) -> Scenario:
     return next(scenario for scenario in scenarios(sources) if scenario.name == name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "moments"),
     [
@@ -70,6 +71,7 @@ def test_a_kill_between_the_two_renames_of_force(sources: Sources, tmp_path: Pat
     assert not moeify.inspect(tmp_path / "out").problems
 
 
+@pytest.mark.slow
 def test_a_kill_while_layers_are_evaluated_one_by_one(sources: Sources, parent: Nursery, tmp_path: Path) -> None:
     """What layers give lies in the staging folder; it once lay beside the source, and stayed."""
     scenario, place = find(sources, "prune qwen3"), Place(folder=tmp_path / "place")
@@ -85,6 +87,7 @@ def test_a_kill_while_layers_are_evaluated_one_by_one(sources: Sources, parent: 
     assert names(place.folder) == ["out"] and not list((place.folder / "out").glob(".moeify-states*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_kill_while_a_model_is_loaded(sources: Sources, tmp_path: Path, number: signal.Signals) -> None:
     """The temporary folder goes; what SIGKILL leaves are links and settings, never weights."""

@@ -65,6 +65,7 @@ def reference(sources: Sources, folder: Path) -> Ended:
     return ended
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_signal_ends_them_too(sources: Sources, tmp_path: Path, number: int) -> None:
     reference(sources, tmp_path / "whole")

@@ -23,6 +23,7 @@ def texts(tmp_path_factory):
     return corpus(tmp_path_factory.mktemp("texts"), 60)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("streaming", [False, True])
 def test_warm_up_reads_a_dataset_by_its_id(hub, client, moe, texts, tmp_path, streaming):
     hub.add("datasets/org/texts", {"README.md": CARD, "rows.jsonl": texts.read_bytes()})

@@ -68,6 +68,7 @@ def test_revision_and_commit_are_recorded(hub, client, files, tmp_path):
     assert "no revision 'v9'" in said
 
 
+@pytest.mark.slow
 def test_every_command_takes_an_id_and_a_revision(hub, client, files, tmp_path):
     """main is no model at all; the second time nothing is asked of the Hub."""
     for name, good in (("org/dense", files), ("org/moe", contents(mixture(tmp_path / "made")))):

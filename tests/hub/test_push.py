@@ -35,6 +35,7 @@ def test_everything_arrives_in_one_commit(hub, client, folder):
     assert "a new repository" in printed
 
 
+@pytest.mark.slow
 def test_second_push_after_a_warm_up_sends_the_routers_and_the_card(hub, client, folder, tmp_path):
     client.moeify("push", folder, "user/moe")
     before, first, mark = hub.repositories["user/moe"].files(), hub.bytes_in(), len(hub.exchanges)

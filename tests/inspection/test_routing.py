@@ -19,7 +19,7 @@ from moeify.routing.data import block_length, read_blocks, tokenizer_for
 from moeify.routing.loading import load_model
 from moeify.routing.passes import WholeModel
 from moeify.upcycling.upcycle import upcycle
-from tests.families.published_models import EXPERTS, MODEL_TYPES, OWN, save, tiny
+from tests.families.published_models import BY_CLASS, EXPERTS, OWN, save, tiny
 from tests.real.checkpoints import demo_gpt2
 from tests.real.tiny_parts import write_byte_tokenizer
 
@@ -127,7 +127,7 @@ def _oracle(logits: np.ndarray, bias: np.ndarray, model_type: str, config: dict[
     }
 
 
-@pytest.mark.parametrize("model_type", MODEL_TYPES)
+@pytest.mark.parametrize("model_type", BY_CLASS)
 def test_statistics_equal_numpy_on_recorded_logits(model_type: str, tmp_path: Path, text: Path) -> None:
     folder = _routable(model_type, tmp_path / "model")
     report = inspect(folder, dataset=str(text), seq_len=48, batch=3)

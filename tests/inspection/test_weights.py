@@ -14,7 +14,7 @@ from moeify.errors import ConfigError
 from moeify.inspection import weights
 from moeify.inspection.inspect import inspect
 from moeify.upcycling.upcycle import upcycle
-from tests.families.published_models import MODEL_TYPES, save, tiny
+from tests.families.published_models import BY_CLASS, save, tiny
 from tests.real.checkpoints import demo_gpt2, minilm
 
 
@@ -47,7 +47,7 @@ def test_figures_equal_numpy_on_whole_tensors(tmp_path: Path, monkeypatch: pytes
         assert (found["duplicates"], found["nonfinite"]) == ([], 0)
 
 
-@pytest.mark.parametrize("model_type", MODEL_TYPES)
+@pytest.mark.parametrize("model_type", BY_CLASS)
 def test_every_layout_can_be_measured(model_type: str, tmp_path: Path) -> None:
     model = tiny(model_type, tied=False)
     report = inspect(save(model, tmp_path), weights=True)

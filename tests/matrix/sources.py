@@ -61,13 +61,20 @@ def _cut(method: str) -> Callable[[Any, Path], None]:
 
 FORMS = (
     Form(name="float32", meaning="as `save_pretrained` writes it, embeddings untied"),
-    Form(name="tied", meaning="the same with tied embeddings", tied=True, fits=DENSE_LAYOUTS.__contains__),
-    Form(name="bfloat16", meaning="in bfloat16 with tied embeddings", tied=True, dtype="bfloat16"),
+    Form(
+        name="bfloat16",
+        meaning="in bfloat16 with tied embeddings",
+        tied=True,
+        dtype="bfloat16",
+        fits=lambda model_type: not _converted(model_type),
+    ),
     Form(
         name="in memory",
+        meaning="the same under names as transformers 5 holds them: `save_original_format=False`",
+        tied=True,
+        dtype="bfloat16",
         save=_in_memory,
-        fits=_converted,
-        meaning="names as transformers 5 holds them: `save_original_format=False`",
+        fits=lambda model_type: _converted(model_type),
     ),
     *(
         Form(

@@ -112,3 +112,16 @@ def test_a_step_with_a_cache_compiles_in_one_piece():
         cache = model(ids[:, :-1], past_key_values=DynamicCache()).past_key_values
         found = compiled(ids[:, -1:], past_key_values=cache).logits
         torch.testing.assert_close(found, model(ids).logits[:, -1:], atol=2e-5, rtol=1e-4)
+
+
+def test_layers_compiled_one_by_one_know_the_batch():
+    model = vary_experts(upcycle(dense_model("GPT2LMHeadModel", n_layer=2), route_by="sequence"))
+    given = inputs("GPT2LMHeadModel")
+    with torch.no_grad():
+        expected = model(**given, output_router_logits=True)
+        torch._dynamo.reset()
+        for layer in model.transformer.h:
+            layer.compile(backend="aot_eager")
+        found = model(**given, output_router_logits=True)
+    torch.testing.assert_close(found.logits, expected.logits, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found.router_logits, expected.router_logits, atol=1e-5, rtol=1e-5)

@@ -10,6 +10,7 @@ from tests.modeling.tiny_models import dense_model, upcycle, vary_experts
 from tests.modeling.two_processes import PLANS
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_two_processes_compute_what_one_does(tmp_path):
     heads = ["BertForMaskedLM", "GPT2LMHeadModel"]

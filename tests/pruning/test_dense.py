@@ -17,7 +17,7 @@ from moeify.pruning.extract import extract
 from moeify.pruning.prune import prune
 from moeify.upcycling.upcycle import upcycle
 from tests.pruning.tiny_mixtures import save
-from tests.tiny import FAMILY_HEADS, layers_of, save_tiny
+from tests.tiny import FAMILIES_ONCE, layers_of, save_tiny
 
 
 def save_dense(model_type: str, class_name: str, folder: Path) -> None:
@@ -28,7 +28,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return {k: v for file in folder.glob("*.safetensors") for k, v in load_file(file).items()}
 
 
-@pytest.mark.parametrize(("model_type", "class_name"), FAMILY_HEADS)
+@pytest.mark.parametrize(("model_type", "class_name"), FAMILIES_ONCE)
 def test_upcycle_then_prune_to_one_gives_the_original_back(model_type: str, class_name: str, tmp_path: Path) -> None:
     save_dense(model_type, class_name, tmp_path / "dense")
     layers = layers_of(tmp_path / "dense", "0,2")

@@ -100,6 +100,7 @@ def test_smollm2_knows_the_capital_of_germany_before_and_after(tmp_path: Path) -
         assert tokenizer.decode([int(best)]) == " Berlin"
 
 
+@pytest.mark.slow
 @pytest.mark.real
 @pytest.mark.parametrize("name", ["minilm", "smollm2"])
 def test_an_untrained_calibrated_router_is_neither_saturated_nor_flat(tmp_path: Path, name: str) -> None:

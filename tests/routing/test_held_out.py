@@ -24,6 +24,7 @@ def masked(folder: Path) -> Path:
     return dense
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["causal", "masked"])
 def test_prune_and_warmup_report_the_same(loss: str, tmp_path: Path) -> None:
     dense = demo_gpt2() if loss == "causal" else masked(tmp_path / "dense")

@@ -8,6 +8,7 @@ import threading
 import time
 from pathlib import Path
 
+import pytest
 import torch
 
 import moeify
@@ -93,6 +94,7 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_three_commands_finish_with_a_fourth_of_the_weights(tmp_path: Path) -> None:
     big, small = saved(tmp_path / "big", 20, 1024), saved(tmp_path / "small", 2, 64)
     done = run(big, small, tmp_path / "layers")

@@ -5,10 +5,10 @@ import torch
 
 from moeify.families.registry import MOE_LAYOUTS
 from moeify.routing.loaded import LoadedMixture, Routed
-from tests.families.published_models import MODEL_TYPES, tiny
+from tests.families.published_models import BY_CLASS, tiny
 
 
-@pytest.mark.parametrize("model_type", MODEL_TYPES)
+@pytest.mark.parametrize("model_type", BY_CLASS)
 def test_every_layer_shows_what_the_model_used(model_type: str) -> None:
     model, layout = tiny(model_type, tied=False).eval(), MOE_LAYOUTS[model_type]
     with torch.no_grad():

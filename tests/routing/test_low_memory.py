@@ -84,6 +84,7 @@ def test_a_type_whose_layers_are_not_known_is_refused(tmp_path: Path) -> None:
         moeify.verify(tmp_path, tmp_path, low_memory=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fit", "extra"),
     [

@@ -11,7 +11,7 @@ import moeify
 
 from ..elsewhere import python_without_moeify
 from ..real.hub_shapes import bert_base_uncased_like, gpt2_like, qwen_like, sentence_encoder_like
-from ..tiny import FAMILY_HEADS, save_tiny
+from ..tiny import FAMILIES_ONCE, save_tiny
 
 PROGRAM = """
 import json, sys
@@ -42,7 +42,7 @@ def snippets(folder: Path) -> list[str]:
 def folders(tmp_path_factory):
     """A mixture of every class, and of every family with a tokenizer."""
     root, found = tmp_path_factory.mktemp("cards"), {}
-    for family, head in FAMILY_HEADS:
+    for family, head in FAMILIES_ONCE:
         save_tiny(root / "dense" / head, family, head)
         found[head] = root / "dense" / head
     for name, write in WITH_TOKENIZER.items():
@@ -73,7 +73,8 @@ def loaded(folders, tmp_path_factory):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("head", [head for _, head in FAMILY_HEADS])
+@pytest.mark.slow
+@pytest.mark.parametrize("head", [head for _, head in FAMILIES_ONCE])
 def test_every_head(head, folders, loaded):
     (named,) = json.loads((folders[head] / "config.json").read_text())["architectures"]
     # No auto class has the two heads of this one; its card loads the one for language.

@@ -62,6 +62,7 @@ def own_share(moe: Path, place: Path, owners: dict[str, set[int]]) -> float:
     return float(torch.cat(hits).float().mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("router", ["data", "prompts"])
 @pytest.mark.parametrize("rest", ["base", "mean"])
 def test_tokens_go_to_the_experts_of_their_label(place: Path, tmp_path: Path, router: str, rest: str) -> None:

@@ -137,6 +137,7 @@ def refused(said, *words, arguments=()):
     return hint
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_eight_experts_of_smollm2_take_less_than_five_megabytes_of_new_data(data, tmp_path):
     """All 30 layers would take 0.5 MB more: 26 x 8 x 576 x 4 bytes."""

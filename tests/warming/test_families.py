@@ -84,6 +84,7 @@ def test_mixtures_that_moeify_did_not_make(model_type, data, tmp_path):
     load_model(tmp_path / "fitted")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_dense", [True, False])
 def test_a_model_without_head_learns_hidden_states(with_dense, data, tmp_path):
     dense = tiny(tmp_path / "dense", "bert")
@@ -97,6 +98,7 @@ def test_a_model_without_head_learns_hidden_states(with_dense, data, tmp_path):
     assert all(n.endswith(ROUTERS) for n in changed(tmp_path / "moe", tmp_path / "warm"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("what", "dtype"), [("moe", "auto"), ("all", "auto"), ("moe", "bfloat16"), ("all", "bfloat16")]
 )

@@ -29,7 +29,16 @@ def even(layers: int = 4) -> list[torch.Tensor]:
 
 
 LAYER = LoadedLayer(
-    number=0, block=None, router=None, chooser=None, experts=None, rule=RouterRule(), groups=None, top_k=K, bias=None
+    number=0,
+    block=None,
+    router=None,
+    chooser=None,
+    experts=None,
+    rule=RouterRule(),
+    own_inputs=False,
+    groups=None,
+    top_k=K,
+    bias=None,
 )
 
 

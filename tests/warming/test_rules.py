@@ -11,7 +11,7 @@ from moeify.warming.balances import BALANCES
 from moeify.warming.losses import router_sums, z_loss
 from moeify.warming.train import prepare
 from moeify.warming.warmup import warmup
-from tests.families.published_models import MODEL_TYPES, tiny
+from tests.families.published_models import BY_CLASS, tiny
 from tests.warming.mixtures import FAST, changed, corpus, with_tokenizer
 
 IDS = torch.arange(4, 52).reshape(3, 16)
@@ -55,7 +55,7 @@ class Watched:
         return (z_loss(sums) if kind == "z" else BALANCES[kind].formula(sums)), chosen
 
 
-@pytest.mark.parametrize("model_type", MODEL_TYPES)
+@pytest.mark.parametrize("model_type", BY_CLASS)
 def test_sums_are_what_the_model_used(model_type):
     watched = Watched(spread(model_type))
     _, seen = watched.run()
@@ -81,7 +81,7 @@ def moved(trained: list, slopes: list, step: float) -> None:
             parameter.add_(slope * step)
 
 
-@pytest.mark.parametrize("model_type", MODEL_TYPES)
+@pytest.mark.parametrize("model_type", BY_CLASS)
 def test_gradients_are_the_slopes_of_the_losses(model_type):
     """By finite differences along the gradient of all routers' weights and biases.
 

@@ -84,6 +84,7 @@ def assert_same(folder, other, atol):
             assert_close(tensors[name], tensor, rtol=0, atol=atol)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "launching", "atol"),
     [
@@ -107,6 +108,7 @@ def test_shards_are_trained_and_written_as_whole_weights(mixture, data, tmp_path
     assert_same(tmp_path / "one", tmp_path / "two", atol)
 
 
+@pytest.mark.slow
 def test_a_killed_sharded_run_resumes_to_the_same_routers(mixture, data, tmp_path):
     options = {"steps": 12, "save_steps": 2}
     expected = here(mixture, tmp_path / "one", data, **options)
@@ -130,6 +132,7 @@ def test_a_killed_sharded_run_resumes_to_the_same_routers(mixture, data, tmp_pat
     assert not run.exists()
 
 
+@pytest.mark.slow
 def test_a_loss_that_becomes_nan_leaves_the_last_good_routers(mixture, data, tmp_path):
     process = sharded(mixture, tmp_path / "nan", data, steps=5, learning_rate=3e38)
     here(mixture, tmp_path / "fitted", data, steps=0)

@@ -122,6 +122,7 @@ def test_half_precision_models_have_float32_routers(mixture):
         assert dtype == wanted, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_experts_of_half_precision_models_train(dtype, data, tmp_path):
     moe = demo_mixture(tmp_path / "moe", noise=0.3, dtype=dtype)
@@ -195,6 +196,7 @@ LAUNCHERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_two_processes_compute_what_one_does(mixture, data, alone, tmp_path, launcher):
     expected, routers_alone = alone
@@ -212,6 +214,7 @@ def test_two_processes_compute_what_one_does(mixture, data, alone, tmp_path, lau
         torch.testing.assert_close(router, routers(tmp_path / "two")[name], rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_loss_that_becomes_nan_ends_with_exit_code_1_and_the_last_good_routers(mixture, data, tmp_path):
     here(mixture, tmp_path / "fitted", data, steps=0)
     arguments = ("--dataset", data, "--steps", 5, "--batch", 4, "--learning-rate", 3e38)
@@ -228,6 +231,7 @@ def test_a_loss_that_becomes_nan_ends_with_exit_code_1_and_the_last_good_routers
         torch.testing.assert_close(router, routers(tmp_path / "nan")[name], rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_routers(mixture, data, tmp_path):
     options = {"steps": 30, "save_steps": 3, "batch": 2}
     whole = here(mixture, tmp_path / "whole", data, **options)

@@ -84,6 +84,7 @@ LAYOUT = DenseLayout(
     dims=_dims,
     canonical=lambda config: with_text(config, names.filled(DEFAULTS)),
     ignored=("mtp.",),
+    norm_offset=1.0,
     # Present when attention_bias is true, which no published Qwen3.5 sets.
     optional=frozenset(_BIASES),
 )

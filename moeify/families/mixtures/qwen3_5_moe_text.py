@@ -22,5 +22,6 @@ LAYOUT = MoeLayout(
     experts=names.single_experts("mlp"),
     dims=_dims,
     moe_layers=names.all_layers(40),
+    norm_offset=1.0,
     rest=replace(DENSE.rest(names.SHARED_EXPERT), ffn=()),
 )

@@ -10,6 +10,7 @@ LAYOUT = MoeLayout(
     dims=names.decoder_dims("moe_intermediate_size", layers=48, hidden=2048, width=512, vocab=151936),
     moe_layers=names.stepped_layers(48),
     rule=RouterRule(norm_key="norm_topk_prob"),
+    norm_offset=1.0,
     rest=Rest(
         per_layer=(*names.LINEAR_ATTENTION, "linear_attn.in_proj_qkvz.weight", "linear_attn.in_proj_ba.weight"),
         ffn=names.FFN,
