@@ -128,7 +128,7 @@ def test_what_cannot_become_dense_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModelError, match="deepseek_v3"):
         extract(tmp_path / "deepseek", tmp_path / "out")
     save("qwen2_moe", tmp_path / "qwen")
-    with pytest.raises(CheckpointError, match="shared expert of width 8"):
+    with pytest.raises(CheckpointError, match="has shared experts"):
         prune(tmp_path / "qwen", tmp_path / "out", dense=True, by="random")
     save("bert_moe", tmp_path / "bert")
     with pytest.raises(ConfigError, match="no expert 8"):

@@ -12,10 +12,10 @@ from tests.families.edited import edit_config
 from tests.families.published_models import save, tiny
 
 
-def test_a_native_mixture_is_a_causal_model(tmp_path: Path) -> None:
-    folder = save(tiny("mixtral", tied=False), tmp_path / "moe")
+def test_a_native_mixture_of_no_dense_type_is_a_causal_model(tmp_path: Path) -> None:
+    folder = save(tiny("olmoe", tied=False), tmp_path / "moe")
     edit_config(folder, architectures=...)
-    assert type(load_model(folder)).__name__ == "MixtralForCausalLM"
+    assert type(load_model(folder)).__name__ == "OlmoeForCausalLM"
 
 
 def test_a_class_that_nobody_knows_is_named(tmp_path: Path) -> None:

@@ -242,7 +242,7 @@ BREAK: dict[str, tuple[Any, type[MoeifyError], str]] = {
     "model type": (
         lambda f: edit_config(f, model_type="t5"),
         UnsupportedModelError,
-        "known: bert, gpt2, qwen2, qwen3",
+        "known: bert, camembert, ",
     ),
     "no model type": (lambda f: edit_config(f, model_type=...), UnsupportedModelError, "None"),
     "already MoE": (lambda f: edit_config(f, model_type="qwen3_moe"), UnsupportedModelError, "qwen3_moe"),
