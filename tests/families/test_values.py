@@ -6,7 +6,9 @@ from moeify.errors import CheckpointError
 from moeify.families.registry import DENSE_LAYOUTS, MOE_LAYOUTS, vocabulary_size
 
 
-@pytest.mark.parametrize("model_type", sorted({*DENSE_LAYOUTS, *MOE_LAYOUTS}))
+@pytest.mark.parametrize(
+    "model_type", sorted({*DENSE_LAYOUTS, *(name for name in MOE_LAYOUTS if MOE_LAYOUTS[name].loads_as is None)})
+)
 def test_a_config_without_a_vocabulary_has_that_of_its_class(model_type):
     from transformers import AutoConfig
 

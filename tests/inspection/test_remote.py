@@ -73,7 +73,7 @@ def test_single_file_repository(tmp_path: Path) -> None:
     folder.mkdir()
     header = encode_header([("w", "F32", (2,))])
     (folder / "model.safetensors").write_bytes(header + bytes(8))
-    (folder / "config.json").write_text('{"model_type": "llama"}')
+    (folder / "config.json").write_text('{"model_type": "unheard-of"}')
     with hub_server(REPO, folder) as traffic:
         done = _inspect(traffic, REPO, home=tmp_path)
     report = json.loads(done.stdout)
@@ -88,7 +88,7 @@ def test_what_a_repository_holds_besides_is_a_note(sparse: Path, tmp_path: Path)
     folder.mkdir()
     header = encode_header([("module.w", "F32", (2,))])
     (folder / "model.safetensors").write_bytes(header + bytes(8))
-    (folder / "config.json").write_text('{"model_type": "llama"}')
+    (folder / "config.json").write_text('{"model_type": "unheard-of"}')
     shutil.copy(sparse / "model.safetensors.index.json", folder)
     with hub_server(REPO, folder) as traffic:
         done = _inspect(traffic, REPO, home=tmp_path)

@@ -236,7 +236,7 @@ def test_memory_is_that_of_the_system_and_the_container(tmp_path: Path, monkeypa
 
 def test_what_cannot_run_by_layer_is_said() -> None:
     with pytest.raises(RoutingError, match="a Linear gives more than hidden states"):
-        passes._hidden(torch.nn.Linear(1, 1), (torch.ones(1), None))
+        passes._hidden(torch.nn.Linear(1, 1), (torch.ones(1), None), 0)
 
 
 @pytest.mark.parametrize(("model_type", "method"), [("gpt_oss", "mxfp4"), ("deepseek_v3", "fp8")])

@@ -239,11 +239,7 @@ BREAK: dict[str, tuple[Any, type[MoeifyError], str]] = {
         CheckpointError,
         "no safetensors file",
     ),
-    "model type": (
-        lambda f: edit_config(f, model_type="t5"),
-        UnsupportedModelError,
-        "known: bert, camembert, ",
-    ),
+    "model type": (lambda f: edit_config(f, model_type="t5"), UnsupportedModelError, "known: bert, camembert, "),
     "no model type": (lambda f: edit_config(f, model_type=...), UnsupportedModelError, "None"),
     "already MoE": (lambda f: edit_config(f, model_type="qwen3_moe"), UnsupportedModelError, "qwen3_moe"),
     "odd class": (lambda f: edit_config(f, architectures=["BertForDancing"]), CheckpointError, "BertForDancing"),

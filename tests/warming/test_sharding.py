@@ -144,7 +144,7 @@ def test_a_loss_that_becomes_nan_leaves_the_last_good_routers(mixture, data, tmp
 
 @pytest.mark.parametrize(
     ("family", "version", "said", "hint"),
-    [("qwen2", "1", "first version", "--fsdp_version 2"), ("bert", "2", "cannot shard a BERT", "torchrun")],
+    [("qwen2", "1", "first version", "--fsdp_version 2"), ("bert", "2", "cannot shard a Bert", "torchrun")],
 )
 def test_what_cannot_be_sharded(family, version, said, hint, data, tmp_path, monkeypatch):
     upcycle(tiny(tmp_path / "dense", family), tmp_path / "moe", num_experts=4)
