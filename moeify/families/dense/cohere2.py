@@ -26,7 +26,9 @@ _WITH_FFN_NORM = "post_attention_layernorm.weight"
 def _canonical(config: Config) -> Config:
     """The class takes no width of a head, and once read its windows out of one number."""
     config = canonical_rope({**DEFAULTS, **config})
-    period = config.pop("sliding_window_pattern", None) or 4
+    period = positive(
+        {"sliding_window_pattern": config.pop("sliding_window_pattern", None)}, "sliding_window_pattern", 4
+    )
     if config.get("layer_types") is None:
         config["layer_types"] = [
             "sliding_attention" if (layer + 1) % period else "full_attention"

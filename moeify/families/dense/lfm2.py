@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from moeify.errors import CheckpointError
 from moeify.families import dense_names as names
 from moeify.families.base import DenseLayout, FfnTensor
 from moeify.families.rope import canonical_rope
@@ -25,6 +26,7 @@ DEFAULTS = {
 }
 """What Lfm2Config assumes where config.json is silent."""
 _FORMER = {"block_ff_dim": "intermediate_size", "tie_embedding": "tie_word_embeddings"}
+MAX_FACTOR = 1000
 _ADJUSTS = ("block_auto_adjust_ff_dim", "block_ffn_dim_multiplier", "block_multiple_of")
 _CONV_BIASES = ("conv.conv.bias", "conv.in_proj.bias", "conv.out_proj.bias")
 
@@ -33,12 +35,8 @@ def _canonical(config: Config) -> Config:
     """``config`` with the width that FFNs have and the kinds of all layers."""
     config = canonical_rope({**DEFAULTS, **config})
     config |= {new: config.pop(old) for old, new in _FORMER.items() if old in config}
-    attending = config.pop("full_attn_idxs", None)
-    if config.get("layer_types") is None:
-        config["layer_types"] = [
-            "full_attention" if attending is None or layer in attending else "conv"
-            for layer in range(positive(config, "num_hidden_layers"))
-        ]
+    config["layer_types"] = _kinds(config)
+    config.pop("full_attn_idxs", None)
     return {**config, "intermediate_size": _width(config), "block_auto_adjust_ff_dim": False}
 
 
@@ -49,6 +47,11 @@ def _width(config: Config) -> int:
     width, factor = int(2 * width / 3), config.get("block_ffn_dim_multiplier", 1.0)
     if factor is None:
         return width
+    if type(factor) not in (int, float) or not 0 < factor < MAX_FACTOR:
+        raise CheckpointError(
+            f"config.json: block_ffn_dim_multiplier must be a positive number up to {MAX_FACTOR}, not {factor!r}",
+            "mend config.json, or use the one that belongs to these weights",
+        )
     step = positive(config, "block_multiple_of", 256)
     return -(-int(factor * width) // step) * step
 
@@ -59,7 +62,12 @@ def _dims(config: Config) -> Dims:
 
 
 def _kinds(config: Config) -> Sequence[str]:
-    return [str(kind) for kind in config["layer_types"]]
+    kinds, attending = config.get("layer_types"), config.get("full_attn_idxs")
+    if isinstance(kinds, list):
+        return [str(kind) for kind in kinds]
+    layers = range(positive(config, "num_hidden_layers", 32))
+    listed = attending if isinstance(attending, list) else layers
+    return ["full_attention" if layer in listed else "conv" for layer in layers]
 
 
 LAYOUT = DenseLayout(
