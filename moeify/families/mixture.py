@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from moeify.checkpoint.header import FLOAT_DTYPES, StoredTensor
 from moeify.checkpoint.reader import Checkpoint
 from moeify.checkpoint.slices import Slice, whole
 from moeify.errors import CheckpointError, ConfigError, TensorNotFoundError
-from moeify.families.mixture_places import Place, Places, layout_prefix, named_like
+from moeify.families.mixture_places import Place, Places, counts_experts, layout_prefix, named_like, unflattened
 from moeify.families.moe_layout import ExpertTensor, MoeLayout
 from moeify.families.quantization import packed_values, stored_under
 from moeify.families.registry import moe_layout
@@ -213,7 +213,7 @@ class Mixture:
         for stored in self.checkpoint.tensors.values():
             place = self.places.find(stored)
             single = place.kind == "single"
-            if place.kind is not None and (single or _counts(stored, self.num_experts, place.axis)):
+            if place.kind is not None and (single or counts_experts(stored, self.num_experts, place.axis)):
                 found[stored.name] = place
         return found
 
@@ -252,20 +252,6 @@ class Mixture:
             raise CheckpointError(f"tensor {stored.name!r} has dtype {stored.dtype}: {what}", hint, path=stored.path)
 
 
-def _counts(stored: StoredTensor, num_experts: int, axis: int) -> bool:
-    """Whether ``stored`` counts experts along ``axis``, and is not one number for all of them."""
-    if len(stored.shape) > axis and stored.shape[axis] == num_experts:
-        return True
-    if stored.elements == 1:
-        return False
-    raise CheckpointError(
-        f"tensor {stored.name!r} of shape {list(stored.shape)} does not count {num_experts} experts"
-        f" along axis {axis}: it cannot be cut",
-        "prune the unquantised checkpoint, or use the config.json that belongs to these weights",
-        path=stored.path,
-    )
-
-
 def _cut(stored: StoredTensor, spec: ExpertTensor, expert: int) -> Slice:
     if not spec.fused or stored.elements == 1:
         return whole(stored)
@@ -294,7 +280,7 @@ def open_mixture(checkpoint: Checkpoint) -> Mixture:
 
 def sort_mixture(checkpoint: Checkpoint, layout: MoeLayout) -> Mixture:
     """Sort all tensors by what they are; raises ``CheckpointError`` for an unusable config."""
-    checkpoint = _unflattened(checkpoint, layout)
+    checkpoint = unflattened(checkpoint, layout)
     config, tensors = checkpoint.config, checkpoint.tensors
     num_layers, moe_layers = layout.dims(config)["L"], layout.moe_layers(config)
     prefix = layout_prefix(layout, tensors)
@@ -313,19 +299,6 @@ def sort_mixture(checkpoint: Checkpoint, layout: MoeLayout) -> Mixture:
     if not any(".experts." in name for name in mixture.extra):
         mixture.extra.clear()
     return mixture
-
-
-def _unflattened(checkpoint: Checkpoint, layout: MoeLayout) -> Checkpoint:
-    """The checkpoint with an axis of its own for the experts of flat tensors."""
-    flat, config = tuple(f".{spec.name}" for spec in layout.experts if spec.flat), checkpoint.config
-    if not flat or not layout.moe_layers(config):
-        return checkpoint
-    count, tensors = layout.num_experts(config), dict(checkpoint.tensors)
-    for name, stored in checkpoint.tensors.items():
-        if name.endswith(flat) and stored.shape and stored.shape[0] % count == 0:
-            rows = stored.shape[0] // count
-            tensors[name] = replace(stored, shape=(count, rows, *stored.shape[1:]))
-    return replace(checkpoint, tensors=tensors)
 
 
 def _file(mixture: Mixture, stored: StoredTensor, place: Place) -> None:

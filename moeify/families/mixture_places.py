@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from moeify.checkpoint.header import StoredTensor
+from moeify.checkpoint.reader import Checkpoint
+from moeify.errors import CheckpointError
 from moeify.families.moe_layout import ExpertTensor, MoeLayout
 from moeify.families.quantization import split_quantized
 from moeify.families.values import Config, text_config
@@ -200,3 +202,30 @@ def outer_part(name: str) -> str:
 def named_like(name: str, endings: tuple[str, ...]) -> bool:
     """Whether ``name`` ends with one of ``endings``, whole parts of it compared."""
     return any(name == ending or name.endswith("." + ending) for ending in endings)
+
+
+def counts_experts(stored: StoredTensor, num_experts: int, axis: int) -> bool:
+    """Whether ``stored`` counts experts along ``axis``, and is not one number for all of them."""
+    if len(stored.shape) > axis and stored.shape[axis] == num_experts:
+        return True
+    if stored.elements == 1:
+        return False
+    raise CheckpointError(
+        f"tensor {stored.name!r} of shape {list(stored.shape)} does not count {num_experts} experts"
+        f" along axis {axis}: it cannot be cut",
+        "prune the unquantised checkpoint, or use the config.json that belongs to these weights",
+        path=stored.path,
+    )
+
+
+def unflattened(checkpoint: Checkpoint, layout: MoeLayout) -> Checkpoint:
+    """The checkpoint with an axis of its own for the experts of flat tensors."""
+    flat, config = tuple(f".{spec.name}" for spec in layout.experts if spec.flat), checkpoint.config
+    if not flat or not layout.moe_layers(config):
+        return checkpoint
+    count, tensors = layout.num_experts(config), dict(checkpoint.tensors)
+    for name, stored in checkpoint.tensors.items():
+        if name.endswith(flat) and stored.shape and stored.shape[0] % count == 0:
+            rows = stored.shape[0] // count
+            tensors[name] = replace(stored, shape=(count, rows, *stored.shape[1:]))
+    return replace(checkpoint, tensors=tensors)
