@@ -27,6 +27,6 @@ def elsewhere(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture(autouse=True)
 def _what_is_imported_is_no_garbage() -> None:
-    """Training collects garbage four times a run, which takes 0.3 s where all of torch and transformers is searched."""
+    """Training collects garbage four times a run, which takes 0.3 s where all of torch is searched."""
     gc.collect()
     gc.freeze()
