@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, ClassVar
 
 from moeify.errors import ConfigError
@@ -13,6 +14,7 @@ from moeify.tables import Citation, Row, Table
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from moeify.checkpoint.gather import Index
     from moeify.checkpoint.jobs import Piece
     from moeify.upcycling.config import UpcycleConfig
     from moeify.upcycling.ingredients import Ingredients
@@ -80,12 +82,17 @@ class _Slices(Recipe):
         return width // options.slices
 
     def piece(self, of: Ingredients, layer: int, role: str, expert: int) -> Piece:
-        import numpy as np
-
-        size, start = of.width // of.options.slices, expert // of.options.experts
-        index = np.arange(start * size, (start + 1) * size)
+        index = _neurons(of.width // of.options.slices, expert // of.options.experts)
         weight = 1.0 / of.options.slices if role == "down_bias" else 1.0
         return of.piece(layer, role, expert, index=index, weight=weight)
+
+
+@lru_cache(maxsize=256)
+def _neurons(size: int, number: int) -> Index:
+    """Those of slice ``number`` of ``size``, one array for all of its tensors."""
+    import numpy as np
+
+    return np.arange(number * size, (number + 1) * size)
 
 
 class _Redrawn(Recipe):
