@@ -115,7 +115,7 @@ def plan_upcycle(checkpoint: Checkpoint, options: UpcycleConfig, source: Source 
         ffn=tuple(planner.ffn),
         parameters=planner.parameters(),
         sources=sources,
-        origins=expert_origins(sources, settings.num_experts),
+        origins=expert_origins(sources, settings.num_experts, settings.slices),
         warnings=(
             *_instead(conversion, view),
             *view.notes,
