@@ -105,7 +105,7 @@ class Experts(nn.Module):
 
     def __init__(self, config: Any, outline: Outline) -> None:
         super().__init__()
-        self.num_experts = config.num_experts
+        self.num_experts, self.slices = config.num_experts, outline.slices
         self.hidden_size, self.ffn_size = outline.hidden_size, outline.ffn_size
         self.joined = outline.joined
         self.act_fn, self.inner_dropout = outline.activation, outline.inner_dropout
@@ -144,6 +144,14 @@ class Experts(nn.Module):
         Returns:
             [N, H].
         """
+        each, outputs = list(zip(*self._each(), strict=True)), []
+        # Slice by slice: a slice's rows fit the processor's cache, and all rows would be new memory every time.
+        for chosen, shares in zip(experts.chunk(self.slices, dim=1), weights.chunk(self.slices, dim=1), strict=True):
+            outputs.append(self._mixed(hidden_states, chosen, shares, each))
+        return sum(outputs[1:], outputs[0]).to(hidden_states.dtype)
+
+    def _mixed(self, hidden_states: Tensor, experts: Tensor, weights: Tensor, each: list[Any]) -> Tensor:
+        """The weighted sum of the experts in some columns of [N, K], for [N, H]."""
         top_k = experts.shape[-1]
         order = experts.flatten().argsort(stable=True)
         # Under expert parallelism, experts of other ranks bear the number after the last.
@@ -152,7 +160,7 @@ class Experts(nn.Module):
         *blocks, elsewhere = hidden_states[order // top_k].split(counts)
         results = [
             self._linear(self._inner(block, up, up_bias), down, down_bias)
-            for block, up, up_bias, down, down_bias in zip(blocks, *self._each(), strict=True)
+            for block, (up, up_bias, down, down_bias) in zip(blocks, each, strict=True)
             if block.shape[0]
         ]
         if not results:
@@ -162,9 +170,10 @@ class Experts(nn.Module):
         inverse = torch.empty_like(order)
         inverse[order] = torch.arange(order.shape[0], device=order.device)
         # [N * K, H], sorted by expert -> [N, K, H], as the tokens came
-        outputs = torch.cat(results)[inverse].unflatten(0, (-1, top_k))
+        outputs = torch.cat(results)[inverse].unflatten(0, (-1, top_k)) * weights.unsqueeze(-1)
         # A sum over an axis accumulates half precision in float32; index_add would not.
-        return (outputs * weights.unsqueeze(-1)).sum(dim=1).to(hidden_states.dtype)
+        wide = None if self.slices == 1 else torch.promote_types(outputs.dtype, torch.float32)
+        return outputs.sum(dim=1, dtype=wide)
 
     def _each(self) -> Iterator[Any]:
         """The four parameters, each as a list over the experts.
