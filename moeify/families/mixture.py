@@ -88,6 +88,11 @@ class Mixture:
         return slices
 
     @property
+    def shared_slices(self) -> int:
+        """Slices beside those of experts, which every token visits."""
+        return self.layout.rule.shared_slices(self.config)
+
+    @property
     def blocks(self) -> int:
         """Parts that must stay equally large where experts go: slices, or groups; 1 without either."""
         return self.slices if self.groups is None else self.groups[0]

@@ -14,16 +14,16 @@ if TYPE_CHECKING:
 
 
 @lru_cache(maxsize=256)
-def slice_index(size: int, number: int) -> Index:
-    """The neurons of slice ``number`` of ``size``, one array for all of its tensors."""
+def slice_index(size: int, number: int, count: int = 1) -> Index:
+    """The neurons of ``count`` slices of ``size`` from ``number`` on, one array for all of their tensors."""
     import numpy as np
 
-    return np.arange(number * size, (number + 1) * size)
+    return np.arange(number * size, (number + count) * size)
 
 
-def slice_share(role: str, slices: int) -> float:
-    """What each of ``slices`` takes of a tensor: all slices add the last bias, which has no neurons."""
-    return 1.0 / slices if role == "down_bias" else 1.0
+def slice_share(role: str, slices: int, count: int = 1) -> float:
+    """What ``count`` of ``slices`` take of a tensor: all slices add the last bias, which has no neurons."""
+    return count / slices if role == "down_bias" else 1.0
 
 
 def neuron_axis(layout: DenseLayout, role: str) -> int | None:

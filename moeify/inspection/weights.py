@@ -110,7 +110,8 @@ def _layer(files: SourceFiles, mixture: Mixture, layer: int, dense: Dense | None
             continue
         for number, role in enumerate(spec.roles):  # what is joined lies one after the other
             parts = [_part(piece, number, len(spec.roles)) for piece in pieces]
-            source = [slice_of(dense, layer, role, part, experts.slices) for part in range(experts.slices)]
+            every = experts.slices + mixture.shared_slices
+            source = [slice_of(dense, layer, role, part, every) for part in range(experts.slices)]
             compare_experts(files, parts, experts, source)
     found["nonfinite"] += experts.nonfinite
     return found | experts.to_dict(measured_dense=dense is not None)

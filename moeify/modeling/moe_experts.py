@@ -26,8 +26,8 @@ Implementation = Callable[..., Tensor]
 class Outline:
     """A dense feed-forward network, as far as its experts are the same.
 
-    Each expert has one of its `slices`, `ffn_size` neurons wide. `joined` says that one product gives both halves
-    of a gated network. `is_transposed` stores weights as `Conv1D` does, [in, out].
+    Each expert has one of its `slices`, `ffn_size` neurons wide; `shared` are further ones. `joined` says that one
+    product gives both halves of a gated network. `is_transposed` stores weights as `Conv1D` does, [in, out].
     """
 
     hidden_size: int
@@ -39,23 +39,29 @@ class Outline:
     is_transposed: bool = False
     inner_dropout: nn.Module | None = None
     slices: int = 1
+    shared: int = 0
 
     @classmethod
-    def of(cls, layer: nn.Module, ffn: FeedForward, slices: int = 1) -> "Outline":
+    def of(cls, layer: nn.Module, ffn: FeedForward, slices: int = 1, shared: int = 0) -> "Outline":
         """The outline of the network that a dense layer has, with or without memory.
 
         Raises:
-            ValueError: if `slices` does not divide its neurons.
+            ValueError: if its neurons do not make so many slices.
         """
         down = layer.get_submodule(ffn.down)
         is_transposed = isinstance(down, Conv1D)
         shape = down.weight.shape if is_transposed else down.weight.shape[::-1]
-        if shape[0] % slices:
-            raise ValueError(f"expert_slices must divide the {shape[0]} neurons of a network, not be {slices}.")
+        count = slices + shared
+        if shape[0] % count:
+            raise ValueError(
+                f"expert_slices and shared_slices must divide the {shape[0]} neurons of a network, not be {count}"
+                " together."
+            )
         path, _, name = ffn.activation.rpartition(".")
         return cls(
-            ffn_size=shape[0] // slices,
+            ffn_size=shape[0] // count,
             slices=slices,
+            shared=shared,
             hidden_size=shape[1],
             activation=getattr(layer.get_submodule(path), name),
             gated=ffn.gate is not None,
@@ -88,8 +94,62 @@ class ExpertsImplementations:
         return run
 
 
+class Networks(nn.Module):
+    """Feed-forward networks of one outline, each tensor fused over them; `lead` is how many there are, () for one.
+
+    `width` is the number of their neurons.
+    """
+
+    has_gate: bool
+    is_transposed: bool
+
+    def __init__(self, outline: Outline, lead: tuple[int, ...], width: int) -> None:
+        super().__init__()
+        self.joined = outline.joined
+        self.act_fn, self.inner_dropout = outline.activation, outline.inner_dropout
+        rows = (2 if outline.gated else 1) * width
+        up, down = (rows, outline.hidden_size), (outline.hidden_size, width)
+        if outline.is_transposed:
+            up, down = up[::-1], down[::-1]
+        self.up_name = "gate_up_proj" if outline.gated else "up_proj"
+        for name, shape, size in ((self.up_name, up, rows), ("down_proj", down, outline.hidden_size)):
+            self.register_parameter(name, nn.Parameter(torch.empty(*lead, *shape)))
+            bias = nn.Parameter(torch.empty(*lead, size)) if outline.biased else None
+            self.register_parameter(f"{name}_bias", bias)
+
+    @property
+    def up(self) -> tuple[Tensor, Tensor | None]:
+        """The first product's weight and bias."""
+        return getattr(self, self.up_name), getattr(self, f"{self.up_name}_bias")
+
+    def _inner(self, hidden_states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """What the down-projection reads, [N, F]."""
+        if not self.has_gate:
+            return self.act_fn(self._linear(hidden_states, weight, bias))
+        if self.joined:
+            return self._apply_gate(self._linear(hidden_states, weight, bias))
+        axis = 1 if self.is_transposed else 0
+        biases = (None, None) if bias is None else bias.chunk(2)
+        halves = zip(weight.chunk(2, dim=axis), biases, strict=True)
+        gate, up = (self._linear(hidden_states, *half) for half in halves)
+        return self._gated(gate, up)
+
+    def _apply_gate(self, gate_up: Tensor) -> Tensor:
+        """What every implementation of transformers makes of the first product, [N, 2F] to [N, F]."""
+        return self._gated(*gate_up.chunk(2, dim=-1))
+
+    def _gated(self, gate: Tensor, up: Tensor) -> Tensor:
+        product = self.act_fn(gate) * up
+        return product if self.inner_dropout is None else self.inner_dropout(product)
+
+    def _linear(self, hidden_states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if not self.is_transposed:
+            return F.linear(hidden_states, weight, bias)
+        return hidden_states @ weight if bias is None else torch.addmm(bias, hidden_states, weight)
+
+
 @use_experts_implementation(experts_interface=ExpertsImplementations, has_gate=False, has_bias=True)
-class Experts(nn.Module):
+class Experts(Networks):
     """E feed-forward networks, each tensor fused over the experts.
 
     Plain ones have `up_proj` [E, F, H], gated ones `gate_up_proj` [E, 2F, H] with the gates' rows first; both have
@@ -101,28 +161,10 @@ class Experts(nn.Module):
         outline: the dense network that each of them is shaped like.
     """
 
-    is_transposed: bool
-
     def __init__(self, config: Any, outline: Outline) -> None:
-        super().__init__()
+        super().__init__(outline, (config.num_experts,), outline.ffn_size)
         self.num_experts, self.slices = config.num_experts, outline.slices
         self.hidden_size, self.ffn_size = outline.hidden_size, outline.ffn_size
-        self.joined = outline.joined
-        self.act_fn, self.inner_dropout = outline.activation, outline.inner_dropout
-        width = (2 if outline.gated else 1) * outline.ffn_size
-        up, down = (width, outline.hidden_size), (outline.hidden_size, outline.ffn_size)
-        if outline.is_transposed:
-            up, down = up[::-1], down[::-1]
-        self.up_name = "gate_up_proj" if outline.gated else "up_proj"
-        for name, shape, size in ((self.up_name, up, width), ("down_proj", down, outline.hidden_size)):
-            self.register_parameter(name, nn.Parameter(torch.empty(self.num_experts, *shape)))
-            bias = nn.Parameter(torch.empty(self.num_experts, size)) if outline.biased else None
-            self.register_parameter(f"{name}_bias", bias)
-
-    @property
-    def up(self) -> tuple[Tensor, Tensor | None]:
-        """The first product's weight and bias."""
-        return getattr(self, self.up_name), getattr(self, f"{self.up_name}_bias")
 
     @property
     def share(self) -> float:
@@ -183,30 +225,17 @@ class Experts(nn.Module):
         for parameter in (*self.up, self.down_proj, self.down_proj_bias):
             yield [None] * self.num_experts if parameter is None else parameter.unbind()
 
-    def _inner(self, hidden_states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """What the down-projection reads, [N, F]."""
-        if not self.has_gate:
-            return self.act_fn(self._linear(hidden_states, weight, bias))
-        if self.joined:
-            return self._apply_gate(self._linear(hidden_states, weight, bias))
-        axis = 1 if self.is_transposed else 0
-        biases = (None, None) if bias is None else bias.chunk(2)
-        halves = zip(weight.chunk(2, dim=axis), biases, strict=True)
-        gate, up = (self._linear(hidden_states, *half) for half in halves)
-        return self._gated(gate, up)
 
-    def _apply_gate(self, gate_up: Tensor) -> Tensor:
-        """What every implementation of transformers makes of the first product, [N, 2F] to [N, F]."""
-        return self._gated(*gate_up.chunk(2, dim=-1))
+class SharedSlices(Networks):
+    """The slices of a network that every token visits, as one network."""
 
-    def _gated(self, gate: Tensor, up: Tensor) -> Tensor:
-        product = self.act_fn(gate) * up
-        return product if self.inner_dropout is None else self.inner_dropout(product)
+    def __init__(self, outline: Outline) -> None:
+        super().__init__(outline, (), outline.shared * outline.ffn_size)
+        self.has_gate, self.is_transposed = outline.gated, outline.is_transposed
 
-    def _linear(self, hidden_states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if not self.is_transposed:
-            return F.linear(hidden_states, weight, bias)
-        return hidden_states @ weight if bias is None else torch.addmm(bias, hidden_states, weight)
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """Map [N, H] to [N, H]."""
+        return self._linear(self._inner(hidden_states, *self.up), self.down_proj, self.down_proj_bias)
 
 
 def experts_like(outline: Outline, config: Any) -> Experts:

@@ -185,6 +185,11 @@ def _open(source: Source, config: AddConfig) -> _Joining:
 
 
 def _check_mixture(source: Source, view: Mixture, record: Record) -> None:
+    if view.shared_slices:
+        raise ConfigError(
+            "no expert can join a mixture in which tokens share slices: its part of those would have no place",
+            "add experts to a mixture that was upcycled without --shared",
+        )
     for layer in view.moe_layers:
         if view.router(layer) is None:
             raise CheckpointError(f"layer {layer} has no router", f"run moeify attach {source.name} first")

@@ -13,7 +13,7 @@ from moeify.checkpoint.redrawn import Redrawn
 from moeify.checkpoint.slices import Run, whole
 from moeify.errors import CheckpointError
 from moeify.families.dense_checkpoint import Dense
-from moeify.families.slicing import neuron_axis
+from moeify.families.slicing import neuron_axis, slice_index, slice_share
 from moeify.upcycling.config import UpcycleConfig
 from moeify.upcycling.sources import ExpertSource
 
@@ -81,6 +81,13 @@ class Ingredients:
             noise = Noise(self.options.noise, (self.options.seed, "noise", tensor.name, expert))
         scale = self.down_scale if role == "down" else 1.0
         return piece_of(run, self.dtype(self.view.base[name]), noise, weight * scale, changes)
+
+    def shared(self, layer: int, role: str) -> Piece:
+        """A tensor of the base's last slices, which every token visits: their one copy, without noise."""
+        slices, shared = self.options.slices, self.options.shared
+        index = slice_index(self.width // slices, slices - shared, shared)
+        weight = slice_share(role, slices, shared)
+        return self.piece(layer, role, 0, noisy=False, index=index, weight=weight)
 
     def redrawn(self, layer: int, role: str, expert: int, index: Index) -> Piece:
         """A tensor of the base's FFN for an expert, without noise, its neurons at ``index`` drawn anew.

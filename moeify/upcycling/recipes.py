@@ -35,7 +35,7 @@ class Recipe(Row, ABC):
 
     def num_experts(self, options: UpcycleConfig) -> int:
         """Experts of a layer, E. Raises ``ConfigError`` for options that cannot be followed."""
-        return options.experts * options.slices
+        return options.experts * options.routed_slices
 
     def width(self, options: UpcycleConfig, width: int) -> int:
         """Neurons of an expert, where the dense FFN has ``width``."""
