@@ -89,6 +89,7 @@ faults: $(READY_TESTS)
 
 bench: $(READY_TESTS)
 	$(BIN)/python -m benchmarks.upcycle
+	$(BIN)/python -m benchmarks.slices
 	$(BIN)/python -m benchmarks.prune --peers
 	$(BIN)/python -m benchmarks.inspect_costs
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,17 +20,34 @@ from moeify.errors import CheckpointError
 _SCAN_BYTES = 1 << 17
 
 
+class _Kept(threading.local):
+    """The run whose bytes a thread keeps, and the bytes."""
+
+    def __init__(self) -> None:
+        self.run: Run | None = None
+        self.data = memoryview(b"")
+        self._held = memoryview(b"")
+
+    def room(self, nbytes: int) -> memoryview:
+        """The ``data`` of that length, to be filled."""
+        if len(self._held) < nbytes:
+            self._held = memoryview(bytearray(nbytes))
+        self.data = self._held[:nbytes]
+        return self.data
+
+
 class SourceFiles:
     """Open source files, read by position so that threads and processes share them.
 
     ``handles`` are those that are open already; ``stds`` holds the standard deviation of every
-    tensor that noise is added to.
+    tensor that noise is added to; ``kept`` is what runs that are dear to read keep of the last one.
     """
 
     def __init__(self, handles: Mapping[Path, int] | None = None) -> None:
         self.handles = dict(handles or {})
         self._states: dict[Path, tuple[int, int]] = {}
         self.stds: dict[StoredTensor, float] = {}
+        self.kept = _Kept()
         self._means: dict[StoredTensor, float] = {}
 
     def __enter__(self) -> SourceFiles:

@@ -26,7 +26,8 @@ class MoeSettings:
     long as the router is near zero, and the experts are scaled by E/K to make up for it.
     ``untied`` gives the output a matrix of its own where the dense model shares the embeddings'.
     ``route_by`` says what a router decides for, token or sequence. ``slices`` divide the experts and what a token
-    visits. ``width`` is that of an expert, None for the dense FFN's.
+    visits; ``shared`` are slices beside them that every token visits. ``width`` is that of an expert, None for the
+    dense FFN's.
     """
 
     num_experts: int
@@ -37,6 +38,7 @@ class MoeSettings:
     untied: bool = False
     route_by: str = "token"
     slices: int = 1
+    shared: int = 0
     width: int | None = None
 
     @property

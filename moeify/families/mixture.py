@@ -9,7 +9,7 @@ from functools import cached_property
 from moeify.checkpoint.header import FLOAT_DTYPES, StoredTensor
 from moeify.checkpoint.reader import Checkpoint
 from moeify.checkpoint.slices import Slice, whole
-from moeify.errors import CheckpointError, ConfigError, TensorNotFoundError
+from moeify.errors import CheckpointError, TensorNotFoundError
 from moeify.families.mixture_places import Place, Places, counts_experts, layout_prefix, named_like, unflattened
 from moeify.families.moe_layout import ExpertTensor, MoeLayout
 from moeify.families.quantization import packed_values, stored_under
@@ -88,14 +88,14 @@ class Mixture:
         return slices
 
     @property
+    def shared_slices(self) -> int:
+        """Slices beside those of experts, which every token visits."""
+        return self.layout.rule.shared_slices(self.config)
+
+    @property
     def blocks(self) -> int:
         """Parts that must stay equally large where experts go: slices, or groups; 1 without either."""
         return self.slices if self.groups is None else self.groups[0]
-
-    def refuse_slices(self, what: str, hint: str) -> None:
-        """Raise ``ConfigError`` where experts are slices, with which ``what`` does not work."""
-        if self.slices > 1:
-            raise ConfigError(f"{what} does not work with experts in slices, of which there are {self.slices}", hint)
 
     @cached_property
     def hidden_size(self) -> int:

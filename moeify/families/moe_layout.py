@@ -9,7 +9,7 @@ from typing import Literal
 from moeify.checkpoint.header import StoredTensor
 from moeify.families.values import Config, Dims, Shape, first_positive, text_config, ties_embeddings
 
-_NEURON_SYMBOLS = ("F", "2F")
+_NEURON_SYMBOLS = ("F", "2F", "U", "2U")
 DECODER_HEADS = ("lm_head.weight", "score.weight", "score.bias", "qa_outputs.weight", "qa_outputs.bias")
 
 
@@ -18,9 +18,9 @@ class ExpertTensor:
     """A tensor of the experts, relative to its layer.
 
     ``name`` holds ``{expert}`` when each expert has a tensor of its own; otherwise one tensor
-    stacks all experts along axis 0. ``shape`` is that of one expert; ``F`` and ``2F`` mark the
-    axis of its neurons. ``roles`` lists what is joined along that axis, one after the other, or
-    neuron by neuron where ``interleaved``. A ``flat`` one has the experts' rows one below the other.
+    stacks all experts along axis 0. ``shape`` is that of one expert; ``F`` and ``2F``, of shared slices
+    ``U`` and ``2U``, mark the axis of its neurons. ``roles`` lists what is joined along that axis, one after the
+    other, or neuron by neuron where ``interleaved``. A ``flat`` one has the experts' rows one below the other.
     """
 
     name: str
@@ -74,8 +74,8 @@ class RouterRule:
     ``scaling_key``. They multiply what experts give, or what experts read where
     ``weighs_inputs``. ``route_by_key`` says whether routers decide for tokens or whole sequences,
     where a class can do both, ``slices_key`` how many slices experts are divided into, each with a softmax and
-    best experts of its own. ``straight_through`` says that a single renormalised weight, which is
-    1, has a gradient all the same.
+    best experts of its own, and ``shared_key`` how many further slices all tokens visit. ``straight_through`` says
+    that a single renormalised weight, which is 1, has a gradient all the same.
     """
 
     scores: Literal["softmax", "sigmoid", "sparsemixer"] = "softmax"
@@ -90,6 +90,7 @@ class RouterRule:
     scaling_default: float = 1.0
     route_by_key: str | None = None
     slices_key: str | None = None
+    shared_key: str | None = None
     weighs_inputs: bool = False
     straight_through: bool = False
 
@@ -119,6 +120,11 @@ class RouterRule:
         """Slices that experts are divided into, as many in each; 1 where a token chooses among all."""
         value = None if self.slices_key is None else config.get(self.slices_key)
         return 1 if value is None else int(value)
+
+    def shared_slices(self, config: Config) -> int:
+        """Slices beside those of experts, which every token visits."""
+        value = None if self.shared_key is None else config.get(self.shared_key)
+        return 0 if value is None else int(value)
 
     def group_counts(self, config: Config) -> tuple[int, int] | None:
         """Number of groups and how many a token keeps; None where there is one group."""
@@ -191,7 +197,8 @@ class MoeLayout:
     of a text at once, unless config.json says ``is_decoder``. ``unsharded`` says why FSDP cannot
     hold the class in shards, ``turned_when_loaded`` that transformers exchanges the axes of experts.
     ``gives`` counts what a layer's module returns, hidden states first, and is 0 where it returns
-    them by themselves. ``joined`` are tensors that the class has in one, as in ``DenseLayout``.
+    them by themselves. ``joined`` are tensors that the class has in one, as in ``DenseLayout``. ``shared`` are
+    those of slices that every token visits, U neurons wide, where config.json has any.
     """
 
     model_type: str
@@ -212,6 +219,7 @@ class MoeLayout:
     top_k_keys: tuple[str, ...] = ("num_experts_per_tok",)
     num_experts_keys: tuple[str, ...] = ("num_experts",)
     shared_keys: tuple[str, ...] = ()
+    shared: tuple[ExpertTensor, ...] = ()
     router_module: str | None = None
     guard: str | None = None
     loaded_selection_bias: str | None = None

@@ -15,7 +15,7 @@ from transformers import initialization as init
 from transformers.models.auto import modeling_auto
 
 from .moe_batch import CURRENT, RoutingBatch
-from .moe_experts import Experts, Outline
+from .moe_experts import Networks, Outline
 from .moe_families import MoeFamily
 from .moe_layers import MoeFeedForward, default_experts_implementation
 from .moe_pooling import SequencePool
@@ -115,7 +115,7 @@ class MoePreTrainedModel(PreTrainedModel):
             causal = self.moe.causal or getattr(config, "is_decoder", False)
             pool = SequencePool(causal=causal, layer=number, num_layers=config.num_hidden_layers)
         dropout = layer.get_submodule(ffn.dropout) if ffn.dropout else None
-        outline = Outline.of(layer, ffn, config.expert_slices)
+        outline = Outline.of(layer, ffn, config.expert_slices, config.shared_slices)
         layer.set_submodule(ffn.down, nn.Identity())
         layer.set_submodule(ffn.block, MoeFeedForward(config, outline, pool=pool, dropout=dropout))
         if hasattr(layer, "chunk_size_feed_forward"):
@@ -130,7 +130,7 @@ class MoePreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if not isinstance(module, Experts):
+        if not isinstance(module, Networks):
             return
         std = self.config.initializer_range
         up, bias = module.up

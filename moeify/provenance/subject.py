@@ -44,7 +44,8 @@ _HEADS = {
 class MixtureSize:
     """A mixture's size. ``active`` counts what one token uses of ``total`` parameters.
 
-    ``route_by`` is what its routers decide for: token or sequence; in each of ``slices`` they do so by themselves.
+    ``route_by`` is what its routers decide for: token or sequence; in each of ``slices`` they do so by themselves,
+    and ``shared`` slices have none.
     """
 
     num_experts: int
@@ -55,6 +56,7 @@ class MixtureSize:
     active: int
     route_by: str
     slices: int
+    shared: int
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> MixtureSize:
@@ -69,6 +71,7 @@ class MixtureSize:
             active=mixture.active_parameters(mixture.top_k),
             route_by=mixture.layout.rule.route_by(mixture.config),
             slices=mixture.slices,
+            shared=mixture.shared_slices,
         )
 
 

@@ -19,6 +19,7 @@ from moeify.families.conversion import Conversion
 from moeify.families.joining import joined_jobs
 from moeify.families.mixture import Mixture
 from moeify.families.mixture_places import Place
+from moeify.families.moe_layout import ExpertTensor
 from moeify.families.registry import origin
 from moeify.families.values import Config
 from moeify.provenance.record import Record
@@ -72,7 +73,7 @@ def _jobs(mixture: Mixture, conversion: Conversion, config: Config, experts: Map
     roots = {name.split(".")[0] for name in dense.base_tensors(config)}
     prefixes = [mixture.layer_prefix(layer) for layer in mixture.moe_layers]
     extras = {prefix + extra.name for prefix in prefixes for extra in conversion.extras}
-    extras |= mixture.guards
+    extras |= mixture.guards | {prefix + spec.name for prefix in prefixes for spec in mixture.layout.shared}
 
     def renamed(name: str) -> str:
         rest = name.removeprefix(mixture.prefix)
@@ -111,14 +112,27 @@ def _ffn(
     shape = list(stored.shape[1:] if spec.fused else stored.shape)
     shape[0] //= len(spec.roles)  # what is joined lies one after the other
     size, axis = math.prod(shape), spec.neuron_axis
-    whole = [length * len(experts) if at == axis else length for at, length in enumerate(shape)]
+    shared = _shared(mixture, place.layer, spec)
+    more = shared.elements // len(spec.roles) * shape[axis] // size if shared and axis is not None else 0
+    whole = [length * len(experts) + more if at == axis else length for at, length in enumerate(shape)]
     for number, role in enumerate(spec.roles):
         every = [
             [(_part(mixture.expert(place.layer, spec, expert)[0], number, size), share) for expert, share in one]
             for one in experts
         ]
+        if shared:
+            width = shared.elements // len(spec.roles)
+            every.append([(Slice(shared, number * width, width), share) for _, share in experts[0]])
         pieces = (_mean(terms, stored) for terms in _joined(every, axis, math.prod(shape[:axis])))
         yield Job(renamed(prefix + names[role]), stored.dtype, tuple(whole), tuple(pieces))
+
+
+def _shared(mixture: Mixture, layer: int, spec: ExpertTensor) -> StoredTensor | None:
+    """The tensor of the slices that every token visits beside one of experts; None without such slices."""
+    if not mixture.shared_slices:
+        return None
+    names = {shared.roles: shared.name for shared in mixture.layout.shared}
+    return mixture.checkpoint[mixture.layer_prefix(layer) + names[spec.roles]]
 
 
 def _part(expert: Slice, number: int, size: int) -> Slice:

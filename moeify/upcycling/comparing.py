@@ -107,6 +107,7 @@ def _cannot_join(view: Mixture, layout: DenseLayout, entry: ExpertSource) -> Ite
         return
     ours, theirs = view.checkpoint.config, entry.view.checkpoint.config
     sizes, wanted = layout.dims(theirs), view.layout.dims(ours)
+    wanted = {**wanted, "F": wanted["F"] * view.slices}
     for symbol in ("L", "H", "F"):
         if sizes[symbol] != wanted[symbol]:
             yield f"{_NAMES[symbol]} {sizes[symbol]}, not {wanted[symbol]}"

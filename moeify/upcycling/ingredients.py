@@ -13,6 +13,7 @@ from moeify.checkpoint.redrawn import Redrawn
 from moeify.checkpoint.slices import Run, whole
 from moeify.errors import CheckpointError
 from moeify.families.dense_checkpoint import Dense
+from moeify.families.slicing import neuron_axis, slice_index, slice_share
 from moeify.upcycling.config import UpcycleConfig
 from moeify.upcycling.sources import ExpertSource
 
@@ -43,6 +44,13 @@ class Ingredients:
         cast = _DTYPE_NAMES.get(self.options.dtype)
         return cast if cast and tensor.dtype in FLOAT_DTYPES else tensor.dtype
 
+    def dealt(self, copy: int) -> tuple[int, bool]:
+        """The entry that copy number ``copy`` is made of, dealt out in turn, and whether it repeats one."""
+        number = copy % len(self.entries)
+        before = self.entries if copy >= len(self.entries) else self.entries[:number]
+        folder = self.entries[number].source.folder
+        return number, any(entry.source.folder == folder for entry in before)
+
     def piece(
         self,
         layer: int,
@@ -64,8 +72,8 @@ class Ingredients:
         name = self.view.layout.layer.format(layer=layer) + part.name
         tensor, changes = self.entries[entry].tensor(name), self.entries[entry].changes(name)
         run: Run = whole(tensor)
-        if index is not None and "F" in part.shape:
-            axis = part.shape.index("F")
+        axis = neuron_axis(self.view.layout, role)
+        if index is not None and axis is not None:
             run = neurons(whole(tensor), tensor.shape, axis, index)
             changes = tuple(change.at(index, axis) for change in changes)
         noise = None
@@ -74,6 +82,13 @@ class Ingredients:
         scale = self.down_scale if role == "down" else 1.0
         return piece_of(run, self.dtype(self.view.base[name]), noise, weight * scale, changes)
 
+    def shared(self, layer: int, role: str) -> Piece:
+        """A tensor of the base's last slices, which every token visits: their one copy, without noise."""
+        slices, shared = self.options.slices, self.options.shared
+        index = slice_index(self.width // slices, slices - shared, shared)
+        weight = slice_share(role, slices, shared)
+        return self.piece(layer, role, 0, noisy=False, index=index, weight=weight)
+
     def redrawn(self, layer: int, role: str, expert: int, index: Index) -> Piece:
         """A tensor of the base's FFN for an expert, without noise, its neurons at ``index`` drawn anew.
 
@@ -81,11 +96,11 @@ class Ingredients:
         last bias, comes as it is.
         """
         part = next(part for part in self.view.layout.ffn if part.role == role)
-        piece = self.piece(layer, role, expert, noisy=False)
-        if "F" not in part.shape:
+        piece, axis = self.piece(layer, role, expert, noisy=False), neuron_axis(self.view.layout, role)
+        if axis is None:
             return piece
         name = self.view.layout.layer.format(layer=layer) + part.name
-        tensor, axis = self.entries[0].tensor(name), part.shape.index("F")
+        tensor = self.entries[0].tensor(name)
         if tensor.dtype not in FLOAT_DTYPES:
             raise CheckpointError(
                 f"tensor {tensor.name!r} has dtype {tensor.dtype}: its neurons cannot be drawn anew",

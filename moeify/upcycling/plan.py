@@ -88,11 +88,12 @@ def plan_upcycle(checkpoint: Checkpoint, options: UpcycleConfig, source: Source 
     compared = compare_sources(view, sources, options, layers)
     settings = MoeSettings(
         num_experts=recipe.num_experts(options),
-        top_k=options.top_k * options.slices,
+        top_k=options.top_k * options.routed_slices,
         moe_layers=layers,
         num_layers=view.num_layers,
         route_by=options.route_by,
-        slices=options.slices,
+        slices=options.routed_slices,
+        shared=options.shared,
     )
     settings = conversion.form(view.checkpoint.config, settings, options.engines)
     check_flat_routers(settings, options.router, options.needs_text)
@@ -115,7 +116,7 @@ def plan_upcycle(checkpoint: Checkpoint, options: UpcycleConfig, source: Source 
         ffn=tuple(planner.ffn),
         parameters=planner.parameters(),
         sources=sources,
-        origins=expert_origins(sources, settings.num_experts),
+        origins=expert_origins(sources, settings.num_experts, settings.slices),
         warnings=(
             *_instead(conversion, view),
             *view.notes,
@@ -152,6 +153,7 @@ class _Planner:
         self.of, self.recipe, self.settings = of, recipe, settings
         self.view, self.options, self.dense = of.view, of.options, of.view.layout
         self.conversion, self.moe = conversion, conversion.written
+        self.shared = self.moe.shared if settings.shared else ()
         self.prefix = conversion.moe_prefix(of.view.checkpoint.config)
         self.config = self._config()
         self.dims = self.moe.sizes(self.config)
@@ -220,6 +222,11 @@ class _Planner:
         ffn = self.view.ffn(layer)
         for spec in self.moe.experts:
             yield from self._experts(prefix, spec, layer)
+        for spec in self.shared:
+            pieces = tuple(self.of.shared(layer, role) for role in spec.roles)
+            yield Job(
+                prefix + spec.name, self.of.dtype(ffn[spec.roles[0]]), resolve_shape(spec.shape, self.dims), pieces
+            )
         for extra in self.conversion.extras:
             yield self._extra(prefix + extra.name, extra, ffn)
 
@@ -292,14 +299,12 @@ class _Planner:
         """Exact counts, tied tensors once."""
         experts, layers = self.settings.num_experts, len(self.settings.moe_layers)
         ffn = sum(tensor.elements for tensor in self.view.ffn(self.settings.moe_layers[0]).values())
-        expert, extra = (
-            sum(math.prod(resolve_shape(spec.shape, self.dims)) for spec in specs)
-            for specs in (self.moe.experts, self.conversion.parameters)
-        )
-        shared = self.view.parameters + layers * (experts * self.dims["H"] + extra - ffn)
-        shared += sum(self.view.base[origin].elements for origin in self._untied.values())
+        shapes = ([s.shape for s in specs] for specs in (self.moe.experts, self.shared, self.conversion.parameters))
+        expert, shared, extra = (sum(math.prod(resolve_shape(s, self.dims)) for s in every) for every in shapes)
+        rest = self.view.parameters + layers * (experts * self.dims["H"] + shared + extra - ffn)
+        rest += sum(self.view.base[origin].elements for origin in self._untied.values())
         return ParameterCounts(
             dense=self.view.parameters,
-            total=shared + layers * experts * expert,
-            active=shared + layers * self.settings.top_k * expert,
+            total=rest + layers * experts * expert,
+            active=rest + layers * self.settings.top_k * expert,
         )

@@ -101,14 +101,15 @@ def of_sources(sources: Iterable[ExpertSource]) -> Iterator[str]:
             yield f"{entry.source.name}: {note}"
 
 
-def expert_origins(sources: tuple[ExpertSource, ...], num_experts: int) -> tuple[ExpertOrigin, ...]:
-    """Each entry with the experts that it becomes where entries are dealt out in turn."""
+def expert_origins(sources: tuple[ExpertSource, ...], num_experts: int, slices: int = 1) -> tuple[ExpertOrigin, ...]:
+    """Each entry with the experts that it becomes where entries are dealt out in turn, in each of ``slices`` alike."""
+    each = num_experts // slices
     return tuple(
         ExpertOrigin(
             name=entry.source.name,
             revision=entry.source.revision,
             label=entry.label,
-            experts=tuple(range(number, num_experts, len(sources))),
+            experts=tuple(n for n in range(num_experts) if n % each % len(sources) == number),
             adapter=entry.adapter is not None,
         )
         for number, entry in enumerate(sources)

@@ -76,6 +76,12 @@ FORMS = (
         save=_in_memory,
         fits=lambda model_type: _converted(model_type),
     ),
+    Form(
+        name="slices",
+        meaning="two slices of the feed-forward network with four experts each, in moeify's own classes",
+        fits=lambda model_type: model_type in ("bert_moe", "gpt2_moe", "modernbert_moe"),
+        options={"expert_slices": 2},
+    ),
     *(
         Form(
             name=method,
@@ -124,6 +130,11 @@ class Source:
     def model(self) -> Any:
         """As transformers loads it, in float32."""
         return load_model(self.folder, "float32")
+
+    @property
+    def slices(self) -> int:
+        """In how many slices its experts lie, of each of which a token visits some."""
+        return int(self.config.get("expert_slices") or 1)
 
     @cached_property
     def hashes(self) -> dict[str, str]:
