@@ -16,7 +16,7 @@ from moeify.families.values import Config, Dims, Shape
 from moeify.modeling.moe_families import FAMILIES, moe_type
 
 _SLICES = "expert_slices"
-_RULE = RouterRule(norm_key="norm_topk_prob", route_by_key="route_by", slices_key=_SLICES, straight_through=True)
+OWN_RULE = RouterRule(norm_key="norm_topk_prob", route_by_key="route_by", slices_key=_SLICES, straight_through=True)
 
 
 def own_mixture(dense: DenseLayout) -> MoeLayout:
@@ -42,7 +42,7 @@ def own_mixture(dense: DenseLayout) -> MoeLayout:
         dims=lambda config: _dims(dense, config),
         moe_layers=lambda config: _moe_layers(dense, config),
         rest=_rest(dense),
-        rule=_RULE,
+        rule=OWN_RULE,
         joined=dense.joined,
     )
 
@@ -75,7 +75,7 @@ def _experts(dense: DenseLayout, path: str) -> Iterator[ExpertTensor]:
 def _dims(dense: DenseLayout, config: Config) -> Dims:
     """The dense sizes, F being that of an expert: a slice of the FFN."""
     dims = dense.dims(config)
-    slices = _RULE.slices(config)
+    slices = OWN_RULE.slices(config)
     if dims["F"] % slices:
         raise CheckpointError(
             f"config.json cuts the {dims['F']} neurons of a feed-forward network into {slices} slices"

@@ -110,7 +110,7 @@ class MoeFeedForward(nn.Module):
         self.dropout = dropout
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """Map [B, S, H] to [B, S, H]."""
+        """Map [B, S, H] to [B, S, H], or to the width of the experts' outputs."""
         batch = CURRENT.get() or RoutingBatch()
         # [B, S, H] -> [N, H]
         tokens = hidden_states.reshape(-1, hidden_states.shape[-1])
@@ -124,7 +124,8 @@ class MoeFeedForward(nn.Module):
         logits, weights, experts = self.routing(logits)
         if batch.logits is not None:
             batch.logits.append(logits)
-        mixed = self.experts(tokens, experts, weights.to(tokens.dtype)).view_as(hidden_states)
+        mixed = self.experts(tokens, experts, weights.to(tokens.dtype))
+        mixed = mixed.view(*hidden_states.shape[:-1], mixed.shape[-1])
         return mixed if self.dropout is None else self.dropout(mixed)
 
 
