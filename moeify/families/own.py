@@ -16,7 +16,7 @@ from moeify.families.values import Config, Dims, Shape
 from moeify.modeling.moe_families import FAMILIES, moe_type
 
 _SLICES, _SHARED = "expert_slices", "shared_slices"
-_RULE = RouterRule(
+OWN_RULE = RouterRule(
     norm_key="norm_topk_prob", route_by_key="route_by", slices_key=_SLICES, shared_key=_SHARED, straight_through=True
 )
 
@@ -47,7 +47,7 @@ def own_mixture(dense: DenseLayout) -> MoeLayout:
         rest=replace(_rest(dense), shared=tuple(spec.name for spec in shared)),
         shared=shared,
         shared_keys=(_SHARED,),
-        rule=_RULE,
+        rule=OWN_RULE,
         joined=dense.joined,
     )
 
@@ -80,8 +80,8 @@ def _experts(dense: DenseLayout, path: str, width: str = "F") -> Iterator[Expert
 def _dims(dense: DenseLayout, config: Config) -> Dims:
     """The dense sizes, F being that of an expert, a slice of the FFN, and U that of the shared slices."""
     dims = dense.dims(config)
-    shared = _RULE.shared_slices(config)
-    count = _RULE.slices(config) + shared
+    shared = OWN_RULE.shared_slices(config)
+    count = OWN_RULE.slices(config) + shared
     if count < 1 or shared < 0 or dims["F"] % count:
         raise CheckpointError(
             f"config.json cuts the {dims['F']} neurons of a feed-forward network into {count} slices"

@@ -66,7 +66,8 @@ def record_router(forward: Forward) -> Forward:
         self: Any, *args: Any, output_router_logits: bool | None = None, return_dict: bool | None = None, **kwargs: Any
     ) -> Any:
         batch = CURRENT.get()
-        if batch is None:
+        alone = batch is None  # a head counts the losses itself
+        if alone:
             batch = _asked(self.config, output_router_logits, kwargs)
         given = dict(zip(names, args, strict=False)) | kwargs
         if self.config.route_by == "sequence":
@@ -75,6 +76,8 @@ def record_router(forward: Forward) -> Forward:
         outputs = _run(forward, batch, self, *args, **kwargs)
         if batch.logits is not None:
             outputs.router_logits = tuple(batch.logits)
+            if alone and batch.logits:
+                outputs.aux_loss = _balance(self.config, outputs.router_logits, batch.attention_mask)
         return outputs if _default(return_dict, self.config.return_dict) else outputs.to_tuple()
 
     return _with_router_argument(wrapper, forward)
@@ -135,17 +138,25 @@ def add_router_mask(prepare: Forward) -> Forward:
     return wrapper
 
 
-def _apply_router_losses(config: Any, outputs: Any, router_logits: tuple[Tensor, ...], attention_mask: Any) -> None:
+def _balance(config: Any, router_logits: tuple[Tensor, ...], attention_mask: Any) -> Tensor:
+    """The balance loss of the tokens that `attention_mask` says are real."""
     mask = token_mask(attention_mask, router_logits[0].shape[0])
-    slices = config.expert_slices
-    balance = balance_loss(router_logits=router_logits, top_k=config.num_experts_per_tok, mask=mask, slices=slices)
+    return balance_loss(
+        router_logits=router_logits, top_k=config.num_experts_per_tok, mask=mask, slices=config.expert_slices
+    )
+
+
+def _apply_router_losses(config: Any, outputs: Any, router_logits: tuple[Tensor, ...], attention_mask: Any) -> None:
+    balance = _balance(config, router_logits, attention_mask)
     # GPT-2's double heads may have a loss for the choice alone.
     name = "mc_loss" if outputs.loss is None and "mc_loss" in outputs else "loss"
     loss = getattr(outputs, name)
     if loss is not None:
         extra = config.router_aux_loss_coef * balance
         if config.router_z_loss_coef:
-            extra = extra + config.router_z_loss_coef * z_loss(router_logits=router_logits, mask=mask, slices=slices)
+            mask = token_mask(attention_mask, router_logits[0].shape[0])
+            z = z_loss(router_logits=router_logits, mask=mask, slices=config.expert_slices)
+            extra = extra + config.router_z_loss_coef * z
         setattr(outputs, name, loss + extra.to(loss.device))
     outputs.aux_loss = balance
     outputs.router_logits = router_logits
