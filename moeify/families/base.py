@@ -114,7 +114,7 @@ class DenseLayout:
     def modern_name(self, name: str) -> str:
         """A tensor's name as transformers spells it today."""
         for old, new in self.aliases.items():
-            if name.endswith(old):
+            if name.endswith(old) and not name.endswith(new):
                 name = name.removesuffix(old) + new
         return name
 

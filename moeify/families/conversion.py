@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from moeify.errors import CheckpointError, ConfigError, MoeifyError
 from moeify.families.base import DenseLayout
 from moeify.families.engines import NATIVE, Engine, Said, ties
+from moeify.families.keys import with_key
 from moeify.families.moe_layout import ExtraTensor, MoeLayout
 from moeify.families.moe_names import as_loaded
 from moeify.families.problems import numbers
@@ -118,7 +119,7 @@ class Conversion:
                 f"{self.moe.model_type} has no way to say that {numbers(settings.dense_layers, 'layer')} stay dense",
                 "pass --layers all, or leave it out",
             )
-        return {**result, "model_type": self.moe.model_type, "architectures": [name]}
+        return {**with_key(result, self.moe.model_type), "architectures": [name]}
 
     def form(self, config: Config, settings: MoeSettings, engines: Collection[str]) -> MoeSettings:
         """The first form of the mixture that each of ``engines`` computes as transformers does.
@@ -159,7 +160,7 @@ class Conversion:
                 "mend architectures in config.json",
             )
         architectures = [self.dense.class_prefix + head]
-        return {**result, "model_type": self.dense.model_type, "architectures": architectures}
+        return {**with_key(result, self.dense.model_type), "architectures": architectures}
 
     def moe_prefix(self, config: Config) -> str:
         """What leads the base model's names in the mixture that a dense ``config`` becomes."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 from moeify.families.base import DenseLayout, FfnTensor, Head
@@ -54,12 +53,17 @@ def heads(*names: str) -> dict[str, Head]:
     return {name: DECODER_HEADS[name] for name in names}
 
 
-def seeing_heads(prefix: str) -> dict[str, Head]:
-    """Those of a model with towers, whose text model has names that begin with ``prefix``."""
-    tied = {"lm_head.weight": f"{prefix}embed_tokens.weight"}
+def seeing_heads(prefix: str, base: str | None = None, output: str = "") -> dict[str, Head]:
+    """Those of a model with towers, whose text model has names that begin with ``prefix``.
+
+    With ``base`` they do so without a head, by default without ``model.``; ``output`` leads the output matrix's.
+    """
+    name = f"{output}lm_head.weight"
     return {
-        "Model": Head(prefix=prefix.removeprefix("model.")),
-        "ForConditionalGeneration": replace(DECODER_HEADS["ForCausalLM"], prefix=prefix, tied=tied),
+        "Model": Head(prefix=prefix.removeprefix("model.") if base is None else base),
+        "ForConditionalGeneration": Head(
+            prefix=prefix, tensors={name: ("V", "H")}, tied={name: f"{prefix}embed_tokens.weight"}
+        ),
     }
 
 

@@ -14,6 +14,7 @@ from moeify.checkpoint.replacing import remove_partial
 from moeify.checkpoint.source import Source, resolve_source
 from moeify.checkpoint.writer import Progress, parse_size
 from moeify.errors import ConfigError
+from moeify.families.keys import layout_key
 from moeify.families.mixture import Mixture
 from moeify.provenance.companions import write_config
 from moeify.provenance.new_checkpoint import NewCheckpoint
@@ -216,7 +217,7 @@ def _report(
     return PruneReport(
         source=source.name,
         output=str(target),
-        model_type=str(plan.config["model_type"]),
+        model_type=str(layout_key(plan.config)),
         by="experts" if config.drop is not None else config.criterion,
         num_experts_before=mixture.num_experts,
         num_experts=len(next(iter(choice.kept.values()))),

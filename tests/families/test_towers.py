@@ -21,6 +21,12 @@ def picture(family: str, folder: Path) -> dict[str, torch.Tensor]:
     """A picture between tokens, as the processor of the family gives it to the class."""
     config = transformers.AutoConfig.from_pretrained(folder)
     vision, draw = config.vision_config, torch.Generator().manual_seed(3)
+    if "+" in family:
+        count = (vision.image_size // vision.patch_size // getattr(config, "spatial_merge_size", 1)) ** 2
+        pixels = torch.randn(1, 3, vision.image_size, vision.image_size, generator=draw)
+        ids = torch.tensor([[5, 9, *[config.image_token_id] * count, 7, 11, 13]])
+        sizes = {"image_sizes": torch.tensor([[vision.image_size] * 2])} if family.startswith("mistral3") else {}
+        return {"input_ids": ids, "pixel_values": pixels, **sizes}
     patches = 4 * vision.spatial_merge_size**2
     pixels = torch.randn(patches, 3 * vision.temporal_patch_size * vision.patch_size**2, generator=draw)
     seen = [config.vision_start_token_id, *[config.image_token_id] * 4, config.vision_end_token_id]
@@ -35,7 +41,7 @@ def picture(family: str, folder: Path) -> dict[str, torch.Tensor]:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("family", ["qwen3_5", "qwen3_vl"])
+@pytest.mark.parametrize("family", ["qwen3_5", "qwen3_vl", "llava+llama", "llava+mistral", "mistral3+mistral"])
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_picture_gives_the_dense_models_logits(tmp_path: Path, family: str, tied: bool) -> None:
     dense = save_tiny(tmp_path / "dense", family, tie_word_embeddings=tied)
@@ -48,6 +54,9 @@ def test_a_picture_gives_the_dense_models_logits(tmp_path: Path, family: str, ti
     assert (found - blind).abs().max() > 0.01
     said = moeify.inspect(tmp_path / "moe")
     assert said.problems == [] and said.params_total == model.num_parameters() and "towers" in said.parts
+    load_model(dense).save_pretrained(tmp_path / "held", save_original_format=False)
+    moeify.upcycle(tmp_path / "held", tmp_path / "again", num_experts=4, noise=0.0)
+    assert torch.equal(load_strictly(tmp_path / "again")(**batch).logits, found)
 
 
 def test_experts_that_files_hold_turned_round_are_those_of_the_class(tmp_path: Path) -> None:
