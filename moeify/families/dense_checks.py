@@ -12,9 +12,9 @@ from moeify.checkpoint.header import StoredTensor
 from moeify.errors import MoeifyError
 from moeify.families.conversion import MoeSettings
 from moeify.families.dense_checkpoint import Dense
-from moeify.families.mixture import PartSize
 from moeify.families.mixture_places import layer_part, outer_part
 from moeify.families.moe_checks import unknown_tensors
+from moeify.families.part_sizes import PartSize
 from moeify.families.problems import Problem, by_pattern
 from moeify.families.quantization import packed_values, split_quantized
 from moeify.families.registry import conversion_from

@@ -14,8 +14,9 @@ from moeify.errors import CheckpointError, MoeifyError
 from moeify.families.base import DenseLayout
 from moeify.families.dense_checkpoint import sort_dense
 from moeify.families.dense_checks import dense_parts, dense_problems, outlook
-from moeify.families.mixture import Mixture, PartSize, sort_mixture
+from moeify.families.mixture import Mixture, sort_mixture
 from moeify.families.moe_checks import stated
+from moeify.families.part_sizes import PartSize
 from moeify.families.problems import Problem
 from moeify.families.registry import is_mixture, known_dense, moe_layout, possible_origins
 from moeify.families.structure import mixture_problems

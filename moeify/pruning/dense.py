@@ -46,7 +46,7 @@ def plan_dense(mixture: Mixture, experts: Mapping[int, Joined], max_shard_bytes:
     return PrunePlan(
         config=config,
         files=PlannedFiles(shards=plan_shards(jobs, max_shard_bytes)),
-        params_before=mixture.stored_parameters,
+        params_before=mixture.stored_parameters(),
         params_after=sum(math.prod(job.shape) for job in jobs),
     )
 

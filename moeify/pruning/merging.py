@@ -54,7 +54,7 @@ def merged_pieces(
             open_to = [e for e in experts if e not in (untouched or {}).get(layer, ())]
             groups = nearest(_router_rows(mixture, files, layer), experts, open_to)
             for expert, others in groups.items():
-                counts = None if frequency is None else frequency[layer]
+                counts = None if frequency is None else frequency.get(layer)
                 pieces |= _merge(mixture, files, layer, [expert, *others], counts)
     return pieces
 
