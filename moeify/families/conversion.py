@@ -86,6 +86,13 @@ class Conversion:
         """The mixture under the names that its tensors are written with."""
         return as_loaded(self.moe) if self.fused else self.moe
 
+    def written_for(self, config: Config) -> MoeLayout:
+        """The same for the mixture that ``config`` describes.
+
+        Where shapes would not tell that experts are turned, they are written as the class holds them.
+        """
+        return as_loaded(self.moe) if self.moe.turned_when_loaded and self.moe.is_square(config) else self.written
+
     @property
     def base_class(self) -> str:
         """The mixture's class without a head."""

@@ -35,6 +35,11 @@ class ExpertTensor:
         return "{expert}" not in self.name
 
     @property
+    def single(self) -> Shape:
+        """The shape of each role's part."""
+        return tuple("F" if size == "2F" else size for size in self.shape)
+
+    @property
     def neuron_axis(self) -> int | None:
         """The axis of ``shape`` that counts neurons; None for a bias of the output."""
         return next((i for i, size in enumerate(self.shape) if size in _NEURON_SYMBOLS), None)
@@ -250,6 +255,11 @@ class MoeLayout:
     def is_guard(self, stored: StoredTensor) -> bool:
         """Whether a tensor only keeps dense classes from loading the mixture."""
         return self.guard is not None and stored.elements == 1 and stored.name.endswith(f".{self.guard}")
+
+    def is_square(self, config: Config) -> bool:
+        """Whether a matrix of the experts has the same shape when it is turned round."""
+        dims = self.dims(config)
+        return dims["H"] in (dims["F"], 2 * dims["F"])
 
     def sizes(self, config: Config) -> Dims:
         """``dims``, and E for the number of experts."""

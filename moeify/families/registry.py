@@ -204,17 +204,16 @@ def register_mixture(layout: MoeLayout) -> None:
 
 
 def _check_parts(spec: ExpertTensor, parts: Mapping[str, Shape], moe: str, dense: str) -> None:
-    """Raise ``ConfigError`` where an expert's tensor is no row of whole dense ones, as they lie."""
+    """Raise ``ConfigError`` where an expert's tensor is no row of whole dense ones, as they lie or turned."""
     if lacking := [role for role in spec.roles if role not in parts]:
         raise ConfigError(
             f"experts of {moe!r} have a {lacking[0]}, which no part of the FFN of {dense!r} has as its role"
         )
-    whole = tuple("F" if size == "2F" else size for size in spec.shape)
-    joined = len(spec.roles) > 1 and (spec.interleaved or spec.neuron_axis != 0)
-    if joined or any(parts[role] != whole for role in spec.roles):
+    known = (spec.single, tuple(reversed(spec.single)))
+    if spec.interleaved or any(parts[role] not in known for role in spec.roles):
         raise ConfigError(
             f"{spec.name} of {moe!r} holds its values in another order than the FFN of {dense!r}",
-            "such a conversion would have to move every value, which upcycling does not",
+            "upcycling copies matrices, turns them and joins them",
         )
 
 

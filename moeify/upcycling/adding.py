@@ -14,15 +14,17 @@ import numpy as np
 from moeify.checkpoint.arithmetic import Float32, encode
 from moeify.checkpoint.files import SourceFiles
 from moeify.checkpoint.header import FLOAT_DTYPES, StoredTensor
-from moeify.checkpoint.jobs import Copy, Job, Literal, copy_of
+from moeify.checkpoint.jobs import Copy, Job, Literal, Piece, piece_of
 from moeify.checkpoint.planned_files import PlannedFiles
 from moeify.checkpoint.reader import Checkpoint
 from moeify.checkpoint.rewrite import plan_rewrite
 from moeify.checkpoint.slices import whole
 from moeify.checkpoint.source import Source, resolve_source
+from moeify.checkpoint.turning import turned
 from moeify.checkpoint.writer import Progress, parse_size
 from moeify.errors import CheckpointError, ConfigError
 from moeify.families.conversion import Conversion
+from moeify.families.laying import turned_roles
 from moeify.families.mixture import Mixture, open_mixture
 from moeify.families.registry import origin
 from moeify.families.values import Config, text_config
@@ -33,6 +35,7 @@ from moeify.routing.config import ROUTER_INITS, RouterInit
 from moeify.routing.initialization import RouterRows, logit_std
 from moeify.upcycling.comparing import compare_joining
 from moeify.upcycling.config import MAX_EXPERTS, AddConfig
+from moeify.upcycling.ingredients import laid
 from moeify.upcycling.recipes import RECIPES, papers
 from moeify.upcycling.routers import (
     FittedRouters,
@@ -98,10 +101,13 @@ class _Joining:
             for place, entry in enumerate(self.entries)
         )
 
-    def ffn(self, layer: int, role: str) -> Iterator[StoredTensor]:
-        """One FFN tensor of a layer in every newcomer."""
+    def pieces(self, layer: int, role: str, dtype: str) -> Iterator[Piece]:
+        """One FFN tensor of a layer in every newcomer, as it lies in experts."""
+        layout = self.conversion.dense
         for entry in self.entries:
-            yield entry.view.ffn(layer)[role]
+            tensor = entry.view.ffn(layer)[role]
+            exchanged = role in turned_roles(self.view.layout.experts, layout.ffn)
+            yield piece_of(turned(whole(tensor), tensor.shape) if exchanged else whole(tensor), dtype)
 
 
 def add_experts(
@@ -230,9 +236,9 @@ def _expert_jobs(joining: _Joining, layer: int) -> Iterator[Job]:
                 "use the unquantised checkpoint",
                 path=old.path,
             )
-        # Each entry's tensors one after the other, as a tensor that joins several roles has them.
-        joined = zip(*(joining.ffn(layer, role) for role in spec.roles), strict=True)
-        pieces = [copy_of(tensor, old.dtype) for entry in joined for tensor in entry]
+        one = old.shape[1:] if spec.fused else old.shape
+        joined = zip(*(joining.pieces(layer, role, old.dtype) for role in spec.roles), strict=True)
+        pieces = [piece for entry in joined for piece in laid(list(entry), spec, one)]
         if spec.fused:
             shape = (view.num_experts + count, *old.shape[1:])
             kept = Copy(whole(old))
