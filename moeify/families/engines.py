@@ -48,7 +48,7 @@ def own_engines(model_type: str, *, pooled: str | None = None) -> tuple[Engine, 
     if pooled is not None:
         vllm = f'{pooled}, by `LLM(path, runner="pooling", trust_remote_code=True, model_impl="transformers")`'
     return (
-        Engine(name="transformers", verdict="yes, with the code in this repository"),
+        Engine(name="transformers", verdict="yes, from version 5 on, with the code in this repository"),
         Engine(name="vLLM", verdict=vllm),
         *(Engine(name=name, verdict=unknown) for name in ("SGLang", "llama.cpp", "mlx-lm")),
     )
