@@ -91,7 +91,8 @@ class Conversion:
 
         Where shapes would not tell that experts are turned, they are written as the class holds them.
         """
-        return as_loaded(self.moe) if self.moe.turned_when_loaded and self.moe.is_square(config) else self.written
+        held = self.moe.turned_when_loaded and self.moe.is_square(config)
+        return (as_loaded(self.moe) if held else self.written).of(config)
 
     @property
     def base_class(self) -> str:

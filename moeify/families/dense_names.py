@@ -29,6 +29,18 @@ FFN_BIASES: Mapping[str, Shape] = {
     "mlp.up_proj.bias": ("F",),
     "mlp.down_proj.bias": ("H",),
 }
+FFN_BIAS_ROLES = tuple(
+    FfnTensor(role=f"{role}_bias", name=f"mlp.{role}_proj.bias", shape=("H",) if role == "down" else ("F",))
+    for role in ("gate", "up", "down")
+)
+"""Beside ``GATED_FFN`` where a class has them."""
+
+
+def if_biased(*biases: str) -> dict[str, Callable[[Config], bool]]:
+    """That tensors are there where ``mlp_bias`` says so."""
+    return dict.fromkeys(biases, lambda config: bool(config.get("mlp_bias")))
+
+
 GATED_FFN = (
     FfnTensor(role="gate", name="mlp.gate_proj.weight", shape=("F", "H")),
     FfnTensor(role="up", name="mlp.up_proj.weight", shape=("F", "H")),

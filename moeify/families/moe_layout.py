@@ -21,6 +21,7 @@ class ExpertTensor:
     stacks all experts along axis 0. ``shape`` is that of one expert; ``F`` and ``2F`` mark the
     axis of its neurons. ``roles`` lists what is joined along that axis, one after the other, or
     neuron by neuron where ``interleaved``. A ``flat`` one has the experts' rows one below the other.
+    Where there is ``only_if``, config.json has to pass it for the class to have the tensor.
     """
 
     name: str
@@ -28,6 +29,7 @@ class ExpertTensor:
     shape: Shape
     interleaved: bool = False
     flat: bool = False
+    only_if: Callable[[Config], bool] | None = None
 
     @property
     def fused(self) -> bool:
@@ -244,8 +246,13 @@ class MoeLayout:
         return f"{block}.experts" if block else "experts"
 
     def of(self, config: Config) -> MoeLayout:
-        """The layout with the rule that ``config`` chooses."""
-        return self if self.rule_by is None else replace(self, rule=self.rule_by(text_config(config)), rule_by=None)
+        """The layout with the rule that ``config`` chooses, and the experts' tensors that it has."""
+        text = text_config(config)
+        experts = tuple(spec for spec in self.experts if spec.only_if is None or spec.only_if(text))
+        if self.rule_by is None and len(experts) == len(self.experts):
+            return self
+        rule = self.rule if self.rule_by is None else self.rule_by(text)
+        return replace(self, rule=rule, rule_by=None, experts=experts)
 
     @property
     def router_biases(self) -> tuple[str, ...]:
