@@ -8,6 +8,12 @@ from typing import Any, ClassVar
 
 import transformers
 
+if not hasattr(transformers, "PreTrainedConfig"):
+    raise ImportError(
+        f"the code of this checkpoint needs transformers 5 or newer, and {transformers.__version__} is installed:"
+        " pip install 'transformers>=5'"
+    )
+
 from .moe_families import FAMILIES, MoeFamily, family_of, moe_type
 
 

@@ -52,7 +52,7 @@ def _converted(model_type: str) -> bool:
 
     if model_type in DENSE_LAYOUTS:
         return False
-    return any(mapping(name) is not None for name in (model_type, f"{model_type}_text"))
+    return any(mapping(name) is not None for name in (model_type.rpartition("+")[2], f"{model_type}_text"))
 
 
 def _cut(method: str) -> Callable[[Any, Path], None]:
