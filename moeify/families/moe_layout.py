@@ -256,11 +256,16 @@ class MoeLayout:
     def of(self, config: Config) -> MoeLayout:
         """The layout with the rule that ``config`` chooses, and the experts' tensors that it has."""
         text = text_config(config)
-        experts = tuple(spec for spec in self.experts if spec.only_if is None or spec.only_if(text))
-        if self.rule_by is None and len(experts) == len(self.experts):
+        experts, shared = (
+            tuple(spec for spec in specs if spec.only_if is None or spec.only_if(text))
+            for specs in (self.experts, self.shared)
+        )
+        if self.rule_by is None and (experts, shared) == (self.experts, self.shared):
             return self
         rule = self.rule if self.rule_by is None else self.rule_by(text)
-        return replace(self, rule=rule, rule_by=None, experts=experts)
+        lacking = {spec.name for spec in self.shared} - {spec.name for spec in shared}
+        rest = replace(self.rest, shared=tuple(name for name in self.rest.shared if name not in lacking))
+        return replace(self, rule=rule, rule_by=None, experts=experts, shared=shared, rest=rest)
 
     @property
     def router_biases(self) -> tuple[str, ...]:
