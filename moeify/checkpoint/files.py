@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from moeify.checkpoint.arithmetic import Float32, decode, is_finite
-from moeify.checkpoint.copying import reading
+from moeify.checkpoint.copying import unreadable
 from moeify.checkpoint.header import ZEROS, StoredTensor, tensor_nbytes
 from moeify.checkpoint.regular import open_regular
 from moeify.checkpoint.slices import Run
@@ -60,12 +60,15 @@ class SourceFiles:
 
     def handle(self, path: Path) -> int:
         """The file descriptor of ``path``, opened once; call it from one thread."""
-        if path == ZEROS and path not in self.handles:
-            self.handles[path] = os.open(path, os.O_RDONLY)
-        elif path not in self.handles:
+        known = self.handles.get(path)
+        if known is not None:
+            return known
+        if path == ZEROS:
+            self.handles[path] = handle = os.open(path, os.O_RDONLY)
+        else:
             self.handles[path] = handle = open_regular(path)[0]
             self._states[path] = _state(handle)
-        return self.handles[path]
+        return handle
 
     def check_unchanged(self) -> None:
         """Raise ``CheckpointError`` where somebody wrote to a file since it was opened."""
@@ -85,9 +88,13 @@ class SourceFiles:
 
     def read_into(self, buffer: memoryview, path: Path, start: int) -> None:
         """Fill ``buffer`` from ``start`` on; raises ``CheckpointError`` as ``read`` does."""
-        while buffer:
-            with reading(path):
+        while True:
+            try:
                 done = os.preadv(self.handle(path), [buffer], start)
+            except OSError as error:
+                raise unreadable(path, error) from error
+            if done == len(buffer):
+                return
             if not done:
                 raise CheckpointError(f"{path.name} shrank while it was read", path=path)
             buffer, start = buffer[done:], start + done

@@ -9,9 +9,10 @@ from safetensors.torch import load_file, save_file
 
 from moeify.checkpoint.files import SourceFiles
 from moeify.checkpoint.reader import Checkpoint
-from moeify.checkpoint.slices import whole
 from moeify.families.dense_checkpoint import Dense, open_dense
 from moeify.families.registry import dense_layout
+
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
 def dense_view(folder: Path) -> Dense:
@@ -48,7 +49,7 @@ def ffn_tensors(folder: Path) -> dict[str, torch.Tensor]:
     stored = {t.name for layer in range(view.num_layers) for t in view.ffn(layer).values()}
     with SourceFiles() as files:
         return {
-            name: torch.from_numpy(files.values(whole(t))).reshape(t.shape)
+            name: torch.frombuffer(files.read(t.path, t.start, t.nbytes), dtype=_DTYPES[t.dtype]).reshape(t.shape)
             for name, t in view.base.items()
             if t.name in stored
         }
