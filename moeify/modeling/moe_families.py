@@ -44,7 +44,8 @@ class MoeFamily:
     follows `AutoModel` in an auto class to what follows the prefix in its class; `others` have no auto class.
     `tokenizer` is the class that the dense type has without saying so, `spared` are modules that some heads are built
     without and pass over in files, `causal` that no token sees later ones. `tp_plan` are modules of a layer outside of
-    the feed-forward network, for types whose configuration splits none.
+    the feed-forward network, for types whose configuration splits none. `behind_padding` says that the first
+    token's position is the one behind the padding's.
     """
 
     prefix: str
@@ -56,6 +57,7 @@ class MoeFamily:
     causal: bool = False
     spared: tuple[str, ...] = ()
     tp_plan: Mapping[str, str] = field(default_factory=dict)
+    behind_padding: bool = False
 
     @property
     def moe_prefix(self) -> str:
@@ -134,6 +136,7 @@ FAMILIES: Mapping[str, MoeFamily] = {
             tokenizer=f"{prefix}Tokenizer",
             tp_plan=_BERT_ATTENTION,
             spared=("roberta.pooler",),
+            behind_padding=True,
         )
         for dense, prefix, heads in (
             ("roberta", "Roberta", _ROBERTA),
@@ -156,6 +159,7 @@ FAMILIES: Mapping[str, MoeFamily] = {
         heads=_ENCODER,
         tokenizer="MPNetTokenizer",
         spared=("mpnet.pooler",),
+        behind_padding=True,
     ),
     "deberta-v2": MoeFamily(
         prefix="DebertaV2", layers="encoder.layer", ffn=_BERT, heads=_TEXT, tokenizer="DebertaV2Tokenizer"
