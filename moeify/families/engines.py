@@ -41,12 +41,12 @@ class Engine:
         return said.removeprefix("no").lstrip(":, ") if said.startswith("no") else None
 
 
-def own_engines(model_type: str, *, pooled: str | None = None) -> tuple[Engine, ...]:
-    """Those of moeify's own classes; ``pooled`` says of an encoder whether vLLM gives its vectors: yes or untried."""
+def own_engines(model_type: str, *, pooled: bool = False) -> tuple[Engine, ...]:
+    """Those of moeify's own classes; ``pooled`` says of an encoder that vLLM gives its vectors."""
     unknown = f"no: it does not know {model_type}"
     vllm = "no: its transformers backend does not run this class"
-    if pooled is not None:
-        vllm = f'{pooled}, by `LLM(path, runner="pooling", trust_remote_code=True, model_impl="transformers")`'
+    if pooled:
+        vllm = 'yes, by `LLM(path, runner="pooling", trust_remote_code=True, model_impl="transformers")`'
     return (
         Engine(name="transformers", verdict="yes, from version 5 on, with the code in this repository"),
         Engine(name="vLLM", verdict=vllm),

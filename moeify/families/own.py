@@ -100,7 +100,7 @@ def _moe_layers(dense: DenseLayout, config: Config) -> tuple[int, ...]:
     return tuple(range(dense.num_layers(config)) if listed is None else listed)
 
 
-def own_conversion(dense: DenseLayout, moe: MoeLayout, pooled: str | None = None) -> Conversion:
+def own_conversion(dense: DenseLayout, moe: MoeLayout, pooled: bool = False) -> Conversion:
     """To moeify's own class: the dense config plus the mixture's keys; ``pooled`` is as in ``own_engines``."""
     return Conversion(
         dense=dense,
