@@ -9,9 +9,10 @@ import venv
 from importlib.metadata import version
 from pathlib import Path
 
-__all__ = ["MERGEKIT", "install_mergekit", "mergekit_command", "transformers_command"]
+__all__ = ["PEERS", "installed_peer", "mergekit_command", "transformers_command"]
 
-MERGEKIT = "mergekit==0.1.5"
+PEERS = {"mergekit": ("mergekit==0.1.5", "mergekit-moe"), "mixturekit": ("mixturekit==1.1.1", "mixturekit")}
+"""What each tool is installed as, and its command."""
 
 
 def transformers_command(source: Path, output: Path, num_experts: int) -> list[str]:
@@ -54,17 +55,21 @@ def _load_modify_save(source: str, output: str, num_experts: int) -> None:
     moe.save_pretrained(output)
 
 
-def install_mergekit(folder: Path) -> Path:
-    """mergekit in an environment of its own; returns the command, raises ``RuntimeError``."""
+def installed_peer(name: str, folder: Path) -> Path:
+    """The command of a tool in an environment of its own, made where it is missing; raises ``RuntimeError``."""
+    requirement, command = PEERS[name]
+    tool = folder / "bin" / command
+    if tool.is_file():
+        return tool
     venv.create(folder, with_pip=True)
     # The torch that is here already: left to itself, pip would fetch gigabytes of CUDA.
     torch = f"torch=={version('torch').partition('+')[0]}"
-    pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "-q", torch, MERGEKIT]
+    pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "-q", torch, requirement]
     done = subprocess.run(pip, capture_output=True, text=True, check=False)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["pip failed"])[-1]
-        raise RuntimeError(f"{MERGEKIT} could not be installed (is there a network?): {reason}")
-    return folder / "bin" / "mergekit-moe"
+        raise RuntimeError(f"{requirement} could not be installed (is there a network?): {reason}")
+    return tool
 
 
 def mergekit_command(tool: Path, source: Path, output: Path, num_experts: int) -> list[str]:

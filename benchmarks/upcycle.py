@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.measure import Measure, measure, median, spread
-from benchmarks.peers import install_mergekit, mergekit_command, transformers_command
+from benchmarks.peers import installed_peer, mergekit_command, transformers_command
 from benchmarks.random_checkpoint import write_checkpoint
 
 NUM_EXPERTS = 8
@@ -179,7 +179,7 @@ def peers(bench: Bench, options: argparse.Namespace, copy_seconds: float) -> Non
             )
         )
     if options.mergekit:
-        tool = install_mergekit(bench.folder / "mergekit")
+        tool = installed_peer("mergekit", bench.folder / "mergekit")
         commands.append(("mergekit-moe 0.1.5", lambda: mergekit_command(tool, bench.source, made, 8)))
     rows = []
     for name, command in commands:

@@ -1,4 +1,4 @@
-"""Ways to make one model of four specialists: moeify's, mergekit-moe's, and averaging."""
+"""Ways to make one model of four specialists: moeify's, mergekit-moe's, MixtureKit's, and averaging."""
 
 import json
 import os
@@ -31,7 +31,7 @@ class Parts:
     """What a way has to work with."""
 
     family: str
-    """Model type of the base: qwen3 or gpt2."""
+    """Model type of the base: qwen3, gpt2 or llama."""
     tuned: str
     """What specialists were trained in: ffn or whole."""
     base: Path
@@ -43,8 +43,8 @@ class Parts:
     """Training passages of every domain, equally many, as .jsonl with a column ``domain``."""
     prompts: Path
     """Some of them by domain, as .json."""
-    mergekit: Path | None
-    """The command mergekit-moe."""
+    tools: dict[str, Path]
+    """Commands of other tools, by name."""
     seed: int
 
 
@@ -133,19 +133,34 @@ def _mergekit(parts: Parts, folder: Path) -> None:
     recipe = {"base_model": str(parts.base.resolve()), "gate_mode": "hidden", "dtype": "float32", "experts": experts}
     path = folder.with_name("recipe.yaml")
     path.write_text(json.dumps(recipe), encoding="utf-8")  # JSON is YAML
-    done = subprocess.run(
-        [str(parts.mergekit), str(path), str(folder), "--device", "cpu"],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    _run([str(parts.tools["mergekit"]), str(path), str(folder), "--device", "cpu"])
+
+
+def _mixturekit(parts: Parts, folder: Path) -> None:
+    """MixtureKit's traditional mixture with the routers that it draws, exported as the native class."""
+    experts = [
+        {"expert_name": name, "model_id": str(source.resolve())}
+        for name, source in zip(DOMAINS, parts.sources, strict=True)
+    ]
+    recipe = {"moe_method": "traditional", "model_type": "composed", "num_experts_per_tok": 2, "experts": experts}
+    path, drafted = folder.with_name("recipe.yaml"), folder.with_name("drafted")
+    path.write_text(json.dumps(recipe), encoding="utf-8")
+    tool = str(parts.tools["mixturekit"])
+    _run([tool, "build", str(path), "--output", str(drafted), "--dtype", "float32"])
+    _run([tool, "export", str(drafted), str(folder)])
+
+
+def _run(command: list[str]) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
-        raise RuntimeError(f"mergekit-moe failed: {done.stderr[-2000:]}")
+        raise RuntimeError(f"{Path(command[0]).name} failed: {done.stderr[-2000:]}")
 
 
 WAYS: dict[str, Way] = {
     "weights averaged": _average,
     "mergekit-moe, hidden": _mergekit,
+    "MixtureKit, drawn routers": _mixturekit,
     "random routers": _random,
     "prompts": _prompts,
     "data": _data(),
@@ -161,13 +176,15 @@ WAYS: dict[str, Way] = {
 def available(way: str, parts: Parts) -> bool:
     """Whether ``way`` can be had, and is asked for.
 
-    GPT-2 is there for routing by sequence, which Qwen's mixtures cannot. mergekit-moe is needed for
-    its own way, and keeps the base's rest. Where whole models were tuned, no router can help much.
+    GPT-2 is there for routing by sequence, which Qwen's mixtures cannot. Other tools are needed for their own ways;
+    mergekit-moe keeps the base's rest. Where whole models were tuned, no router can help much.
     """
     if parts.family == "gpt2":
         return way.startswith(("data, all text", "data, by sequence"))
     if way.startswith("mergekit"):
-        return parts.mergekit is not None and parts.rest == "base"
+        return "mergekit" in parts.tools and parts.rest == "base"
+    if way.startswith("MixtureKit"):
+        return "mixturekit" in parts.tools
     if way.startswith("data, all text"):
         return parts.tuned == "ffn"
     return "by sequence" not in way

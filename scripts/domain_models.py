@@ -1,4 +1,4 @@
-"""A small Qwen3 or GPT-2, and its specialists for four domains, each trained once and kept."""
+"""A small Qwen3, GPT-2 or Llama, and its specialists for four domains, each trained once and kept."""
 
 import json
 import random
@@ -12,15 +12,7 @@ from pathlib import Path
 
 import torch
 from train_demo import END, Corpus, Recipe, blocks, build_model, parted, train
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    Qwen2Tokenizer,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-    set_seed,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, Qwen2Tokenizer, set_seed
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
@@ -91,22 +83,23 @@ def kept(folder: Path, make: Callable[[Path], None]) -> Path:
 
 
 def train_base(folder: Path, family: str) -> None:
-    """A Qwen3 or GPT-2 of 2M parameters, on text of all four domains."""
+    """A Qwen3, GPT-2 or Llama of 2M parameters, on text of all four domains."""
     passages = general_text()
     blank = Qwen2Tokenizer(vocab={END: 0}, merges=[])
     tokenizer = blank.train_new_from_iterator(passages, BASE.vocabulary, show_progress=False)
     tokenizer.model_max_length = BASE.context
     set_seed(BASE.seed)
     end = tokenizer.eos_token_id
-    model = build_model(BASE, end) if family == "gpt2" else _build_qwen3(len(tokenizer), end)
+    model = build_model(BASE, end) if family == "gpt2" else _build(family, len(tokenizer), end)
     train(model, blocks(tokenizer, passages, BASE.context), BASE, log_every=200)
     _save(model, folder)
     tokenizer.save_pretrained(folder)
 
 
-def _build_qwen3(vocabulary: int, end: int) -> Qwen3ForCausalLM:
+def _build(family: str, vocabulary: int, end: int) -> PreTrainedModel:
     heads = BASE.hidden // HEAD_WIDTH
-    config = Qwen3Config(
+    config = AutoConfig.for_model(
+        family,
         vocab_size=vocabulary,
         hidden_size=BASE.hidden,
         intermediate_size=FFN_WIDTH,
@@ -121,7 +114,7 @@ def _build_qwen3(vocabulary: int, end: int) -> Qwen3ForCausalLM:
         eos_token_id=end,
         pad_token_id=end,
     )
-    return Qwen3ForCausalLM(config)
+    return AutoModelForCausalLM.from_config(config)
 
 
 def train_specialist(base: Path, folder: Path, domain: str, tuned: str, seed: int) -> None:

@@ -1,11 +1,11 @@
 """Four specialists of one base, put together in several ways, and what each way keeps of them.
 
-    python scripts/measure_domains.py WORK [--seeds 3] [--settings ffn-base,...,gpt2-ffn-base]
-        [--mergekit VENV] [--minutes 8] [--again WAY] [--heatmap FILE.png]
+    python scripts/measure_domains.py WORK [--seeds 3] [--settings ffn-base,...,llama-ffn-base]
+        [--mergekit VENV] [--mixturekit VENV] [--minutes 8] [--again WAY] [--heatmap FILE.png]
 
-A Qwen3 and a GPT-2 of 2M parameters are trained on real text in four domains and then on each
+A Qwen3, a GPT-2 and a Llama of 2M parameters are trained on real text in four domains and then on each
 domain by itself, their FFNs alone (ffn) or whole. The four become one model: as experts of a
-mixture (moeify, mergekit-moe), the rest taken from the base or averaged, or as averaged weights.
+mixture (moeify, mergekit-moe, MixtureKit), the rest taken from the base or averaged, or as averaged weights.
 Losses are on passages that nothing was trained or fitted on. Everything is kept in WORK: the same
 command goes on where --minutes stopped it. Tables are Markdown, on stdout. VENV is made where it
 is missing.
@@ -26,7 +26,7 @@ from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.peers import install_mergekit
+from benchmarks.peers import PEERS, installed_peer
 
 ORACLE = "domain oracle"
 SETTINGS = {
@@ -34,6 +34,7 @@ SETTINGS = {
     "whole-base": ("qwen3", "whole", "base"),
     "whole-mean": ("qwen3", "whole", "mean"),
     "gpt2-ffn-base": ("gpt2", "ffn", "base"),
+    "llama-ffn-base": ("llama", "ffn", "base"),
 }
 """Family, what was tuned, and where the rest comes from."""
 
@@ -45,8 +46,8 @@ class OutOfTimeError(Exception):
 class Experiment:
     """A folder of one family: models that were trained and losses that were measured."""
 
-    def __init__(self, work: Path, family: str, deadline: float, mergekit: Path | None) -> None:
-        self.work, self.family, self.mergekit = work, family, mergekit
+    def __init__(self, work: Path, family: str, deadline: float, tools: dict[str, Path]) -> None:
+        self.work, self.family, self.tools = work, family, tools
         self.deadline = deadline
         work.mkdir(parents=True, exist_ok=True)
         self.base = self.model("base", lambda out: train_base(out, family))
@@ -90,7 +91,7 @@ class Experiment:
             rest=rest,
             text=text,
             prompts=prompts,
-            mergekit=self.mergekit,
+            tools=self.tools,
             seed=seed,
         )
 
@@ -125,7 +126,8 @@ def main() -> int:
     parser.add_argument("work", type=Path, metavar="WORK")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--settings", default=",".join(SETTINGS))
-    parser.add_argument("--mergekit", type=Path, metavar="VENV", help="made where it is missing")
+    for tool in PEERS:
+        parser.add_argument(f"--{tool}", type=Path, metavar="VENV", help="made where it is missing")
     parser.add_argument("--minutes", type=float, default=1e9, help="begin nothing new after them")
     parser.add_argument("--again", action="append", default=[], metavar="WAY")
     parser.add_argument("--heatmap", type=Path, metavar="FILE.png")
@@ -134,15 +136,14 @@ def main() -> int:
     torch.set_num_threads(1)
     disable_progress_bar()
     set_verbosity_error()
-    tool = options.mergekit and options.mergekit / "bin" / "mergekit-moe"
-    if tool and not tool.is_file():
-        tool = install_mergekit(options.mergekit)
+    venvs = {tool: getattr(options, tool) for tool in PEERS}
+    tools = {tool: installed_peer(tool, folder) for tool, folder in venvs.items() if folder}
     results: dict[str, list[Losses]] = {}
     try:
         for setting in options.settings.split(","):
             family = SETTINGS[setting][0]
             folder = options.work if family == "qwen3" else options.work / family
-            experiment = Experiment(folder, family, deadline, tool)
+            experiment = Experiment(folder, family, deadline, tools)
             results[setting] = [experiment.losses(seed, setting, set(options.again)) for seed in range(options.seeds)]
     except OutOfTimeError as step:
         print(f"out of time before {step}: run the same command again", file=sys.stderr)
