@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from moeify.pruning.extract import extract
     from moeify.pruning.prune import prune
     from moeify.pruning.report import ExtractReport, PruneReport
+    from moeify.training.bias import RouterBiasCallback
     from moeify.training.monitor import RoutingMonitor
     from moeify.training.projector import MoeProjector
     from moeify.training.quantization import quantize_experts
@@ -53,6 +54,7 @@ _HOMES = {
     "PruneReport": "moeify.pruning.prune",
     "PushConfig": "moeify.hub.config",
     "PushReport": "moeify.hub.push",
+    "RouterBiasCallback": "moeify.training.bias",
     "RoutingMonitor": "moeify.training.monitor",
     "UpcycleConfig": "moeify.upcycling.config",
     "UpcycleReport": "moeify.upcycling.upcycle",
@@ -88,6 +90,7 @@ __all__ = [
     "PruneReport",
     "PushConfig",
     "PushReport",
+    "RouterBiasCallback",
     "RoutingMonitor",
     "UpcycleConfig",
     "UpcycleReport",

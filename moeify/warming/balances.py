@@ -1,4 +1,4 @@
-"""Losses that keep the load even: one row each, a function of the sums over a global batch."""
+"""What keeps the load even: one row each, a loss that is a function of the sums over a global batch, or a bias."""
 
 from __future__ import annotations
 
@@ -20,10 +20,12 @@ class Balance(Row):
 
     ``formula`` makes a scalar of ``RouterSums``; ``through`` says by which of them its gradient
     reaches routers: weights of the chosen (``gates``) have none where a rule makes them constant.
+    ``shifts_bias`` says that the bias for choosing moves in place of a loss.
     """
 
     formula: Callable[[RouterSums], Tensor]
     through: Literal["probabilities", "gates", "nothing"]
+    shifts_bias: bool = False
 
 
 def _switch(sums: RouterSums) -> Tensor:
@@ -39,6 +41,10 @@ def _switch(sums: RouterSums) -> Tensor:
 def _cv2(sums: RouterSums) -> Tensor:
     """Squared coefficient of variation of the summed gates (arXiv 1701.06538 equations 6-7)."""
     return (sums.gates.var(-1, correction=0) / sums.gates.mean(-1).square()).mean()
+
+
+def _nothing(sums: RouterSums) -> Tensor:
+    return sums.z.new_zeros(())
 
 
 def _kl(sums: RouterSums) -> Tensor:
@@ -73,7 +79,17 @@ BALANCES: Table[Balance] = Table(
         ),
     ),
     Balance(name="kl", help="their divergence from even", formula=_kl, through="gates"),
-    Balance(name="none", formula=lambda sums: sums.z.new_zeros(()), through="nothing"),
+    Balance(
+        name="bias",
+        help="a bias that chooses experts, without a loss",
+        formula=_nothing,
+        through="nothing",
+        shifts_bias=True,
+        paper=Citation(
+            "Wang et al.", "Auxiliary-Loss-Free Load Balancing Strategy for Mixture-of-Experts", "2408.15664"
+        ),
+    ),
+    Balance(name="none", formula=_nothing, through="nothing"),
     used_for="the balance loss",
 )
 

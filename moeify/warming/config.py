@@ -33,9 +33,11 @@ class WarmupConfig(DataConfig, OutputOptions, MemoryOptions):
     loss: Loss = "auto"
     """What is trained on besides balance; auto takes what suits the model's head."""
     balance: Annotated[str, BALANCES] = "switch"
-    """Which loss keeps the load even, for each layer by itself."""
+    """What keeps the load even, for each layer by itself."""
     balance_coef: float = 0.01
     """Weight of the balance loss."""
+    bias_rate: float = 1e-3
+    """How far a step moves the bias of each expert, with --balance bias."""
     z_coef: float = 0.001
     """Weight of the z-loss, which keeps router logits small."""
     learning_rate: float = 1e-3
@@ -86,6 +88,7 @@ class WarmupConfig(DataConfig, OutputOptions, MemoryOptions):
             )
         self._check("held_out", 0 < self.held_out < 1, "between 0 and 1")
         self._check("entropy", 0 < self.entropy < 1, "between 0 and 1")
+        self._check("bias_rate", 0 < self.bias_rate < math.inf, "above 0")
         for option in ("balance_coef", "z_coef", "learning_rate"):
             value = getattr(self, option)
             self._check(option, math.isfinite(value) and value >= 0, "0 or more")

@@ -32,6 +32,11 @@ def check_trainable(view: Mixture, config: WarmupConfig) -> None:
     """
     if not config.steps:
         return
+    if BALANCES[config.balance].shifts_bias and view.layout.rule.selection_bias is None:
+        raise ConfigError(
+            f"the routers of a {view.layout.model_type} have no bias that experts are chosen with",
+            "pass --balance switch",
+        )
     reached = learns_from_task(view) or balances(view, config) or config.z_coef
     if config.train == "routers" and not reached:
         constant = config.balance_coef and BALANCES[config.balance].through == "gates"

@@ -63,14 +63,15 @@ def check_new(new: NewCheckpoint, view: Mixture, config: WarmupConfig) -> None:
 def router_tensors(session: Session) -> Iterator[tuple[StoredTensor, Tensor]]:
     """What the files hold of each router and what it has become: its weight and its biases.
 
-    A bias that is added for choosing is not trained: where no fit set it to zero, it stays.
+    A bias that is added for choosing is not trained: where no fit set it to zero and no balance moved it, it stays.
     """
     view, routers = session.view, session.routers
+    moved = session.config.steps > 0 and BALANCES[session.config.balance].shifts_bias
     if not session.by_layer:
         layers = LoadedMixture(session.model, view.layout).layers
         routers = {number: layer.router_tensors for number, layer in layers.items()}
     for number, (weight, bias, choosing) in routers.items():
-        kept = None if choosing is None or choosing.any() else choosing
+        kept = None if choosing is None or (choosing.any() and not moved) else choosing
         for stored, tensor in zip(_stored(view, number), (weight, bias, kept), strict=True):
             if stored is not None and tensor is not None:
                 yield stored, tensor
@@ -98,7 +99,9 @@ def write_output(new: NewCheckpoint, session: Session, results: dict[str, Any]) 
             jobs: Iterable[Job] = _router_jobs(session)
             if session.weights:
                 trained = Path(scratch, "trained.safetensors")
-                jobs = _changed(view.checkpoint, session.model, session.weights, trained)
+                written = _changed(view.checkpoint, session.model, session.weights, trained)
+                names = {job.name for job in written}
+                jobs = [*written, *(job for job in jobs if job.name not in names)]
             plan = plan_rewrite(view.checkpoint, jobs, stage)
             new.write(plan)
         options = config.recorded().items()

@@ -23,6 +23,7 @@ from moeify.routing.config import Trained
 from moeify.routing.examples import Examples
 from moeify.routing.loaded import LoadedMixture, Routed, replaced
 from moeify.routing.trained import wanted
+from moeify.training.bias import shift_biases
 from moeify.warming.activations import bound_activations, room_for_activations
 from moeify.warming.balances import BALANCES
 from moeify.warming.config import WarmupConfig
@@ -31,6 +32,7 @@ from moeify.warming.objective import Objective
 from moeify.warming.run import TRAINED_FILE
 from moeify.warming.sharding import fill, is_sharded, name_layers, whole
 
+_BIAS = "bias for choosing of layer "
 _CHECKPOINTED = "_checkpoint_wrapped_module."  # what activation checkpointing adds to names
 
 
@@ -119,6 +121,16 @@ class _Progress(TrainerCallback):  # type: ignore[misc]
             self.report(state.global_step, state.max_steps)
 
 
+class _Biases(TrainerCallback):  # type: ignore[misc]
+    """Moves the biases for choosing after each step, where the warm-up balances by them."""
+
+    def __init__(self, trainer: RouterTrainer) -> None:
+        self.trainer = trainer
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.trainer.shift_biases()
+
+
 class RouterTrainer(Trainer):  # type: ignore[misc]
     """A Trainer whose loss is the task's plus balance and z-loss over the global batch.
 
@@ -143,11 +155,12 @@ class RouterTrainer(Trainer):  # type: ignore[misc]
         self._undone = ExitStack()
         self._earlier: tuple[int, tuple[Tensor, Tensor] | None] = (-1, None)
         self._good: dict[str, Tensor] = {}
+        self._layers = list(LoadedMixture(model, objective.layout).layers.values())
         super().__init__(
             model=model,
             args=_arguments(config, run_folder, model),
             train_dataset=examples,
-            callbacks=[_Progress(progress)],
+            callbacks=[_Progress(progress), _Biases(self)],
         )
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
@@ -193,6 +206,17 @@ class RouterTrainer(Trainer):  # type: ignore[misc]
     def sharded(self) -> bool:
         """Whether each process holds a part of the weights only."""
         return any(is_sharded(parameter) for parameter in self.model.parameters())
+
+    @property
+    def biases(self) -> dict[int, Tensor]:
+        """The biases for choosing by their layers, where they are moved."""
+        moved = BALANCES[self.config.balance].shifts_bias
+        return {layer.number: layer.bias for layer in self._layers if moved and layer.bias is not None}
+
+    def shift_biases(self) -> None:
+        """Move them by what the experts got in this step, of all micro-batches and processes."""
+        if self.biases and self._earlier[1] is not None:
+            shift_biases(self._layers, self._earlier[1][0], self.config.bias_rate)
 
     def trained(self) -> dict[str, Tensor]:
         """What was trained, whole and on the CPU; every process has to ask for it."""
@@ -259,7 +283,8 @@ class RouterTrainer(Trainer):  # type: ignore[misc]
         weights, folder = self.trained(), Path(output_dir or self.args.output_dir)
         if self.args.should_save:
             folder.mkdir(parents=True, exist_ok=True)
-            save_file(weights, folder / TRAINED_FILE)
+            biases = {f"{_BIAS}{layer}": bias.detach().cpu() for layer, bias in self.biases.items()}
+            save_file(weights | biases, folder / TRAINED_FILE)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         """The Trainer's own, without the frozen weights that it adds where they are sharded."""
@@ -275,6 +300,8 @@ class RouterTrainer(Trainer):  # type: ignore[misc]
         weights = load_file(Path(resume_from_checkpoint, TRAINED_FILE))
         for name, parameter in trainable(self.model).items():
             fill(parameter, weights[name])
+        for layer, bias in self.biases.items():
+            bias.data.copy_(weights[f"{_BIAS}{layer}"])
 
 
 def _arguments(config: WarmupConfig, run_folder: Path, model: nn.Module) -> Any:

@@ -210,6 +210,7 @@ def _train(session: Session, target: Path, *, task: bool) -> None:
     session.seconds["train"] = 0.0
     if not config.steps:
         return
+    from moeify.routing.loaded import LoadedMixture
     from moeify.warming.train import NonFiniteLossError, RouterTrainer, prepare
 
     assert session.objective is not None
@@ -233,6 +234,7 @@ def _train(session: Session, target: Path, *, task: bool) -> None:
             session.failed = f"the loss became {failure.loss} at step {failure.step}"
             weights = trainer.last_good() or _last_saved(session, folder)
         session.curve, sharded = trainer.losses, trainer.sharded
+        biases = {layer: bias.detach().clone() for layer, bias in trainer.biases.items()}
     del trainer
     if sharded:
         # Hooks and modules that are called one by one need a model that is whole.
@@ -240,6 +242,9 @@ def _train(session: Session, target: Path, *, task: bool) -> None:
         session.load_mixture()
     for name, parameter in session.model.named_parameters():
         parameter.data = weights.get(name, parameter.data).to(parameter.device, dtypes[name])
+    layers = LoadedMixture(session.model, session.view.layout).layers
+    for layer, bias in biases.items():
+        layers[layer].router_tensors[2].data.copy_(bias)
     if config.train != "routers":
         session.weights = weights
     _round_to_stored(session)

@@ -1,0 +1,90 @@
+"""Balance without a loss: a bias that chooses experts and does not weigh them (arXiv 2408.15664)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Trainer, TrainerCallback
+
+from moeify.errors import ConfigError
+from moeify.routing.loaded import LoadedLayer, LoadedMixture, mixtures_in
+from moeify.training.watching import Watch, add_up
+
+
+@torch.no_grad()
+def shift_biases(layers: Iterable[LoadedLayer], counts: Iterable[Tensor], rate: float) -> None:
+    """Add ``rate`` to the bias of each expert with less than the mean load, and take it from one with more.
+
+    b_i <- b_i + u sign(mean(c) - c_i) (arXiv 2408.15664, algorithm 1), for each layer by itself.
+
+    Args:
+        layers: the layers, which have such a bias.
+        counts: for each of them [E], the choices that fell on each expert.
+        rate: u.
+    """
+    for layer, count in zip(layers, counts, strict=True):
+        assert layer.bias is not None, "checked before"
+        count = count.to(layer.bias.device, torch.float32)
+        layer.bias.data.add_((rate * (count.mean() - count).sign()).view_as(layer.bias).to(layer.bias.dtype))
+
+
+class RouterBiasCallback(TrainerCallback):  # type: ignore[misc]
+    """Keeps the load of experts even as DeepSeek-V3 does: ``trainer.add_callback(RouterBiasCallback(trainer))``.
+
+    After every step each layer's bias for choosing moves by ``rate`` towards an even load of the step's tokens, of all
+    its micro-batches and processes, without padding. It has no gradient and no loss: set ``router_aux_loss_coef`` to 0
+    where the model has one. transformers has no class that does this by itself.
+
+    Args:
+        trainer: the Trainer, any subclass, of a mixture whose routers have a bias for choosing (DeepSeek-V3, Kimi-K2,
+            GLM-4-MoE, dots1, ERNIE 4.5, MiniMax-M2, ...), in PEFT's wrapping too.
+        rate: u, 0.001 in the paper; scores lie between 0 and 1.
+
+    Raises:
+        ConfigError: for a rate that is not above 0; as training begins, where the model has no such routers.
+    """
+
+    def __init__(self, trainer: Trainer, rate: float = 1e-3) -> None:
+        if not 0 < rate < float("inf"):
+            raise ConfigError(f"rate must be above 0, not {rate}", "leave it out for 0.001")
+        self.trainer, self.rate = trainer, rate
+        self._watches: list[Watch] = []
+        self._hooks = ExitStack()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Find the routers."""
+        mixtures = mixtures_in(self.trainer.model)
+        for mixture in mixtures.values():
+            check_biased(mixture)
+        self._watches = [Watch(path, mixture) for path, mixture in mixtures.items()]
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Count what experts get."""
+        for watch in self._watches:
+            watch.start(self._hooks)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Move the biases."""
+        self._hooks.close()
+        for watch in self._watches:
+            add_up(self.trainer.accelerator, watch.statistics)
+            seen = watch.statistics.layers
+            layers = [watch.mixture.layers[number] for number in seen]
+            shift_biases(layers, (torch.as_tensor(one.tokens_per_expert) for one in seen.values()), self.rate)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Leave the model without hooks."""
+        self._hooks.close()
+
+
+def check_biased(mixture: LoadedMixture) -> None:
+    """Raise ``ConfigError`` where a layer chooses without a bias."""
+    if any(layer.bias is None for layer in mixture.layers.values()):
+        raise ConfigError(
+            f"the routers of {type(mixture.model).__name__} have no bias that experts are chosen with",
+            "balance it by a loss: router_aux_loss_coef, or moeify warmup --balance switch",
+        )
