@@ -1,8 +1,8 @@
 """moeify: dense transformers into mixtures of experts, exact, streaming and measured.
 
-The functions here are the commands of the command line. Importing this package imports neither
-torch nor transformers; it makes transformers' auto classes know moeify's own model types as soon
-as transformers is imported.
+The functions here are the commands of the command line, and what training scripts of your own use. Importing this
+package imports neither torch nor transformers; it makes transformers' auto classes know moeify's own model types as
+soon as transformers is imported, and PEFT what to adapt in them.
 """
 
 from __future__ import annotations
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from moeify.pruning.extract import extract
     from moeify.pruning.prune import prune
     from moeify.pruning.report import ExtractReport, PruneReport
+    from moeify.training.monitor import RoutingMonitor
+    from moeify.training.projector import MoeProjector
+    from moeify.training.quantization import quantize_experts
+    from moeify.training.selection import train_only
     from moeify.upcycling.adding import AddReport, add_experts
     from moeify.upcycling.attach import AttachReport, attach
     from moeify.upcycling.config import AddConfig, AttachConfig, UpcycleConfig, VerifyConfig
@@ -43,11 +47,13 @@ _HOMES = {
     "ExtractReport": "moeify.pruning.extract",
     "InspectConfig": "moeify.inspection.config",
     "InspectReport": "moeify.inspection.report",
+    "MoeProjector": "moeify.training.projector",
     "MoeifyError": "moeify.errors",
     "PruneConfig": "moeify.pruning.config",
     "PruneReport": "moeify.pruning.prune",
     "PushConfig": "moeify.hub.config",
     "PushReport": "moeify.hub.push",
+    "RoutingMonitor": "moeify.training.monitor",
     "UpcycleConfig": "moeify.upcycling.config",
     "UpcycleReport": "moeify.upcycling.upcycle",
     "VerifyConfig": "moeify.upcycling.config",
@@ -60,6 +66,8 @@ _HOMES = {
     "inspect": "moeify.inspection.inspect",
     "prune": "moeify.pruning.prune",
     "push": "moeify.hub.push",
+    "quantize_experts": "moeify.training.quantization",
+    "train_only": "moeify.training.selection",
     "upcycle": "moeify.upcycling.upcycle",
     "verify": "moeify.upcycling.verify",
     "warmup": "moeify.warming.warmup",
@@ -74,11 +82,13 @@ __all__ = [
     "ExtractReport",
     "InspectConfig",
     "InspectReport",
+    "MoeProjector",
     "MoeifyError",
     "PruneConfig",
     "PruneReport",
     "PushConfig",
     "PushReport",
+    "RoutingMonitor",
     "UpcycleConfig",
     "UpcycleReport",
     "VerifyConfig",
@@ -92,6 +102,8 @@ __all__ = [
     "inspect",
     "prune",
     "push",
+    "quantize_experts",
+    "train_only",
     "upcycle",
     "verify",
     "warmup",

@@ -14,7 +14,7 @@ from moeify.families.registry import DENSE_LAYOUTS, MOE_LAYOUTS
 
 PACKAGE = Path(moeify.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
-CAPABILITIES = {"upcycling", "warming", "inspection", "pruning", "hub"}
+CAPABILITIES = {"upcycling", "warming", "training", "inspection", "pruning", "hub"}
 LOWEST = {"errors", "tables", "modeling", "demo"}
 BELOW = {
     **{name: {"errors"} for name in LOWEST},
@@ -25,7 +25,7 @@ BELOW = {
     **{name: {*LOWEST, "checkpoint", "families", "provenance", "routing"} for name in CAPABILITIES},
 }
 ABOVE = ("cli", "extend", "__init__", "__main__")
-HEAVY = {"torch", "transformers", "datasets", "numpy", "accelerate", "matplotlib"}
+HEAVY = {"torch", "transformers", "datasets", "numpy", "accelerate", "matplotlib", "peft", "bitsandbytes"}
 TERMINAL = {"typer", "rich", "click"}
 STAYING = ("__init__", "registration")
 TRAVELLING = [p for p in FILES if p.parent.name == "modeling" and p.stem not in STAYING]

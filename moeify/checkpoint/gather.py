@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from moeify.checkpoint.files import SourceFiles
 from moeify.checkpoint.header import StoredTensor, tensor_nbytes
-from moeify.checkpoint.slices import Slice
+from moeify.checkpoint.slices import Run, Slice, run_nbytes
 from moeify.errors import ConfigError
 
 Index = NDArray[np.int64]
@@ -143,7 +144,7 @@ class Gather:
 class Beside:
     """``parts`` of one tensor, each seen as [``rows``, its width], side by side."""
 
-    parts: tuple[Slice, ...]
+    parts: tuple[Run, ...]
     rows: int
 
     @property
@@ -163,20 +164,27 @@ class Beside:
 
     def read_into(self, files: SourceFiles, start: int, out: memoryview) -> None:
         """Fill ``out`` with the bytes from ``start`` on."""
-        widths = [part.nbytes // self.rows for part in self.parts]
-        row = sum(widths)
-        while out:
-            first, skipped = divmod(start, row)
-            count = min(max(1, _BLOCK_BYTES // row), -(-(skipped + len(out)) // row))
-            block, place = np.empty((count, row), np.uint8), 0
-            for part, width in zip(self.parts, widths, strict=True):
-                raw = memoryview(bytearray(count * width))
-                part.read_into(files, first * width, raw)
-                block[:, place : place + width] = np.frombuffer(raw, np.uint8).reshape(count, width)
-                place += width
-            taken = block.reshape(-1)[skipped : skipped + len(out)]
-            np.frombuffer(out, np.uint8)[: len(taken)] = taken
-            out, start = out[len(taken) :], start + len(taken)
+        widths = [run_nbytes(part) // self.rows for part in self.parts]
+        interleave(widths, start, out, lambda number, begin, raw: self.parts[number].read_into(files, begin, raw))
+
+
+def interleave(
+    widths: Sequence[int], start: int, out: memoryview, fill: Callable[[int, int, memoryview], None]
+) -> None:
+    """Fill ``out`` with the bytes from ``start`` on of matrices side by side, whose rows have ``widths`` bytes.
+
+    ``fill`` makes bytes of the matrix of a number, from a byte of it on.
+    """
+    row = sum(widths)
+    first, skipped = divmod(start, row)
+    count = -(-(skipped + len(out)) // row)
+    block, place = np.empty((count, row), np.uint8), 0
+    for number, width in enumerate(widths):
+        raw = memoryview(bytearray(count * width))
+        fill(number, first * width, raw)
+        block[:, place : place + width] = np.frombuffer(raw, np.uint8).reshape(count, width)
+        place += width
+    np.frombuffer(out, np.uint8)[:] = block.reshape(-1)[skipped : skipped + len(out)]
 
 
 def neurons(part: Slice, shape: tuple[int, ...], axis: int, index: Index) -> Gather:

@@ -21,6 +21,7 @@ class ExpertTensor:
     stacks all experts along axis 0. ``shape`` is that of one expert; ``F`` and ``2F``, of shared slices
     ``U`` and ``2U``, mark the axis of its neurons. ``roles`` lists what is joined along that axis, one after the
     other, or neuron by neuron where ``interleaved``. A ``flat`` one has the experts' rows one below the other.
+    Where there is ``only_if``, config.json has to pass it for the class to have the tensor.
     """
 
     name: str
@@ -28,11 +29,17 @@ class ExpertTensor:
     shape: Shape
     interleaved: bool = False
     flat: bool = False
+    only_if: Callable[[Config], bool] | None = None
 
     @property
     def fused(self) -> bool:
         """Whether one tensor holds all experts."""
         return "{expert}" not in self.name
+
+    @property
+    def single(self) -> Shape:
+        """The shape of each role's part."""
+        return tuple("F" if size == "2F" else size for size in self.shape)
 
     @property
     def neuron_axis(self) -> int | None:
@@ -247,8 +254,18 @@ class MoeLayout:
         return f"{block}.experts" if block else "experts"
 
     def of(self, config: Config) -> MoeLayout:
-        """The layout with the rule that ``config`` chooses."""
-        return self if self.rule_by is None else replace(self, rule=self.rule_by(text_config(config)), rule_by=None)
+        """The layout with the rule that ``config`` chooses, and the experts' tensors that it has."""
+        text = text_config(config)
+        experts, shared = (
+            tuple(spec for spec in specs if spec.only_if is None or spec.only_if(text))
+            for specs in (self.experts, self.shared)
+        )
+        if self.rule_by is None and (experts, shared) == (self.experts, self.shared):
+            return self
+        rule = self.rule if self.rule_by is None else self.rule_by(text)
+        lacking = {spec.name for spec in self.shared} - {spec.name for spec in shared}
+        rest = replace(self.rest, shared=tuple(name for name in self.rest.shared if name not in lacking))
+        return replace(self, rule=rule, rule_by=None, experts=experts, shared=shared, rest=rest)
 
     @property
     def router_biases(self) -> tuple[str, ...]:
@@ -258,6 +275,11 @@ class MoeLayout:
     def is_guard(self, stored: StoredTensor) -> bool:
         """Whether a tensor only keeps dense classes from loading the mixture."""
         return self.guard is not None and stored.elements == 1 and stored.name.endswith(f".{self.guard}")
+
+    def is_square(self, config: Config) -> bool:
+        """Whether a matrix of the experts has the same shape when it is turned round."""
+        dims = self.dims(config)
+        return dims["H"] in (dims["F"], 2 * dims["F"])
 
     def sizes(self, config: Config) -> Dims:
         """``dims``, and E for the number of experts."""

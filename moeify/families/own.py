@@ -16,7 +16,7 @@ from moeify.families.values import Config, Dims, Shape
 from moeify.modeling.moe_families import FAMILIES, moe_type
 
 _SLICES, _SHARED = "expert_slices", "shared_slices"
-_RULE = RouterRule(
+OWN_RULE = RouterRule(
     norm_key="norm_topk_prob", route_by_key="route_by", slices_key=_SLICES, shared_key=_SHARED, straight_through=True
 )
 
@@ -47,7 +47,7 @@ def own_mixture(dense: DenseLayout) -> MoeLayout:
         rest=replace(_rest(dense), shared=tuple(spec.name for spec in shared)),
         shared=shared,
         shared_keys=(_SHARED,),
-        rule=_RULE,
+        rule=OWN_RULE,
         joined=dense.joined,
     )
 
@@ -65,6 +65,7 @@ def _rest(dense: DenseLayout) -> Rest:
 def _experts(dense: DenseLayout, path: str, width: str = "F") -> Iterator[ExpertTensor]:
     """One tensor for all experts of each weight and bias, the gate's rows before those of ``up``."""
     shapes = {part.role: tuple(width if s == "F" else s for s in part.shape) for part in dense.ffn}
+    needs = {part.role: dense.only_if.get(part.name) for part in dense.ffn}
     for first, end in (("up", ""), ("up", "_bias"), ("down", ""), ("down", "_bias")):
         role = first + end
         if role not in shapes:
@@ -72,16 +73,18 @@ def _experts(dense: DenseLayout, path: str, width: str = "F") -> Iterator[Expert
         gate = f"gate{end}"
         if first == "up" and gate in shapes:
             shape: Shape = tuple(f"2{width}" if size == width else size for size in shapes[role])
-            yield ExpertTensor(name=f"{path}.gate_up_proj{end}", roles=(gate, role), shape=shape)
+            yield ExpertTensor(name=f"{path}.gate_up_proj{end}", roles=(gate, role), shape=shape, only_if=needs[role])
         else:
-            yield ExpertTensor(name=f"{path}.{first}_proj{end}", roles=(role,), shape=shapes[role])
+            yield ExpertTensor(
+                name=f"{path}.{first}_proj{end}", roles=(role,), shape=shapes[role], only_if=needs[role]
+            )
 
 
 def _dims(dense: DenseLayout, config: Config) -> Dims:
     """The dense sizes, F being that of an expert, a slice of the FFN, and U that of the shared slices."""
     dims = dense.dims(config)
-    shared = _RULE.shared_slices(config)
-    count = _RULE.slices(config) + shared
+    shared = OWN_RULE.shared_slices(config)
+    count = OWN_RULE.slices(config) + shared
     if count < 1 or shared < 0 or dims["F"] % count:
         raise CheckpointError(
             f"config.json cuts the {dims['F']} neurons of a feed-forward network into {count} slices"
@@ -97,27 +100,12 @@ def _moe_layers(dense: DenseLayout, config: Config) -> tuple[int, ...]:
     return tuple(range(dense.num_layers(config)) if listed is None else listed)
 
 
-def own_conversion(
-    dense: DenseLayout, moe: MoeLayout, plain: tuple[str, ...] = (), pooled: str | None = None
-) -> Conversion:
-    """To moeify's own class: the dense config plus the mixture's keys.
-
-    ``plain`` are keys of config.json that give the FFN tensors which experts have no place for, ``pooled`` is as in
-    ``own_engines``.
-    """
-
-    def to_moe(config: Config, settings: MoeSettings) -> Config:
-        if set_keys := [key for key in plain if config.get(key)]:
-            raise CheckpointError(
-                f"config.json says {set_keys[0]}: experts of {moe.model_type} have no biases",
-                "upcycle a checkpoint whose feed-forward networks have none",
-            )
-        return _to_moe(config, settings)
-
+def own_conversion(dense: DenseLayout, moe: MoeLayout, pooled: bool = False) -> Conversion:
+    """To moeify's own class: the dense config plus the mixture's keys; ``pooled`` is as in ``own_engines``."""
     return Conversion(
         dense=dense,
         moe=moe,
-        to_moe=to_moe,
+        to_moe=_to_moe,
         to_dense=_to_dense,
         engines=own_engines(moe.model_type, pooled=pooled),
         remote_code=True,

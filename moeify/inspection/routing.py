@@ -23,9 +23,6 @@ from moeify.routing.data import Blocks, blocks_for, check_vocabulary
 from moeify.routing.passes import passes_over
 from moeify.routing.statistics import DomainFigures, LayerRouting, RoutingStatistics
 
-COLLAPSED_SHARE = 0.9
-"""A layer whose K busiest experts take more of the assignments than this counts as collapsed."""
-
 _MATRIX_EXPERTS = 64  # up to which the document holds whole co-activation matrices
 _PAIRS = 10
 
@@ -186,7 +183,7 @@ def _layer_figures(sums: LayerRouting) -> dict[str, Any]:
         "margin": _round(sums.margin),
         "dead": list(sums.dead),
         "unused": list(sums.unused),
-        "collapsed": is_collapsed(sums),
+        "collapsed": sums.collapsed,
     }
     domains = sums.domains
     return figures if domains is None else figures | {"domains": _domain_figures(domains)}
@@ -242,14 +239,6 @@ def _coactivation(sums: LayerRouting) -> dict[str, Any]:
     if experts <= _MATRIX_EXPERTS:
         found["matrix"] = [_list(row) for row in matrix]
     return found
-
-
-def is_collapsed(sums: LayerRouting) -> bool:
-    """Whether nearly all tokens of a layer go to the same K experts."""
-    if sums.num_experts <= sums.top_k:
-        return False
-    busiest = np.sort(sums.load)[-sums.top_k :].sum()
-    return bool(busiest > max(COLLAPSED_SHARE, (1 + sums.top_k / sums.num_experts) / 2))
 
 
 def _flag_collapse(report: InspectReport) -> None:

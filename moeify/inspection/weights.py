@@ -11,12 +11,14 @@ from numpy.typing import NDArray
 
 from moeify.checkpoint.arithmetic import Float32, decode
 from moeify.checkpoint.files import SourceFiles
-from moeify.checkpoint.header import FLOAT_DTYPES, tensor_nbytes
+from moeify.checkpoint.header import FLOAT_DTYPES
 from moeify.checkpoint.reader import Checkpoint
-from moeify.checkpoint.slices import Run, Slice, whole
+from moeify.checkpoint.slices import Run, run_nbytes, whole
 from moeify.checkpoint.source import resolve_source
+from moeify.checkpoint.turning import turned
 from moeify.errors import CheckpointError, ConfigError
 from moeify.families.dense_checkpoint import Dense, open_dense
+from moeify.families.laying import role_part, turned_roles
 from moeify.families.mixture import Mixture
 from moeify.families.problems import Problem, numbers
 from moeify.families.registry import conversions_to, dense_layout
@@ -114,19 +116,18 @@ def _layer(files: SourceFiles, mixture: Mixture, layer: int, dense: Dense | None
         if dense is None:
             compare_experts(files, pieces, experts)
             continue
-        for number, role in enumerate(spec.roles):  # what is joined lies one after the other
-            parts = [_part(piece, number, len(spec.roles)) for piece in pieces]
-            every = experts.slices + mixture.shared_slices
-            source = [slice_of(dense, layer, role, part, every) for part in range(experts.slices)]
-            compare_experts(files, parts, experts, source)
+        tensor = pieces[0].tensor
+        shape = tensor.shape[1:] if spec.fused else tensor.shape
+        every = experts.slices + mixture.shared_slices
+        for role in spec.roles:
+            parts = [role_part(piece, spec, shape, role) for piece in pieces]
+            sources = [slice_of(dense, layer, role, number, every) for number in range(experts.slices)]
+            if role in turned_roles(mixture.layout.experts, dense.layout.ffn):
+                size = dense.ffn(layer)[role].shape
+                sources = [(turned(run, size), weight) for run, weight in sources]
+            compare_experts(files, parts, experts, sources)
     found["nonfinite"] += experts.nonfinite
     return found | experts.to_dict(measured_dense=dense is not None)
-
-
-def _part(piece: Slice, number: int, count: int) -> Slice:
-    """One of ``count`` equal parts of ``piece``."""
-    size = piece.elements // count
-    return Slice(piece.tensor, piece.start + number * size, size)
 
 
 def router_figures(rows: Float32) -> dict[str, Any]:
@@ -216,7 +217,7 @@ class ExpertFigures:
 
 
 def compare_experts(
-    files: SourceFiles, pieces: list[Slice], figures: ExpertFigures, dense: Sequence[tuple[Run, float]] = ()
+    files: SourceFiles, pieces: Sequence[Run], figures: ExpertFigures, dense: Sequence[tuple[Run, float]] = ()
 ) -> None:
     """Add one projection of all experts to ``figures``, a stretch of every expert at a time.
 
@@ -224,15 +225,15 @@ def compare_experts(
     """
     dtype = pieces[0].tensor.dtype
     readable = dtype in FLOAT_DTYPES and all(
-        piece.tensor.dtype == dtype and piece.nbytes == pieces[0].nbytes for piece in pieces
+        piece.tensor.dtype == dtype and run_nbytes(piece) == run_nbytes(pieces[0]) for piece in pieces
     )
     if not readable:
         figures.not_measured = True
     for run, _ in dense:
-        if tensor_nbytes(run.tensor.dtype, (run.elements,)) != pieces[0].nbytes:
+        if run_nbytes(run) != run_nbytes(pieces[0]):
             raise CheckpointError(f"{run.tensor.name!r} of the dense checkpoint is not of the experts' shape or dtype")
     for offset, length in _stretches(pieces):
-        first = offset * pieces[0].elements // max(pieces[0].nbytes, 1)
+        first = offset * pieces[0].elements // max(run_nbytes(pieces[0]), 1)
         raws = [_read(files, piece, offset, length) for piece in pieces]
         for digest, raw in zip(figures.hashes, raws, strict=True):
             digest.update(raw)
@@ -245,14 +246,15 @@ def compare_experts(
             figures.add_dense(block, np.stack(sources))
 
 
-def _read(files: SourceFiles, piece: Slice, offset: int, length: int) -> bytearray:
-    left = max(piece.nbytes - offset, 0)
-    return files.read(piece.tensor.path, piece.byte_start + offset, min(length, left))
+def _read(files: SourceFiles, piece: Run, offset: int, length: int) -> bytearray:
+    found = bytearray(min(length, max(run_nbytes(piece) - offset, 0)))
+    piece.read_into(files, offset, memoryview(found))
+    return found
 
 
-def _stretches(pieces: list[Slice]) -> Iterator[tuple[int, int]]:
+def _stretches(pieces: Sequence[Run]) -> Iterator[tuple[int, int]]:
     """Byte offset and length of the parts in which all experts are read."""
-    nbytes = max(piece.nbytes for piece in pieces)
+    nbytes = max(map(run_nbytes, pieces))
     length = max(_BLOCK_BYTES // (4 * len(pieces)) & ~15, 16)
     for offset in range(0, nbytes, length):
         yield offset, min(length, nbytes - offset)

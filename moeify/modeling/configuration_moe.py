@@ -8,6 +8,12 @@ from typing import Any, ClassVar
 
 import transformers
 
+if not hasattr(transformers, "PreTrainedConfig"):
+    raise ImportError(
+        f"the code of this checkpoint needs transformers 5 or newer, and {transformers.__version__} is installed:"
+        " pip install 'transformers>=5'"
+    )
+
 from .moe_families import FAMILIES, MoeFamily, family_of, moe_type
 
 
@@ -86,11 +92,11 @@ class MoeOptions:
             raise ValueError(f"moe_layers names {wrong}, but the model's layers are 0 to {num_layers - 1}.")
 
 
-class _Checked:
+class CheckedOptions:
     """What the configuration of each type does beside its dense one's."""
 
     keys_to_ignore_at_inference: ClassVar = ["past_key_values", "aux_loss", "router_logits"]
-    _auto_class = "AutoConfig"
+    _auto_class: ClassVar[str | None] = "AutoConfig"
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)  # type: ignore[misc]
@@ -138,7 +144,7 @@ def _made(dense_type: str, family: MoeFamily) -> type[transformers.PreTrainedCon
     if family.tokenizer is not None:
         # Without moeify installed, AutoTokenizer has no entry for this model_type and asks the config.
         words |= {"__annotations__": {"tokenizer_class": str | None}, "tokenizer_class": family.tokenizer}
-    return type(name, (_Checked, dense, MoeOptions), words)
+    return type(name, (CheckedOptions, dense, MoeOptions), words)
 
 
 def config_class(dense_type: str) -> type[transformers.PreTrainedConfig]:

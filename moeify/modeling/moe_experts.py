@@ -26,13 +26,15 @@ Implementation = Callable[..., Tensor]
 class Outline:
     """A dense feed-forward network, as far as its experts are the same.
 
-    Each expert has one of its `slices`, `ffn_size` neurons wide; `shared` are further ones. `joined` says that one
+    Each expert has one of its `slices`, `ffn_size` neurons wide, None standing for a single linear layer; `shared` are
+    further ones. It gives `output_size` values, as many as it reads where that is None. `joined` says that one
     product gives both halves of a gated network. `is_transposed` stores weights as `Conv1D` does, [in, out].
     """
 
     hidden_size: int
-    ffn_size: int
-    activation: Callable[[Tensor], Tensor]
+    ffn_size: int | None
+    activation: Callable[[Tensor], Tensor] | None = None
+    output_size: int | None = None
     gated: bool = False
     joined: bool = False
     biased: bool = True
@@ -97,7 +99,7 @@ class ExpertsImplementations:
 class Networks(nn.Module):
     """Feed-forward networks of one outline, each tensor fused over them; `lead` is how many there are, () for one.
 
-    `width` is the number of their neurons.
+    `width` is the number of their neurons; None stands for single linear layers.
     """
 
     has_gate: bool
@@ -107,23 +109,30 @@ class Networks(nn.Module):
         super().__init__()
         self.joined = outline.joined
         self.act_fn, self.inner_dropout = outline.activation, outline.inner_dropout
-        rows = (2 if outline.gated else 1) * width
-        up, down = (rows, outline.hidden_size), (outline.hidden_size, width)
-        if outline.is_transposed:
-            up, down = up[::-1], down[::-1]
-        self.up_name = "gate_up_proj" if outline.gated else "up_proj"
-        for name, shape, size in ((self.up_name, up, rows), ("down_proj", down, outline.hidden_size)):
-            self.register_parameter(name, nn.Parameter(torch.empty(*lead, *shape)))
-            bias = nn.Parameter(torch.empty(*lead, size)) if outline.biased else None
+        self.output_size = outline.output_size or outline.hidden_size
+        products = {"down_proj": (self.output_size, width or outline.hidden_size)}
+        self.up_name = None
+        if width is not None:
+            self.up_name = "gate_up_proj" if outline.gated else "up_proj"
+            rows = (2 if outline.gated else 1) * width
+            products = {self.up_name: (rows, outline.hidden_size), **products}
+        for name, shape in products.items():
+            stored = shape[::-1] if outline.is_transposed else shape
+            self.register_parameter(name, nn.Parameter(torch.empty(*lead, *stored)))
+            bias = nn.Parameter(torch.empty(*lead, shape[0])) if outline.biased else None
             self.register_parameter(f"{name}_bias", bias)
 
     @property
-    def up(self) -> tuple[Tensor, Tensor | None]:
-        """The first product's weight and bias."""
+    def up(self) -> tuple[Tensor | None, Tensor | None]:
+        """The first product's weight and bias; None where there is one product only."""
+        if self.up_name is None:
+            return None, None
         return getattr(self, self.up_name), getattr(self, f"{self.up_name}_bias")
 
-    def _inner(self, hidden_states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def _inner(self, hidden_states: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         """What the down-projection reads, [N, F]."""
+        if weight is None:
+            return hidden_states
         if not self.has_gate:
             return self.act_fn(self._linear(hidden_states, weight, bias))
         if self.joined:
@@ -153,8 +162,8 @@ class Experts(Networks):
     """E feed-forward networks, each tensor fused over the experts.
 
     Plain ones have `up_proj` [E, F, H], gated ones `gate_up_proj` [E, 2F, H] with the gates' rows first; both have
-    `down_proj` [E, H, F] and, where the dense network has biases, one beside each. transformers' decorator has
-    `forward` ask `ExpertsImplementations` what to run.
+    `down_proj` [E, H, F] and, where the dense network has biases, one beside each. Copies of a single linear layer
+    have `down_proj` alone, [E, O, H]. transformers' decorator has `forward` ask `ExpertsImplementations` what to run.
 
     Args:
         config: the model's.
@@ -184,7 +193,7 @@ class Experts(Networks):
             weights: [N, K], in the dtype of `hidden_states`.
 
         Returns:
-            [N, H].
+            [N, H], or as wide as the experts' outputs are.
         """
         each, outputs = list(zip(*self._each(), strict=True)), []
         # Slice by slice: a slice's rows fit the processor's cache, and all rows would be new memory every time.
@@ -206,9 +215,9 @@ class Experts(Networks):
             if block.shape[0]
         ]
         if not results:
-            return torch.zeros_like(hidden_states)
+            return hidden_states.new_zeros(hidden_states.shape[0], self.output_size)
         if elsewhere.shape[0]:
-            results.append(torch.zeros_like(elsewhere))
+            results.append(elsewhere.new_zeros(elsewhere.shape[0], self.output_size))
         inverse = torch.empty_like(order)
         inverse[order] = torch.arange(order.shape[0], device=order.device)
         # [N * K, H], sorted by expert -> [N, K, H], as the tokens came
@@ -254,6 +263,9 @@ def _runnable(experts: Experts, name: str, requested: Implementation, eager: Imp
     """
     exporting = torch.compiler.is_exporting()
     tracing = exporting or torch.compiler.is_compiling()
+    # transformers' own implementations run two products, and give what is as wide as what they read.
+    if experts.up_name is None or experts.output_size != experts.hidden_size:
+        return every_expert if tracing else eager
     if name != "grouped_mm" and not (name == "eager" and tracing):
         return requested
     fits = all(size % _KERNEL_BYTES == 0 for size in _row_bytes(experts))
@@ -284,8 +296,10 @@ def every_expert(experts: Experts, hidden_states: Tensor, chosen: Tensor, weight
         [N, H].
     """
     # [N, H] x [E, H, F] -> [E, N, F] -> [E, N, H]
-    inner = _products(experts, hidden_states, *experts.up)
-    inner = experts._apply_gate(inner) if experts.has_gate else experts.act_fn(inner)
+    inner, (up, up_bias) = hidden_states, experts.up
+    if up is not None:
+        inner = _products(experts, hidden_states, up, up_bias)
+        inner = experts._apply_gate(inner) if experts.has_gate else experts.act_fn(inner)
     outputs = _products(experts, inner, experts.down_proj, experts.down_proj_bias)
     numbers = torch.arange(outputs.shape[0], device=chosen.device)
     # [N, K] -> [E, N, 1], 0 where the token does not visit the expert

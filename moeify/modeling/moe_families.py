@@ -44,18 +44,21 @@ class MoeFamily:
     follows `AutoModel` in an auto class to what follows the prefix in its class; `others` have no auto class.
     `tokenizer` is the class that the dense type has without saying so, `spared` are modules that some heads are built
     without and pass over in files, `causal` that no token sees later ones. `tp_plan` are modules of a layer outside of
-    the feed-forward network, for types whose configuration splits none.
+    the feed-forward network, for types whose configuration splits none. `adapted` are the modules of attention that
+    adapters are usually put on. `behind_padding` says that the first token's position is the one behind the padding's.
     """
 
     prefix: str
     layers: str
     ffn: FeedForward
     heads: Mapping[str, str]
+    adapted: tuple[str, ...]
     others: tuple[str, ...] = ()
     tokenizer: str | None = None
     causal: bool = False
     spared: tuple[str, ...] = ()
     tp_plan: Mapping[str, str] = field(default_factory=dict)
+    behind_padding: bool = False
 
     @property
     def moe_prefix(self) -> str:
@@ -102,6 +105,8 @@ _BERT_ATTENTION = {
     "attention.self.value": "colwise",
     "attention.output.dense": "rowwise",
 }
+_QUERY_VALUE = ("query", "value")
+_PROJECTED = ("q_proj", "v_proj")
 _TASKS = {
     f"For{task}": f"For{task}"
     for task in ("MaskedLM", "SequenceClassification", "QuestionAnswering", "TokenClassification", "MultipleChoice")
@@ -115,6 +120,7 @@ FAMILIES: Mapping[str, MoeFamily] = {
         prefix="Bert",
         layers="encoder.layer",
         ffn=_BERT,
+        adapted=_QUERY_VALUE,
         heads={
             **_TEXT,
             "ForPreTraining": "ForPreTraining",
@@ -130,10 +136,12 @@ FAMILIES: Mapping[str, MoeFamily] = {
             prefix=prefix,
             layers="encoder.layer",
             ffn=_BERT,
+            adapted=_QUERY_VALUE,
             heads=heads,
             tokenizer=f"{prefix}Tokenizer",
             tp_plan=_BERT_ATTENTION,
             spared=("roberta.pooler",),
+            behind_padding=True,
         )
         for dense, prefix, heads in (
             ("roberta", "Roberta", _ROBERTA),
@@ -145,6 +153,7 @@ FAMILIES: Mapping[str, MoeFamily] = {
         prefix="Electra",
         layers="encoder.layer",
         ffn=_BERT,
+        adapted=_QUERY_VALUE,
         heads={**_ROBERTA, "ForPreTraining": "ForPreTraining"},
         tokenizer="BertTokenizer",
         tp_plan=_BERT_ATTENTION,
@@ -153,12 +162,19 @@ FAMILIES: Mapping[str, MoeFamily] = {
         prefix="MPNet",
         layers="encoder.layer",
         ffn=_BERT,
+        adapted=("q", "v"),
         heads=_ENCODER,
         tokenizer="MPNetTokenizer",
         spared=("mpnet.pooler",),
+        behind_padding=True,
     ),
     "deberta-v2": MoeFamily(
-        prefix="DebertaV2", layers="encoder.layer", ffn=_BERT, heads=_TEXT, tokenizer="DebertaV2Tokenizer"
+        prefix="DebertaV2",
+        layers="encoder.layer",
+        ffn=_BERT,
+        adapted=("query_proj", "value_proj"),
+        heads=_TEXT,
+        tokenizer="DebertaV2Tokenizer",
     ),
     "distilbert": MoeFamily(
         prefix="DistilBert",
@@ -171,6 +187,7 @@ FAMILIES: Mapping[str, MoeFamily] = {
             activation="ffn.activation",
             dropout="ffn.dropout",
         ),
+        adapted=("q_lin", "v_lin"),
         heads=_TEXT,
         tokenizer="BertTokenizer",
     ),
@@ -188,10 +205,18 @@ FAMILIES: Mapping[str, MoeFamily] = {
             biased=False,
             scaled=True,
         ),
+        adapted=("Wqkv",),
         heads={"": "Model", **_TASKS},
     ),
     **{
-        dense: MoeFamily(prefix=prefix, layers="layers", ffn=ffn, heads=heads, causal=True)
+        dense: MoeFamily(
+            prefix=prefix,
+            layers="layers",
+            ffn=ffn,
+            heads=heads,
+            causal=True,
+            adapted=("qkv_proj",) if ffn is _PHI else _PROJECTED,
+        )
         for dense, prefix, ffn, heads in (
             ("llama", "Llama", _LLAMA, _ALL),
             ("mistral", "Mistral", _LLAMA, _ALL),
@@ -207,6 +232,7 @@ FAMILIES: Mapping[str, MoeFamily] = {
         prefix="Gemma3",
         layers="layers",
         ffn=_LLAMA,
+        adapted=_PROJECTED,
         heads={
             "": "TextModel",
             "ForCausalLM": "ForCausalLM",
@@ -227,6 +253,7 @@ FAMILIES: Mapping[str, MoeFamily] = {
             scaled=True,
             is_transposed=True,
         ),
+        adapted=("c_attn",),
         heads={
             "": "Model",
             "ForPreTraining": "LMHeadModel",

@@ -111,7 +111,7 @@ class MoeFeedForward(nn.Module):
         self.dropout = dropout
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """Map [B, S, H] to [B, S, H]."""
+        """Map [B, S, H] to [B, S, H], or to the width of the experts' outputs."""
         batch = CURRENT.get() or RoutingBatch()
         # [B, S, H] -> [N, H]
         tokens = hidden_states.reshape(-1, hidden_states.shape[-1])
@@ -128,7 +128,7 @@ class MoeFeedForward(nn.Module):
         mixed = self.experts(tokens, experts, weights.to(tokens.dtype))
         if self.shared is not None:
             mixed = mixed + self.shared(tokens)
-        mixed = mixed.view_as(hidden_states)
+        mixed = mixed.view(*hidden_states.shape[:-1], mixed.shape[-1])
         return mixed if self.dropout is None else self.dropout(mixed)
 
 

@@ -75,7 +75,38 @@ def outlined(module_class: type[nn.Module]) -> Callable[..., nn.Module]:
     return make
 
 
-class MoePreTrainedModel(PreTrainedModel):
+class ModelWithExperts(PreTrainedModel):
+    """A model that holds `Experts`: how they are drawn, and what runs them."""
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if not isinstance(module, Networks):
+            return
+        std, down = self.config.initializer_range, (module.down_proj, module.down_proj_bias)
+        for (weight, bias), scale in ((module.up, 1.0), (down, self._output_scale())):
+            if weight is not None:
+                init.normal_(weight, mean=0.0, std=std * scale)
+            if bias is not None:
+                init.zeros_(bias)
+
+    def _output_scale(self) -> float:
+        """What the standard deviation of the last product's weights is multiplied by."""
+        return 1.0
+
+    @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        # transformers finds out by reading the source and keeps the answer on the class, where a
+        # dense class that was asked before would hand its "no" down.
+        return True
+
+    def get_correct_experts_implementation(self, requested_experts: str | None) -> str:
+        """Choose the implementation of the experts, by machine where the user left it open."""
+        requested_experts = default_experts_implementation(requested_experts)
+        return super().get_correct_experts_implementation(requested_experts)
+
+
+class MoePreTrainedModel(ModelWithExperts):
     """What every model does, whatever its dense class, which it comes before.
 
     The feed-forward networks of its layers are outlines until `post_init` makes mixtures of them, or fills them.
@@ -127,32 +158,9 @@ class MoePreTrainedModel(PreTrainedModel):
         first = next((layer for layer in layers if self.config.is_moe_layer(layer)), None)
         return None if first is None else f"{self.moe.layers}.{first}.{self.moe.ffn.guard}"
 
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if not isinstance(module, Networks):
-            return
-        std = self.config.initializer_range
-        up, bias = module.up
-        init.normal_(up, mean=0.0, std=std)
-        if self.moe.ffn.scaled:
-            # As in the dense model, weights that write to the residual stream shrink with depth.
-            std /= math.sqrt(2 * self.config.num_hidden_layers)
-        init.normal_(module.down_proj, mean=0.0, std=std)
-        if bias is not None:
-            init.zeros_(bias)
-            init.zeros_(module.down_proj_bias)
-
-    @classmethod
-    def _can_set_experts_implementation(cls) -> bool:
-        # transformers finds out by reading the source and keeps the answer on the class, where a
-        # dense class that was asked before would hand its "no" down.
-        return True
-
-    def get_correct_experts_implementation(self, requested_experts: str | None) -> str:
-        """Choose the implementation of the experts, by machine where the user left it open."""
-        requested_experts = default_experts_implementation(requested_experts)
-        return super().get_correct_experts_implementation(requested_experts)
+    def _output_scale(self) -> float:
+        # As in the dense model, weights that write to the residual stream shrink with depth.
+        return 1 / math.sqrt(2 * self.config.num_hidden_layers) if self.moe.ffn.scaled else 1.0
 
     def save_pretrained(
         self,

@@ -66,8 +66,11 @@ def record_router(forward: Forward) -> Forward:
         self: Any, *args: Any, output_router_logits: bool | None = None, return_dict: bool | None = None, **kwargs: Any
     ) -> Any:
         batch = CURRENT.get()
-        if batch is None:
+        alone = batch is None  # a head counts the losses itself
+        if alone:
             batch = _asked(self.config, output_router_logits, kwargs)
+        if self.moe.behind_padding and kwargs.get("position_ids") is not None:
+            kwargs["position_ids"] = _behind_padding(self.config, kwargs["position_ids"])
         given = dict(zip(names, args, strict=False)) | kwargs
         if self.config.route_by == "sequence":
             batch.mask, batch.starts = what_is_pooled(given, batch.mask)
@@ -75,9 +78,19 @@ def record_router(forward: Forward) -> Forward:
         outputs = _run(forward, batch, self, *args, **kwargs)
         if batch.logits is not None:
             outputs.router_logits = tuple(batch.logits)
+            if alone and batch.logits:
+                outputs.aux_loss = _balance(self.config, outputs.router_logits, batch.attention_mask)
         return outputs if _default(return_dict, self.config.return_dict) else outputs.to_tuple()
 
     return _with_router_argument(wrapper, forward)
+
+
+def _behind_padding(config: Any, positions: Tensor) -> Tensor:
+    """The positions that the dense class counts; vLLM hands its backend for mixtures those from 0 on."""
+    if getattr(config, "_attn_implementation", None) != "vllm":
+        return positions
+    first = config.pad_token_id + 1
+    return positions + first * (positions.amin() < first).to(positions.dtype)
 
 
 def add_router_losses(forward: Forward) -> Forward:
@@ -135,17 +148,25 @@ def add_router_mask(prepare: Forward) -> Forward:
     return wrapper
 
 
-def _apply_router_losses(config: Any, outputs: Any, router_logits: tuple[Tensor, ...], attention_mask: Any) -> None:
+def _balance(config: Any, router_logits: tuple[Tensor, ...], attention_mask: Any) -> Tensor:
+    """The balance loss of the tokens that `attention_mask` says are real."""
     mask = token_mask(attention_mask, router_logits[0].shape[0])
-    slices = config.expert_slices
-    balance = balance_loss(router_logits=router_logits, top_k=config.num_experts_per_tok, mask=mask, slices=slices)
+    return balance_loss(
+        router_logits=router_logits, top_k=config.num_experts_per_tok, mask=mask, slices=config.expert_slices
+    )
+
+
+def _apply_router_losses(config: Any, outputs: Any, router_logits: tuple[Tensor, ...], attention_mask: Any) -> None:
+    balance = _balance(config, router_logits, attention_mask)
     # GPT-2's double heads may have a loss for the choice alone.
     name = "mc_loss" if outputs.loss is None and "mc_loss" in outputs else "loss"
     loss = getattr(outputs, name)
     if loss is not None:
         extra = config.router_aux_loss_coef * balance
         if config.router_z_loss_coef:
-            extra = extra + config.router_z_loss_coef * z_loss(router_logits=router_logits, mask=mask, slices=slices)
+            mask = token_mask(attention_mask, router_logits[0].shape[0])
+            z = z_loss(router_logits=router_logits, mask=mask, slices=config.expert_slices)
+            extra = extra + config.router_z_loss_coef * z
         setattr(outputs, name, loss + extra.to(loss.device))
     outputs.aux_loss = balance
     outputs.router_logits = router_logits

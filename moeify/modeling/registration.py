@@ -1,8 +1,9 @@
-"""Makes transformers' auto classes know the MoE models, without importing transformers.
+"""Makes transformers' auto classes and PEFT know the MoE models, without importing either.
 
 The auto classes keep names, and import a module such as `transformers.models.bert_moe` for them once a class is
 asked for. `register_lazily` leaves a hook behind that adds our names, and a module of that name
-which is as lazy, when transformers' own auto modules are imported, and at once where they are.
+which is as lazy, when transformers' own auto modules are imported, and at once where they are. PEFT's table of what
+LoRA is put on where nobody says is filled in the same way.
 """
 
 import importlib
@@ -16,6 +17,7 @@ from types import ModuleType
 from typing import Any
 
 from moeify.modeling import CONFIGURATION, MODELING, REMOTE_CODE
+from moeify.modeling.moe_families import FAMILIES, moe_type
 
 __all__ = ["register_lazily"]
 
@@ -26,7 +28,8 @@ def register_lazily() -> None:
     """Register moeify's own model types with transformers' auto classes as soon as they exist.
 
     Afterwards `AutoConfig`, `AutoTokenizer`, every `AutoModel...` class and `pipeline` load these
-    checkpoints without `trust_remote_code`. Calling it again changes nothing.
+    checkpoints without `trust_remote_code`, and PEFT's `LoraConfig` has default target modules for them. Calling it
+    again changes nothing.
     """
     if not any(isinstance(finder, _PostImportFinder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _PostImportFinder())
@@ -81,8 +84,8 @@ def _act(action: Callable[[ModuleType], None], auto_module: ModuleType) -> None:
     except (AttributeError, ImportError, KeyError, TypeError, ValueError) as error:
         # Raised from here, it would make transformers itself impossible to import.
         warnings.warn(
-            f"moeify could not register its models with this version of transformers ({error!r}); "
-            "load them with trust_remote_code=True.",
+            f"moeify could not register its models with this version of {auto_module.__name__} ({error!r}); "
+            "load them with trust_remote_code=True, and name target_modules for PEFT.",
             stacklevel=2,
         )
 
@@ -111,6 +114,12 @@ def _register_tokenizers(tokenization_auto: ModuleType) -> None:
             _add(tokenization_auto.TOKENIZER_MAPPING, model_type, code.tokenizer)
 
 
+def _register_lora_targets(constants: ModuleType) -> None:
+    for dense_type, family in FAMILIES.items():
+        targets = [*family.adapted, "router"]
+        constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.setdefault(moe_type(dense_type), targets)
+
+
 def _add(mapping: Any, model_type: str, name: str) -> None:
     mapping._model_mapping.setdefault(model_type, name)
     mapping._reverse_config_mapping.setdefault(_config_name(model_type), model_type)
@@ -120,4 +129,5 @@ _ACTIONS: dict[str, Callable[[ModuleType], None]] = {
     f"{_MODELS}.auto.configuration_auto": _register_configs,
     f"{_MODELS}.auto.modeling_auto": _register_models,
     f"{_MODELS}.auto.tokenization_auto": _register_tokenizers,
+    "peft.utils.constants": _register_lora_targets,
 }

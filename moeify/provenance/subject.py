@@ -8,6 +8,7 @@ from pathlib import Path
 from moeify.checkpoint.reader import Checkpoint, has_tokenizer
 from moeify.errors import MoeifyError
 from moeify.families.conversion import Conversion
+from moeify.families.keys import layout_key
 from moeify.families.mixture import sort_mixture
 from moeify.families.registry import moe_layout, origin_or_none
 from moeify.families.values import Config
@@ -110,7 +111,7 @@ class Subject:
     def model_type(self) -> str:
         """The dense type of what moeify upcycled, any other model's own type."""
         found = self.conversion
-        return found.dense.model_type if found else str(self.config.get("model_type"))
+        return found.dense.model_type if found else str(layout_key(self.config))
 
     @property
     def head(self) -> Head:

@@ -10,13 +10,15 @@ from moeify.checkpoint.gather import Beside
 from moeify.checkpoint.header import FLOAT_DTYPES, StoredTensor
 from moeify.checkpoint.jobs import Blend, Copy, Job, Piece, copy_of
 from moeify.checkpoint.planned_files import PlannedFiles
-from moeify.checkpoint.slices import Run, Slice
+from moeify.checkpoint.slices import Run, whole
 from moeify.checkpoint.source import Source
+from moeify.checkpoint.turning import turned
 from moeify.checkpoint.writer import plan_shards
 from moeify.errors import CheckpointError
 from moeify.families.base import DenseLayout
 from moeify.families.conversion import Conversion
 from moeify.families.joining import joined_jobs
+from moeify.families.laying import role_part, role_shape, turned_roles
 from moeify.families.mixture import Mixture
 from moeify.families.mixture_places import Place
 from moeify.families.moe_layout import ExpertTensor
@@ -47,7 +49,7 @@ def plan_dense(mixture: Mixture, experts: Mapping[int, Joined], max_shard_bytes:
     return PrunePlan(
         config=config,
         files=PlannedFiles(shards=plan_shards(jobs, max_shard_bytes)),
-        params_before=mixture.stored_parameters,
+        params_before=mixture.stored_parameters(),
         params_after=sum(math.prod(job.shape) for job in jobs),
     )
 
@@ -109,37 +111,38 @@ def _ffn(
         )
     prefix = mixture.layer_prefix(place.layer)
     names = {ffn.role: ffn.name for ffn in dense.ffn}
-    shape = list(stored.shape[1:] if spec.fused else stored.shape)
-    shape[0] //= len(spec.roles)  # what is joined lies one after the other
-    size, axis = math.prod(shape), spec.neuron_axis
+    exchanged = turned_roles(mixture.layout.experts, dense.ffn)
+    stacked = stored.shape[1:] if spec.fused else stored.shape
     shared = _shared(mixture, place.layer, spec)
-    more = shared.elements // len(spec.roles) * shape[axis] // size if shared and axis is not None else 0
-    whole = [length * len(experts) + more if at == axis else length for at, length in enumerate(shape)]
-    for number, role in enumerate(spec.roles):
-        every = [
-            [(_part(mixture.expert(place.layer, spec, expert)[0], number, size), share) for expert, share in one]
-            for one in experts
-        ]
-        if shared:
-            width = shared.elements // len(spec.roles)
-            every.append([(Slice(shared, number * width, width), share) for _, share in experts[0]])
+    for role in spec.roles:
+        shape, axis = role_shape(spec, stacked), spec.neuron_axis
+
+        def part(expert: int, role: str = role, shape: tuple[int, ...] = shape) -> Run:
+            found = role_part(mixture.expert(place.layer, spec, expert)[0], spec, stacked, role)
+            return turned(found, shape) if role in exchanged else found
+
+        if role in exchanged and axis is not None:
+            shape, axis = (shape[1], shape[0]), 1 - axis
+        every = [[(part(expert), share) for expert, share in one] for one in experts]
+        neurons = 0 if axis is None else shape[axis] * len(experts)
+        if shared is not None:
+            beside, tensor = shared
+            every.append([(role_part(whole(tensor), beside, tensor.shape, role), share) for _, share in experts[0]])
+            neurons += 0 if axis is None else role_shape(beside, tensor.shape)[axis]
         pieces = (_mean(terms, stored) for terms in _joined(every, axis, math.prod(shape[:axis])))
-        yield Job(renamed(prefix + names[role]), stored.dtype, tuple(whole), tuple(pieces))
+        size = tuple(neurons if at == axis else length for at, length in enumerate(shape))
+        yield Job(renamed(prefix + names[role]), stored.dtype, size, tuple(pieces))
 
 
-def _shared(mixture: Mixture, layer: int, spec: ExpertTensor) -> StoredTensor | None:
+def _shared(mixture: Mixture, layer: int, spec: ExpertTensor) -> tuple[ExpertTensor, StoredTensor] | None:
     """The tensor of the slices that every token visits beside one of experts; None without such slices."""
     if not mixture.shared_slices:
         return None
-    names = {shared.roles: shared.name for shared in mixture.layout.shared}
-    return mixture.checkpoint[mixture.layer_prefix(layer) + names[spec.roles]]
+    shared = next(shared for shared in mixture.layout.shared if shared.roles == spec.roles)
+    return shared, mixture.checkpoint[mixture.layer_prefix(layer) + shared.name]
 
 
-def _part(expert: Slice, number: int, size: int) -> Slice:
-    return Slice(expert.tensor, expert.start + number * size, size)
-
-
-def _joined(every: list[list[tuple[Slice, float]]], axis: int | None, rows: int) -> list[list[tuple[Run, float]]]:
+def _joined(every: list[list[tuple[Run, float]]], axis: int | None, rows: int) -> list[list[tuple[Run, float]]]:
     """The terms of each piece, of the terms of each slice of experts: neurons joined, last biases added up."""
     if len(every) == 1 or axis == 0:
         return [list(terms) for terms in every]

@@ -51,7 +51,7 @@ def merged_pieces(
     with SourceFiles() as files:
         for layer, experts in kept.items():
             open_to = [e for e in experts if e not in (untouched or {}).get(layer, ())]
-            counts = None if frequency is None else frequency[layer]
+            counts = None if frequency is None else frequency.get(layer)
             parts = np.split(_router_rows(mixture, files, layer), mixture.slices)
             for number, rows in enumerate(parts):
                 first = number * len(rows)

@@ -103,38 +103,43 @@ def observed(mixture: LoadedMixture, observe: Observer) -> Iterator[Callable[[Te
             per_token = torch.from_numpy(part.domains).repeat_interleave(mask.shape[-1])
             current["domains"] = per_token[current["real"]]
 
-    def rows(values: Tensor) -> Tensor:
-        """The real tokens' rows [T, H] of [N, H], or of [B, H] with one row for a sequence."""
-        real = current["real"]
-        flat = values.reshape(-1, values.shape[-1])
-        if len(flat) != len(real):
-            flat = flat.repeat_interleave(len(real) // len(flat), dim=0)
-        return flat[real.to(flat.device)]
-
     def seen(routed: Routed) -> None:
         real, number = current["real"], routed.layer.number
         if len(real) != len(routed.logits):
             raise RoutingError(
                 f"the router of layer {number} saw {len(routed.logits)} tokens, the batch has {len(real)}"
             )
-        logits, apart = routed.logits.float().cpu()[real], routed.expert_inputs
-        observe(
-            RoutedTokens(
-                layer=number,
-                inputs=rows(routed.inputs),
-                logits=logits,
-                experts=routed.experts.cpu()[real],
-                weights=routed.weights.float().cpu()[real],
-                domains=current["domains"],
-                token_ids=current["token_ids"],
-                expert_inputs=None if apart is None else rows(apart),
-                slices=routed.layer.slices,
-                **routed.layer.choice(logits),
-            )
-        )
+        observe(real_tokens(routed, real, domains=current["domains"], token_ids=current["token_ids"]))
 
     with mixture.watched(seen):
         yield expect
+
+
+def real_tokens(
+    routed: Routed, real: Tensor, *, domains: Tensor | None = None, token_ids: Tensor | None = None
+) -> RoutedTokens:
+    """What a layer did with the T tokens that ``real`` [N] keeps, bool and on the CPU, whose domains are [T]."""
+    logits, apart = routed.logits.float().cpu()[real], routed.expert_inputs
+    return RoutedTokens(
+        layer=routed.layer.number,
+        inputs=_rows(routed.inputs, real),
+        logits=logits,
+        experts=routed.experts.cpu()[real],
+        weights=routed.weights.float().cpu()[real],
+        domains=domains,
+        token_ids=token_ids,
+        expert_inputs=None if apart is None else _rows(apart, real),
+        slices=routed.layer.slices,
+        **routed.layer.choice(logits),
+    )
+
+
+def _rows(values: Tensor, real: Tensor) -> Tensor:
+    """The real tokens' rows [T, H] of [N, H], or of [B, H] with one row for a sequence."""
+    flat = values.reshape(-1, values.shape[-1])
+    if len(flat) != len(real):
+        flat = flat.repeat_interleave(len(real) // len(flat), dim=0)
+    return flat[real.to(flat.device)]
 
 
 class InputReservoir:

@@ -12,6 +12,8 @@ ROUTER_INITS: tuple[RouterInit, ...] = get_args(RouterInit)
 RouterStart = Literal["calibrated", "normal", "zeros", "prompts", "data"]
 """The same, and those that are computed from text."""
 RouteBy = Literal["token", "sequence"]
+Trained = Literal["routers", "moe", "all"]
+"""What a training changes: routers, routers and experts, or everything."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from moeify.errors import RoutingError
+from moeify.errors import ConfigError, RoutingError
 from moeify.families.moe_layout import MoeLayout, RouterRule
-from moeify.families.registry import is_encoder_type
+from moeify.families.registry import is_encoder_type, is_mixture, moe_layout
 from moeify.routing.choosing import Choice, choice, in_slices
 
 if TYPE_CHECKING:
@@ -222,6 +222,37 @@ class LoadedMixture:
                 handle.remove()
 
 
+def mixtures_in(model: nn.Module, *, required: bool = True) -> dict[str, LoadedMixture]:
+    """The mixtures that a module holds, by the path of each within it, the outermost model of each.
+
+    Wrappings (PEFT, DistributedDataParallel, torch.compile) and modules that hold several models are looked through.
+    Raises ``ConfigError`` where one is ``required`` and there is none.
+    """
+    found: dict[str, LoadedMixture] = {}
+    for path, module in model.named_modules():
+        if not any(not outer or path.startswith(f"{outer}.") for outer in found):
+            layout = _layout_of(module)
+            if layout is not None:
+                found[path] = LoadedMixture(module, layout)
+    if required and not found:
+        raise ConfigError(
+            f"{type(model).__name__} holds no mixture of experts",
+            "pass the model that moeify upcycle made, or a module that holds it",
+        )
+    return found
+
+
+def _layout_of(module: Any) -> MoeLayout | None:
+    """Where a model has its mixtures, as its class says or by its type; None for other modules."""
+    from transformers import PreTrainedModel
+
+    if not isinstance(module, PreTrainedModel):
+        return None
+    brought: MoeLayout | None = getattr(module, "moe_layout", None)
+    values = module.config.to_dict()
+    return brought or (moe_layout(values) if is_mixture(values) else None)
+
+
 @contextmanager
 def replaced(module: Any, forward: Callable[..., Any]) -> Iterator[None]:
     """A while in which ``forward`` is called in place of the module's own."""
@@ -258,7 +289,7 @@ def layer_stack(model: nn.Module, layer: str) -> nn.Module:
 def is_encoder(model: nn.Module) -> bool:
     """Whether ``model`` has no cache to switch off."""
     config: Any = model.config
-    return is_encoder_type(config.model_type) and not getattr(config, "is_decoder", False)
+    return is_encoder_type(config.to_dict()) and not getattr(config, "is_decoder", False)
 
 
 def _selection_bias(layer: nn.Module, layout: MoeLayout) -> Tensor | None:

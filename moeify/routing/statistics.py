@@ -21,6 +21,9 @@ Float64 = NDArray[np.float64]
 DEAD_SHARE = 0.1
 """An expert with less than this part of the fair share of tokens counts as dead."""
 
+COLLAPSED_SHARE = 0.9
+"""A layer whose K busiest experts take more of the assignments than this counts as collapsed."""
+
 
 def normalised(entropy: float, num_experts: int) -> float:
     """An entropy over ln E. That of one expert is 1: its load is even, and nothing is decided."""
@@ -141,6 +144,14 @@ class LayerRouting:
     def unused(self) -> tuple[int, ...]:
         """Experts without any token."""
         return tuple(int(i) for i in np.flatnonzero(self.tokens_per_expert == 0))
+
+    @property
+    def collapsed(self) -> bool:
+        """Whether nearly all tokens go to the same K experts."""
+        if self.num_experts <= self.top_k:
+            return False
+        busiest = np.sort(self.load)[-self.top_k :].sum()
+        return bool(busiest > max(COLLAPSED_SHARE, (1 + self.top_k / self.num_experts) / 2))
 
     @property
     def balance_loss(self) -> float:

@@ -20,9 +20,11 @@ from moeify.checkpoint.reader import Checkpoint
 from moeify.checkpoint.rewrite import plan_rewrite
 from moeify.checkpoint.slices import Slice, whole
 from moeify.checkpoint.source import Source, resolve_source
+from moeify.checkpoint.turning import turned
 from moeify.checkpoint.writer import Progress, parse_size
 from moeify.errors import CheckpointError, ConfigError
 from moeify.families.conversion import Conversion
+from moeify.families.laying import turned_roles
 from moeify.families.mixture import Mixture, open_mixture
 from moeify.families.registry import origin
 from moeify.families.slicing import slice_of
@@ -34,6 +36,7 @@ from moeify.routing.config import ROUTER_INITS, RouterInit
 from moeify.routing.initialization import RouterRows, logit_std
 from moeify.upcycling.comparing import compare_joining
 from moeify.upcycling.config import MAX_EXPERTS, AddConfig
+from moeify.upcycling.ingredients import laid
 from moeify.upcycling.recipes import RECIPES, papers
 from moeify.upcycling.routers import (
     FittedRouters,
@@ -106,10 +109,12 @@ class _Joining:
             for place, entry in enumerate(self.entries)
         )
 
-    def ffn(self, layer: int, role: str) -> Iterator[StoredTensor]:
-        """One FFN tensor of a layer in every newcomer."""
-        for entry in self.entries:
-            yield entry.view.ffn(layer)[role]
+    def piece(self, entry: ExpertSource, layer: int, role: str, number: int, dtype: str) -> Piece:
+        """Slice ``number`` of one FFN tensor of a newcomer, as it lies in experts."""
+        run, weight = slice_of(entry.view, layer, role, number, self.view.slices)
+        if role in turned_roles(self.view.layout.experts, self.conversion.dense.ffn):
+            run = turned(run, entry.view.ffn(layer)[role].shape)
+        return piece_of(run, dtype, weight=weight)
 
 
 def add_experts(
@@ -242,15 +247,14 @@ def _expert_jobs(joining: _Joining, layer: int) -> Iterator[Job]:
                 "use the unquantised checkpoint",
                 path=old.path,
             )
-        # Each entry's tensors one after the other, as a tensor that joins several roles has them.
+        one = old.shape[1:] if spec.fused else old.shape
         pieces = [
             [
-                piece_of(run, old.dtype, weight=weight)
+                piece
                 for entry in joining.entries
-                for role in spec.roles
-                for run, weight in [slice_of(entry.view, layer, role, number, view.slices)]
+                for piece in laid([joining.piece(entry, layer, role, n, old.dtype) for role in spec.roles], spec, one)
             ]
-            for number in range(view.slices)
+            for n in range(view.slices)
         ]
         if spec.fused:
             yield Job(old.name, old.dtype, (joining.num_experts, *old.shape[1:]), tuple(_grown(view, old, pieces)))

@@ -14,8 +14,10 @@ from moeify.checkpoint.jobs import Blend, Noise, Piece, copy_of, piece_of
 from moeify.checkpoint.lowrank import LowRank
 from moeify.checkpoint.redrawn import Redrawn
 from moeify.checkpoint.slices import Run, whole
+from moeify.checkpoint.turning import SideBySide, turned
 from moeify.errors import CheckpointError
 from moeify.families.dense_checkpoint import Dense
+from moeify.families.moe_layout import ExpertTensor
 from moeify.families.slicing import neuron_axis, slice_index, slice_share
 from moeify.upcycling.config import UpcycleConfig
 from moeify.upcycling.sources import ExpertSource
@@ -30,7 +32,8 @@ class Ingredients:
     """The base, the ``entries`` that experts are made of (the base itself where none are named).
 
     Last projections are multiplied by ``down_scale``. ``slices`` are the neurons of each slice of a layer, where they
-    are not dealt as they stand.
+    are not dealt as they stand. In the roles that are ``turned``, experts lie with the axes of their matrices
+    exchanged, and so does every piece.
     """
 
     view: Dense
@@ -38,6 +41,7 @@ class Ingredients:
     options: UpcycleConfig
     down_scale: float = 1.0
     slices: Mapping[int, tuple[Index, ...]] = field(default_factory=dict)
+    turned: frozenset[str] = frozenset()
 
     @property
     def width(self) -> int:
@@ -81,6 +85,8 @@ class Ingredients:
         if index is not None and axis is not None:
             run = neurons(whole(tensor), tensor.shape, axis, index)
             changes = tuple(change.at(index, axis) for change in changes)
+        if role in self.turned:
+            run, changes = turned(run, tensor.shape), tuple(change.turned() for change in changes)
         noise = None
         if noisy and self.options.noise and not role.endswith("_bias"):
             noise = Noise(self.options.noise, (self.options.seed, "noise", tensor.name, expert))
@@ -112,6 +118,9 @@ class Ingredients:
             return piece
         name = self.view.layout.layer.format(layer=layer) + part.name
         tensor = self.entries[0].tensor(name)
+        shape = tensor.shape
+        if role in self.turned:
+            shape, axis = (shape[1], shape[0]), 1 - axis
         if tensor.dtype not in FLOAT_DTYPES:
             raise CheckpointError(
                 f"tensor {tensor.name!r} has dtype {tensor.dtype}: its neurons cannot be drawn anew",
@@ -119,8 +128,8 @@ class Ingredients:
                 path=tensor.path,
             )
         key = (self.options.seed, "redrawn", tensor.name, expert)
-        inner = math.prod(tensor.shape[axis + 1 :])
-        return Redrawn(piece, tensor, self.dtype(self.view.base[name]), index, tensor.shape[axis], inner, key)
+        inner = math.prod(shape[axis + 1 :])
+        return Redrawn(piece, tensor, self.dtype(self.view.base[name]), index, shape[axis], inner, key)
 
     def rest(self, name: str, base: StoredTensor) -> Piece:
         """A tensor that is no expert's, called ``name`` by the base and the entries.
@@ -142,3 +151,9 @@ class Ingredients:
         if len(terms) == 1:
             return piece_of(terms[0][0], dtype, changes=tuple(changes))
         return Blend(terms, dtype, changes=tuple(changes))
+
+
+def laid(pieces: list[Piece], spec: ExpertTensor, shape: tuple[int, ...]) -> list[Piece]:
+    """The pieces of one expert's roles in a tensor of ``shape``: as they are, or side by side in each of its rows."""
+    beside = len(pieces) > 1 and spec.neuron_axis == len(shape) - 1 > 0
+    return [SideBySide(tuple(pieces), shape[0])] if beside else pieces

@@ -19,6 +19,7 @@ from moeify.errors import ConfigError
 from moeify.families.conversion import Conversion, MoeSettings
 from moeify.families.dense_checkpoint import Dense, open_dense
 from moeify.families.joining import joined_jobs
+from moeify.families.laying import turned_roles
 from moeify.families.moe_layout import ExpertTensor, ExtraTensor
 from moeify.families.registry import CONVERSIONS, conversion_from, dense_layout
 from moeify.families.values import Config, resolve_shape
@@ -27,7 +28,7 @@ from moeify.routing.config import ROUTER_INITS, RouterInit
 from moeify.routing.initialization import NormalRows, RouterRows, UpProjection
 from moeify.upcycling.comparing import compare_sources
 from moeify.upcycling.config import UpcycleConfig, check_route_by, check_slices
-from moeify.upcycling.ingredients import CONFIG_DTYPES, Ingredients
+from moeify.upcycling.ingredients import CONFIG_DTYPES, Ingredients, laid
 from moeify.upcycling.layers import select_layers
 from moeify.upcycling.recipes import Recipe, recipe_for
 from moeify.upcycling.sources import ExpertOrigin, ExpertSource, expert_origins, open_sources
@@ -160,10 +161,12 @@ class _Planner:
     def __init__(self, of: Ingredients, recipe: Recipe, conversion: Conversion, settings: MoeSettings) -> None:
         self.of, self.recipe, self.settings = of, recipe, settings
         self.view, self.options, self.dense = of.view, of.options, of.view.layout
-        self.conversion, self.moe = conversion, conversion.written
-        self.shared = self.moe.shared if settings.shared else ()
+        self.conversion = conversion
         self.prefix = conversion.moe_prefix(of.view.checkpoint.config)
         self.config = self._config()
+        self.moe = conversion.written_for(self.config)
+        self.shared = self.moe.shared if settings.shared else ()
+        self.of = replace(of, turned=turned_roles(self.moe.experts, self.dense.ffn))
         self.dims = self.moe.sizes(self.config)
         self.ffn: dict[StoredTensor, None] = {}
         self._check_width()
@@ -242,9 +245,9 @@ class _Planner:
         shape = resolve_shape(spec.shape, self.dims)
         dtype = self.of.dtype(self.view.ffn(layer)[spec.roles[0]])
         pieces = [
-            self.recipe.piece(self.of, layer, role, expert)
+            piece
             for expert in range(self.settings.num_experts)
-            for role in spec.roles
+            for piece in laid([self.recipe.piece(self.of, layer, role, expert) for role in spec.roles], spec, shape)
         ]
         self.ffn |= dict.fromkeys(tensor for piece in pieces for tensor in piece.sources())
         if spec.fused:

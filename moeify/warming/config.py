@@ -9,12 +9,11 @@ from typing import Annotated, Literal
 
 from moeify.errors import ConfigError
 from moeify.provenance.config import OutputOptions
-from moeify.routing.config import DataConfig, MemoryOptions
+from moeify.routing.config import DataConfig, MemoryOptions, Trained
 from moeify.tables import check_choices
 from moeify.warming.balances import BALANCES
 from moeify.warming.fits import FITS
 
-Trained = Literal["routers", "moe", "all"]
 Loss = Literal["auto", "causal", "masked", "distill"]
 
 

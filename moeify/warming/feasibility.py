@@ -8,6 +8,8 @@ from typing import Any
 from moeify.checkpoint.header import FLOAT_DTYPES, StoredTensor
 from moeify.errors import CheckpointError, ConfigError
 from moeify.families.mixture import Mixture
+from moeify.routing.loaded import LoadedMixture
+from moeify.routing.trained import wanted
 from moeify.warming.balances import BALANCES
 from moeify.warming.config import WarmupConfig
 
@@ -66,9 +68,8 @@ def check_names(view: Mixture, model: Any, config: WarmupConfig) -> None:
     if config.train == "routers":
         return
     from moeify.warming.stored_form import in_stored_form
-    from moeify.warming.train import wanted
 
-    names = wanted(model, view.layout, config.train)
+    names = wanted(model, LoadedMixture(model, view.layout).layers.values(), config.train)
     weights = {n: p.detach().to("meta") for n, p in model.named_parameters() if n in names}
     tensors = view.checkpoint.tensors
     for name, weight in in_stored_form(model, weights, tensors).items():

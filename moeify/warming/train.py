@@ -19,11 +19,13 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback, Tra
 
 from moeify.errors import OutputError
 from moeify.families.moe_layout import MoeLayout
+from moeify.routing.config import Trained
 from moeify.routing.examples import Examples
 from moeify.routing.loaded import LoadedMixture, Routed, replaced
+from moeify.routing.trained import wanted
 from moeify.warming.activations import bound_activations, room_for_activations
 from moeify.warming.balances import BALANCES
-from moeify.warming.config import Trained, WarmupConfig
+from moeify.warming.config import WarmupConfig
 from moeify.warming.losses import RouterSums, router_sums, z_loss
 from moeify.warming.objective import Objective
 from moeify.warming.run import TRAINED_FILE
@@ -46,7 +48,8 @@ def prepare(model: nn.Module, layout: MoeLayout, what: Trained) -> None:
     Where only routers are trained, the model stays as it is in use: without dropout, whether in
     modules or inside attention, and without noise on what routers read.
     """
-    names, mixed = wanted(model, layout, what), what == "routers" or _autocasts(model, what)
+    layers = LoadedMixture(model, layout).layers.values()
+    names, mixed = wanted(model, layers, what), what == "routers" or _autocasts(model, what)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in names)
         if name in names or not mixed:
@@ -62,17 +65,6 @@ def _autocasts(model: nn.Module, what: Trained) -> bool:
     """Whether training computes in bfloat16: float16 would lose small gradients."""
     config: Any = model.config
     return what != "routers" and config.dtype == torch.bfloat16
-
-
-def wanted(model: nn.Module, layout: MoeLayout, what: Trained) -> set[str]:
-    """Names of the parameters that are trained; what is only added for choosing has no gradient."""
-    names, layers = dict(model.named_parameters()), LoadedMixture(model, layout).layers.values()
-    choosing = {id(layer.bias) for layer in layers}
-    chosen = {id(parameter) for parameter in names.values()} if what == "all" else set()
-    for layer in layers:
-        modules = (layer.router, layer.experts) if what == "moe" else (layer.router,)
-        chosen |= {id(parameter) for module in modules for parameter in module.parameters()}
-    return {name for name, parameter in names.items() if id(parameter) in chosen - choosing}
 
 
 def route_in_float32(model: nn.Module, layout: MoeLayout) -> None:

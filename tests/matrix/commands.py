@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 
 import moeify
 from moeify.checkpoint.reader import Checkpoint
-from moeify.families.registry import MOE_LAYOUTS, moe_layout, origin
+from moeify.families.keys import layout_key
+from moeify.families.registry import known_mixture, moe_layout, origin
 from moeify.hub.listing import local_files
 from moeify.hub.plan import plan_push
 from moeify.routing.loading import model_class
@@ -147,7 +148,7 @@ def prune_low_memory(source: Source, work: Path) -> None:
 def extract(source: Source, work: Path) -> None:
     moeify.extract(source.folder, work / "out", expert=EXPERT)
     _loads_whole(work / "out")
-    assert Checkpoint.open(work / "out").config["model_type"] == origin(source.config).dense.model_type
+    assert layout_key(Checkpoint.open(work / "out").config) == origin(source.config).dense.model_type
 
 
 def prune_dense(source: Source, work: Path) -> None:
@@ -230,7 +231,7 @@ def _loads_whole(folder: Path) -> Any:
 def _known(folder: Path) -> Path:
     """A copy under the model type that transformers knows, where it does not know the checkpoint's own."""
     config = Checkpoint.open(folder).config
-    layout = MOE_LAYOUTS.get(config["model_type"])
+    layout = known_mixture(config)
     if layout is None or layout.loads_as is None:
         return folder
     copy = Path(shutil.copytree(folder, folder.with_name(f"{folder.name}-known")))

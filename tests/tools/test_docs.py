@@ -1,4 +1,4 @@
-"""Every Python block of docs/use-it-in.md runs, one after the other, as a reader would run it."""
+"""Every Python block of docs/use-it-in.md and docs/training.md runs, as a reader would run it."""
 
 import re
 from pathlib import Path
@@ -9,16 +9,17 @@ import moeify
 
 from ..real.hub_shapes import sentence_encoder_like
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "use-it-in.md"
-BLOCKS = re.findall(r"^## (.+?)$|^```python\n(.+?)^```", PAGE.read_text(), re.M | re.S)
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+PAGES = {page: (DOCS / page).read_text() for page in ("use-it-in.md", "training.md")}
 
 
 def blocks():
-    title = ""
-    for heading, code in BLOCKS:
-        title = heading or title
-        if code:
-            yield pytest.param(code, id=title)
+    for page, text in PAGES.items():
+        title = ""
+        for heading, code in re.findall(r"^## (.+?)$|^```python\n(.+?)^```", text, re.M | re.S):
+            title = heading or title
+            if code:
+                yield pytest.param(page, code, id=f"{page}: {title}")
 
 
 @pytest.fixture(scope="module")
@@ -31,13 +32,19 @@ def folder(pair, tmp_path_factory):
     return place
 
 
-@pytest.mark.parametrize("code", list(blocks()))
-def test_block_runs(code, folder, monkeypatch):
+@pytest.mark.parametrize(("page", "code"), list(blocks()))
+def test_block_runs(page, code, folder, monkeypatch):
     monkeypatch.chdir(folder)
-    exec(compile(code, str(PAGE), "exec"), {"__name__": "block"})
+    exec(compile(code, page, "exec"), {"__name__": "block"})
 
 
-def test_the_page_has_a_block_for_every_library():
-    code = "".join(code for _, code in BLOCKS)
-    for library in ("sentence_transformers", "peft", "trl", "pipeline", "Trainer", "torch.compile"):
-        assert library in code
+@pytest.mark.parametrize(
+    ("page", "words"),
+    [
+        ("use-it-in.md", ("sentence_transformers", "peft", "trl", "pipeline", "Trainer", "torch.compile")),
+        ("training.md", ("train_only", "RoutingMonitor", "quantize_experts", "MoeProjector", "modules_to_save")),
+    ],
+)
+def test_a_page_has_a_block_for_everything(page, words):
+    code = "".join(block.values[1] for block in blocks() if block.values[0] == page)
+    assert not [word for word in words if word not in code]

@@ -1,0 +1,1 @@
+"""What people's own training scripts use: what is trained, what routers do meanwhile, 4 bit, a projector."""
