@@ -83,6 +83,7 @@ check: $(READY_TESTS)
 	$(BIN)/python scripts/cli_reference.py --check
 	$(BIN)/python scripts/matrix_page.py --check
 	$(BIN)/python scripts/models_page.py --check
+	$(BIN)/python scripts/slices_drawing.py --check
 	$(BIN)/python scripts/check_pins.py
 
 # The page of `moeify inspect --html` in headless Chromium, which the system provides.
@@ -108,6 +109,7 @@ docs: $(READY_TESTS)
 	$(BIN)/python scripts/cli_reference.py
 	$(BIN)/python scripts/matrix_page.py
 	$(BIN)/python scripts/models_page.py
+	$(BIN)/python scripts/slices_drawing.py
 
 format: $(READY_TESTS)
 	$(BIN)/ruff format .

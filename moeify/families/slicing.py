@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 
 @lru_cache(maxsize=256)
-def slice_index(size: int, number: int, count: int = 1) -> Index:
-    """The neurons of ``count`` slices of ``size`` from ``number`` on, one array for all of their tensors."""
+def slice_index(size: int, number: int) -> Index:
+    """The neurons of slice ``number`` of ``size`` as they stand, one array for all of its tensors."""
     import numpy as np
 
-    return np.arange(number * size, (number + count) * size)
+    return np.arange(number * size, (number + 1) * size)
 
 
 def slice_share(role: str, slices: int, count: int = 1) -> float:

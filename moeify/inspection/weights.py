@@ -26,6 +26,7 @@ from moeify.families.slicing import slice_of
 from moeify.inspection.config import InspectConfig
 from moeify.inspection.opening import Opened
 from moeify.inspection.report import InspectReport
+from moeify.provenance.record import Record
 
 _BLOCK_BYTES = 32 << 20  # of all experts' values together, as float32
 
@@ -44,7 +45,7 @@ def examine_weights(
     At most 32 MiB of values are held at a time, whatever the size of layer and shard. A layer that
     cannot be read is a problem of the report.
     """
-    dense = None if config.reference is None else _dense_source(config.reference, mixture)
+    dense = None if config.reference is None else _dense_source(config.reference, mixture, opened.record)
     with SourceFiles() as files:
         for done, layer in enumerate(report.layers):
             if progress is not None:
@@ -74,11 +75,16 @@ def _findings(report: InspectReport) -> None:
         report.notes.append("quantised experts are compared bit for bit only")
 
 
-def _dense_source(dense: str, mixture: Mixture) -> Dense:
+def _dense_source(dense: str, mixture: Mixture, record: Record | None) -> Dense:
     """The dense checkpoint; raises ``MoeifyError`` where experts cannot stem from it."""
     model_type = mixture.layout.model_type
     checkpoint = Checkpoint.open(resolve_source(dense).folder)
     layout = dense_layout(checkpoint.config)
+    if any(step.options.get("slice_by") == "activation" for step in (record.steps if record else ())):
+        raise ConfigError(
+            "--reference does not know which neurons lie in which slice: text dealt them out",
+            "leave --reference out; moeify verify compares what the two compute",
+        )
     known = [conversion.dense.model_type for conversion in conversions_to(model_type)]
     if layout.model_type not in known:
         raise ConfigError(

@@ -15,6 +15,7 @@ from moeify.routing.config import MemoryOptions, RouteBy, RouterInit, RouterStar
 from moeify.tables import check_choices
 from moeify.upcycling.recipes import RECIPES, recipe_for
 
+SliceBy = Literal["order", "activation"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 DEFAULT_EXPERTS = 8
 MAX_EXPERTS = 4096
@@ -62,6 +63,11 @@ class RouterTextConfig(ShardedOutput):
         """Whether routers are computed from text."""
         return self.router in ("prompts", "data")
 
+    @property
+    def reads_dataset(self) -> bool:
+        """Whether the dataset is read for something else than routers."""
+        return False
+
 
 @dataclass(frozen=True, kw_only=True)
 class UpcycleConfig(RouterTextConfig):
@@ -78,6 +84,8 @@ class UpcycleConfig(RouterTextConfig):
     """Parts that each feed-forward network is cut into, each with so many experts, of which a token visits top-k."""
     shared: int = 0
     """Slices, of those, that keep one copy which every token visits, without experts and router."""
+    slice_by: SliceBy = "order"
+    """How neurons are dealt to slices: as they stand, or together where text of ``dataset`` excites them together."""
     layers: str = "all"
     """Layers to convert: all, odd, even, last-half, or numbers and ranges such as 0,2,4-7."""
     noise: float = 0.01
@@ -102,6 +110,11 @@ class UpcycleConfig(RouterTextConfig):
     """Dtype of the output; auto keeps each tensor's own."""
     engines: tuple[str, ...] = ()
     """Programs that the output must be right in too: llama.cpp, mlx-lm, vLLM, SGLang."""
+
+    @property
+    def reads_dataset(self) -> bool:
+        """Whether neurons are dealt to slices by text."""
+        return self.slice_by == "activation"
 
     @property
     def routed_slices(self) -> int:
@@ -139,6 +152,10 @@ class UpcycleConfig(RouterTextConfig):
             raise ConfigError(
                 "--shared does not go with --experts-from: what tokens share has one copy, of one checkpoint",
                 "leave --shared out",
+            )
+        if self.reads_dataset and (self.slices == 1 or self.dataset is None):
+            raise ConfigError(
+                "--slice-by activation deals neurons to slices by text", "pass --slices 4 and --dataset FILE with it"
             )
         check_top_k(self.top_k, self.experts)
         if not (math.isfinite(self.noise) and 0 <= self.noise <= MAX_NOISE):
@@ -255,7 +272,7 @@ def _check_text(config: RouterTextConfig) -> None:
     for router, present in given.items():
         if config.router == router and not present:
             raise ConfigError(f"--router {router} needs text", f"pass {option[router]}")
-        if config.router != router and present:
+        if config.router != router and present and not (router == "data" and config.reads_dataset):
             raise ConfigError(
                 f"{option[router].split()[0]} has no use with --router {config.router}", f"pass --router {router}"
             )

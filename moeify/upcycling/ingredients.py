@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
 
 from moeify.checkpoint.gather import Index, neurons
 from moeify.checkpoint.header import FLOAT_DTYPES, StoredTensor
@@ -28,14 +31,16 @@ CONFIG_DTYPES = {stored: name for name, stored in _DTYPE_NAMES.items()}
 class Ingredients:
     """The base, the ``entries`` that experts are made of (the base itself where none are named).
 
-    Last projections are multiplied by ``down_scale``. In the roles that are ``turned``, experts lie with the axes of
-    their matrices exchanged, and so does every piece.
+    Last projections are multiplied by ``down_scale``. ``slices`` are the neurons of each slice of a layer, where they
+    are not dealt as they stand. In the roles that are ``turned``, experts lie with the axes of their matrices
+    exchanged, and so does every piece.
     """
 
     view: Dense
     entries: tuple[ExpertSource, ...]
     options: UpcycleConfig
     down_scale: float = 1.0
+    slices: Mapping[int, tuple[Index, ...]] = field(default_factory=dict)
     turned: frozenset[str] = frozenset()
 
     @property
@@ -88,10 +93,16 @@ class Ingredients:
         scale = self.down_scale if role == "down" else 1.0
         return piece_of(run, self.dtype(self.view.base[name]), noise, weight * scale, changes)
 
+    def slice_neurons(self, layer: int, number: int) -> Index:
+        """The neurons of slice ``number`` of a layer."""
+        if layer in self.slices:
+            return self.slices[layer][number]
+        return slice_index(self.width // self.options.slices, number)
+
     def shared(self, layer: int, role: str) -> Piece:
         """A tensor of the base's last slices, which every token visits: their one copy, without noise."""
         slices, shared = self.options.slices, self.options.shared
-        index = slice_index(self.width // slices, slices - shared, shared)
+        index = np.concatenate([self.slice_neurons(layer, n) for n in range(slices - shared, slices)])
         weight = slice_share(role, slices, shared)
         return self.piece(layer, role, 0, noisy=False, index=index, weight=weight)
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from moeify.checkpoint.arithmetic import Float32, encode
+from moeify.checkpoint.gather import Index
 from moeify.checkpoint.header import StoredTensor
 from moeify.checkpoint.jobs import Job, Literal, copy_of, piece_of
 from moeify.checkpoint.planned_files import PlannedFiles
@@ -71,9 +72,15 @@ class UpcyclePlan:
         return replace(self, files=files)
 
 
-def plan_upcycle(checkpoint: Checkpoint, options: UpcycleConfig, source: Source | None = None) -> UpcyclePlan:
+def plan_upcycle(
+    checkpoint: Checkpoint,
+    options: UpcycleConfig,
+    source: Source | None = None,
+    slices: Mapping[int, tuple[Index, ...]] | None = None,
+) -> UpcyclePlan:
     """Plan the mixture that ``options`` ask for; ``source`` says where the checkpoint came from.
 
+    ``slices`` are the neurons of each layer's slices, which are otherwise dealt as they stand.
     Raises ``UnsupportedModelError``, ``CheckpointError`` and ``ConfigError``; nothing but headers
     has been read then.
     """
@@ -104,6 +111,7 @@ def plan_upcycle(checkpoint: Checkpoint, options: UpcycleConfig, source: Source 
         entries=sources or (ExpertSource(source=source, label=source.name, view=view),),
         options=options,
         down_scale=down_scale(settings),
+        slices=slices or {},
     )
     settings = replace(settings, width=recipe.width(options, of.width))
     planner = _Planner(of, recipe, conversion, settings)

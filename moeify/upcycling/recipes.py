@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from moeify.errors import ConfigError
-from moeify.families.slicing import slice_index, slice_share
+from moeify.families.slicing import slice_share
 from moeify.provenance.citations import DOMAINS
 from moeify.tables import Citation, Row, Table
 
@@ -64,7 +64,7 @@ class _Sources(Recipe):
 
 
 class _Slices(Recipe):
-    """Expert s E + c is copy c of slice s: the neurons as they stand, cut into G parts, and 1 / G of the last bias.
+    """Expert s E + c is copy c of slice s: a G-th of the neurons, and 1 / G of the last bias.
 
     With weights that sum to 1 in each slice the mixture computes what the base computes. Of several entries copy c of
     every slice is made of the same one, so that a router can choose a whole source.
@@ -84,7 +84,7 @@ class _Slices(Recipe):
     def piece(self, of: Ingredients, layer: int, role: str, expert: int) -> Piece:
         number, copy = divmod(expert, of.options.experts)
         entry, noisy = of.dealt(copy) if of.options.experts_from else (0, True)
-        index = slice_index(of.width // of.options.slices, number)
+        index = of.slice_neurons(layer, number)
         weight = slice_share(role, of.options.slices)
         return of.piece(layer, role, expert, entry=entry, noisy=noisy, index=index, weight=weight)
 

@@ -104,7 +104,7 @@ def recorded_options(config: RouterTextConfig) -> dict[str, Any]:
     """The options that had a part in what is written, for moeify.json, without anyone's folders."""
     options = config.recorded()
     for key in (*_TEXT_OPTIONS, "prompts", "dataset"):
-        if not config.needs_text or options[key] is None:
+        if not (config.needs_text or config.reads_dataset) or options[key] is None:
             del options[key]
     if "dataset" in options and Path(options["dataset"]).exists():
         options["dataset"] = Path(options["dataset"]).name

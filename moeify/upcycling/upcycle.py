@@ -14,9 +14,11 @@ from moeify.checkpoint.writer import Progress
 from moeify.families.conversion import DENSE_TYPE
 from moeify.provenance.new_checkpoint import NewCheckpoint
 from moeify.provenance.record import Step
+from moeify.routing.data import Blocks
 from moeify.routing.loading import require_accelerate
 from moeify.routing.passes import state_bytes
 from moeify.upcycling.config import UpcycleConfig
+from moeify.upcycling.firing import firing_text, neurons_by_firing
 from moeify.upcycling.plan import UpcyclePlan, plan_upcycle
 from moeify.upcycling.recipes import papers, recipe_for
 from moeify.upcycling.routers import (
@@ -110,10 +112,11 @@ def upcycle(
         new.check(plan.files, plan.config, beside=(s.source.folder for s in plan.sources))
     report = _report(plan, new, config)
     fit = _read_text(plan, config) if config.needs_text else None
-    if fit is not None:
-        report = replace(report, warnings=(*report.warnings, *fit.text.fit.notes))
+    firing = firing_text(plan.view, config) if config.reads_dataset else None
+    read = [*([] if fit is None else [fit.text.fit]), *([] if firing is None else [firing])]
+    report = replace(report, warnings=(*report.warnings, *dict.fromkeys(n for blocks in read for n in blocks.notes)))
     if not dry_run:
-        report = _write(plan, fit, new, config, report, progress)
+        report = _write(plan, fit, firing, new, config, report, progress)
     return replace(report, dry_run=dry_run, seconds=time.perf_counter() - started)
 
 
@@ -170,6 +173,7 @@ def _report(plan: UpcyclePlan, new: NewCheckpoint, config: UpcycleConfig) -> Upc
 def _write(
     plan: UpcyclePlan,
     fit: _RouterFit | None,
+    firing: Blocks | None,
     new: NewCheckpoint,
     config: UpcycleConfig,
     report: UpcycleReport,
@@ -178,8 +182,11 @@ def _write(
     nbytes = plan.files.nbytes
     if fit is not None:
         check_free_space(new.target, nbytes + new.along.nbytes + fit.nbytes)
-    written, read = _shared(progress, nbytes) if fit is not None else (progress, None)
+    before, written, read = _phases(progress, nbytes, (firing is not None, True, fit is not None))
     with new.opened() as stage:
+        if firing is not None:
+            slices = neurons_by_firing(plan.view, firing, config, plan.settings.moe_layers, before)
+            plan = plan_upcycle(Checkpoint.open(new.source.folder), config, new.source, slices)
         tally = new.write(plan.files, written, check=plan.ffn)
         if fit is not None:
             agreement = _fit_routers(stage, plan, fit, config, read)
@@ -206,14 +213,16 @@ def _fit_routers(
     return fitted.agreement
 
 
-def _shared(progress: Progress | None, nbytes: int) -> tuple[Progress | None, Progress | None]:
-    """One bar for ``nbytes`` that are written and then, layer by layer, read."""
-    if progress is None:
-        return None, None
-    return (
-        lambda done, _: progress(done, 2 * nbytes),
-        lambda done, layers: progress(nbytes + nbytes * done // layers, 2 * nbytes),
-    )
+def _phases(progress: Progress | None, nbytes: int, held: tuple[bool, ...]) -> list[Progress | None]:
+    """One bar for phases that follow one another, of ``nbytes`` each; None for those that are not ``held``."""
+
+    def phase(number: int) -> Progress | None:
+        if progress is None or not held[number]:
+            return None
+        first = nbytes * sum(held[:number])
+        return lambda done, total: progress(first + nbytes * done // max(total, 1), nbytes * sum(held))
+
+    return [phase(number) for number in range(len(held))]
 
 
 def _step(config: UpcycleConfig, report: UpcycleReport) -> Step:
@@ -222,7 +231,7 @@ def _step(config: UpcycleConfig, report: UpcycleReport) -> Step:
     for key in ("experts_from", "labels", "rest", "shares"):
         if not config.experts_from:
             del options[key]
-    plain = {"arch": None, "recipe": None, "slices": 1, "shared": 0, "reinit": 0}
+    plain = {"arch": None, "recipe": None, "slices": 1, "shared": 0, "slice_by": "order", "reinit": 0}
     options = {key: value for key, value in options.items() if key not in plain or value != plain[key]}
     if config.experts_from:
         options["experts_from"] = [origin.name for origin in report.sources]
