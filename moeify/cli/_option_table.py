@@ -14,7 +14,7 @@ _MEMBERS = {
 PANEL_OF = {name: panel for panel, names in _MEMBERS.items() for name in names.split()}
 METAVARS = {
     "against": "DIR|ID",
-    "dataset": "FILE|ID",
+    "dataset": "FILES|ID",
     "domain_column": "NAME",
     "drop": "LAYER:N,...",
     "engines": "ENGINE,...",

@@ -23,11 +23,11 @@ class InspectConfig(MemoryOptions):
     reference: str | None = None
     """Dense checkpoint to compare with: how far experts are from its feed-forward networks."""
     dataset: str | None = None
-    """Text to route: a .txt, .jsonl, .json, .csv or .parquet file, or a Hub id."""
+    """Text to route: files, a folder or a glob, or a Hub id, with :NAME for one of its configurations."""
     split: str = "train"
-    """Split of the dataset; a local file is one split, train."""
-    text_column: str = "text"
-    """Column that holds the text."""
+    """Split of the dataset; files are one split, train, and folders tell splits by names."""
+    text_column: str | None = None
+    """Column that holds text or conversations; left out, text, messages, conversations, or prompt and completion."""
     domain_column: str | None = None
     """Column that names each text's domain."""
     streaming: bool = False

@@ -187,9 +187,14 @@ def _public(value: Any) -> Any:
         return value.name
     if not isinstance(value, str):
         return value
-    if value.startswith(("/", "~", "./", "../")) or ("/" in value and os.path.exists(value)):
-        value = Path(value).name
-    return _TOKEN.sub("hf_***", value)
+    parts = [value] if os.path.exists(value) else value.split(",")  # several files are named with commas
+    return _TOKEN.sub("hf_***", ",".join(map(_without_folder, parts)))
+
+
+def _without_folder(value: str) -> str:
+    path = value.strip()
+    is_path = path.startswith(("/", "~", "./", "../")) or ("/" in path and os.path.exists(path))
+    return Path(path).name if is_path else value
 
 
 def _plain(value: object) -> object:

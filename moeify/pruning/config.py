@@ -24,11 +24,11 @@ class ScoredConfig(ShardedOutput, MemoryOptions):
     by: Annotated[str, CRITERIA] | None = None
     """Score that decides which experts stay; left out, reap with text or scores, else aimer."""
     dataset: str | None = None
-    """Text to score on: a .txt, .jsonl, .json, .csv or .parquet file, or a Hub id."""
+    """Text to score on: files, a folder or a glob, or a Hub id, with :NAME for one of its configurations."""
     split: str = "train"
-    """Split of the dataset; a local file is one split, train."""
-    text_column: str = "text"
-    """Column that holds the text."""
+    """Split of the dataset; files are one split, train, and folders tell splits by names."""
+    text_column: str | None = None
+    """Column that holds text or conversations; left out, text, messages, conversations, or prompt and completion."""
     max_tokens: int = 131072
     """Tokens to calibrate on at most."""
     seq_len: int | None = None

@@ -32,11 +32,11 @@ class DataConfig:
     """
 
     dataset: str
-    """Text to read: a .txt, .jsonl, .json, .csv or .parquet file, or a Hub id."""
+    """Text to read: files, a folder or a glob, or a Hub id, with :NAME for one of its configurations."""
     split: str = "train"
-    """Split of the dataset; a local file is one split, train."""
-    text_column: str = "text"
-    """Column that holds the text."""
+    """Split of the dataset; files are one split, train, and folders tell splits by names."""
+    text_column: str | None = None
+    """Column that holds text or conversations; left out, text, messages, conversations, or prompt and completion."""
     domain_column: str | None = None
     """Column that names each text's domain; a block then never mixes domains."""
     streaming: bool = False

@@ -180,7 +180,7 @@ def read_blocks(
     Reading stops at ``max_tokens``; padding is one of the ``known`` tokens. Raises ``DatasetError``
     for data that cannot be read, other tokens, and fewer than one block of them.
     """
-    texts = _Texts(data)
+    texts = _Texts(data, tokenizer)
     documents = Tokens(tokenizer, seq_len, max_tokens, data.seed).of(texts)
     blocks = pack(documents, seq_len, _padding(tokenizer, known), max_tokens)
     if not texts.read:
@@ -240,11 +240,11 @@ def pack(
 class _Texts:
     """The texts of ``data``, without those that lack the domain which others have."""
 
-    def __init__(self, data: DataConfig) -> None:
-        self.data, self.read, self.left_out = data, 0, 0
+    def __init__(self, data: DataConfig, tokenizer: Any) -> None:
+        self.data, self.tokenizer, self.read, self.left_out = data, tokenizer, 0, 0
 
     def __iter__(self) -> Iterator[tuple[str, str | None]]:
-        for text, domain in read_documents(self.data):
+        for text, domain in read_documents(self.data, self.tokenizer):
             if domain is None and self.data.domain_column is not None:
                 self.left_out += 1
                 continue

@@ -1,55 +1,42 @@
-"""The rows of a local file with one JSON object a line, read one by one where they lie."""
+"""Rows of files with one JSON object a line, whose lines datasets reads."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from moeify.errors import DatasetError
 
-_CHUNK = 1 << 24
-
 
 class JsonLines:
-    """Rows of a file in any order; memory holds one of them, and where the others begin.
+    """Rows that may differ in columns and types, where tables want one type for a column.
 
-    Tables want one type for a column in all rows. Here rows may differ in columns and types.
+    ``lines`` is a dataset of one column, text, streamed or not.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.starts = path, _starts(path)
+    column_names = None
 
-    @classmethod
-    def of(cls, path: Path) -> JsonLines | None:
-        """The rows of ``path``; None where its first line is no JSON object."""
-        with open(path, "rb") as file:
-            first = next((line for line in file if line.strip()), b"")
-        try:
-            return cls(path) if isinstance(json.loads(first, strict=False), dict) else None
-        except (ValueError, RecursionError):
-            return None
+    def __init__(self, lines: Any, name: str) -> None:
+        self.lines, self.name = lines, name
+        self.counted = hasattr(lines, "__len__")
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        return self._rows(self.starts)
+        return self._rows(enumerate(line["text"] for line in self.lines))
 
-    def shuffle(self, seed: int) -> Iterator[dict[str, Any]]:
+    def shuffle(self, seed: int, **options: Any) -> Iterator[dict[str, Any]]:
         """All rows, in the order in which datasets shuffles as many."""
-        return self._rows(self.starts[np.random.default_rng(seed).permutation(len(self.starts))])
+        if not self.counted:
+            return self._rows((None, line["text"]) for line in self.lines.shuffle(seed=seed, **options))
+        order = np.random.default_rng(seed).permutation(len(self.lines))
+        return self._rows((number, self.lines[number]["text"]) for number in map(int, order))
 
-    def _rows(self, starts: Iterable[int]) -> Iterator[dict[str, Any]]:
-        with open(self.path, "rb") as file:
-            for start in starts:
-                file.seek(start)
-                line = file.readline()
-                if line.strip():
-                    yield self._row(line, int(start))
+    def _rows(self, lines: Iterable[tuple[int | None, str]]) -> Iterator[dict[str, Any]]:
+        return (self._row(line, number) for number, line in lines if line.strip())
 
-    def _row(self, line: bytes, start: int) -> dict[str, Any]:
+    def _row(self, line: str, number: int | None) -> dict[str, Any]:
         try:
             row = json.loads(line, strict=False)
             if isinstance(row, dict):
@@ -57,21 +44,17 @@ class JsonLines:
             reason = f"a row is an object, not {type(row).__name__}"
         except RecursionError:
             reason = "it is nested too deeply"
-        except ValueError as error:  # also what is no UTF-8
+        except ValueError as error:
             reason = str(error)
-        number = 1 + int(np.searchsorted(self.starts, start))
+        place = "a row" if number is None else f"row {number + 1}"
         raise DatasetError(
-            f"cannot read {self.path.name}: row {number}: {reason}",
-            "mend that line: each is a JSON object of its own, in UTF-8",
+            f"cannot read {self.name}: {place}: {reason}", "mend that line: each is a JSON object of its own, in UTF-8"
         )
 
 
-def _starts(path: Path) -> NDArray[np.int64]:
-    """Where the lines of a file begin, without empty ones."""
-    ends, size = [np.array([-1])], 0
-    with open(path, "rb") as file:
-        while chunk := file.read(_CHUNK):
-            ends.append(size + np.flatnonzero(np.frombuffer(chunk, np.uint8) == ord("\n")))
-            size += len(chunk)
-    starts = np.concatenate(ends) + 1
-    return starts[np.diff(starts, append=size + 1) > 1]
+def is_json_line(line: str) -> bool:
+    """Whether ``line`` is a JSON object of its own."""
+    try:
+        return line.lstrip().startswith("{") and isinstance(json.loads(line, strict=False), dict)
+    except (ValueError, RecursionError):
+        return False

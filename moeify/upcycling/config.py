@@ -36,11 +36,11 @@ class RouterTextConfig(ShardedOutput):
     prompts: Path | None = None
     """YAML or JSON file from labels to examples, for ``router`` prompts."""
     dataset: str | None = None
-    """Text for ``router`` data: a .txt, .jsonl, .json, .csv or .parquet file, or a Hub id."""
+    """Text for ``router`` data: files, a folder or a glob, or a Hub id, with :NAME for one of its configurations."""
     split: str = "train"
-    """Split of the dataset; a local file is one split, train."""
-    text_column: str = "text"
-    """Column that holds the text."""
+    """Split of the dataset; files are one split, train, and folders tell splits by names."""
+    text_column: str | None = None
+    """Column that holds text or conversations; left out, text, messages, conversations, or prompt and completion."""
     domain_column: str | None = None
     """Column that holds each text's label."""
     fit_tokens: int = 24_576

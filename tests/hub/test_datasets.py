@@ -38,6 +38,56 @@ def test_warm_up_reads_a_dataset_by_its_id(hub, client, moe, texts, tmp_path, st
     assert record["results"]["data_fingerprint"] == local.fingerprint
 
 
+READING = """
+import json, sys
+from moeify.errors import DatasetError
+from moeify.routing.config import DataConfig
+from moeify.routing.documents import read_documents
+
+for options in json.loads(sys.argv[1]):
+    try:
+        print(json.dumps(sorted(text for text, _ in read_documents(DataConfig(**options)))))
+    except DatasetError as error:
+        print(json.dumps([error.message, error.hint]))
+"""
+TWO = b"""---
+configs:
+- config_name: ox
+  data_files:
+  - {split: train, path: ox-*.jsonl}
+  - {split: test, path: test.jsonl}
+- config_name: bee
+  data_files: bee.jsonl
+---
+"""
+READ = [
+    ({"dataset": "org/two:ox"}, ["x", "y"]),
+    ({"dataset": "org/two:ox", "streaming": True}, ["x", "y"]),
+    ({"dataset": "org/two:bee"}, ["b"]),
+    (
+        {"dataset": "org/two"},
+        ["org/two has 2 configurations, and none is named", "pass --dataset org/two:NAME with one of: ox, bee"],
+    ),
+    (
+        {"dataset": "org/two:cow"},
+        ["org/two has no configuration 'cow'", "pass --dataset org/two:NAME with one of: ox, bee"],
+    ),
+    (
+        {"dataset": "org/two:ox", "split": "dev"},
+        ["org/two:ox has no split 'dev', but train, test", "pass --split with one of: train, test"],
+    ),
+]
+
+
+def test_configurations_and_splits_are_read_or_named(hub, client):
+    late = json.dumps({"text": "y", "more": {"k": 1}}).encode()
+    files = {"README.md": TWO, "ox-1.jsonl": b'{"text": "x", "more": null}\n', "ox-2.jsonl": late}
+    hub.add("datasets/org/two", files | {"test.jsonl": b'{"text": "t"}\n', "bee.jsonl": b'{"text": "b"}\n'})
+    done = client.run("-c", READING, json.dumps([options for options, _ in READ]))
+    assert done.returncode == 0, done.stderr
+    assert [json.loads(line) for line in done.stdout.splitlines()] == [wanted for _, wanted in READ]
+
+
 def test_a_dataset_that_is_not_there_or_not_open_is_one_sentence(hub, client, moe, tmp_path):
     hub.add("datasets/other/secret", {"rows.jsonl": b'{"text": "x"}\n'}, private=True)
     for name in ("org/nowhere", "other/secret"):
