@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import codecs
 import glob
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from moeify.errors import DatasetError
+from moeify.checkpoint.inside import resolve_inside
+from moeify.errors import CheckpointError, DatasetError
 from moeify.routing.json_lines import is_json_line
 
 KINDS = {
@@ -91,6 +93,7 @@ def _in_folder(folder: Path) -> dict[str, list[Path]]:
     """The files of a folder by split, as datasets tells splits by names; also one of save_to_disk."""
     from datasets.data_files import DataFilesDict, get_data_patterns
 
+    folder = Path(os.path.abspath(folder))
     if (folder / _SAVED).is_file():
         found = {part.name: list(part.iterdir()) for part in sorted(folder.iterdir()) if part.is_dir()}
     else:
@@ -107,10 +110,21 @@ def _in_folder(folder: Path) -> dict[str, list[Path]]:
     for split, files in found.items():
         data = {file for file in files if file.name not in _BESIDE and file.is_file() and kind_of(file.name)}
         if data:
-            splits[split] = sorted(data)
+            splits[split] = sorted(_within(folder, file) for file in data)
     if not splits:
         raise DatasetError(f"{folder} holds no file that can be read", _endings())
     return splits
+
+
+def _within(folder: Path, file: Path) -> Path:
+    """A file of ``folder``; raises ``DatasetError`` where it is a link to elsewhere."""
+    try:
+        return resolve_inside(folder, file.relative_to(folder).as_posix())
+    except CheckpointError as error:
+        raise DatasetError(
+            f"{file.name} in {folder} is a link out of the folder",
+            f"name the files themselves, as in '{folder.name}/*{file.suffix}'",
+        ) from error
 
 
 def _of_one_kind(dataset: str, splits: dict[str, list[Path]]) -> DatasetFiles:
@@ -170,7 +184,7 @@ def check_split(dataset: str, split: str, known: Iterable[str]) -> list[str]:
 
     Raises ``DatasetError`` with those there are where one is not ``known``.
     """
-    names, asked = list(known), [part.split("[")[0].strip() for part in split.split("+")]
+    names, asked = [str(name) for name in known], [part.split("[")[0].strip() for part in split.split("+")]
     if asked == ["all"]:
         return names
     missing = next((name for name in asked if name not in names), None)

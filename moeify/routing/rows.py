@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,10 +23,13 @@ from moeify.routing.dataset_files import (
 )
 from moeify.routing.json_lines import JsonLines
 
+Needed = Callable[[list[str]], list[str]]
+"""Chooses from the columns that a table has those that are read."""
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 _LINES = {"sample_by": "line", "encoding": "utf-8-sig"}
 
 
-def open_rows(config: DataConfig, needed: Callable[[list[str]], list[str]]) -> Any:
+def open_rows(config: DataConfig, needed: Needed) -> Any:
     """Rows of the split: of datasets, or ``JsonLines``; of tables only the columns that ``needed`` chooses.
 
     Raises ``DatasetError``.
@@ -36,8 +40,9 @@ def open_rows(config: DataConfig, needed: Callable[[list[str]], list[str]]) -> A
         raise MissingExtraError("datasets", "train") from error
     with explained(config):
         files = find_files(config.dataset)
-        builder, lines = _of_hub(config) if files is None else _of_files(config, files, needed)
-        check_split(config.dataset, config.split, builder.info.splits or builder.config.data_files or [config.split])
+        builder, lines = _of_hub(config, needed) if files is None else _of_files(config, files, needed)
+        if known := builder.info.splits or builder.config.data_files:  # before anything is downloaded
+            check_split(config.dataset, config.split, known)
         if config.streaming:
             rows = builder.as_streaming_dataset(split=config.split)
         else:
@@ -49,7 +54,7 @@ def open_rows(config: DataConfig, needed: Callable[[list[str]], list[str]]) -> A
         return rows.select_columns(needed(rows.column_names)) if rows.column_names else rows
 
 
-def _of_files(config: DataConfig, files: DatasetFiles, needed: Callable[[list[str]], list[str]]) -> tuple[Any, bool]:
+def _of_files(config: DataConfig, files: DatasetFiles, needed: Needed) -> tuple[Any, bool]:
     """How datasets reads files, and whether as lines of JSON."""
     import datasets
 
@@ -75,7 +80,7 @@ def _of_files(config: DataConfig, files: DatasetFiles, needed: Callable[[list[st
     return datasets.load_dataset_builder(module, **options), kind == "lines"
 
 
-def _of_hub(config: DataConfig) -> tuple[Any, bool]:
+def _of_hub(config: DataConfig, needed: Needed) -> tuple[Any, bool]:
     """The same for a dataset of the Hub, named with its configuration behind a colon or not."""
     import datasets
 
@@ -93,6 +98,9 @@ def _of_hub(config: DataConfig) -> tuple[Any, bool]:
         # Of a table, all rows must have the same columns and types, also in columns that nobody reads.
         chosen = {split: list(files) for split, files in found.items()}
         return datasets.load_dataset_builder("text", data_files=chosen, **_LINES), True
+    if hasattr(builder.config, "columns") and builder.info.features:
+        columns = needed(list(builder.info.features))
+        builder = datasets.load_dataset_builder(name, part or None, columns=columns)
     return builder, False
 
 
@@ -123,6 +131,11 @@ def _unreadable(config: DataConfig, error: Exception) -> DatasetError:
     cause = error.__cause__ or error
     reason = (str(cause).splitlines() or [type(cause).__name__])[0]
     path = Path(config.dataset).expanduser()
+    if isinstance(cause, OSError) and (cause.errno in _NO_ROOM or _cache() in str(cause)):
+        return DatasetError(
+            f"datasets cannot keep {config.dataset} in its cache: {reason}",
+            "set HF_DATASETS_CACHE to a folder with room",
+        )
     if isinstance(cause, UnicodeError):
         return _not_utf8(config.dataset, path, None, reason)
     hint = "name files, a folder or a glob, or the id of a dataset on the Hub"
@@ -131,6 +144,12 @@ def _unreadable(config: DataConfig, error: Exception) -> DatasetError:
         if path.is_file() and kind_of(path.name) in ("json", "lines"):
             hint = "write one JSON object a line, and name the file .jsonl"
     return DatasetError(f"cannot read {config.dataset}: {reason}", hint)
+
+
+def _cache() -> str:
+    import datasets
+
+    return str(datasets.config.HF_DATASETS_CACHE)
 
 
 def _not_utf8(dataset: str, path: Path, encoding: str | None, reason: str = "") -> DatasetError:

@@ -64,6 +64,8 @@ READ = [
     ({"dataset": "org/two:ox"}, ["x", "y"]),
     ({"dataset": "org/two:ox", "streaming": True}, ["x", "y"]),
     ({"dataset": "org/two:bee"}, ["b"]),
+    ({"dataset": "org/table"}, ["x", "y"]),
+    ({"dataset": "org/table", "split": "dev"}, ["org/table has no split 'dev', but train", "leave --split out"]),
     (
         {"dataset": "org/two"},
         ["org/two has 2 configurations, and none is named", "pass --dataset org/two:NAME with one of: ox, bee"],
@@ -79,9 +81,27 @@ READ = [
 ]
 
 
+TABLE = b"""---
+dataset_info:
+  features:
+  - {name: text, dtype: string}
+  - {name: more, dtype: string}
+---
+"""
+
+
+def table(text: str, more: dict[str, int] | None) -> bytes:
+    import pandas
+
+    return bytes(pandas.DataFrame([{"text": text, "more": more}]).to_parquet())
+
+
 def test_configurations_and_splits_are_read_or_named(hub, client):
     late = json.dumps({"text": "y", "more": {"k": 1}}).encode()
     files = {"README.md": TWO, "ox-1.jsonl": b'{"text": "x", "more": null}\n', "ox-2.jsonl": late}
+    hub.add(
+        "datasets/org/table", {"README.md": TABLE, "1.parquet": table("x", None), "2.parquet": table("y", {"k": 1})}
+    )
     hub.add("datasets/org/two", files | {"test.jsonl": b'{"text": "t"}\n', "bee.jsonl": b'{"text": "b"}\n'})
     done = client.run("-c", READING, json.dumps([options for options, _ in READ]))
     assert done.returncode == 0, done.stderr

@@ -149,7 +149,15 @@ def test_splits_of_folders(tmp_path):
         assert caught.value.hint == f"pass --split with one of: {names}"
 
 
+def link(folder: Path) -> Path:
+    put(folder.parent / "secret.txt", "x")
+    put(folder / "a.txt", "y")
+    (folder / "b.txt").symlink_to("../secret.txt")
+    return folder
+
+
 REFUSED = {
+    "a link": (lambda at: link(at / "rows"), "b.txt in .* is a link out of the folder", "'rows/*.txt'"),
     "latin-1": (
         lambda at: put(at / "a.txt", "naïve".encode("latin-1")),
         "it is not UTF-8",
@@ -183,6 +191,15 @@ def test_a_form_is_named(tmp_path, form):
     with pytest.raises(DatasetError, match=said) as caught:
         list(read_documents(DataConfig(dataset=str(make(tmp_path)))))
     assert hint in str(caught.value.hint)
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", put(tmp_path / "file", "x") / "cache")
+    with pytest.raises(DatasetError, match=r"cannot keep .* in its cache") as caught:
+        list(read_documents(DataConfig(dataset=str(put(tmp_path / "rows.jsonl", LINES)))))
+    assert "HF_DATASETS_CACHE" in str(caught.value.hint)
 
 
 def test_zstandard_is_read_or_asked_for(tmp_path, monkeypatch):
