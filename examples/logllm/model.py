@@ -48,6 +48,11 @@ def mean_of_tokens(states: Tensor, attention_mask: Tensor) -> Tensor:
     return (states * mask).sum(1) / mask.sum(1)
 
 
+def _balanced(model: Any) -> float | None:
+    """What the balance loss of a mixture is multiplied by; None for a dense model."""
+    return getattr(getattr(model, "config", None), "router_aux_loss_coef", None)
+
+
 class LogLLM(nn.Module):
     """The three models in one. Encoder, projector and language model may each be dense or a mixture of experts."""
 
@@ -62,6 +67,11 @@ class LogLLM(nn.Module):
     @staticmethod
     def _ids(tokenizer: Any, text: str) -> Tensor:
         return torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    @property
+    def mixtures(self) -> list[Any]:
+        """Those of the three that are mixtures of experts."""
+        return [part for part in (self.encoder, self.projector, self.language_model) if _balanced(part) is not None]
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, places: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Return the `loss`, the answers' `scores` [B, 2] (log likelihoods) and the encoder's router logits."""
@@ -81,14 +91,14 @@ class LogLLM(nn.Module):
 
     def _ask(self, model: Any, **inputs: Any) -> tuple[Any, Tensor | float]:
         """What a model gives and, of a mixture, its balance loss."""
-        coefficient = getattr(model.config, "router_aux_loss_coef", None)
+        coefficient = _balanced(model)
         if coefficient is None:
             return model(**inputs), 0.0
         outputs = model(**inputs, output_router_logits=True)
         return outputs, coefficient * outputs.aux_loss
 
     def _project(self, vectors: Tensor, real: Tensor) -> tuple[Tensor, Tensor | float]:
-        if not hasattr(self.projector, "config"):
+        if _balanced(self.projector) is None:
             return self.projector(vectors), 0.0
         outputs, balance = self._ask(self.projector, hidden_states=vectors, attention_mask=real)
         return outputs.projected, balance

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, set_seed
 
@@ -135,19 +136,24 @@ def build(options: argparse.Namespace, windows: list[logs.Window]) -> tuple[LogL
 def main(given: list[str] | None = None) -> dict[str, Any]:
     """Write the logs if there are none, train every stage, judge the windows that were held out."""
     options = arguments(given)
-    options.output.mkdir(parents=True, exist_ok=True)
+    processes = PartialState(cpu=not torch.accelerator.is_available())
     place = options.logs or options.output / "synthetic.csv"
-    if options.logs is None and not place.exists():
-        generate.write(place, options.sessions, seed=options.seed)
+    with processes.main_process_first():
+        options.output.mkdir(parents=True, exist_ok=True)
+        if options.logs is None and not place.exists():
+            generate.write(place, options.sessions, seed=options.seed)
     training, testing = logs.split(logs.read(place, options.window))
     anomalous = sum(window.label for window in training)
     print(f"{len(training)} windows to train on, {anomalous} of them anomalous; {len(testing)} to test")
-    model, collate = build(options, training)
+    with processes.main_process_first():  # which writes the mixtures
+        model, collate = build(options, training)
     start, losses = time.perf_counter(), {}
     for number, stage in enumerate(STAGES):
         rows = logs.oversampled(training, seed=options.seed)
         losses[stage] = train(model, rows, collate, stage, options.output / f"stage-{number}-{stage}", options)
     seconds = time.perf_counter() - start
+    if not processes.is_main_process:
+        return {}
     found = evaluation.judged(model, testing, collate, 2 * options.batch)
     table = evaluation.report(testing, found)
     print("\n" + "\n".join(evaluation.lines(table)))

@@ -11,7 +11,6 @@ from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
 
 import moeify
-from moeify.errors import ConfigError
 
 from .logs import Window
 from .model import Collator, LogLLM
@@ -49,10 +48,7 @@ def choose(model: LogLLM, stage: str) -> list[str]:
         "all": [model.projector, model.encoder, model.language_model],
     }
     if stage == "routers":
-        try:
-            return moeify.train_only(model, "routers")
-        except ConfigError:  # a dense model
-            return []
+        return moeify.train_only(model, "routers") if model.mixtures else []
     for part in parts[stage]:
         moeify.train_only(part, "all")
     return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
@@ -87,8 +83,6 @@ def train(
     names = choose(model, stage)
     if not names or not options.steps[stage]:
         return []
-    count = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    print(f"\n== {stage}: {count:,} weights in {len(names)} tensors")
     arguments = TrainingArguments(
         str(folder),
         max_steps=options.steps[stage],
@@ -113,8 +107,11 @@ def train(
         data_collator=collate,
         optimizer_cls_and_kwargs=(torch.optim.AdamW, {"params": _groups(model), "weight_decay": 0.0}),
     )
-    if any("router" in name or ".gate." in name for name, _ in model.named_parameters()):
+    if model.mixtures:
         trainer.add_callback(moeify.RoutingMonitor(trainer, every=options.monitor_every))
+    if trainer.is_world_process_zero():
+        count = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        print(f"\n== {stage}: {count:,} weights in {len(names)} tensors")
     trainer.train(resume_from_checkpoint=_last_checkpoint(folder))
     if trainer.is_world_process_zero():
         save_file({name: value.contiguous() for name, value in model.state_dict().items()}, trained)

@@ -178,6 +178,17 @@ def test_killed_and_gone_on_with_gives_the_same(encoder, tmp_path):
 
 
 @pytest.mark.slow
+def test_two_processes_train_and_one_judges(encoder, tmp_path):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*torchrun, "-m", "examples.logllm.run", *options(encoder, tmp_path, **{"--monitor-every": ["1"]})]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Training took") == 1 and done.stdout.count("== all") == 1
+    assert done.stdout.count("routing/projector/entropy") == 2 * len(STAGES)  # one of both processes together
+    assert (tmp_path / "result.json").exists()
+
+
+@pytest.mark.slow
 def test_four_bits_and_routers_by_system(encoder, tmp_path):
     result = run.main(options(encoder, tmp_path, steps=2, **{"--four-bit": [], "--by-system": []}))
     assert all(loss == loss for losses in result["losses"].values() for loss in (entry["loss"] for entry in losses))
