@@ -1,4 +1,4 @@
-# make demo | test | slow | matrix | engines | vllm | check | faults | bench: each does its own set-up.
+# make demo | test | slow | matrix | engines | vllm | transformers4 | check | faults | bench: each does its own set-up.
 
 PYTHON ?= python3
 VENV := .venv
@@ -10,11 +10,13 @@ ENGINES := .venv-engines
 READY_ENGINES := $(ENGINES)/.ready
 VLLM := .venv-vllm
 READY_VLLM := $(VLLM)/.ready
+TRANSFORMERS4 := .venv-transformers4
+READY_TRANSFORMERS4 := $(TRANSFORMERS4)/.ready
 
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test slow matrix engines engines-installed vllm vllm-installed check browser faults bench docs format clean
+.PHONY: demo test slow matrix engines engines-installed vllm vllm-installed transformers4 check browser faults bench docs format clean
 
 # torch comes first and pinned, so that no other package pulls a larger build of it.
 $(READY): pyproject.toml constraints.txt
@@ -65,6 +67,15 @@ vllm-installed: $(READY_VLLM)
 vllm: $(READY_TESTS) $(READY_VLLM)
 	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -q -m vllm tests/engines
 
+# And one with the transformers before 5, which many people still have.
+$(READY_TRANSFORMERS4): tests/engines/transformers4-requirements.txt
+	$(PYTHON) -m venv $(TRANSFORMERS4)
+	$(TRANSFORMERS4)/bin/python -m pip install -q --disable-pip-version-check --no-deps -r $<
+	touch $@
+
+transformers4: $(READY_TESTS) $(READY_TRANSFORMERS4)
+	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -q -m transformers4 tests/engines
+
 check: $(READY_TESTS)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -89,6 +100,7 @@ faults: $(READY_TESTS)
 
 bench: $(READY_TESTS)
 	$(BIN)/python -m benchmarks.upcycle
+	$(BIN)/python -m benchmarks.slices
 	$(BIN)/python -m benchmarks.prune --peers
 	$(BIN)/python -m benchmarks.inspect_costs
 
@@ -102,4 +114,4 @@ format: $(READY_TESTS)
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) $(ENGINES) $(VLLM) .cache demo-output .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(ENGINES) $(VLLM) $(TRANSFORMERS4) .cache demo-output .mypy_cache .pytest_cache .ruff_cache

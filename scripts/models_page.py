@@ -27,6 +27,10 @@ in transformers by `make test`, in an engine by `make engines` and `make vllm` o
 class for it. Numbers are conditions, below. `moeify upcycle --for llama.cpp,mlx-lm,vllm,sglang` chooses a form that
 all the engines named compute rightly, or says why there is none.
 
+"transformers" is version 5. Version 4.57 computes the same for the mixtures that it has classes for, as
+`make transformers4` shows: all but `cohere2_moe`, `lfm2_moe`, `mellum`, `qwen3_5_moe` and those with code in the
+folder, which need version 5.
+
 {table}
 
 {conditions}

@@ -25,7 +25,8 @@ def elsewhere(tmp_path: Path) -> Iterator[Path]:
         yield Path(folder)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _imports_are_no_garbage() -> None:
-    """Each training run collects garbage four times, which takes 0.3 s where all of torch is searched."""
+@pytest.fixture(autouse=True)
+def _what_is_imported_is_no_garbage() -> None:
+    """Training collects garbage four times a run, which takes 0.3 s where all of torch is searched."""
+    gc.collect()
     gc.freeze()

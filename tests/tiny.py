@@ -136,6 +136,26 @@ SIZES["qwen3_vl"] = {
     },
     "vision_config": {**SIZES["qwen3_5"]["vision_config"], "depth": 2, "deepstack_visual_indexes": [0, 1]},
 }
+_EYES = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 8,
+    "patch_size": 4,
+}
+SIZES["llava+llama"] = {
+    "text_config": {**_DECODER, "model_type": "llama"},
+    "vision_config": {**_EYES, "model_type": "clip_vision_model", "projection_dim": 8},
+    "image_token_id": 60,
+}
+SIZES["llava+mistral"] = {**SIZES["llava+llama"], "text_config": {**SIZES["mistral"], "model_type": "mistral"}}
+SIZES["mistral3+mistral"] = {
+    **SIZES["llava+mistral"],
+    "vision_config": {**_EYES, "image_size": 16, "model_type": "pixtral"},
+    "spatial_merge_size": 2,
+    "tie_word_embeddings": False,
+}
 HEADS = {
     name: [known[0].dense.class_prefix + head for head in known[0].heads or known[0].dense.heads]
     for name, known in CONVERSIONS.items()
@@ -148,6 +168,17 @@ LM_HEADS = {
     "qwen3": "Qwen3ForCausalLM",
 }
 """The types that tests of everything but families are run on."""
+
+
+def outer_type(model_type: str) -> str:
+    """What config.json calls a type: of a model around a language model without that one's."""
+    return model_type.partition("+")[0]
+
+
+def texts_of(model_type: str) -> dict[str, Any]:
+    """What the config of a model around a language model says of that one's type; nothing for others."""
+    inner = model_type.partition("+")[2]
+    return {"text_config": {"model_type": inner}} if inner else {}
 
 
 def sizes_of(family: str) -> dict[str, Any]:
@@ -199,7 +230,7 @@ FAMILIES_ONCE = [(family, head) for family, head in FAMILY_HEADS if family in LM
 def save_tiny(folder: Path, family: str, head: str | None = None, dtype: str = "float32", **options: Any) -> Path:
     """Save a random dense model; every weight, biases included, is far from its default."""
     torch.manual_seed(7)
-    config_class = transformers.CONFIG_MAPPING[family]
+    config_class = transformers.CONFIG_MAPPING[outer_type(family)]
     config = config_class(**_with_options(sizes_of(family), options))
     model = getattr(transformers, head or lm_head(family))(config)
     with torch.no_grad():

@@ -49,4 +49,9 @@ def reading(source: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise CheckpointError(f"reading {source.name} failed: {error.strerror}", path=source) from error
+        raise unreadable(source, error) from error
+
+
+def unreadable(source: Path, error: OSError) -> CheckpointError:
+    """The error for a file that the system fails to read."""
+    return CheckpointError(f"reading {source.name} failed: {error.strerror}", path=source)

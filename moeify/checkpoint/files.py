@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from moeify.checkpoint.arithmetic import Float32, decode, is_finite
-from moeify.checkpoint.copying import reading
+from moeify.checkpoint.copying import unreadable
 from moeify.checkpoint.header import ZEROS, StoredTensor, tensor_nbytes
 from moeify.checkpoint.regular import open_regular
 from moeify.checkpoint.slices import Run
@@ -19,17 +20,34 @@ from moeify.errors import CheckpointError
 _SCAN_BYTES = 1 << 17
 
 
+class _Kept(threading.local):
+    """The run whose bytes a thread keeps, and the bytes."""
+
+    def __init__(self) -> None:
+        self.run: Run | None = None
+        self.data = memoryview(b"")
+        self._held = memoryview(b"")
+
+    def room(self, nbytes: int) -> memoryview:
+        """The ``data`` of that length, to be filled."""
+        if len(self._held) < nbytes:
+            self._held = memoryview(bytearray(nbytes))
+        self.data = self._held[:nbytes]
+        return self.data
+
+
 class SourceFiles:
     """Open source files, read by position so that threads and processes share them.
 
     ``handles`` are those that are open already; ``stds`` holds the standard deviation of every
-    tensor that noise is added to.
+    tensor that noise is added to; ``kept`` is what runs that are dear to read keep of the last one.
     """
 
     def __init__(self, handles: Mapping[Path, int] | None = None) -> None:
         self.handles = dict(handles or {})
         self._states: dict[Path, tuple[int, int]] = {}
         self.stds: dict[StoredTensor, float] = {}
+        self.kept = _Kept()
         self._means: dict[StoredTensor, float] = {}
 
     def __enter__(self) -> SourceFiles:
@@ -42,12 +60,15 @@ class SourceFiles:
 
     def handle(self, path: Path) -> int:
         """The file descriptor of ``path``, opened once; call it from one thread."""
-        if path == ZEROS and path not in self.handles:
-            self.handles[path] = os.open(path, os.O_RDONLY)
-        elif path not in self.handles:
+        known = self.handles.get(path)
+        if known is not None:
+            return known
+        if path == ZEROS:
+            self.handles[path] = handle = os.open(path, os.O_RDONLY)
+        else:
             self.handles[path] = handle = open_regular(path)[0]
             self._states[path] = _state(handle)
-        return self.handles[path]
+        return handle
 
     def check_unchanged(self) -> None:
         """Raise ``CheckpointError`` where somebody wrote to a file since it was opened."""
@@ -67,9 +88,13 @@ class SourceFiles:
 
     def read_into(self, buffer: memoryview, path: Path, start: int) -> None:
         """Fill ``buffer`` from ``start`` on; raises ``CheckpointError`` as ``read`` does."""
-        while buffer:
-            with reading(path):
+        while True:
+            try:
                 done = os.preadv(self.handle(path), [buffer], start)
+            except OSError as error:
+                raise unreadable(path, error) from error
+            if done == len(buffer):
+                return
             if not done:
                 raise CheckpointError(f"{path.name} shrank while it was read", path=path)
             buffer, start = buffer[done:], start + done

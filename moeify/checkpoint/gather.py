@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moeify.checkpoint.files import SourceFiles
 from moeify.checkpoint.header import StoredTensor, tensor_nbytes
-from moeify.checkpoint.slices import Slice
+from moeify.checkpoint.slices import Run, Slice, run_nbytes
 from moeify.errors import ConfigError
 
 Index = NDArray[np.int64]
+Bytes = NDArray[np.uint8]
 
-_WORTH_A_READ = 2048
-"""Bytes for which a read of their own costs less than reading what lies around them."""
+_READ_BYTES = 1 << 14
+"""Bytes that are read in the time that one read more takes."""
 _BLOCK_BYTES = 1 << 20
+_ROW_BYTES, _KEPT_BYTES = 4 << 20, 8 << 20
+"""Longer rows are not read whole, and of larger runs nothing is kept."""
+_FEW = 16
+_KINDS: dict[int, np.dtype[Any]] = {1: np.dtype("u1"), 2: np.dtype("u2"), 4: np.dtype("u4"), 8: np.dtype("u8")}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,13 +64,33 @@ class Gather:
         return self.part.elements // self.length * len(self.index)
 
     def read_into(self, files: SourceFiles, start: int, out: memoryview) -> None:
-        """Fill ``out`` with the bytes from ``start`` on."""
-        unit = tensor_nbytes(self.tensor.dtype, (self.inner,))
-        ends = np.append(np.flatnonzero(np.diff(self.index) != 1) + 1, len(self.index))
-        if unit * len(self.index) >= _WORTH_A_READ * len(ends):
-            self._read_runs(files, start, out, unit, ends.tolist())
-        else:
-            self._read_rows(files, start, out, unit)
+        """Fill ``out`` with the bytes from ``start`` on.
+
+        Where whole rows are read, the thread keeps what it made of them: copies of one slice follow one another.
+        """
+        kept = files.kept
+        if not self._equals(kept.run):
+            unit = tensor_nbytes(self.tensor.dtype, (self.inner,))
+            ends = [*(np.flatnonzero(np.diff(self.index) != 1) + 1).tolist(), len(self.index)]
+            left_out = (self.length - len(self.index)) * unit
+            if self.length * unit > _ROW_BYTES or _READ_BYTES * len(ends) <= left_out:
+                self._read_runs(files, start, out, unit, ends)
+                return
+            nbytes = tensor_nbytes(self.tensor.dtype, (self.elements,))
+            if nbytes > _KEPT_BYTES:
+                self._read_rows(files, start, out, unit, ends)
+                return
+            kept.run, room = None, kept.room(nbytes)
+            self._read_rows(files, 0, room, unit, ends)
+            kept.run = self
+        out[:] = kept.data[start : start + len(out)]
+
+    def _equals(self, other: object) -> bool:
+        """Whether ``other`` takes the same elements in the same order."""
+        return isinstance(other, Gather) and (
+            (self.part, self.length, self.inner) == (other.part, other.length, other.inner)
+            and (self.index is other.index or np.array_equal(self.index, other.index))
+        )
 
     def _read_runs(self, files: SourceFiles, start: int, out: memoryview, unit: int, ends: list[int]) -> None:
         """Neighbours by a read of their own, whose ``ends`` are places in the index."""
@@ -80,27 +107,44 @@ class Gather:
             if run == len(ends):
                 run, outer = 0, outer + 1
 
-    def _read_rows(self, files: SourceFiles, start: int, out: memoryview, unit: int) -> None:
+    def _read_rows(self, files: SourceFiles, start: int, out: memoryview, unit: int, ends: list[int]) -> None:
         """Whole rows, of which what is wanted is kept."""
-        row, kind = len(self.index) * unit, np.dtype((np.void, unit))
+        row = len(self.index) * unit
+        fitting = max(1, _BLOCK_BYTES // (self.length * unit))
+        raw = memoryview(bytearray(fitting * self.length * unit))
         while out:
             outer, skipped = divmod(start, row)
-            fitting = max(1, _BLOCK_BYTES // (self.length * unit))
             count = min(fitting, -(-(skipped + len(out)) // row))
-            raw = memoryview(bytearray(count * self.length * unit))
-            self.part.read_into(files, outer * self.length * unit, raw)
-            rows = np.frombuffer(raw, kind).reshape(count, self.length)
-            kept = np.take(rows, self.index, axis=1).reshape(-1).view(np.uint8)
-            taken = kept[skipped : skipped + len(out)]
-            np.frombuffer(out, np.uint8)[: len(taken)] = taken
-            out, start = out[len(taken) :], start + len(taken)
+            block = raw[: count * self.length * unit]
+            self.part.read_into(files, outer * self.length * unit, block)
+            length = min(len(out), count * row - skipped)
+            taken = np.frombuffer(out[:length], np.uint8)
+            if length == count * row:
+                self._take(block, taken.reshape(count, row), unit, ends)
+            else:
+                rows = np.empty((count, row), np.uint8)
+                self._take(block, rows, unit, ends)
+                taken[:] = rows.reshape(-1)[skipped : skipped + length]
+            out, start = out[length:], start + length
+
+    def _take(self, block: memoryview, kept: Bytes, unit: int, ends: list[int]) -> None:
+        """Set ``kept`` [rows, bytes] to what is wanted of the rows in ``block``."""
+        if len(ends) <= _FEW:  # neighbours side by side: numpy copies them at the speed of memory
+            rows = np.frombuffer(block, np.uint8).reshape(len(kept), -1)
+            for begin, end in zip([0, *ends[:-1]], ends, strict=True):
+                first, count = int(self.index[begin]), end - begin
+                kept[:, begin * unit : end * unit] = rows[:, first * unit : (first + count) * unit]
+            return
+        kind: np.dtype[Any] = _KINDS.get(unit, np.dtype((np.void, unit)))
+        rows = np.frombuffer(block, kind).reshape(len(kept), self.length)
+        kept.view(kind)[:] = np.take(rows, self.index, axis=1)
 
 
 @dataclass(frozen=True, slots=True)
 class Beside:
     """``parts`` of one tensor, each seen as [``rows``, its width], side by side."""
 
-    parts: tuple[Slice, ...]
+    parts: tuple[Run, ...]
     rows: int
 
     @property
@@ -120,20 +164,27 @@ class Beside:
 
     def read_into(self, files: SourceFiles, start: int, out: memoryview) -> None:
         """Fill ``out`` with the bytes from ``start`` on."""
-        widths = [part.nbytes // self.rows for part in self.parts]
-        row = sum(widths)
-        while out:
-            first, skipped = divmod(start, row)
-            count = min(max(1, _BLOCK_BYTES // row), -(-(skipped + len(out)) // row))
-            block, place = np.empty((count, row), np.uint8), 0
-            for part, width in zip(self.parts, widths, strict=True):
-                raw = memoryview(bytearray(count * width))
-                part.read_into(files, first * width, raw)
-                block[:, place : place + width] = np.frombuffer(raw, np.uint8).reshape(count, width)
-                place += width
-            taken = block.reshape(-1)[skipped : skipped + len(out)]
-            np.frombuffer(out, np.uint8)[: len(taken)] = taken
-            out, start = out[len(taken) :], start + len(taken)
+        widths = [run_nbytes(part) // self.rows for part in self.parts]
+        interleave(widths, start, out, lambda number, begin, raw: self.parts[number].read_into(files, begin, raw))
+
+
+def interleave(
+    widths: Sequence[int], start: int, out: memoryview, fill: Callable[[int, int, memoryview], None]
+) -> None:
+    """Fill ``out`` with the bytes from ``start`` on of matrices side by side, whose rows have ``widths`` bytes.
+
+    ``fill`` makes bytes of the matrix of a number, from a byte of it on.
+    """
+    row = sum(widths)
+    first, skipped = divmod(start, row)
+    count = -(-(skipped + len(out)) // row)
+    block, place = np.empty((count, row), np.uint8), 0
+    for number, width in enumerate(widths):
+        raw = memoryview(bytearray(count * width))
+        fill(number, first * width, raw)
+        block[:, place : place + width] = np.frombuffer(raw, np.uint8).reshape(count, width)
+        place += width
+    np.frombuffer(out, np.uint8)[:] = block.reshape(-1)[skipped : skipped + len(out)]
 
 
 def neurons(part: Slice, shape: tuple[int, ...], axis: int, index: Index) -> Gather:

@@ -24,7 +24,7 @@ from moeify.checkpoint.arithmetic import (
 from moeify.checkpoint.files import SourceFiles
 from moeify.checkpoint.header import DTYPE_BITS, FLOAT_DTYPES, StoredTensor, tensor_nbytes
 from moeify.checkpoint.lowrank import LowRank, LowRankRows
-from moeify.checkpoint.slices import Run, whole
+from moeify.checkpoint.slices import Run, run_nbytes, whole
 from moeify.errors import CheckpointError
 
 _JUDGED_ELEMENTS = 1 << 14
@@ -115,7 +115,7 @@ class Copy(Piece):
 
     @property
     def nbytes(self) -> int:
-        return tensor_nbytes(self.source.tensor.dtype, (self.source.elements,))
+        return run_nbytes(self.source)
 
     def sources(self) -> Iterator[StoredTensor]:
         yield self.source.tensor

@@ -42,6 +42,10 @@ class LowRank:
         """The change to the stored matrix at ``index`` along ``axis``."""
         return replace(self, index=index, axis=axis)
 
+    def turned(self) -> LowRank:
+        """The change to the stored matrix with its axes exchanged."""
+        return replace(self, transposed=not self.transposed, axis=1 - self.axis)
+
     def open(self, files: SourceFiles) -> LowRankRows:
         """Ready to be added: one factor in memory, the other read as it is needed."""
         return LowRankRows(self, files)

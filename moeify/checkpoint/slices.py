@@ -53,6 +53,11 @@ class Slice:
         files.read_into(out, self.tensor.path, self.byte_start + start)
 
 
+def run_nbytes(run: Run) -> int:
+    """Bytes of a run's elements."""
+    return tensor_nbytes(run.tensor.dtype, (run.elements,))
+
+
 def whole(tensor: StoredTensor) -> Slice:
     """All elements of ``tensor``."""
     return Slice(tensor, 0, tensor.elements)

@@ -44,7 +44,7 @@ def _show(out: Output, report: AddReport, dry_run: bool) -> None:
     rows = [
         ("model", report.model_type),
         ("experts", f"{report.num_experts_before} -> {report.num_experts}, top-{report.top_k}"),
-        *((f"from {o.name}", f"expert {o.experts[0]}: {o.label}") for o in report.added),
+        *((f"from {o.name}", f"experts {', '.join(map(str, o.experts))}: {o.label}") for o in report.added),
         ("bytes", written(report.bytes_written, report.files_linked, report.files_copied)),
     ]
     if report.label_agreement is not None:

@@ -86,6 +86,12 @@ class DenseLayout:
         """The tensors of ``head`` that share their values with others, and may be missing."""
         return frozenset(head.tied if ties_embeddings(config, self.ties_by_default) else ())
 
+    def of(self, config: Config) -> DenseLayout:
+        """The layout with those tensors of the FFN that a class has which ``config`` describes."""
+        absent = {name for name, holds in self.only_if.items() if not holds(config)}
+        ffn = tuple(part for part in self.ffn if part.name not in absent)
+        return self if len(ffn) == len(self.ffn) else replace(self, ffn=ffn)
+
     def num_layers(self, config: Config) -> int:
         """Number of transformer layers."""
         return self.dims(config)["L"]
@@ -114,7 +120,7 @@ class DenseLayout:
     def modern_name(self, name: str) -> str:
         """A tensor's name as transformers spells it today."""
         for old, new in self.aliases.items():
-            if name.endswith(old):
+            if name.endswith(old) and not name.endswith(new):
                 name = name.removesuffix(old) + new
         return name
 

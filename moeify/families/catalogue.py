@@ -8,6 +8,8 @@ from pkgutil import iter_modules
 from types import ModuleType
 from typing import Any, TypeVar
 
+from moeify.families.keys import joined_name, module_name
+
 T = TypeVar("T")
 _HYPHENATED = ("xlm_roberta", "deberta_v2")
 """Modules of types whose name has hyphens, which no module's has."""
@@ -22,11 +24,13 @@ class Catalogue(Mapping[str, T]):
     def __init__(self, package: ModuleType, attribute: str) -> None:
         self._package, self._attribute = package.__name__, attribute
         modules = (module.name for module in iter_modules(package.__path__))
-        self._held: dict[str, Any] = {n.replace("_", "-") if n in _HYPHENATED else n: None for n in modules}
+        self._held: dict[str, Any] = {
+            n.replace("_", "-") if n in _HYPHENATED else joined_name(n): None for n in modules
+        }
 
     def __getitem__(self, name: str) -> T:
         if self._held[name] is None:
-            module = import_module(f"{self._package}.{name.replace('-', '_')}")
+            module = import_module(f"{self._package}.{module_name(name)}")
             self._held[name] = getattr(module, self._attribute)
         found: T = self._held[name]
         return found

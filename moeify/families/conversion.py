@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from moeify.errors import CheckpointError, ConfigError, MoeifyError
 from moeify.families.base import DenseLayout
 from moeify.families.engines import NATIVE, Engine, Said, ties
+from moeify.families.keys import with_key
 from moeify.families.moe_layout import ExtraTensor, MoeLayout
 from moeify.families.moe_names import as_loaded
 from moeify.families.problems import numbers
@@ -26,7 +27,8 @@ class MoeSettings:
     long as the router is near zero, and the experts are scaled by E/K to make up for it.
     ``untied`` gives the output a matrix of its own where the dense model shares the embeddings'.
     ``route_by`` says what a router decides for, token or sequence. ``slices`` divide the experts and what a token
-    visits. ``width`` is that of an expert, None for the dense FFN's.
+    visits; ``shared`` are slices beside them that every token visits. ``width`` is that of an expert, None for the
+    dense FFN's.
     """
 
     num_experts: int
@@ -37,6 +39,7 @@ class MoeSettings:
     untied: bool = False
     route_by: str = "token"
     slices: int = 1
+    shared: int = 0
     width: int | None = None
 
     @property
@@ -85,6 +88,14 @@ class Conversion:
         """The mixture under the names that its tensors are written with."""
         return as_loaded(self.moe) if self.fused else self.moe
 
+    def written_for(self, config: Config) -> MoeLayout:
+        """The same for the mixture that ``config`` describes.
+
+        Where shapes would not tell that experts are turned, they are written as the class holds them.
+        """
+        held = self.moe.turned_when_loaded and self.moe.is_square(config)
+        return (as_loaded(self.moe) if held else self.written).of(config)
+
     @property
     def base_class(self) -> str:
         """The mixture's class without a head."""
@@ -118,7 +129,7 @@ class Conversion:
                 f"{self.moe.model_type} has no way to say that {numbers(settings.dense_layers, 'layer')} stay dense",
                 "pass --layers all, or leave it out",
             )
-        return {**result, "model_type": self.moe.model_type, "architectures": [name]}
+        return {**with_key(result, self.moe.model_type), "architectures": [name]}
 
     def form(self, config: Config, settings: MoeSettings, engines: Collection[str]) -> MoeSettings:
         """The first form of the mixture that each of ``engines`` computes as transformers does.
@@ -159,7 +170,7 @@ class Conversion:
                 "mend architectures in config.json",
             )
         architectures = [self.dense.class_prefix + head]
-        return {**result, "model_type": self.dense.model_type, "architectures": architectures}
+        return {**with_key(result, self.dense.model_type), "architectures": architectures}
 
     def moe_prefix(self, config: Config) -> str:
         """What leads the base model's names in the mixture that a dense ``config`` becomes."""

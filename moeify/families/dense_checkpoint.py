@@ -119,6 +119,7 @@ class Dense:
 def sort_dense(checkpoint: Checkpoint, layout: DenseLayout) -> Dense:
     """Sort all tensors; raises ``CheckpointError`` for a config that describes no dense class."""
     config = layout.canonical(checkpoint.config)
+    layout = layout.of(config)
     head = layout.head(config)
     found = Dense(
         checkpoint=replace(checkpoint, config=config),

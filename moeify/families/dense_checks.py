@@ -8,12 +8,13 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from moeify.checkpoint.header import StoredTensor
 from moeify.errors import MoeifyError
 from moeify.families.conversion import MoeSettings
 from moeify.families.dense_checkpoint import Dense
-from moeify.families.mixture import PartSize
 from moeify.families.mixture_places import layer_part, outer_part
 from moeify.families.moe_checks import unknown_tensors
+from moeify.families.part_sizes import PartSize
 from moeify.families.problems import Problem, by_pattern
 from moeify.families.quantization import packed_values, split_quantized
 from moeify.families.registry import conversion_from
@@ -58,22 +59,27 @@ def dense_parts(found: Dense) -> dict[str, PartSize]:
         size.parameters += parameters
 
     for name, stored in found.held.items():
-        elements = stored.elements
-        if stored.dtype == _PACKED:
-            elements *= packed_values(name, stored.dtype, found.config)
         nbytes = 0 if name in found.filled else stored.nbytes
-        count(_part(name, found), nbytes, elements if found.is_parameter(name) else 0)
+        count(_part(name, found), nbytes, _weights(name, stored, found) if found.is_parameter(name) else 0)
     for stored in found.buffers:
         count("buffers", stored.nbytes, 0)
     for name, stored in found.unknown.items():
         plain, packed = (found.quantised and split_quantized(name)) or ("", False)
         if packed:
-            elements = stored.elements * packed_values(name, stored.dtype, found.config)
-            count(_part(found.relative(plain) or plain, found), stored.nbytes, elements)
+            count(_part(found.relative(plain) or plain, found), stored.nbytes, _weights(name, stored, found))
         else:
             left = "ignored" if name.startswith(found.layout.ignored) else "unknown"
             count("quantization" if plain else left, stored.nbytes, 0)
     return parts
+
+
+def _weights(name: str, stored: StoredTensor, found: Dense) -> int:
+    """How many a tensor holds: several an element where packed, none beside quantised ones."""
+    quantised = split_quantized(name) if found.quantised else None
+    if quantised is not None and not quantised[1]:
+        return 0
+    packed = quantised is not None or stored.dtype == _PACKED
+    return stored.elements * (packed_values(name, stored.dtype, found.config) if packed else 1)
 
 
 def _part(name: str, found: Dense) -> str:

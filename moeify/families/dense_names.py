@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 from moeify.families.base import DenseLayout, FfnTensor, Head
@@ -30,6 +29,18 @@ FFN_BIASES: Mapping[str, Shape] = {
     "mlp.up_proj.bias": ("F",),
     "mlp.down_proj.bias": ("H",),
 }
+FFN_BIAS_ROLES = tuple(
+    FfnTensor(role=f"{role}_bias", name=f"mlp.{role}_proj.bias", shape=("H",) if role == "down" else ("F",))
+    for role in ("gate", "up", "down")
+)
+"""Beside ``GATED_FFN`` where a class has them."""
+
+
+def if_biased(*biases: str) -> dict[str, Callable[[Config], bool]]:
+    """That tensors are there where ``mlp_bias`` says so."""
+    return dict.fromkeys(biases, lambda config: bool(config.get("mlp_bias")))
+
+
 GATED_FFN = (
     FfnTensor(role="gate", name="mlp.gate_proj.weight", shape=("F", "H")),
     FfnTensor(role="up", name="mlp.up_proj.weight", shape=("F", "H")),
@@ -54,12 +65,17 @@ def heads(*names: str) -> dict[str, Head]:
     return {name: DECODER_HEADS[name] for name in names}
 
 
-def seeing_heads(prefix: str) -> dict[str, Head]:
-    """Those of a model with towers, whose text model has names that begin with ``prefix``."""
-    tied = {"lm_head.weight": f"{prefix}embed_tokens.weight"}
+def seeing_heads(prefix: str, base: str | None = None, output: str = "") -> dict[str, Head]:
+    """Those of a model with towers, whose text model has names that begin with ``prefix``.
+
+    With ``base`` they do so without a head, by default without ``model.``; ``output`` leads the output matrix's.
+    """
+    name = f"{output}lm_head.weight"
     return {
-        "Model": Head(prefix=prefix.removeprefix("model.")),
-        "ForConditionalGeneration": replace(DECODER_HEADS["ForCausalLM"], prefix=prefix, tied=tied),
+        "Model": Head(prefix=prefix.removeprefix("model.") if base is None else base),
+        "ForConditionalGeneration": Head(
+            prefix=prefix, tensors={name: ("V", "H")}, tied={name: f"{prefix}embed_tokens.weight"}
+        ),
     }
 
 

@@ -41,14 +41,14 @@ class Engine:
         return said.removeprefix("no").lstrip(":, ") if said.startswith("no") else None
 
 
-def own_engines(model_type: str, *, pooled: str | None = None) -> tuple[Engine, ...]:
-    """Those of moeify's own classes; ``pooled`` says of an encoder whether vLLM gives its vectors: yes or untried."""
+def own_engines(model_type: str, *, pooled: bool = False) -> tuple[Engine, ...]:
+    """Those of moeify's own classes; ``pooled`` says of an encoder that vLLM gives its vectors."""
     unknown = f"no: it does not know {model_type}"
     vllm = "no: its transformers backend does not run this class"
-    if pooled is not None:
-        vllm = f'{pooled}, by `LLM(path, runner="pooling", trust_remote_code=True, model_impl="transformers")`'
+    if pooled:
+        vllm = 'yes, by `LLM(path, runner="pooling", trust_remote_code=True, model_impl="transformers")`'
     return (
-        Engine(name="transformers", verdict="yes, with the code in this repository"),
+        Engine(name="transformers", verdict="yes, from version 5 on, with the code in this repository"),
         Engine(name="vLLM", verdict=vllm),
         *(Engine(name=name, verdict=unknown) for name in ("SGLang", "llama.cpp", "mlx-lm")),
     )
@@ -78,6 +78,7 @@ _TIED = "no, as far as its source tells (0.5.23, not run): it draws an lm_head w
 SGLANG = Engine(name="SGLang", verdict=_UNTRIED, unless=((ties, _TIED),))
 _EMPTY = (has_empty_shared_expert, _EMPTY_SHARED_EXPERT)
 VLLM_CLASS = Engine(name="vLLM", verdict=_UNTRIED)
+MLX_CLASS = Engine(name="mlx-lm", verdict=_UNTRIED)
 NATIVE = (TRANSFORMERS, VLLM_CLASS.but(_EMPTY), SGLANG)
 """Programs with classes of their own for transformers' mixtures, as far as these were tried."""
 NATIVE_RUN = (TRANSFORMERS, VLLM.but(_EMPTY), SGLANG)

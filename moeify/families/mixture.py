@@ -9,23 +9,13 @@ from functools import cached_property
 from moeify.checkpoint.header import FLOAT_DTYPES, StoredTensor
 from moeify.checkpoint.reader import Checkpoint
 from moeify.checkpoint.slices import Slice, whole
-from moeify.errors import CheckpointError, ConfigError, TensorNotFoundError
-from moeify.families.mixture_places import Place, Places, counts_experts, layout_prefix, named_like, unflattened
+from moeify.errors import CheckpointError, TensorNotFoundError
+from moeify.families.mixture_places import Place, Places, counts_experts, layout_prefix, unflattened
 from moeify.families.moe_layout import ExpertTensor, MoeLayout
-from moeify.families.quantization import packed_values, stored_under
+from moeify.families.part_sizes import UNPLACED, PartSize, count, uncounted
+from moeify.families.quantization import stored_under
 from moeify.families.registry import moe_layout
 from moeify.families.values import Config
-
-_UNCOUNTED = ("buffers", "guard", "ignored", "unknown")
-_UNPLACED = (*_UNCOUNTED, "towers")
-
-
-@dataclass(kw_only=True)
-class PartSize:
-    """Parameters and stored bytes of one part of a model."""
-
-    parameters: int = 0
-    nbytes: int = 0
 
 
 @dataclass(kw_only=True)
@@ -34,8 +24,8 @@ class Mixture:
 
     ``experts`` maps layer and the name of an ``ExpertTensor`` to what is stored for each expert,
     or for None where one tensor holds them all; ``layers`` maps layers to the names of all their
-    other tensors. ``extra`` are tensors of layers beyond the model's own, for instance for
-    predicting several tokens, which hold experts too and cannot stay beside fewer of them.
+    other tensors. ``extra`` are tensors of layers beyond the model's own, for predicting further tokens, where
+    such layers hold experts too; no class counts them.
     ``guards`` keep dense classes from loading the mixture, and are no parameters.
     """
 
@@ -88,14 +78,14 @@ class Mixture:
         return slices
 
     @property
+    def shared_slices(self) -> int:
+        """Slices beside those of experts, which every token visits."""
+        return self.layout.rule.shared_slices(self.config)
+
+    @property
     def blocks(self) -> int:
         """Parts that must stay equally large where experts go: slices, or groups; 1 without either."""
         return self.slices if self.groups is None else self.groups[0]
-
-    def refuse_slices(self, what: str, hint: str) -> None:
-        """Raise ``ConfigError`` where experts are slices, with which ``what`` does not work."""
-        if self.slices > 1:
-            raise ConfigError(f"{what} does not work with experts in slices, of which there are {self.slices}", hint)
 
     @cached_property
     def hidden_size(self) -> int:
@@ -133,7 +123,7 @@ class Mixture:
 
     def layer_prefix(self, layer: int) -> str:
         """What leads the names of one layer's tensors."""
-        return self.prefix + self.layout.layer.format(layer=layer)
+        return self.places.prefix_of(layer)
 
     def router_name(self, layer: int) -> str:
         """Full name of one layer's router weight [E, H]."""
@@ -204,6 +194,20 @@ class Mixture:
         return None if name is None else self.checkpoint[self.layer_prefix(layer) + name]
 
     @cached_property
+    def further_layers(self) -> tuple[int, ...]:
+        """Layers for further tokens that can be cut like the others; none where one lacks a router or experts."""
+        layers = tuple(sorted(layer for layer in self.experts if layer >= self.num_layers))
+        return layers if all(map(self._is_whole, layers)) else ()
+
+    def _is_whole(self, layer: int) -> bool:
+        every, routers = list(range(self.num_experts)), (*self.router_parts(layer)[:1], *self.router_biases(layer))
+        return (
+            len(routers) > 0
+            and all(self.numbers(layer, spec) == every for spec in self.layout.experts)
+            and all(self.num_experts in stored.shape for stored in routers)
+        )
+
+    @cached_property
     def counted(self) -> dict[str, Place]:
         """The tensors that depend on the number of experts, by name.
 
@@ -213,22 +217,23 @@ class Mixture:
         for stored in self.checkpoint.tensors.values():
             place = self.places.find(stored)
             single = place.kind == "single"
+            if place.layer >= self.num_layers and place.layer not in self.further_layers:
+                continue
             if place.kind is not None and (single or counts_experts(stored, self.num_experts, place.axis)):
                 found[stored.name] = place
         return found
 
-    def stored(self) -> Iterator[StoredTensor]:
-        """Every tensor in the order of its bytes on disk, without the extra ones."""
+    def stored(self, further: bool = False) -> Iterator[StoredTensor]:
+        """Every tensor in the order of its bytes on disk, without the extra ones unless ``further``."""
         tensors = self.checkpoint.tensors.values()
         order = {path: number for number, path in enumerate(self.checkpoint.shards)}
         for tensor in sorted(tensors, key=lambda t: (order[t.path], t.start)):
-            if tensor.name not in self.extra:
+            if further or tensor.name not in self.extra:
                 yield tensor
 
-    @property
-    def stored_parameters(self) -> int:
-        """Parameters as stored, tied ones once."""
-        return sum(t.elements for t in self.stored() if t.name not in self.guards)
+    def stored_parameters(self, further: bool = False) -> int:
+        """Parameters as stored, tied ones once; those of layers for further tokens count where ``further``."""
+        return sum(t.elements for t in self.stored(further) if t.name not in self.guards)
 
     @property
     def groups(self) -> tuple[int, int] | None:
@@ -291,11 +296,11 @@ def sort_mixture(checkpoint: Checkpoint, layout: MoeLayout) -> Mixture:
         moe_layers=moe_layers,
         places=Places(layout, config, prefix, num_layers, moe_layers),
     )
-    uncounted = tuple(_uncounted(mixture))
+    not_counted = tuple(uncounted(mixture))
     for stored in tensors.values():
         place = mixture.places.find(stored)
         _file(mixture, stored, place)
-        _count(mixture, stored, place, uncounted)
+        count(mixture, stored, place, not_counted)
     if not any(".experts." in name for name in mixture.extra):
         mixture.extra.clear()
     return mixture
@@ -312,36 +317,10 @@ def _file(mixture: Mixture, stored: StoredTensor, place: Place) -> None:
         mixture.unknown.append(stored.name)
     elif place.part == "guard":
         mixture.guards.add(stored.name)
-    elif place.part in _UNPLACED:
+    elif place.part in UNPLACED:
         return
     elif place.layer >= 0:
         mixture.layers.setdefault(place.layer, set()).add(place.name)
     else:
         outer = place.name in mixture.layout.rest.outer
         (mixture.outer if outer else mixture.heads).add(place.name)
-
-
-def _count(mixture: Mixture, stored: StoredTensor, place: Place, uncounted: tuple[str, ...]) -> None:
-    beside = place.beside and place.part not in _UNPLACED
-    size = mixture.parts.setdefault("quantization" if beside else place.part, PartSize())
-    size.nbytes += stored.nbytes
-    if place.beside or place.part in _UNCOUNTED:
-        return
-    if place.part in ("routers", "heads") and named_like(stored.name, uncounted):
-        return
-    values = packed_values(stored.name, stored.dtype, mixture.config) if place.packed else 1
-    size.parameters += stored.elements * values
-    if place.spec is not None:
-        total = mixture.expert_parameters
-        total[place.layer] = total.get(place.layer, 0) + stored.elements * values
-
-
-def _uncounted(mixture: Mixture) -> Iterator[str]:
-    """Endings of routers' and heads' tensors that are no parameters, or are tied to others."""
-    rest, rule = mixture.layout.rest, mixture.layout.rule
-    yield from rest.lacking(mixture.config)
-    if rule.selection_bias is not None and not rule.selection_bias_trained:
-        yield rule.selection_bias
-    if rest.ties(mixture.config):
-        held = mixture.checkpoint.tensors.keys()
-        yield from (end for end, own in rest.tied.items() if not held.isdisjoint((own, mixture.prefix + own)))

@@ -73,7 +73,20 @@ class Places:
                 head, tail = spec.name.split("{expert}.")
                 self.single.setdefault(head, {})[tail] = spec
         ahead = text_config(config).get("num_nextn_predict_layers")
-        self.ahead = ahead if type(ahead) is int else 0
+        ignored = layout.rest.ignored
+        self.apart = tuple(f"{lead}layers." for lead in ignored if lead.endswith(".") and not lead[-2].isdecimal())
+        self.last = num_layers + (ahead if type(ahead) is int and not self.apart else 0)
+        self.named_apart = tuple(lead for lead in ignored if lead.startswith(self.layer_root))
+
+    def prefix_of(self, layer: int) -> str:
+        """What leads the names of one layer's tensors; layers in a place of their own count from ``last`` on."""
+        if layer >= self.last and self.apart:
+            return f"{self.apart[0]}{layer - self.last}."
+        return self.prefix + self.layout.layer.format(layer=layer)
+
+    def is_further(self, layer: int, name: str) -> bool:
+        """Whether a tensor of ``layer`` belongs to one beyond the model's own, for predicting further tokens."""
+        return layer >= self.num_layers and (layer < self.last or name.startswith((*self.apart, *self.named_apart)))
 
     def find(self, stored: StoredTensor) -> Place:
         """Where a tensor belongs, a quantised one where the weight does that it stands for."""
@@ -103,7 +116,7 @@ class Places:
 
     def _known(self, name: str) -> Place | None:
         if (found := self._split(name)) is not None:
-            return self._within(*found)
+            return self._within(*found, name)
         if (outer := self.outer.get(name)) is not None:
             return Place(part=outer_part(outer), name=outer)
         if named_like(name, self.layout.rest.heads):
@@ -112,16 +125,22 @@ class Places:
 
     def _split(self, name: str) -> tuple[int, str] | None:
         """Layer of a tensor, and its name in there."""
-        if not name.startswith(self.layer_root):
-            return None
-        number, _, inner = name.removeprefix(self.layer_root).partition(".")
-        return (int(number), inner) if number.isdecimal() else None
+        for root, first in ((self.layer_root, 0), *((root, self.last) for root in self.apart)):
+            if name.startswith(root):
+                number, _, inner = name.removeprefix(root).partition(".")
+                return (first + int(number), inner) if number.isdecimal() else None
+        return None
 
-    def _within(self, layer: int, name: str) -> Place | None:
-        if layer >= self.num_layers:
-            ahead = layer < self.num_layers + self.ahead
-            return Place(part="ignored", name=name, layer=layer) if ahead else None
-        mixture = layer in self.moe_layers
+    def _within(self, layer: int, name: str, full: str) -> Place | None:
+        further = self.is_further(layer, full)
+        if layer >= self.num_layers and not further:
+            return None
+        place = self._inside(layer, name, further or layer in self.moe_layers)
+        if further and place is not None:
+            place.part = "ignored"
+        return place
+
+    def _inside(self, layer: int, name: str, mixture: bool) -> Place | None:
         part = self.inner.get((name, mixture))
         if part == "routers":
             return self._router(layer, name, part)
@@ -153,8 +172,9 @@ class Places:
     def _other(self, name: str) -> Place:
         """A tensor that no class loads may belong to a router or to experts all the same."""
         layer, inner = self._split(name) or (_OUTSIDE, name)
-        place = Place(part=self._rest(name), name=inner, layer=layer)
-        if layer in self.moe_layers:
+        further = self.is_further(layer, name)
+        place = Place(part="ignored" if further else self._rest(name), name=inner, layer=layer)
+        if further or layer in self.moe_layers:
             expert = self._one_expert(inner)[0]
             if inner.startswith(self.layout.router.removesuffix("weight")):
                 place.kind = "router"

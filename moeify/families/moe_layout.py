@@ -9,7 +9,7 @@ from typing import Literal
 from moeify.checkpoint.header import StoredTensor
 from moeify.families.values import Config, Dims, Shape, first_positive, text_config, ties_embeddings
 
-_NEURON_SYMBOLS = ("F", "2F")
+_NEURON_SYMBOLS = ("F", "2F", "U", "2U")
 DECODER_HEADS = ("lm_head.weight", "score.weight", "score.bias", "qa_outputs.weight", "qa_outputs.bias")
 
 
@@ -18,9 +18,10 @@ class ExpertTensor:
     """A tensor of the experts, relative to its layer.
 
     ``name`` holds ``{expert}`` when each expert has a tensor of its own; otherwise one tensor
-    stacks all experts along axis 0. ``shape`` is that of one expert; ``F`` and ``2F`` mark the
-    axis of its neurons. ``roles`` lists what is joined along that axis, one after the other, or
-    neuron by neuron where ``interleaved``. A ``flat`` one has the experts' rows one below the other.
+    stacks all experts along axis 0. ``shape`` is that of one expert; ``F`` and ``2F``, of shared slices
+    ``U`` and ``2U``, mark the axis of its neurons. ``roles`` lists what is joined along that axis, one after the
+    other, or neuron by neuron where ``interleaved``. A ``flat`` one has the experts' rows one below the other.
+    Where there is ``only_if``, config.json has to pass it for the class to have the tensor.
     """
 
     name: str
@@ -28,11 +29,17 @@ class ExpertTensor:
     shape: Shape
     interleaved: bool = False
     flat: bool = False
+    only_if: Callable[[Config], bool] | None = None
 
     @property
     def fused(self) -> bool:
         """Whether one tensor holds all experts."""
         return "{expert}" not in self.name
+
+    @property
+    def single(self) -> Shape:
+        """The shape of each role's part."""
+        return tuple("F" if size == "2F" else size for size in self.shape)
 
     @property
     def neuron_axis(self) -> int | None:
@@ -74,8 +81,8 @@ class RouterRule:
     ``scaling_key``. They multiply what experts give, or what experts read where
     ``weighs_inputs``. ``route_by_key`` says whether routers decide for tokens or whole sequences,
     where a class can do both, ``slices_key`` how many slices experts are divided into, each with a softmax and
-    best experts of its own. ``straight_through`` says that a single renormalised weight, which is
-    1, has a gradient all the same.
+    best experts of its own, and ``shared_key`` how many further slices all tokens visit. ``straight_through`` says
+    that a single renormalised weight, which is 1, has a gradient all the same.
     """
 
     scores: Literal["softmax", "sigmoid", "sparsemixer"] = "softmax"
@@ -90,6 +97,7 @@ class RouterRule:
     scaling_default: float = 1.0
     route_by_key: str | None = None
     slices_key: str | None = None
+    shared_key: str | None = None
     weighs_inputs: bool = False
     straight_through: bool = False
 
@@ -119,6 +127,11 @@ class RouterRule:
         """Slices that experts are divided into, as many in each; 1 where a token chooses among all."""
         value = None if self.slices_key is None else config.get(self.slices_key)
         return 1 if value is None else int(value)
+
+    def shared_slices(self, config: Config) -> int:
+        """Slices beside those of experts, which every token visits."""
+        value = None if self.shared_key is None else config.get(self.shared_key)
+        return 0 if value is None else int(value)
 
     def group_counts(self, config: Config) -> tuple[int, int] | None:
         """Number of groups and how many a token keeps; None where there is one group."""
@@ -191,7 +204,8 @@ class MoeLayout:
     of a text at once, unless config.json says ``is_decoder``. ``unsharded`` says why FSDP cannot
     hold the class in shards, ``turned_when_loaded`` that transformers exchanges the axes of experts.
     ``gives`` counts what a layer's module returns, hidden states first, and is 0 where it returns
-    them by themselves. ``joined`` are tensors that the class has in one, as in ``DenseLayout``.
+    them by themselves. ``joined`` are tensors that the class has in one, as in ``DenseLayout``. ``shared`` are
+    those of slices that every token visits, U neurons wide, where config.json has any.
     """
 
     model_type: str
@@ -212,6 +226,7 @@ class MoeLayout:
     top_k_keys: tuple[str, ...] = ("num_experts_per_tok",)
     num_experts_keys: tuple[str, ...] = ("num_experts",)
     shared_keys: tuple[str, ...] = ()
+    shared: tuple[ExpertTensor, ...] = ()
     router_module: str | None = None
     guard: str | None = None
     loaded_selection_bias: str | None = None
@@ -239,8 +254,18 @@ class MoeLayout:
         return f"{block}.experts" if block else "experts"
 
     def of(self, config: Config) -> MoeLayout:
-        """The layout with the rule that ``config`` chooses."""
-        return self if self.rule_by is None else replace(self, rule=self.rule_by(text_config(config)), rule_by=None)
+        """The layout with the rule that ``config`` chooses, and the experts' tensors that it has."""
+        text = text_config(config)
+        experts, shared = (
+            tuple(spec for spec in specs if spec.only_if is None or spec.only_if(text))
+            for specs in (self.experts, self.shared)
+        )
+        if self.rule_by is None and (experts, shared) == (self.experts, self.shared):
+            return self
+        rule = self.rule if self.rule_by is None else self.rule_by(text)
+        lacking = {spec.name for spec in self.shared} - {spec.name for spec in shared}
+        rest = replace(self.rest, shared=tuple(name for name in self.rest.shared if name not in lacking))
+        return replace(self, rule=rule, rule_by=None, experts=experts, shared=shared, rest=rest)
 
     @property
     def router_biases(self) -> tuple[str, ...]:
@@ -250,6 +275,11 @@ class MoeLayout:
     def is_guard(self, stored: StoredTensor) -> bool:
         """Whether a tensor only keeps dense classes from loading the mixture."""
         return self.guard is not None and stored.elements == 1 and stored.name.endswith(f".{self.guard}")
+
+    def is_square(self, config: Config) -> bool:
+        """Whether a matrix of the experts has the same shape when it is turned round."""
+        dims = self.dims(config)
+        return dims["H"] in (dims["F"], 2 * dims["F"])
 
     def sizes(self, config: Config) -> Dims:
         """``dims``, and E for the number of experts."""

@@ -15,14 +15,17 @@ from moeify.families.rope import spelled_rope
 from moeify.families.values import Config, Dims, Shape
 from moeify.modeling.moe_families import FAMILIES, moe_type
 
-_SLICES = "expert_slices"
-OWN_RULE = RouterRule(norm_key="norm_topk_prob", route_by_key="route_by", slices_key=_SLICES, straight_through=True)
+_SLICES, _SHARED = "expert_slices", "shared_slices"
+OWN_RULE = RouterRule(
+    norm_key="norm_topk_prob", route_by_key="route_by", slices_key=_SLICES, shared_key=_SHARED, straight_through=True
+)
 
 
 def own_mixture(dense: DenseLayout) -> MoeLayout:
     """Where the experts lie that stand in for a dense type's FFN: under its module's own path."""
     family = FAMILIES[dense.model_type]
     shared_bias = any(name.endswith(".bias") for head in dense.heads.values() for name in head.tied)
+    shared = tuple(_experts(dense, f"{family.ffn.block}.shared", "U"))
     return MoeLayout(
         model_type=moe_type(dense.model_type),
         class_prefix=family.moe_prefix,
@@ -41,7 +44,9 @@ def own_mixture(dense: DenseLayout) -> MoeLayout:
         norm_offset=dense.norm_offset,
         dims=lambda config: _dims(dense, config),
         moe_layers=lambda config: _moe_layers(dense, config),
-        rest=_rest(dense),
+        rest=replace(_rest(dense), shared=tuple(spec.name for spec in shared)),
+        shared=shared,
+        shared_keys=(_SHARED,),
         rule=OWN_RULE,
         joined=dense.joined,
     )
@@ -57,32 +62,37 @@ def _rest(dense: DenseLayout) -> Rest:
     return replace(rest, per_layer=per_layer, ffn=ffn)
 
 
-def _experts(dense: DenseLayout, path: str) -> Iterator[ExpertTensor]:
+def _experts(dense: DenseLayout, path: str, width: str = "F") -> Iterator[ExpertTensor]:
     """One tensor for all experts of each weight and bias, the gate's rows before those of ``up``."""
-    shapes = {part.role: part.shape for part in dense.ffn}
+    shapes = {part.role: tuple(width if s == "F" else s for s in part.shape) for part in dense.ffn}
+    needs = {part.role: dense.only_if.get(part.name) for part in dense.ffn}
     for first, end in (("up", ""), ("up", "_bias"), ("down", ""), ("down", "_bias")):
         role = first + end
         if role not in shapes:
             continue
         gate = f"gate{end}"
         if first == "up" and gate in shapes:
-            shape: Shape = tuple("2F" if size == "F" else size for size in shapes[role])
-            yield ExpertTensor(name=f"{path}.gate_up_proj{end}", roles=(gate, role), shape=shape)
+            shape: Shape = tuple(f"2{width}" if size == width else size for size in shapes[role])
+            yield ExpertTensor(name=f"{path}.gate_up_proj{end}", roles=(gate, role), shape=shape, only_if=needs[role])
         else:
-            yield ExpertTensor(name=f"{path}.{first}_proj{end}", roles=(role,), shape=shapes[role])
+            yield ExpertTensor(
+                name=f"{path}.{first}_proj{end}", roles=(role,), shape=shapes[role], only_if=needs[role]
+            )
 
 
 def _dims(dense: DenseLayout, config: Config) -> Dims:
-    """The dense sizes, F being that of an expert: a slice of the FFN."""
+    """The dense sizes, F being that of an expert, a slice of the FFN, and U that of the shared slices."""
     dims = dense.dims(config)
-    slices = OWN_RULE.slices(config)
-    if dims["F"] % slices:
+    shared = OWN_RULE.shared_slices(config)
+    count = OWN_RULE.slices(config) + shared
+    if count < 1 or shared < 0 or dims["F"] % count:
         raise CheckpointError(
-            f"config.json cuts the {dims['F']} neurons of a feed-forward network into {slices} slices"
-            f" ({_SLICES}), which {slices} does not divide",
+            f"config.json cuts the {dims['F']} neurons of a feed-forward network into {count} slices"
+            f" ({_SLICES}, {_SHARED}), which {count} does not divide",
             f"use a number that divides {dims['F']}",
         )
-    return {**dims, "F": dims["F"] // slices}
+    size = dims["F"] // count
+    return {**dims, "F": size, "U": size * shared}
 
 
 def _moe_layers(dense: DenseLayout, config: Config) -> tuple[int, ...]:
@@ -90,27 +100,12 @@ def _moe_layers(dense: DenseLayout, config: Config) -> tuple[int, ...]:
     return tuple(range(dense.num_layers(config)) if listed is None else listed)
 
 
-def own_conversion(
-    dense: DenseLayout, moe: MoeLayout, plain: tuple[str, ...] = (), pooled: str | None = None
-) -> Conversion:
-    """To moeify's own class: the dense config plus the mixture's keys.
-
-    ``plain`` are keys of config.json that give the FFN tensors which experts have no place for, ``pooled`` is as in
-    ``own_engines``.
-    """
-
-    def to_moe(config: Config, settings: MoeSettings) -> Config:
-        if set_keys := [key for key in plain if config.get(key)]:
-            raise CheckpointError(
-                f"config.json says {set_keys[0]}: experts of {moe.model_type} have no biases",
-                "upcycle a checkpoint whose feed-forward networks have none",
-            )
-        return _to_moe(config, settings)
-
+def own_conversion(dense: DenseLayout, moe: MoeLayout, pooled: bool = False) -> Conversion:
+    """To moeify's own class: the dense config plus the mixture's keys; ``pooled`` is as in ``own_engines``."""
     return Conversion(
         dense=dense,
         moe=moe,
-        to_moe=to_moe,
+        to_moe=_to_moe,
         to_dense=_to_dense,
         engines=own_engines(moe.model_type, pooled=pooled),
         remote_code=True,
@@ -123,6 +118,7 @@ def _to_moe(config: Config, settings: MoeSettings) -> Config:
         "num_experts": settings.num_experts,
         "num_experts_per_tok": settings.top_k,
         **({_SLICES: settings.slices} if settings.slices > 1 else {}),
+        **({_SHARED: settings.shared} if settings.shared else {}),
         "moe_layers": list(settings.moe_layers),
         "route_by": settings.route_by,
         "norm_topk_prob": True,
@@ -140,6 +136,7 @@ _KEYS = (
     "num_experts",
     "num_experts_per_tok",
     _SLICES,
+    _SHARED,
     "moe_layers",
     "route_by",
     "norm_topk_prob",

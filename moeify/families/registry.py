@@ -10,6 +10,7 @@ from moeify.families import conversions, dense, mixtures
 from moeify.families.base import DenseLayout
 from moeify.families.catalogue import Catalogue
 from moeify.families.conversion import DENSE_TYPE, Conversion
+from moeify.families.keys import layout_key
 from moeify.families.moe_layout import ExpertTensor, MoeLayout
 from moeify.families.moe_names import as_loaded
 from moeify.families.values import EXPERT_KEYS, Config, Shape, positive, resolve_shape, text_config
@@ -37,14 +38,14 @@ _NOT_EXACT = dict.fromkeys(("t5", "mt5", "umt5"), _SWITCH)
 
 def dense_layout(config: Config) -> DenseLayout:
     """The layout of a dense checkpoint; raises ``UnsupportedModelError``, also for an MoE."""
-    model_type = config.get("model_type")
-    if isinstance(model_type, str) and model_type in DENSE_LAYOUTS:
-        return DENSE_LAYOUTS[model_type]
+    if (found := known_dense(config)) is not None:
+        return found
+    model_type = layout_key(config)
     counts = (text_config(config).get(key) for key in EXPERT_KEYS)
     several = any(type(count) is int and count > 1 for count in counts)
     hint = "docs/families.md says how to add a family"
-    if model_type in _NOT_EXACT:
-        hint = f"{_NOT_EXACT[str(model_type)]}; upcycle an encoder or a decoder instead"
+    if model_type is not None and model_type in _NOT_EXACT:
+        hint = f"{_NOT_EXACT[model_type]}; upcycle an encoder or a decoder instead"
     elif is_mixture(config) or "moe" in str(model_type) or several:
         hint = "it is a mixture of experts already: see moeify inspect, or name a dense checkpoint"
     elif model_type is None:
@@ -77,7 +78,7 @@ def conversions_to(model_type: object) -> tuple[Conversion, ...]:
 
 def possible_origins(config: Config) -> tuple[Conversion, ...]:
     """The conversions that can have led to the mixture which ``config`` describes."""
-    known = conversions_to(config.get("model_type"))
+    known = conversions_to(layout_key(config))
     return known if len(known) == 1 else tuple(c for c in known if c.came_from(config))
 
 
@@ -87,7 +88,7 @@ def origin(config: Config, recorded: str | None = None) -> Conversion:
     ``recorded`` is that type where moeify.json names it. Raises ``UnsupportedModelError`` where no
     dense type becomes such a mixture, and ``CheckpointError`` where it may have come from several.
     """
-    model_type = config.get("model_type")
+    model_type = layout_key(config)
     known = conversions_to(model_type)
     if not known:
         types = {c.moe.model_type for name in CONVERSIONS for c in CONVERSIONS[name]}
@@ -117,38 +118,47 @@ def origin_or_none(config: Config, recorded: str | None = None) -> Conversion | 
         return None
 
 
-def known_layout(model_type: object) -> DenseLayout | MoeLayout | None:
-    """The layout of a model type, dense or a mixture; None for those that nobody described."""
-    name = str(model_type)
-    return DENSE_LAYOUTS.get(name) or MOE_LAYOUTS.get(name)
+def known_dense(config: Config) -> DenseLayout | None:
+    """The dense layout of ``config``; None for a mixture, and for what nobody described."""
+    return DENSE_LAYOUTS.get(layout_key(config) or "")
 
 
-def is_encoder_type(model_type: object) -> bool:
+def known_mixture(config: Config) -> MoeLayout | None:
+    """The layout of a mixture's model type; None for any other."""
+    return MOE_LAYOUTS.get(layout_key(config) or "")
+
+
+def known_layout(config: Config) -> DenseLayout | MoeLayout | None:
+    """The layout of a config's model type, dense or a mixture; None for those that nobody described."""
+    return known_dense(config) or known_mixture(config)
+
+
+def is_encoder_type(config: Config) -> bool:
     """Whether models of this type see every token of a text at once."""
-    found = known_layout(model_type)
+    found = known_layout(config)
     return found is not None and found.encoder
 
 
-def default_class(model_type: str) -> str:
+def default_class(config: Config) -> str:
     """The class of a checkpoint whose config.json names none: upcycle takes the base model's.
 
     Empty for a type that no conversion knows.
     """
-    if model_type in DENSE_LAYOUTS:
-        return DENSE_LAYOUTS[model_type].architecture({})
-    known = conversions_to(model_type)
+    if (dense := known_dense(config)) is not None:
+        return dense.architecture({})
+    known = conversions_to(layout_key(config))
     return known[0].base_class if known else ""
 
 
 def vocabulary_size(config: Config) -> int:
     """Tokens that the model in ``config`` knows, its class's number where config.json is silent."""
-    found = known_layout(config.get("model_type"))
+    found = known_layout(config)
     return found.dims(config)["V"] if found else positive(text_config(config), "vocab_size")
 
 
 def is_mixture(config: Config) -> bool:
     """Whether the type in ``config`` is that of mixtures; some types have dense models as well."""
-    layout = MOE_LAYOUTS.get(str(config.get("model_type")))
+    layout = known_mixture(config)
     return layout is not None and (layout.unloadable is None or bool(layout.moe_layers(config)))
 
 
@@ -158,10 +168,10 @@ def moe_layout(config: Config, tensors: Mapping[str, StoredTensor] | None = None
     ``tensors`` tell whether it was saved as transformers holds it in memory; where they do not, it
     was not. Raises ``UnsupportedModelError``.
     """
-    model_type = config.get("model_type")
-    if not is_mixture(config):
-        raise UnsupportedModelError(model_type, MOE_LAYOUTS, _dense_hint(model_type))
-    usual = MOE_LAYOUTS[str(model_type)].of(config)
+    found = known_mixture(config)
+    if found is None or not is_mixture(config):
+        raise UnsupportedModelError(layout_key(config), MOE_LAYOUTS, _dense_hint(layout_key(config)))
+    usual = found.of(config)
     loaded = as_loaded(usual)
     if loaded is usual or not tensors:
         return usual
@@ -194,17 +204,16 @@ def register_mixture(layout: MoeLayout) -> None:
 
 
 def _check_parts(spec: ExpertTensor, parts: Mapping[str, Shape], moe: str, dense: str) -> None:
-    """Raise ``ConfigError`` where an expert's tensor is no row of whole dense ones, as they lie."""
+    """Raise ``ConfigError`` where an expert's tensor is no row of whole dense ones, as they lie or turned."""
     if lacking := [role for role in spec.roles if role not in parts]:
         raise ConfigError(
             f"experts of {moe!r} have a {lacking[0]}, which no part of the FFN of {dense!r} has as its role"
         )
-    whole = tuple("F" if size == "2F" else size for size in spec.shape)
-    joined = len(spec.roles) > 1 and (spec.interleaved or spec.neuron_axis != 0)
-    if joined or any(parts[role] != whole for role in spec.roles):
+    known = (spec.single, tuple(reversed(spec.single)))
+    if spec.interleaved or any(parts[role] not in known for role in spec.roles):
         raise ConfigError(
             f"{spec.name} of {moe!r} holds its values in another order than the FFN of {dense!r}",
-            "such a conversion would have to move every value, which upcycling does not",
+            "upcycling copies matrices, turns them and joins them",
         )
 
 

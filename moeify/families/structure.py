@@ -16,7 +16,7 @@ from moeify.families.joining import joined_shapes
 from moeify.families.mixture import Mixture, sort_mixture
 from moeify.families.moe_checks import check_mixture
 from moeify.families.problems import Problem, by_pattern
-from moeify.families.registry import DENSE_LAYOUTS, is_mixture, moe_layout, possible_origins
+from moeify.families.registry import is_mixture, known_dense, moe_layout, possible_origins
 from moeify.families.values import Config, resolve_shape
 
 Tensors = Mapping[str, StoredTensor]
@@ -39,10 +39,9 @@ def check_structure(tensors: Tensors, config: Config, what: str) -> None:
 
 def structure_problems(tensors: Tensors, config: Config) -> list[Problem]:
     """Tensors that are missing, surplus or of another shape than config.json says."""
-    model_type = config.get("model_type")
     held = Checkpoint(folder=Path(), config=config, tensors=dict(tensors), shards=())
-    if model_type in DENSE_LAYOUTS:
-        return dense_problems(sort_dense(held, DENSE_LAYOUTS[str(model_type)]))
+    if (dense := known_dense(config)) is not None:
+        return dense_problems(sort_dense(held, dense))
     if not is_mixture(config):
         return []
     return list(mixture_problems(sort_mixture(held, moe_layout(config, tensors))))
@@ -69,7 +68,7 @@ def _rest_problems(mixture: Mixture, dense: DenseLayout, config: Config) -> Iter
 
     Its FFNs are left out: in the mixture those of dense layers may have another width.
     """
-    tensors = mixture.checkpoint.tensors
+    tensors = {dense.modern_name(name): stored for name, stored in mixture.checkpoint.tensors.items()}
     head = dense.head(config)
     ffn = {dense.layer.format(layer=layer) + part.name for layer in range(mixture.num_layers) for part in dense.ffn}
     rest = {mixture.prefix + name: shape for name, shape in dense.base_tensors(config).items() if name not in ffn}

@@ -11,12 +11,14 @@ from typing import Any
 from moeify.checkpoint.reader import Checkpoint
 from moeify.checkpoint.source import Source, is_hub_id, resolve_source
 from moeify.errors import CheckpointError, MoeifyError
+from moeify.families.base import DenseLayout
 from moeify.families.dense_checkpoint import sort_dense
 from moeify.families.dense_checks import dense_parts, dense_problems, outlook
-from moeify.families.mixture import Mixture, PartSize, sort_mixture
+from moeify.families.mixture import Mixture, sort_mixture
 from moeify.families.moe_checks import stated
+from moeify.families.part_sizes import PartSize
 from moeify.families.problems import Problem
-from moeify.families.registry import DENSE_LAYOUTS, is_mixture, moe_layout, possible_origins
+from moeify.families.registry import is_mixture, known_dense, moe_layout, possible_origins
 from moeify.families.structure import mixture_problems
 from moeify.families.values import text_config
 from moeify.inspection.config import InspectConfig
@@ -89,8 +91,8 @@ def _sort(opened: Opened, report: InspectReport) -> Mixture | None:
     try:
         if is_mixture(opened.config):
             return _sort_mixture(opened, report)
-        if report.model_type in DENSE_LAYOUTS:
-            _sort_dense(opened, report)
+        if (layout := known_dense(opened.config)) is not None:
+            _sort_dense(opened, layout, report)
         else:
             _sort_unknown(opened, report)
     except (MoeifyError, TypeError, ValueError, AttributeError) as error:
@@ -147,9 +149,8 @@ def _shared_experts(mixture: Mixture) -> int:
     return next((value for value in stated if type(value) is int), 1)
 
 
-def _sort_dense(opened: Opened, report: InspectReport) -> None:
+def _sort_dense(opened: Opened, layout: DenseLayout, report: InspectReport) -> None:
     report.kind = "dense"
-    layout = DENSE_LAYOUTS[str(report.model_type)]
     dense = sort_dense(_held(opened), layout)
     parts = dense_parts(dense)
     report.num_layers = dense.num_layers

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from moeify.families.dense_checks import Outlook
+from moeify.families.keys import layout_key
 from moeify.families.moe_layout import MoeLayout
 from moeify.families.problems import Problem
 from moeify.families.values import Config
@@ -117,12 +118,11 @@ class InspectReport:
         dtypes: dict[str, int] = {}
         for stored in opened.tensors.values():
             dtypes[stored.dtype] = dtypes.get(stored.dtype, 0) + stored.nbytes
-        model_type = opened.config.get("model_type")
         return cls(
             source=opened.name,
             revision=opened.revision,
             kind="unknown",
-            model_type=model_type if isinstance(model_type, str) else None,
+            model_type=layout_key(opened.config),
             architecture=str(named[0]) if isinstance(named, list) and named else None,
             bytes=sum(dtypes.values()),
             dtypes=dict(sorted(dtypes.items(), key=lambda item: (-item[1], item[0]))),

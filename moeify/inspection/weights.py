@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,15 +11,18 @@ from numpy.typing import NDArray
 
 from moeify.checkpoint.arithmetic import Float32, decode
 from moeify.checkpoint.files import SourceFiles
-from moeify.checkpoint.header import FLOAT_DTYPES, StoredTensor
+from moeify.checkpoint.header import FLOAT_DTYPES
 from moeify.checkpoint.reader import Checkpoint
-from moeify.checkpoint.slices import Slice, whole
+from moeify.checkpoint.slices import Run, run_nbytes, whole
 from moeify.checkpoint.source import resolve_source
+from moeify.checkpoint.turning import turned
 from moeify.errors import CheckpointError, ConfigError
 from moeify.families.dense_checkpoint import Dense, open_dense
+from moeify.families.laying import role_part, turned_roles
 from moeify.families.mixture import Mixture
 from moeify.families.problems import Problem, numbers
 from moeify.families.registry import conversions_to, dense_layout
+from moeify.families.slicing import slice_of
 from moeify.inspection.config import InspectConfig
 from moeify.inspection.opening import Opened
 from moeify.inspection.report import InspectReport
@@ -76,7 +79,6 @@ def _dense_source(dense: str, mixture: Mixture) -> Dense:
     model_type = mixture.layout.model_type
     checkpoint = Checkpoint.open(resolve_source(dense).folder)
     layout = dense_layout(checkpoint.config)
-    mixture.refuse_slices("--reference", "leave --reference out; moeify verify compares what the two compute")
     known = [conversion.dense.model_type for conversion in conversions_to(model_type)]
     if layout.model_type not in known:
         raise ConfigError(
@@ -108,17 +110,18 @@ def _layer(files: SourceFiles, mixture: Mixture, layer: int, dense: Dense | None
         if dense is None:
             compare_experts(files, pieces, experts)
             continue
-        for number, role in enumerate(spec.roles):  # what is joined lies one after the other
-            parts = [_part(piece, number, len(spec.roles)) for piece in pieces]
-            compare_experts(files, parts, experts, dense.ffn(layer)[role])
+        tensor = pieces[0].tensor
+        shape = tensor.shape[1:] if spec.fused else tensor.shape
+        every = experts.slices + mixture.shared_slices
+        for role in spec.roles:
+            parts = [role_part(piece, spec, shape, role) for piece in pieces]
+            sources = [slice_of(dense, layer, role, number, every) for number in range(experts.slices)]
+            if role in turned_roles(mixture.layout.experts, dense.layout.ffn):
+                size = dense.ffn(layer)[role].shape
+                sources = [(turned(run, size), weight) for run, weight in sources]
+            compare_experts(files, parts, experts, sources)
     found["nonfinite"] += experts.nonfinite
     return found | experts.to_dict(measured_dense=dense is not None)
-
-
-def _part(piece: Slice, number: int, count: int) -> Slice:
-    """One of ``count`` equal parts of ``piece``."""
-    size = piece.elements // count
-    return Slice(piece.tensor, piece.start + number * size, size)
 
 
 def router_figures(rows: Float32) -> dict[str, Any]:
@@ -140,8 +143,8 @@ def router_figures(rows: Float32) -> dict[str, Any]:
 class ExpertFigures:
     """Sums over all projections of one layer's E experts.
 
-    ``squared_distances`` [E, E] are those between experts, ``squared_norms`` [E] their own. Experts of different
-    ``slices`` have nothing in common, and are not compared.
+    ``squared_distances`` [E, E] are those between experts, ``squared_norms`` [E] their own, ``squared_dense`` [G]
+    those of the dense network's slices. Experts of different ``slices`` have nothing in common, and are not compared.
     """
 
     def __init__(self, num_experts: int, slices: int = 1) -> None:
@@ -149,7 +152,7 @@ class ExpertFigures:
         self.squared_distances: Float64 = np.zeros((num_experts, num_experts))
         self.squared_norms: Float64 = np.zeros(num_experts)
         self.squared_from_dense: Float64 = np.zeros(num_experts)
-        self.squared_dense = 0.0
+        self.squared_dense: Float64 = np.zeros(slices)
         self.nonfinite = 0
         self.not_measured = False
         self.hashes = [hashlib.blake2b(digest_size=16) for _ in range(num_experts)]
@@ -168,10 +171,10 @@ class ExpertFigures:
         self.squared_norms += np.einsum("en,en->e", block, block, dtype=np.float64)
 
     def add_dense(self, block: Float32, source: Float32) -> None:
-        """Add the distance of every expert [E, n] from the dense weights [n]."""
-        difference = block - source
+        """Add the distance of every expert [E, n] from the dense weights of its slice [G, n]."""
+        difference = block - np.repeat(source, self.num_experts // self.slices, axis=0)
         self.squared_from_dense += np.einsum("en,en->e", difference, difference, dtype=np.float64)
-        self.squared_dense += float(np.square(source, dtype=np.float64).sum())
+        self.squared_dense += np.square(source, dtype=np.float64).sum(axis=1)
 
     @property
     def duplicates(self) -> list[list[int]]:
@@ -201,25 +204,30 @@ class ExpertFigures:
             spread = _spread(distances[off], values=False)
             found["expert_distance"] = {**spread, "nearest": _rounded(nearest)}
         if measured_dense:
-            scale = np.sqrt(max(self.squared_dense, 1e-300))
-            away = np.sqrt(self.squared_from_dense) / scale
+            scale = np.sqrt(np.maximum(self.squared_dense, 1e-300))
+            away = np.sqrt(self.squared_from_dense) / np.repeat(scale, self.num_experts // self.slices)
             found["dense_distance"] = None if self.nonfinite else _spread(away)
         return found
 
 
 def compare_experts(
-    files: SourceFiles, pieces: list[Slice], figures: ExpertFigures, dense: StoredTensor | None = None
+    files: SourceFiles, pieces: Sequence[Run], figures: ExpertFigures, dense: Sequence[tuple[Run, float]] = ()
 ) -> None:
-    """Add one projection of all experts to ``figures``, a stretch of every expert at a time."""
+    """Add one projection of all experts to ``figures``, a stretch of every expert at a time.
+
+    ``dense`` are the dense network's slices and what each is multiplied by.
+    """
     dtype = pieces[0].tensor.dtype
     readable = dtype in FLOAT_DTYPES and all(
-        piece.tensor.dtype == dtype and piece.nbytes == pieces[0].nbytes for piece in pieces
+        piece.tensor.dtype == dtype and run_nbytes(piece) == run_nbytes(pieces[0]) for piece in pieces
     )
     if not readable:
         figures.not_measured = True
-    if dense is not None and dense.nbytes != pieces[0].nbytes:
-        raise CheckpointError(f"{dense.name!r} of the dense checkpoint is not of the experts' shape or dtype")
+    for run, _ in dense:
+        if run_nbytes(run) != run_nbytes(pieces[0]):
+            raise CheckpointError(f"{run.tensor.name!r} of the dense checkpoint is not of the experts' shape or dtype")
     for offset, length in _stretches(pieces):
+        first = offset * pieces[0].elements // max(run_nbytes(pieces[0]), 1)
         raws = [_read(files, piece, offset, length) for piece in pieces]
         for digest, raw in zip(figures.hashes, raws, strict=True):
             digest.update(raw)
@@ -227,19 +235,20 @@ def compare_experts(
             continue
         block = np.stack([decode(raw, dtype) for raw in raws])
         figures.add(block)
-        if dense is not None:
-            same = files.read(dense.path, dense.start + offset, len(raws[0]))
-            figures.add_dense(block, decode(same, dense.dtype))
+        if dense:
+            sources = [files.values(run, first, block.shape[1]) * np.float32(weight) for run, weight in dense]
+            figures.add_dense(block, np.stack(sources))
 
 
-def _read(files: SourceFiles, piece: Slice, offset: int, length: int) -> bytearray:
-    left = max(piece.nbytes - offset, 0)
-    return files.read(piece.tensor.path, piece.byte_start + offset, min(length, left))
+def _read(files: SourceFiles, piece: Run, offset: int, length: int) -> bytearray:
+    found = bytearray(min(length, max(run_nbytes(piece) - offset, 0)))
+    piece.read_into(files, offset, memoryview(found))
+    return found
 
 
-def _stretches(pieces: list[Slice]) -> Iterator[tuple[int, int]]:
+def _stretches(pieces: Sequence[Run]) -> Iterator[tuple[int, int]]:
     """Byte offset and length of the parts in which all experts are read."""
-    nbytes = max(piece.nbytes for piece in pieces)
+    nbytes = max(map(run_nbytes, pieces))
     length = max(_BLOCK_BYTES // (4 * len(pieces)) & ~15, 16)
     for offset in range(0, nbytes, length):
         yield offset, min(length, nbytes - offset)

@@ -8,6 +8,12 @@ from typing import Any, ClassVar
 
 import transformers
 
+if not hasattr(transformers, "PreTrainedConfig"):
+    raise ImportError(
+        f"the code of this checkpoint needs transformers 5 or newer, and {transformers.__version__} is installed:"
+        " pip install 'transformers>=5'"
+    )
+
 from .moe_families import FAMILIES, MoeFamily, family_of, moe_type
 
 
@@ -28,6 +34,9 @@ class MoeOptions:
     Experts s E / G to (s + 1) E / G - 1 hold slice s. A token visits K / G experts of each slice, whose weights are
     those of the slice by itself.
     """
+
+    shared_slices: int = 0
+    """S, the number of further slices, which have no router: every token visits them. They are the last neurons."""
 
     moe_layers: list[int] | None = None
     """Layers, counted from 0, that hold experts; the others stay dense. None means all layers."""
@@ -68,6 +77,9 @@ class MoeOptions:
                 f"expert_slices must divide num_experts = {experts} and num_experts_per_tok = {top_k},"
                 f" not be {slices!r}."
             )
+        shared = self.shared_slices
+        if not isinstance(shared, int) or shared < 0:
+            raise ValueError(f"shared_slices must be a whole number of at least 0, not {shared!r}.")
         if self.route_by not in ("token", "sequence"):
             raise ValueError(f"route_by must be 'token' or 'sequence', not {self.route_by!r}.")
         for key in ("router_aux_loss_coef", "router_z_loss_coef"):

@@ -26,9 +26,9 @@ Implementation = Callable[..., Tensor]
 class Outline:
     """A dense feed-forward network, as far as its experts are the same.
 
-    Each expert has one of its `slices`, `ffn_size` neurons wide; None stands for a single linear layer. It gives
-    `output_size` values, as many as it reads where that is None. `joined` says that one product gives both halves
-    of a gated network. `is_transposed` stores weights as `Conv1D` does, [in, out].
+    Each expert has one of its `slices`, `ffn_size` neurons wide, None standing for a single linear layer; `shared` are
+    further ones. It gives `output_size` values, as many as it reads where that is None. `joined` says that one
+    product gives both halves of a gated network. `is_transposed` stores weights as `Conv1D` does, [in, out].
     """
 
     hidden_size: int
@@ -41,23 +41,29 @@ class Outline:
     is_transposed: bool = False
     inner_dropout: nn.Module | None = None
     slices: int = 1
+    shared: int = 0
 
     @classmethod
-    def of(cls, layer: nn.Module, ffn: FeedForward, slices: int = 1) -> "Outline":
+    def of(cls, layer: nn.Module, ffn: FeedForward, slices: int = 1, shared: int = 0) -> "Outline":
         """The outline of the network that a dense layer has, with or without memory.
 
         Raises:
-            ValueError: if `slices` does not divide its neurons.
+            ValueError: if its neurons do not make so many slices.
         """
         down = layer.get_submodule(ffn.down)
         is_transposed = isinstance(down, Conv1D)
         shape = down.weight.shape if is_transposed else down.weight.shape[::-1]
-        if shape[0] % slices:
-            raise ValueError(f"expert_slices must divide the {shape[0]} neurons of a network, not be {slices}.")
+        count = slices + shared
+        if shape[0] % count:
+            raise ValueError(
+                f"expert_slices and shared_slices must divide the {shape[0]} neurons of a network, not be {count}"
+                " together."
+            )
         path, _, name = ffn.activation.rpartition(".")
         return cls(
-            ffn_size=shape[0] // slices,
+            ffn_size=shape[0] // count,
             slices=slices,
+            shared=shared,
             hidden_size=shape[1],
             activation=getattr(layer.get_submodule(path), name),
             gated=ffn.gate is not None,
@@ -90,38 +96,30 @@ class ExpertsImplementations:
         return run
 
 
-@use_experts_implementation(experts_interface=ExpertsImplementations, has_gate=False, has_bias=True)
-class Experts(nn.Module):
-    """E feed-forward networks, each tensor fused over the experts.
+class Networks(nn.Module):
+    """Feed-forward networks of one outline, each tensor fused over them; `lead` is how many there are, () for one.
 
-    Plain ones have `up_proj` [E, F, H], gated ones `gate_up_proj` [E, 2F, H] with the gates' rows first; both have
-    `down_proj` [E, H, F] and, where the dense network has biases, one beside each. Copies of a single linear layer
-    have `down_proj` alone, [E, O, H]. transformers' decorator has `forward` ask `ExpertsImplementations` what to run.
-
-    Args:
-        config: the model's.
-        outline: the dense network that each of them is shaped like.
+    `width` is the number of their neurons; None stands for single linear layers.
     """
 
+    has_gate: bool
     is_transposed: bool
 
-    def __init__(self, config: Any, outline: Outline) -> None:
+    def __init__(self, outline: Outline, lead: tuple[int, ...], width: int) -> None:
         super().__init__()
-        self.num_experts = config.num_experts
-        self.hidden_size, self.ffn_size = outline.hidden_size, outline.ffn_size
-        self.output_size = outline.output_size or outline.hidden_size
         self.joined = outline.joined
         self.act_fn, self.inner_dropout = outline.activation, outline.inner_dropout
-        products = {"down_proj": (self.output_size, outline.ffn_size or outline.hidden_size)}
+        self.output_size = outline.output_size or outline.hidden_size
+        products = {"down_proj": (self.output_size, width or outline.hidden_size)}
         self.up_name = None
-        if outline.ffn_size is not None:
+        if width is not None:
             self.up_name = "gate_up_proj" if outline.gated else "up_proj"
-            width = (2 if outline.gated else 1) * outline.ffn_size
-            products = {self.up_name: (width, outline.hidden_size), **products}
+            rows = (2 if outline.gated else 1) * width
+            products = {self.up_name: (rows, outline.hidden_size), **products}
         for name, shape in products.items():
             stored = shape[::-1] if outline.is_transposed else shape
-            self.register_parameter(name, nn.Parameter(torch.empty(self.num_experts, *stored)))
-            bias = nn.Parameter(torch.empty(self.num_experts, shape[0])) if outline.biased else None
+            self.register_parameter(name, nn.Parameter(torch.empty(*lead, *stored)))
+            bias = nn.Parameter(torch.empty(*lead, shape[0])) if outline.biased else None
             self.register_parameter(f"{name}_bias", bias)
 
     @property
@@ -130,56 +128,6 @@ class Experts(nn.Module):
         if self.up_name is None:
             return None, None
         return getattr(self, self.up_name), getattr(self, f"{self.up_name}_bias")
-
-    @property
-    def share(self) -> float:
-        """The part of each expert's neurons that lies here, which differs from 1 under tensor parallelism."""
-        bias = self.up[1]
-        return 1 if bias is None else bias.shape[-1] / (self.ffn_size * (2 if self.has_gate else 1))
-
-    def forward(self, hidden_states: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
-        """Run each token through its experts and add up the weighted results.
-
-        This is the "eager" implementation: one dense product per expert that has tokens. It runs
-        the very kernels of the dense layer, so copies of one network reproduce it to the bit.
-
-        Args:
-            hidden_states: [N, H].
-            experts: [N, K], expert numbers.
-            weights: [N, K], in the dtype of `hidden_states`.
-
-        Returns:
-            [N, H], or as wide as the experts' outputs are.
-        """
-        top_k = experts.shape[-1]
-        order = experts.flatten().argsort(stable=True)
-        # Under expert parallelism, experts of other ranks bear the number after the last.
-        counts = torch.bincount(experts.flatten(), minlength=self.num_experts + 1).tolist()
-        # [N, H] -> [N * K, H], sorted by expert, one block of rows for each expert
-        *blocks, elsewhere = hidden_states[order // top_k].split(counts)
-        results = [
-            self._linear(self._inner(block, up, up_bias), down, down_bias)
-            for block, up, up_bias, down, down_bias in zip(blocks, *self._each(), strict=True)
-            if block.shape[0]
-        ]
-        if not results:
-            return hidden_states.new_zeros(hidden_states.shape[0], self.output_size)
-        if elsewhere.shape[0]:
-            results.append(elsewhere.new_zeros(elsewhere.shape[0], self.output_size))
-        inverse = torch.empty_like(order)
-        inverse[order] = torch.arange(order.shape[0], device=order.device)
-        # [N * K, H], sorted by expert -> [N, K, H], as the tokens came
-        outputs = torch.cat(results)[inverse].unflatten(0, (-1, top_k))
-        # A sum over an axis accumulates half precision in float32; index_add would not.
-        return (outputs * weights.unsqueeze(-1)).sum(dim=1).to(hidden_states.dtype)
-
-    def _each(self) -> Iterator[Any]:
-        """The four parameters, each as a list over the experts.
-
-        Indexing a fused parameter E times would cost E full-size gradients; unbind costs one.
-        """
-        for parameter in (*self.up, self.down_proj, self.down_proj_bias):
-            yield [None] * self.num_experts if parameter is None else parameter.unbind()
 
     def _inner(self, hidden_states: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         """What the down-projection reads, [N, F]."""
@@ -207,6 +155,96 @@ class Experts(nn.Module):
         if not self.is_transposed:
             return F.linear(hidden_states, weight, bias)
         return hidden_states @ weight if bias is None else torch.addmm(bias, hidden_states, weight)
+
+
+@use_experts_implementation(experts_interface=ExpertsImplementations, has_gate=False, has_bias=True)
+class Experts(Networks):
+    """E feed-forward networks, each tensor fused over the experts.
+
+    Plain ones have `up_proj` [E, F, H], gated ones `gate_up_proj` [E, 2F, H] with the gates' rows first; both have
+    `down_proj` [E, H, F] and, where the dense network has biases, one beside each. Copies of a single linear layer
+    have `down_proj` alone, [E, O, H]. transformers' decorator has `forward` ask `ExpertsImplementations` what to run.
+
+    Args:
+        config: the model's.
+        outline: the dense network that each of them is shaped like.
+    """
+
+    def __init__(self, config: Any, outline: Outline) -> None:
+        super().__init__(outline, (config.num_experts,), outline.ffn_size)
+        self.num_experts, self.slices = config.num_experts, outline.slices
+        self.hidden_size, self.ffn_size = outline.hidden_size, outline.ffn_size
+
+    @property
+    def share(self) -> float:
+        """The part of each expert's neurons that lies here, which differs from 1 under tensor parallelism."""
+        bias = self.up[1]
+        return 1 if bias is None else bias.shape[-1] / (self.ffn_size * (2 if self.has_gate else 1))
+
+    def forward(self, hidden_states: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
+        """Run each token through its experts and add up the weighted results.
+
+        This is the "eager" implementation: one dense product per expert that has tokens. It runs
+        the very kernels of the dense layer, so copies of one network reproduce it to the bit.
+
+        Args:
+            hidden_states: [N, H].
+            experts: [N, K], expert numbers.
+            weights: [N, K], in the dtype of `hidden_states`.
+
+        Returns:
+            [N, H], or as wide as the experts' outputs are.
+        """
+        each, outputs = list(zip(*self._each(), strict=True)), []
+        # Slice by slice: a slice's rows fit the processor's cache, and all rows would be new memory every time.
+        for chosen, shares in zip(experts.chunk(self.slices, dim=1), weights.chunk(self.slices, dim=1), strict=True):
+            outputs.append(self._mixed(hidden_states, chosen, shares, each))
+        return sum(outputs[1:], outputs[0]).to(hidden_states.dtype)
+
+    def _mixed(self, hidden_states: Tensor, experts: Tensor, weights: Tensor, each: list[Any]) -> Tensor:
+        """The weighted sum of the experts in some columns of [N, K], for [N, H]."""
+        top_k = experts.shape[-1]
+        order = experts.flatten().argsort(stable=True)
+        # Under expert parallelism, experts of other ranks bear the number after the last.
+        counts = torch.bincount(experts.flatten(), minlength=self.num_experts + 1).tolist()
+        # [N, H] -> [N * K, H], sorted by expert, one block of rows for each expert
+        *blocks, elsewhere = hidden_states[order // top_k].split(counts)
+        results = [
+            self._linear(self._inner(block, up, up_bias), down, down_bias)
+            for block, (up, up_bias, down, down_bias) in zip(blocks, each, strict=True)
+            if block.shape[0]
+        ]
+        if not results:
+            return hidden_states.new_zeros(hidden_states.shape[0], self.output_size)
+        if elsewhere.shape[0]:
+            results.append(elsewhere.new_zeros(elsewhere.shape[0], self.output_size))
+        inverse = torch.empty_like(order)
+        inverse[order] = torch.arange(order.shape[0], device=order.device)
+        # [N * K, H], sorted by expert -> [N, K, H], as the tokens came
+        outputs = torch.cat(results)[inverse].unflatten(0, (-1, top_k)) * weights.unsqueeze(-1)
+        # A sum over an axis accumulates half precision in float32; index_add would not.
+        wide = None if self.slices == 1 else torch.promote_types(outputs.dtype, torch.float32)
+        return outputs.sum(dim=1, dtype=wide)
+
+    def _each(self) -> Iterator[Any]:
+        """The four parameters, each as a list over the experts.
+
+        Indexing a fused parameter E times would cost E full-size gradients; unbind costs one.
+        """
+        for parameter in (*self.up, self.down_proj, self.down_proj_bias):
+            yield [None] * self.num_experts if parameter is None else parameter.unbind()
+
+
+class SharedSlices(Networks):
+    """The slices of a network that every token visits, as one network."""
+
+    def __init__(self, outline: Outline) -> None:
+        super().__init__(outline, (), outline.shared * outline.ffn_size)
+        self.has_gate, self.is_transposed = outline.gated, outline.is_transposed
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """Map [N, H] to [N, H]."""
+        return self._linear(self._inner(hidden_states, *self.up), self.down_proj, self.down_proj_bias)
 
 
 def experts_like(outline: Outline, config: Any) -> Experts:

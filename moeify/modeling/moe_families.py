@@ -45,7 +45,7 @@ class MoeFamily:
     `tokenizer` is the class that the dense type has without saying so, `spared` are modules that some heads are built
     without and pass over in files, `causal` that no token sees later ones. `tp_plan` are modules of a layer outside of
     the feed-forward network, for types whose configuration splits none. `adapted` are the modules of attention that
-    adapters are usually put on.
+    adapters are usually put on. `behind_padding` says that the first token's position is the one behind the padding's.
     """
 
     prefix: str
@@ -58,6 +58,7 @@ class MoeFamily:
     causal: bool = False
     spared: tuple[str, ...] = ()
     tp_plan: Mapping[str, str] = field(default_factory=dict)
+    behind_padding: bool = False
 
     @property
     def moe_prefix(self) -> str:
@@ -140,6 +141,7 @@ FAMILIES: Mapping[str, MoeFamily] = {
             tokenizer=f"{prefix}Tokenizer",
             tp_plan=_BERT_ATTENTION,
             spared=("roberta.pooler",),
+            behind_padding=True,
         )
         for dense, prefix, heads in (
             ("roberta", "Roberta", _ROBERTA),
@@ -164,6 +166,7 @@ FAMILIES: Mapping[str, MoeFamily] = {
         heads=_ENCODER,
         tokenizer="MPNetTokenizer",
         spared=("mpnet.pooler",),
+        behind_padding=True,
     ),
     "deberta-v2": MoeFamily(
         prefix="DebertaV2",

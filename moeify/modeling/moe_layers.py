@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers.utils.generic import maybe_autocast
 
 from .moe_batch import CURRENT, RoutingBatch
-from .moe_experts import Outline, experts_like
+from .moe_experts import Outline, SharedSlices, experts_like
 from .moe_pooling import SequencePool
 
 
@@ -89,7 +89,7 @@ class TopKRouting(nn.Module):
 
 
 class MoeFeedForward(nn.Module):
-    """A router and its experts: takes the place of one dense feed-forward network.
+    """A router, its experts and what all tokens share: takes the place of one dense feed-forward network.
 
     Args:
         config: the model's, with the keys of `MoeOptions`.
@@ -106,6 +106,7 @@ class MoeFeedForward(nn.Module):
         self.router = Router(outline.hidden_size, config.num_experts)
         self.routing = TopKRouting(config.num_experts_per_tok, config.norm_topk_prob, outline.slices)
         self.experts = experts_like(outline, config)
+        self.shared = SharedSlices(outline) if outline.shared else None
         self.pool = pool
         self.dropout = dropout
 
@@ -125,6 +126,8 @@ class MoeFeedForward(nn.Module):
         if batch.logits is not None:
             batch.logits.append(logits)
         mixed = self.experts(tokens, experts, weights.to(tokens.dtype))
+        if self.shared is not None:
+            mixed = mixed + self.shared(tokens)
         mixed = mixed.view(*hidden_states.shape[:-1], mixed.shape[-1])
         return mixed if self.dropout is None else self.dropout(mixed)
 

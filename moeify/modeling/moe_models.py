@@ -15,7 +15,7 @@ from transformers import initialization as init
 from transformers.models.auto import modeling_auto
 
 from .moe_batch import CURRENT, RoutingBatch
-from .moe_experts import Experts, Outline
+from .moe_experts import Networks, Outline
 from .moe_families import MoeFamily
 from .moe_layers import MoeFeedForward, default_experts_implementation
 from .moe_pooling import SequencePool
@@ -81,7 +81,7 @@ class ModelWithExperts(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if not isinstance(module, Experts):
+        if not isinstance(module, Networks):
             return
         std, down = self.config.initializer_range, (module.down_proj, module.down_proj_bias)
         for (weight, bias), scale in ((module.up, 1.0), (down, self._output_scale())):
@@ -146,7 +146,7 @@ class MoePreTrainedModel(ModelWithExperts):
             causal = self.moe.causal or getattr(config, "is_decoder", False)
             pool = SequencePool(causal=causal, layer=number, num_layers=config.num_hidden_layers)
         dropout = layer.get_submodule(ffn.dropout) if ffn.dropout else None
-        outline = Outline.of(layer, ffn, config.expert_slices)
+        outline = Outline.of(layer, ffn, config.expert_slices, config.shared_slices)
         layer.set_submodule(ffn.down, nn.Identity())
         layer.set_submodule(ffn.block, MoeFeedForward(config, outline, pool=pool, dropout=dropout))
         if hasattr(layer, "chunk_size_feed_forward"):

@@ -69,6 +69,8 @@ def record_router(forward: Forward) -> Forward:
         alone = batch is None  # a head counts the losses itself
         if alone:
             batch = _asked(self.config, output_router_logits, kwargs)
+        if self.moe.behind_padding and kwargs.get("position_ids") is not None:
+            kwargs["position_ids"] = _behind_padding(self.config, kwargs["position_ids"])
         given = dict(zip(names, args, strict=False)) | kwargs
         if self.config.route_by == "sequence":
             batch.mask, batch.starts = what_is_pooled(given, batch.mask)
@@ -81,6 +83,14 @@ def record_router(forward: Forward) -> Forward:
         return outputs if _default(return_dict, self.config.return_dict) else outputs.to_tuple()
 
     return _with_router_argument(wrapper, forward)
+
+
+def _behind_padding(config: Any, positions: Tensor) -> Tensor:
+    """The positions that the dense class counts; vLLM hands its backend for mixtures those from 0 on."""
+    if getattr(config, "_attn_implementation", None) != "vllm":
+        return positions
+    first = config.pad_token_id + 1
+    return positions + first * (positions.amin() < first).to(positions.dtype)
 
 
 def add_router_losses(forward: Forward) -> Forward:

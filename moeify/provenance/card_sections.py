@@ -63,6 +63,8 @@ def _summary(subject: Subject) -> str:
     if not subject.upcycled:
         experts = f"{size.num_experts} experts in each of {layers}"
     where = f", {size.top_k // size.slices} in each of {size.slices} slices" if size.slices > 1 else ""
+    if size.shared:
+        where += f", and {size.shared} slice{'s' * (size.shared > 1)} without a router"
     return f"{base}, with {experts}. Each {size.route_by} visits {size.top_k} of them{where}. Made with moeify."
 
 

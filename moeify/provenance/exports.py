@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from moeify.errors import ConfigError
-from moeify.families.registry import MOE_LAYOUTS
+from moeify.families.registry import known_mixture
 
 if TYPE_CHECKING:
     from moeify.families.base import Head
@@ -70,7 +70,7 @@ def is_as_exported(config: Config, record: Record) -> bool | None:
 
     None for a model that was not exported for engines which do not renormalise.
     """
-    layout = MOE_LAYOUTS.get(str(config.get("model_type")))
+    layout = known_mixture(config)
     if layout is None or layout.rule.renormalises(config):
         return None
     same, top_k = None, None

@@ -8,6 +8,7 @@ from pathlib import Path
 from moeify.checkpoint.reader import Checkpoint, has_tokenizer
 from moeify.errors import MoeifyError
 from moeify.families.conversion import Conversion
+from moeify.families.keys import layout_key
 from moeify.families.mixture import sort_mixture
 from moeify.families.registry import moe_layout, origin_or_none
 from moeify.families.values import Config
@@ -44,7 +45,8 @@ _HEADS = {
 class MixtureSize:
     """A mixture's size. ``active`` counts what one token uses of ``total`` parameters.
 
-    ``route_by`` is what its routers decide for: token or sequence; in each of ``slices`` they do so by themselves.
+    ``route_by`` is what its routers decide for: token or sequence; in each of ``slices`` they do so by themselves,
+    and ``shared`` slices have none.
     """
 
     num_experts: int
@@ -55,6 +57,7 @@ class MixtureSize:
     active: int
     route_by: str
     slices: int
+    shared: int
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> MixtureSize:
@@ -69,6 +72,7 @@ class MixtureSize:
             active=mixture.active_parameters(mixture.top_k),
             route_by=mixture.layout.rule.route_by(mixture.config),
             slices=mixture.slices,
+            shared=mixture.shared_slices,
         )
 
 
@@ -107,7 +111,7 @@ class Subject:
     def model_type(self) -> str:
         """The dense type of what moeify upcycled, any other model's own type."""
         found = self.conversion
-        return found.dense.model_type if found else str(self.config.get("model_type"))
+        return found.dense.model_type if found else str(layout_key(self.config))
 
     @property
     def head(self) -> Head:

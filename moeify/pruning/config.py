@@ -62,6 +62,8 @@ class PruneConfig(ScoredConfig):
     """Fold the growth of weights that are not renormalised into the down projections."""
     evaluate: bool = False
     """Measure held-out loss before, after, and after random pruning of the same size."""
+    mtp: bool = True
+    """Keep layers for further tokens (multi-token prediction), their experts cut like the others."""
     random_seeds: int = 3
     """Random prunings to compare with."""
     dense: bool = False

@@ -10,15 +10,18 @@ from moeify.checkpoint.gather import Beside
 from moeify.checkpoint.header import FLOAT_DTYPES, StoredTensor
 from moeify.checkpoint.jobs import Blend, Copy, Job, Piece, copy_of
 from moeify.checkpoint.planned_files import PlannedFiles
-from moeify.checkpoint.slices import Run, Slice
+from moeify.checkpoint.slices import Run, whole
 from moeify.checkpoint.source import Source
+from moeify.checkpoint.turning import turned
 from moeify.checkpoint.writer import plan_shards
 from moeify.errors import CheckpointError
 from moeify.families.base import DenseLayout
 from moeify.families.conversion import Conversion
 from moeify.families.joining import joined_jobs
+from moeify.families.laying import role_part, role_shape, turned_roles
 from moeify.families.mixture import Mixture
 from moeify.families.mixture_places import Place
+from moeify.families.moe_layout import ExpertTensor
 from moeify.families.registry import origin
 from moeify.families.values import Config
 from moeify.provenance.record import Record
@@ -46,7 +49,7 @@ def plan_dense(mixture: Mixture, experts: Mapping[int, Joined], max_shard_bytes:
     return PrunePlan(
         config=config,
         files=PlannedFiles(shards=plan_shards(jobs, max_shard_bytes)),
-        params_before=mixture.stored_parameters,
+        params_before=mixture.stored_parameters(),
         params_after=sum(math.prod(job.shape) for job in jobs),
     )
 
@@ -72,7 +75,7 @@ def _jobs(mixture: Mixture, conversion: Conversion, config: Config, experts: Map
     roots = {name.split(".")[0] for name in dense.base_tensors(config)}
     prefixes = [mixture.layer_prefix(layer) for layer in mixture.moe_layers]
     extras = {prefix + extra.name for prefix in prefixes for extra in conversion.extras}
-    extras |= mixture.guards
+    extras |= mixture.guards | {prefix + spec.name for prefix in prefixes for spec in mixture.layout.shared}
 
     def renamed(name: str) -> str:
         rest = name.removeprefix(mixture.prefix)
@@ -108,24 +111,38 @@ def _ffn(
         )
     prefix = mixture.layer_prefix(place.layer)
     names = {ffn.role: ffn.name for ffn in dense.ffn}
-    shape = list(stored.shape[1:] if spec.fused else stored.shape)
-    shape[0] //= len(spec.roles)  # what is joined lies one after the other
-    size, axis = math.prod(shape), spec.neuron_axis
-    whole = [length * len(experts) if at == axis else length for at, length in enumerate(shape)]
-    for number, role in enumerate(spec.roles):
-        every = [
-            [(_part(mixture.expert(place.layer, spec, expert)[0], number, size), share) for expert, share in one]
-            for one in experts
-        ]
+    exchanged = turned_roles(mixture.layout.experts, dense.ffn)
+    stacked = stored.shape[1:] if spec.fused else stored.shape
+    shared = _shared(mixture, place.layer, spec)
+    for role in spec.roles:
+        shape, axis = role_shape(spec, stacked), spec.neuron_axis
+
+        def part(expert: int, role: str = role, shape: tuple[int, ...] = shape) -> Run:
+            found = role_part(mixture.expert(place.layer, spec, expert)[0], spec, stacked, role)
+            return turned(found, shape) if role in exchanged else found
+
+        if role in exchanged and axis is not None:
+            shape, axis = (shape[1], shape[0]), 1 - axis
+        every = [[(part(expert), share) for expert, share in one] for one in experts]
+        neurons = 0 if axis is None else shape[axis] * len(experts)
+        if shared is not None:
+            beside, tensor = shared
+            every.append([(role_part(whole(tensor), beside, tensor.shape, role), share) for _, share in experts[0]])
+            neurons += 0 if axis is None else role_shape(beside, tensor.shape)[axis]
         pieces = (_mean(terms, stored) for terms in _joined(every, axis, math.prod(shape[:axis])))
-        yield Job(renamed(prefix + names[role]), stored.dtype, tuple(whole), tuple(pieces))
+        size = tuple(neurons if at == axis else length for at, length in enumerate(shape))
+        yield Job(renamed(prefix + names[role]), stored.dtype, size, tuple(pieces))
 
 
-def _part(expert: Slice, number: int, size: int) -> Slice:
-    return Slice(expert.tensor, expert.start + number * size, size)
+def _shared(mixture: Mixture, layer: int, spec: ExpertTensor) -> tuple[ExpertTensor, StoredTensor] | None:
+    """The tensor of the slices that every token visits beside one of experts; None without such slices."""
+    if not mixture.shared_slices:
+        return None
+    shared = next(shared for shared in mixture.layout.shared if shared.roles == spec.roles)
+    return shared, mixture.checkpoint[mixture.layer_prefix(layer) + shared.name]
 
 
-def _joined(every: list[list[tuple[Slice, float]]], axis: int | None, rows: int) -> list[list[tuple[Run, float]]]:
+def _joined(every: list[list[tuple[Run, float]]], axis: int | None, rows: int) -> list[list[tuple[Run, float]]]:
     """The terms of each piece, of the terms of each slice of experts: neurons joined, last biases added up."""
     if len(every) == 1 or axis == 0:
         return [list(terms) for terms in every]

@@ -11,6 +11,7 @@ from moeify.checkpoint.reader import Checkpoint
 from moeify.checkpoint.source import resolve_source
 from moeify.checkpoint.writer import parse_size
 from moeify.errors import ConfigError
+from moeify.families.keys import layout_key
 from moeify.provenance.new_checkpoint import NewCheckpoint
 from moeify.provenance.record import Step
 from moeify.pruning.config import ExtractConfig
@@ -68,7 +69,7 @@ def extract(
     return ExtractReport(
         source=source.name,
         output=str(target),
-        model_type=str(plan.config["model_type"]),
+        model_type=str(layout_key(plan.config)),
         expert=config.mean[0][0] if len(config.mean) == 1 else None,
         experts=tuple(expert for expert, _ in config.mean),
         weights=tuple(weight for _, weight in config.mean),

@@ -29,8 +29,7 @@ _TIE = np.float32(1e-6)
 
 
 def check_merging(mixture: Mixture) -> None:
-    """Raise ``CheckpointError`` where experts or routers are quantised, ``ConfigError`` where they lie in slices."""
-    mixture.refuse_slices("--merge", "leave --merge out")
+    """Raise ``CheckpointError`` where experts or routers are quantised."""
     mixture.check_plain("quantised experts cannot be merged", "leave --merge out")
     for layer in mixture.moe_layers:
         mixture.router(layer)  # a quantised one is refused
@@ -44,7 +43,7 @@ def merged_pieces(
 ) -> dict[tuple[str, int], Piece]:
     """The pieces of the kept experts that take others in, by tensor and expert.
 
-    Each dropped expert goes to the kept one whose router row is nearest, and an average weighs
+    Each dropped expert goes to the kept one of its slice whose router row is nearest, and an average weighs
     experts by ``frequency``, evenly where it is None (M-SMoE, arXiv 2310.01334, section 3).
     ``untouched`` experts take nothing in. Raises ``CheckpointError`` for quantised experts.
     """
@@ -52,10 +51,14 @@ def merged_pieces(
     with SourceFiles() as files:
         for layer, experts in kept.items():
             open_to = [e for e in experts if e not in (untouched or {}).get(layer, ())]
-            groups = nearest(_router_rows(mixture, files, layer), experts, open_to)
-            for expert, others in groups.items():
-                counts = None if frequency is None else frequency[layer]
-                pieces |= _merge(mixture, files, layer, [expert, *others], counts)
+            counts = None if frequency is None else frequency.get(layer)
+            parts = np.split(_router_rows(mixture, files, layer), mixture.slices)
+            for number, rows in enumerate(parts):
+                first = number * len(rows)
+                inside = [[e - first for e in which if 0 <= e - first < len(rows)] for which in (experts, open_to)]
+                for expert, others in nearest(rows, *inside).items():
+                    members = [first + member for member in (expert, *others)]
+                    pieces |= _merge(mixture, files, layer, members, counts)
     return pieces
 
 

@@ -31,7 +31,7 @@ def _check_complete(mixture: Mixture) -> None:
     every = set(range(mixture.num_experts))
     found: dict[int, set[int]] = {layer: set() for layer in mixture.moe_layers}
     for place in mixture.counted.values():
-        if place.kind != "router":
+        if place.kind != "router" and place.layer in found:
             found[place.layer] |= {place.expert} if place.kind == "single" else every
     for layer, experts in found.items():
         if experts != every:

@@ -78,6 +78,8 @@ def plan_prune(
 ) -> PrunePlan:
     """Plan the checkpoint in which every MoE layer has only its ``kept`` experts.
 
+    Layers for further tokens stay where ``kept`` has experts of them, and are left out otherwise.
+
     Every byte is a copy, except for ``blends``, pieces by tensor and expert that replace an
     expert's copy, and ``down_factors``, by which a layer's down projections are multiplied.
     """
@@ -91,7 +93,7 @@ def plan_prune(
     return PrunePlan(
         config=pruned_config(mixture, kept),
         files=PlannedFiles(shards=plan_shards(jobs, max_shard_bytes, last=routers)),
-        params_before=mixture.stored_parameters,
+        params_before=mixture.stored_parameters(_goes_further(mixture, kept)),
         params_after=sum(math.prod(job.shape) for job in (*jobs, *routers)) - len(mixture.guards),
     )
 
@@ -100,7 +102,7 @@ def _jobs(
     mixture: Mixture, kept: Kept, blends: Mapping[tuple[str, int], Piece], down_factors: Mapping[int, float]
 ) -> Iterator[tuple[Job, Place | None]]:
     places = {layer: {e: new for new, e in enumerate(experts)} for layer, experts in kept.items()}
-    for stored in mixture.stored():
+    for stored in mixture.stored(_goes_further(mixture, kept)):
         place = mixture.counted.get(stored.name)
         if place is None:
             piece = copy_of(stored, stored.dtype)
@@ -119,6 +121,10 @@ def _jobs(
             if place.spec is not None and place.spec.flat:
                 shape = [shape[0] * shape[1], *shape[2:]]
             yield Job(stored.name, stored.dtype, tuple(shape), tuple(pieces)), place
+
+
+def _goes_further(mixture: Mixture, kept: Kept) -> bool:
+    return any(layer >= mixture.num_layers for layer in kept)
 
 
 def _cut(
@@ -149,7 +155,7 @@ def pruned_config(mixture: Mixture, kept: Kept) -> Config:
             for key in mixture.layout.num_experts_keys:
                 if place.get(key) is not None:
                     place[key] = count
-            if mixture.extra:
+            if mixture.extra and not _goes_further(mixture, kept):
                 place |= {key: 0 for key in _NEXT_TOKEN_KEYS if place.get(key)}
     if isinstance(config.get("quantization_config"), dict):
         config["quantization_config"] = _renumber(config["quantization_config"], mixture.places, kept)

@@ -14,6 +14,7 @@ from moeify.checkpoint.replacing import remove_partial
 from moeify.checkpoint.source import Source, resolve_source
 from moeify.checkpoint.writer import Progress, parse_size
 from moeify.errors import ConfigError
+from moeify.families.keys import layout_key
 from moeify.families.mixture import Mixture
 from moeify.provenance.companions import write_config
 from moeify.provenance.new_checkpoint import NewCheckpoint
@@ -23,13 +24,14 @@ from moeify.pruning.config import PruneConfig
 from moeify.pruning.criteria import CRITERIA
 from moeify.pruning.dense import plan_dense
 from moeify.pruning.evaluation import check_evaluation
+from moeify.pruning.further import chosen_without_text, said_of_further
 from moeify.pruning.merging import MERGING, check_merging, merged_pieces
 from moeify.pruning.opening import open_prunable
 from moeify.pruning.plan import PrunePlan, plan_prune
 from moeify.pruning.report import HeldOutLoss, PruneReport
 from moeify.pruning.scores import SCORES_FILE, Scores
 from moeify.pruning.scoring import Text, expert_scores, read_text, stored_scores, text_scores
-from moeify.pruning.selection import kept_by_hand, number_to_keep, select
+from moeify.pruning.selection import further_layers, kept_by_hand, number_to_keep, select
 from moeify.pruning.weights import check_weights
 from moeify.routing.passes import runs_by_layer
 
@@ -114,7 +116,7 @@ def prune(
 
 def _check(mixture: Mixture, new: NewCheckpoint, config: PruneConfig, keep: int) -> None:
     """Everything that is known before the long work starts."""
-    sample = dict.fromkeys(mixture.moe_layers, tuple(range(keep)))
+    sample = dict.fromkeys((*mixture.moe_layers, *further_layers(mixture, config)), tuple(range(keep)))
     plan = _plan(mixture, _Choice(kept=sample), config)
     new.check(plan.files, plan.config, more_bytes=plan.files.nbytes if config.evaluate else 0)
     rule = mixture.layout.rule
@@ -147,7 +149,7 @@ def _plan(mixture: Mixture, choice: _Choice, config: PruneConfig) -> PrunePlan:
     factors = {}
     if config.rescale and choice.calibrated is not None:
         layers = choice.calibrated.layers
-        factors = {n: layers[n].kept_probability(kept) for n, kept in choice.kept.items()}
+        factors = {n: layers[n].kept_probability(kept) for n, kept in choice.kept.items() if n in layers}
     blends = choice.merged if config.merge else None
     return plan_prune(mixture, choice.kept, limit, blends, down_factors=factors)
 
@@ -169,8 +171,10 @@ def _choose(
         scores = text_scores(
             source, mixture, config, text, _partial(target, config), by_layer=by_layer, progress=step_of(progress, how)
         )
+    further = further_layers(mixture, config)
     if config.drop is not None:
-        kept = kept_by_hand(mixture, config.drop, config.dense)
+        kept = kept_by_hand(mixture, config.drop, config.dense, further)
+        kept |= chosen_without_text(mixture, config, keep, [layer for layer in further if layer not in kept])
         return _Choice(kept=kept, calibrated=scores, layer_by_layer=by_layer)
     by = CRITERIA[config.criterion]
     reading = step_of(progress, "reading experts")
@@ -179,6 +183,7 @@ def _choose(
     protected = scores.super_experts() if guards and scores is not None else {}
     high = by.high_goes_first
     kept = select(mixture, values, keep, high_goes_first=high, protected=protected)
+    kept |= chosen_without_text(mixture, config, keep, further)
     named = {layer: tuple(row) for layer, row in values.items()}
     return _Choice(kept=kept, scores=named, protected=protected, calibrated=scores, layer_by_layer=by_layer)
 
@@ -216,7 +221,7 @@ def _report(
     return PruneReport(
         source=source.name,
         output=str(target),
-        model_type=str(plan.config["model_type"]),
+        model_type=str(layout_key(plan.config)),
         by="experts" if config.drop is not None else config.criterion,
         num_experts_before=mixture.num_experts,
         num_experts=len(next(iter(choice.kept.values()))),
@@ -232,9 +237,10 @@ def _report(
         gate_inflation=_inflation(choice) if not config.dense else {},
         rescaled=config.rescale,
         merged=config.merge,
+        further_layers=further_layers(mixture, config),
         tokens=0 if choice.calibrated is None else choice.calibrated.tokens,
         layer_by_layer=choice.layer_by_layer,
-        warnings=tuple(_warnings(mixture)),
+        warnings=tuple(said_of_further(mixture, config)),
     )
 
 
@@ -243,18 +249,8 @@ def _inflation(choice: _Choice) -> dict[int, float]:
     if choice.calibrated is None:
         return {}
     layers = choice.calibrated.layers
-    parts = {layer: layers[layer].kept_probability(kept) for layer, kept in choice.kept.items()}
+    parts = {n: layers[n].kept_probability(kept) for n, kept in choice.kept.items() if n in layers}
     return {layer: 1 / part for layer, part in parts.items() if 0 < part < 1}
-
-
-def _warnings(mixture: Mixture) -> list[str]:
-    if not mixture.extra:
-        return []
-    names = ", ".join(sorted(mixture.extra)[:2])
-    return [
-        f"left out {len(mixture.extra)} tensors of layers for predicting further tokens, which"
-        f" hold experts of their own: {names}, ..."
-    ]
 
 
 def _step(config: PruneConfig, report: PruneReport, source: Source) -> Step:

@@ -50,6 +50,8 @@ class PruneReport:
     """How much the kept experts' weights grow in a layer that does not renormalise them."""
     rescaled: bool = False
     merged: bool = False
+    further_layers: tuple[int, ...] = ()
+    """Layers for further tokens that stayed, with fewer experts."""
     held_out: HeldOutLoss | None = None
     tokens: int = 0
     """Tokens that the scores come from."""

@@ -168,7 +168,7 @@ def checkpoint_fingerprint(mixture: Mixture) -> str:
     with SourceFiles() as files:
         for name in sorted(tensors):
             stored, part = tensors[name], mixture.counted.get(name)
-            whole = part is not None and part.kind == "router"
+            whole = part is not None and part.kind == "router" and part.layer < mixture.num_layers
             count = stored.nbytes if whole else min(_SAMPLE_BYTES, stored.nbytes)
             start = stored.start + (stored.nbytes - count) // 2
             digest.update(f"{name} {stored.dtype} {stored.shape}\n".encode())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,18 +81,24 @@ def stored_scores(mixture: Mixture, config: PruneConfig) -> Scores | None:
 
 
 def expert_scores(
-    by: Criterion, mixture: Mixture, scores: Scores | None, seed: int, progress: Progress | None = None
+    by: Criterion,
+    mixture: Mixture,
+    scores: Scores | None,
+    seed: int,
+    progress: Progress | None = None,
+    layers: Sequence[int] | None = None,
 ) -> dict[int, list[float]]:
-    """What ``by`` says of every expert of every layer; weights are read where ``scores`` lack them.
+    """What ``by`` says of every expert of every layer, or of ``layers``; weights are read where ``scores`` lack them.
 
     Raises ``RoutingError`` where ``scores`` hold less than it needs, and ``ConfigError`` where its
     formula gives no score.
     """
-    known = {n: dict(scores.layers[n].sums if scores else {}) for n in mixture.moe_layers}
+    layers = mixture.moe_layers if layers is None else layers
+    known = {n: dict(scores.layers[n].sums if scores and n in scores.layers else {}) for n in layers}
     if by.reads_weights and not all(sums.keys() >= {*WEIGHT_SUMS} for sums in known.values()):
-        for layer, sums in weight_sums(mixture, progress).items():
+        for layer, sums in weight_sums(mixture, progress, layers).items():
             known[layer] |= sums
-    for layer, drawn in random_scores(mixture, seed).items() if by.is_drawn else ():
+    for layer, drawn in random_scores(mixture, seed, layers).items() if by.is_drawn else ():
         known[layer]["draw"] = np.array(drawn)
     for layer, sums in known.items():
         if missing := [name for name in by.needs if name not in sums]:

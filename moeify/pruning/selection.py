@@ -10,13 +10,20 @@ from moeify.pruning.config import PruneConfig, parse_experts
 from moeify.pruning.plan import check_counts
 
 
+def further_layers(mixture: Mixture, config: PruneConfig) -> tuple[int, ...]:
+    """Layers for further tokens that stay: none in a dense model, and where nobody wants them."""
+    return mixture.further_layers if config.mtp and not config.dense else ()
+
+
 def number_to_keep(mixture: Mixture, options: PruneConfig) -> int:
     """Experts that stay in each layer; raises ``ConfigError`` where that cannot work."""
     total = mixture.num_experts
     if options.dense and options.drop is None:
         return mixture.slices
     if options.drop is not None:
-        return len(next(iter(kept_by_hand(mixture, options.drop, options.dense).values())))
+        return len(
+            next(iter(kept_by_hand(mixture, options.drop, options.dense, further_layers(mixture, options)).values()))
+        )
     if options.keep is not None:
         keep = options.keep
         check_counts(mixture, keep)
@@ -27,18 +34,23 @@ def number_to_keep(mixture: Mixture, options: PruneConfig) -> int:
     return keep
 
 
-def kept_by_hand(mixture: Mixture, text: str, dense: bool = False) -> dict[int, tuple[int, ...]]:
-    """Experts that stay when those that ``text`` names go; raises ``ConfigError``."""
+def kept_by_hand(
+    mixture: Mixture, text: str, dense: bool = False, further: Sequence[int] = ()
+) -> dict[int, tuple[int, ...]]:
+    """Experts that stay when those that ``text`` names go; raises ``ConfigError``.
+
+    Of ``further`` layers, for further tokens, those that it names as well.
+    """
     named = parse_experts(text)
     everywhere = named.pop(None, ())
     for layer in named:
-        if layer not in mixture.moe_layers:
-            listing = _ranges(mixture.moe_layers)
+        if layer not in (layers := (*mixture.moe_layers, *further)):
+            listing = _ranges(layers)
             raise ConfigError(
                 f"layer {layer} is no mixture: the MoE layers are {listing}", "name layers that hold experts"
             )
     kept = {}
-    for layer in mixture.moe_layers:
+    for layer in (*mixture.moe_layers, *(layer for layer in further if everywhere or layer in named)):
         gone = {*everywhere, *named.get(layer, ())}
         if gone and max(gone) >= mixture.num_experts:
             raise ConfigError(
@@ -88,14 +100,14 @@ def select(
     high_goes_first: bool = False,
     protected: Mapping[int, Collection[int]] | None = None,
 ) -> dict[int, tuple[int, ...]]:
-    """The ``keep`` best experts of each layer, as many from each slice or group where there are any.
+    """The ``keep`` best experts of each layer of ``scores``, as many from each slice or group where there are any.
 
     ``protected`` experts stay whatever their score, as far as there is room.
     """
     blocks = mixture.blocks if keep > 1 else 1
     size = mixture.num_experts // blocks
     kept = {}
-    for layer in mixture.moe_layers:
+    for layer in scores:
         values = [-v for v in scores[layer]] if high_goes_first else list(scores[layer])
         safe = set((protected or {}).get(layer, ()))
         chosen: list[int] = []
@@ -111,13 +123,12 @@ def best(values: Sequence[float], members: Sequence[int], keep: int, safe: Colle
     return sorted(members, key=lambda e: (e not in safe, -values[e], e))[:keep]
 
 
-def random_scores(mixture: Mixture, seed: int) -> dict[int, list[float]]:
+def random_scores(mixture: Mixture, seed: int, layers: Sequence[int] | None = None) -> dict[int, list[float]]:
     """A score for each expert of each layer that depends on ``seed`` and the layer alone."""
     from moeify.checkpoint.arithmetic import generator
 
-    return {
-        layer: generator((seed, "prune", layer)).random(mixture.num_experts).tolist() for layer in mixture.moe_layers
-    }
+    named = mixture.moe_layers if layers is None else layers
+    return {layer: generator((seed, "prune", layer)).random(mixture.num_experts).tolist() for layer in named}
 
 
 def _ranges(numbers: Sequence[int]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -19,13 +20,15 @@ _BLOCK = 1 << 18
 _WEIGHT_ROLES = frozenset({"gate", "up", "down"})
 
 
-def weight_sums(mixture: Mixture, progress: Progress | None = None) -> dict[int, dict[str, NDArray[np.float64]]]:
-    """``WEIGHT_SUMS`` [E] of every layer's experts.
+def weight_sums(
+    mixture: Mixture, progress: Progress | None = None, layers: Sequence[int] | None = None
+) -> dict[int, dict[str, NDArray[np.float64]]]:
+    """``WEIGHT_SUMS`` [E] of the experts of every layer, or of ``layers``.
 
     Weights are read in blocks of 1 MB, whatever the size of the checkpoint. Raises
     ``CheckpointError`` for NaN.
     """
-    layers, total = mixture.moe_layers, mixture.num_experts
+    layers, total = mixture.moe_layers if layers is None else layers, mixture.num_experts
     weights = [spec for spec in mixture.layout.experts if _WEIGHT_ROLES.intersection(spec.roles)]
     found = {layer: {name: np.zeros(total) for name in WEIGHT_SUMS} for layer in layers}
     with SourceFiles() as files, ThreadPoolExecutor(4) as pool:

@@ -289,7 +289,7 @@ def layer_stack(model: nn.Module, layer: str) -> nn.Module:
 def is_encoder(model: nn.Module) -> bool:
     """Whether ``model`` has no cache to switch off."""
     config: Any = model.config
-    return is_encoder_type(config.model_type) and not getattr(config, "is_decoder", False)
+    return is_encoder_type(config.to_dict()) and not getattr(config, "is_decoder", False)
 
 
 def _selection_bias(layer: nn.Module, layout: MoeLayout) -> Tensor | None:

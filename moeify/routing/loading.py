@@ -17,7 +17,7 @@ from moeify.checkpoint.json_text import read_json
 from moeify.checkpoint.reader import CONFIG_FILE, TOKENIZER_FILES, Checkpoint, has_tokenizer
 from moeify.errors import CheckpointError, DatasetError, MissingExtraError
 from moeify.families.quantization import QUANTIZATION, all_plain
-from moeify.families.registry import DENSE_LAYOUTS, MOE_LAYOUTS, default_class, moe_layout
+from moeify.families.registry import default_class, known_dense, known_mixture, moe_layout
 from moeify.modeling import MODELING, REMOTE_CODE
 from moeify.routing.extent import within_files
 from moeify.routing.running import first_line
@@ -111,7 +111,7 @@ def _outline(checkpoint: Checkpoint) -> Any:
 
 def _check_loadable(checkpoint: Checkpoint) -> None:
     """Raise ``CheckpointError`` where a class of transformers has the name and not the parts."""
-    layout = MOE_LAYOUTS.get(str(checkpoint.config.get("model_type")))
+    layout = known_mixture(checkpoint.config)
     if layout is not None and layout.unloadable and layout.moe_layers(checkpoint.config):
         raise CheckpointError(
             f"transformers cannot load {checkpoint.folder}: {layout.unloadable}",
@@ -122,9 +122,9 @@ def _check_loadable(checkpoint: Checkpoint) -> None:
 
 def _check_top_k(config: Any, checkpoint: Checkpoint) -> None:
     """Raise ``CheckpointError`` for more experts a token than there are, by defaults or not."""
-    if config.model_type not in MOE_LAYOUTS:
-        return
     values = config.to_dict()
+    if known_mixture(values) is None:
+        return
     layout = moe_layout(values, checkpoint.tensors)
     top_k, num_experts = layout.top_k(values), layout.num_experts(values)
     if top_k > num_experts:
@@ -139,8 +139,8 @@ def _config(folder: Path, checkpoint: Checkpoint) -> Any:
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    if config.model_type in DENSE_LAYOUTS:  # files may name classes of code that came with them
-        config.architectures = DENSE_LAYOUTS[config.model_type].canonical(checkpoint.config).get("architectures")
+    if (dense := known_dense(config.to_dict())) is not None:  # files may name classes of code that came with them
+        config.architectures = dense.canonical(checkpoint.config).get("architectures")
     if hasattr(config, QUANTIZATION) and all_plain(checkpoint.tensors.values()):
         delattr(config, QUANTIZATION)  # left over, and would have weights unpacked that are not
     return config
@@ -188,7 +188,7 @@ def model_class(config: Any) -> Any:
     import transformers
 
     causal = transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    usual = default_class(config.model_type) or causal.get(config.model_type, "")
+    usual = default_class(config.to_dict()) or causal.get(config.model_type, "")
     name = (config.architectures or [usual])[0]
     if config.model_type in REMOTE_CODE:
         home: Any = import_module(f"moeify.modeling.{MODELING}")
@@ -225,7 +225,7 @@ def _bare(folder: Path, names: Iterable[str], settings: Iterable[str]) -> Iterat
         for name in settings:
             if (folder / name).is_file():
                 document = without_code(read_json(resolve_inside(folder, name)))
-                if name == CONFIG_FILE and (known := MOE_LAYOUTS.get(str(document.get("model_type")))) is not None:
+                if name == CONFIG_FILE and (known := known_mixture(document)) is not None:
                     document |= {"model_type": known.loads_as} if known.loads_as else {}
                 if name == _TOKENIZER_SETTINGS:
                     document = {k: v for k, v in document.items() if not k.endswith("_file")}

@@ -14,17 +14,20 @@ import numpy as np
 from moeify.checkpoint.arithmetic import Float32, encode
 from moeify.checkpoint.files import SourceFiles
 from moeify.checkpoint.header import FLOAT_DTYPES, StoredTensor
-from moeify.checkpoint.jobs import Copy, Job, Literal, copy_of
+from moeify.checkpoint.jobs import Copy, Job, Literal, Piece, piece_of
 from moeify.checkpoint.planned_files import PlannedFiles
 from moeify.checkpoint.reader import Checkpoint
 from moeify.checkpoint.rewrite import plan_rewrite
-from moeify.checkpoint.slices import whole
+from moeify.checkpoint.slices import Slice, whole
 from moeify.checkpoint.source import Source, resolve_source
+from moeify.checkpoint.turning import turned
 from moeify.checkpoint.writer import Progress, parse_size
 from moeify.errors import CheckpointError, ConfigError
 from moeify.families.conversion import Conversion
+from moeify.families.laying import turned_roles
 from moeify.families.mixture import Mixture, open_mixture
 from moeify.families.registry import origin
+from moeify.families.slicing import slice_of
 from moeify.families.values import Config, text_config
 from moeify.provenance.exports import check_unscaled
 from moeify.provenance.new_checkpoint import NewCheckpoint
@@ -33,6 +36,7 @@ from moeify.routing.config import ROUTER_INITS, RouterInit
 from moeify.routing.initialization import RouterRows, logit_std
 from moeify.upcycling.comparing import compare_joining
 from moeify.upcycling.config import MAX_EXPERTS, AddConfig
+from moeify.upcycling.ingredients import laid
 from moeify.upcycling.recipes import RECIPES, papers
 from moeify.upcycling.routers import (
     FittedRouters,
@@ -87,21 +91,30 @@ class _Joining:
     entries: tuple[ExpertSource, ...]
 
     @property
+    def num_experts(self) -> int:
+        """Experts of a layer when all have joined, one of each entry in every slice."""
+        return self.view.num_experts + self.view.slices * len(self.entries)
+
+    @property
     def origins(self) -> tuple[ExpertOrigin, ...]:
+        each = self.num_experts // self.view.slices
+        first = each - len(self.entries)
         return tuple(
             ExpertOrigin(
                 name=entry.source.name,
                 revision=entry.source.revision,
                 label=entry.label,
-                experts=(self.view.num_experts + place,),
+                experts=tuple(range(first + place, self.num_experts, each)),
             )
             for place, entry in enumerate(self.entries)
         )
 
-    def ffn(self, layer: int, role: str) -> Iterator[StoredTensor]:
-        """One FFN tensor of a layer in every newcomer."""
-        for entry in self.entries:
-            yield entry.view.ffn(layer)[role]
+    def piece(self, entry: ExpertSource, layer: int, role: str, number: int, dtype: str) -> Piece:
+        """Slice ``number`` of one FFN tensor of a newcomer, as it lies in experts."""
+        run, weight = slice_of(entry.view, layer, role, number, self.view.slices)
+        if role in turned_roles(self.view.layout.experts, self.conversion.dense.ffn):
+            run = turned(run, entry.view.ffn(layer)[role].shape)
+        return piece_of(run, dtype, weight=weight)
 
 
 def add_experts(
@@ -113,7 +126,7 @@ def add_experts(
     progress: Progress | None = None,
     **options: Any,
 ) -> AddReport:
-    """Let the FFNs of dense checkpoints join a mixture as its last experts.
+    """Let the FFNs of dense checkpoints join a mixture as its last experts, those of every slice.
 
     Every other tensor, and every other row of the routers, stays bit for bit what it was; files
     that hold no routers and no stacked experts are linked. Raises ``MoeifyError``; nothing is left
@@ -124,7 +137,7 @@ def add_experts(
     source = resolve_source(checkpoint, config.revision)
     joining = _open(source, config)
     view, labels = joining.view, [entry.label for entry in joining.entries]
-    number = view.num_experts + len(joining.entries)
+    number = joining.num_experts
     target = source.output(output, f"e{number}")
     new = NewCheckpoint(source, target, config, written=not dry_run)
     compared = compare_joining(view, joining.conversion.dense, joining.entries)
@@ -153,10 +166,12 @@ def add_experts(
 def _fitted(joining: _Joining, stage: Path, text: LabelledText, labels: list[str], config: AddConfig) -> FittedRouters:
     """Rows of the newcomers, computed from text in the mixture that ``stage`` holds by now."""
     view = joining.view
-    grown = _config(view, view.num_experts + len(joining.entries))
+    grown = _config(view, joining.num_experts)
     with written_layers(stage, view.layout, grown, config.low_memory) as passes:
         found = joining_rows(passes, view, text, labels, config)
-    return replace(found, rows={n: rows[view.num_experts :] for n, rows in found.rows.items()})
+    each = view.num_experts // view.slices
+    parts = {n: rows.reshape(view.slices, -1, view.hidden_size)[:, each:] for n, rows in found.rows.items()}
+    return replace(found, rows={n: part.reshape(-1, view.hidden_size) for n, part in parts.items()})
 
 
 def _open(source: Source, config: AddConfig) -> _Joining:
@@ -165,10 +180,9 @@ def _open(source: Source, config: AddConfig) -> _Joining:
     conversion = origin(opened.config, record.dense_type)
     view = open_mixture(opened)
     _check_mixture(source, view, record)
-    if view.num_experts + len(config.experts) > MAX_EXPERTS:
-        raise ConfigError(
-            f"{view.num_experts} experts and {len(config.experts)} more are over {MAX_EXPERTS}", "add fewer"
-        )
+    added = view.slices * len(config.experts)
+    if view.num_experts + added > MAX_EXPERTS:
+        raise ConfigError(f"{view.num_experts} experts and {added} more are over {MAX_EXPERTS}", "add fewer")
     found = [open_dense(resolve_source(text)) for text in config.experts]
     labels = config.labels or tuple(entry.label for entry in found)
     entries = (replace(entry, label=label) for entry, label in zip(found, labels, strict=True))
@@ -176,7 +190,11 @@ def _open(source: Source, config: AddConfig) -> _Joining:
 
 
 def _check_mixture(source: Source, view: Mixture, record: Record) -> None:
-    view.refuse_slices("add", "add experts to a mixture that was upcycled without --slices")
+    if view.shared_slices:
+        raise ConfigError(
+            "no expert can join a mixture in which tokens share slices: its part of those would have no place",
+            "add experts to a mixture that was upcycled without --shared",
+        )
     for layer in view.moe_layers:
         if view.router(layer) is None:
             raise CheckpointError(f"layer {layer} has no router", f"run moeify attach {source.name} first")
@@ -195,7 +213,7 @@ def _calibrated(joining: _Joining, config: AddConfig) -> dict[int, Float32]:
             assert router is not None, "checked when it was opened"
             piece = RouterRows(
                 init=init,
-                num_experts=len(joining.entries),
+                num_experts=view.slices * len(joining.entries),
                 hidden_size=view.hidden_size,
                 dtype=router.dtype,
                 norm=norm,
@@ -221,7 +239,6 @@ def _plan(joining: _Joining, rows: dict[int, Float32], target: Path, config: Add
 
 def _expert_jobs(joining: _Joining, layer: int) -> Iterator[Job]:
     view, prefix = joining.view, joining.view.layer_prefix(layer)
-    count = len(joining.entries)
     for spec in view.layout.experts:
         old = view.checkpoint[prefix + spec.name.format(expert=0)]
         if old.dtype not in FLOAT_DTYPES:
@@ -230,45 +247,59 @@ def _expert_jobs(joining: _Joining, layer: int) -> Iterator[Job]:
                 "use the unquantised checkpoint",
                 path=old.path,
             )
-        # Each entry's tensors one after the other, as a tensor that joins several roles has them.
-        joined = zip(*(joining.ffn(layer, role) for role in spec.roles), strict=True)
-        pieces = [copy_of(tensor, old.dtype) for entry in joined for tensor in entry]
+        one = old.shape[1:] if spec.fused else old.shape
+        pieces = [
+            [
+                piece
+                for entry in joining.entries
+                for piece in laid([joining.piece(entry, layer, role, n, old.dtype) for role in spec.roles], spec, one)
+            ]
+            for n in range(view.slices)
+        ]
         if spec.fused:
-            shape = (view.num_experts + count, *old.shape[1:])
-            kept = Copy(whole(old))
-            yield Job(old.name, old.dtype, shape, (kept, *pieces))
+            yield Job(old.name, old.dtype, (joining.num_experts, *old.shape[1:]), tuple(_grown(view, old, pieces)))
             continue
-        for place, piece in enumerate(pieces, view.num_experts):
+        for place, piece in enumerate(pieces[0], view.num_experts):
             yield Job(prefix + spec.name.format(expert=place), old.dtype, old.shape, (piece,))
 
 
+def _grown(view: Mixture, old: StoredTensor, pieces: list[list[Piece]]) -> Iterator[Piece]:
+    """``old`` slice by slice, with the newcomers of each behind its own experts."""
+    size = old.elements // view.slices
+    for number, newcomers in enumerate(pieces):
+        yield Copy(Slice(old, number * size, size))
+        yield from newcomers
+
+
 def _router_jobs(view: Mixture, layer: int, rows: Float32) -> Iterator[Job]:
-    """The router with ``rows`` below its own, and its biases with zeros behind theirs."""
+    """The router with ``rows`` below its own, slice by slice, and its biases with zeros behind theirs."""
     router = view.router(layer)
     assert router is not None, "checked when it was opened"
     for old in (router, *view.router_biases(layer)):
         axis, added = view.counted[old.name].axis, rows if old is router else np.zeros(len(rows), np.float32)
         shape = list(old.shape)
         shape[axis] += len(rows)  # the axes before it, if any, count one
-        yield Job(old.name, old.dtype, tuple(shape), (Copy(whole(old)), Literal(encode(added, old.dtype))))
+        parts: list[list[Piece]] = [[Literal(encode(part, old.dtype))] for part in np.split(added, view.slices)]
+        yield Job(old.name, old.dtype, tuple(shape), tuple(_grown(view, old, parts)))
 
 
 def _report(joining: _Joining, plan: PlannedFiles, new: NewCheckpoint, config: AddConfig) -> AddReport:
-    view, count = joining.view, len(joining.entries)
+    view = joining.view
     biases = sum("E" in extra.shape for extra in joining.conversion.parameters)
-    ffn = sum(t.elements for t in joining.entries[0].view.ffn(view.moe_layers[0]).values())
+    each = sum(total // view.num_experts for total in view.expert_parameters.values())
+    each += len(view.moe_layers) * (view.hidden_size + biases)
     return AddReport(
         source=new.source.name,
         output=str(new.target),
         model_type=view.layout.model_type,
         num_experts_before=view.num_experts,
-        num_experts=view.num_experts + count,
+        num_experts=joining.num_experts,
         top_k=view.top_k,
         moe_layers=view.moe_layers,
         added=joining.origins,
         router=config.router,
         label_agreement=None,
-        params_added=len(view.moe_layers) * count * (ffn + view.hidden_size + biases),
+        params_added=(joining.num_experts - view.num_experts) * each,
         files_linked=len(plan.linked),
         files_copied=len(plan.copied),
         bytes_written=plan.nbytes,

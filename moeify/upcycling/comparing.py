@@ -102,11 +102,13 @@ def compare_joining(view: Mixture, layout: DenseLayout, entries: tuple[ExpertSou
 
 
 def _cannot_join(view: Mixture, layout: DenseLayout, entry: ExpertSource) -> Iterator[str]:
-    if entry.view.layout is not layout:
+    if entry.view.layout.model_type != layout.model_type:
         yield f"its model_type is {entry.view.layout.model_type}, not {layout.model_type}"
         return
+    yield from _roles({role for spec in view.layout.experts for role in spec.roles}, entry)
     ours, theirs = view.checkpoint.config, entry.view.checkpoint.config
     sizes, wanted = layout.dims(theirs), view.layout.dims(ours)
+    wanted = {**wanted, "F": wanted["F"] * view.slices}
     for symbol in ("L", "H", "F"):
         if sizes[symbol] != wanted[symbol]:
             yield f"{_NAMES[symbol]} {sizes[symbol]}, not {wanted[symbol]}"
@@ -129,6 +131,16 @@ def _joins_changed(view: Mixture, entry: ExpertSource) -> Iterator[str]:
     for own, other in sorted(dtypes):
         if own != other:
             yield f"its weights are {own} and are converted to {other}"
+
+
+def _roles(wanted: set[str], entry: ExpertSource) -> Iterator[str]:
+    held = {part.role for part in entry.view.layout.ffn}
+    if held != wanted:
+        yield f"FFN of {_listed(held)}, not {_listed(wanted)}"
+
+
+def _listed(roles: set[str]) -> str:
+    return ", ".join(sorted(roles))
 
 
 def _activations(layout: DenseLayout, ours: Config, theirs: Config) -> Iterator[str]:
@@ -163,9 +175,10 @@ def _besides_experts(
 
 def _fatal(base: Dense, entry: ExpertSource, mean: bool) -> Iterator[str]:
     ours, theirs = base.checkpoint.config, entry.view.checkpoint.config
-    if base.layout is not entry.view.layout:
+    if base.layout.model_type != entry.view.layout.model_type:
         yield f"its model_type is {entry.view.layout.model_type}, not {base.layout.model_type}"
         return
+    yield from _roles({part.role for part in base.layout.ffn}, entry)
     yield from _sizes(base, entry, mean)
     yield from _activations(base.layout, ours, theirs)
     if not mean:
@@ -189,7 +202,7 @@ def _sizes(base: Dense, entry: ExpertSource, mean: bool) -> Iterator[str]:
 
 def _bearable(base: Dense, entry: ExpertSource, mean: bool) -> Iterator[str]:
     ours, theirs = base.checkpoint.config, entry.view.checkpoint.config
-    if base.layout is not entry.view.layout:
+    if base.layout.model_type != entry.view.layout.model_type:
         return
     yield from (*entry.view.checkpoint.notes, *entry.view.notes)
     if not mean and ours.get("vocab_size") != theirs.get("vocab_size"):

@@ -76,6 +76,8 @@ class UpcycleConfig(RouterTextConfig):
     """Experts that each token visits."""
     slices: int = 1
     """Parts that each feed-forward network is cut into, each with so many experts, of which a token visits top-k."""
+    shared: int = 0
+    """Slices, of those, that keep one copy which every token visits, without experts and router."""
     layers: str = "all"
     """Layers to convert: all, odd, even, last-half, or numbers and ranges such as 0,2,4-7."""
     noise: float = 0.01
@@ -102,6 +104,11 @@ class UpcycleConfig(RouterTextConfig):
     """Programs that the output must be right in too: llama.cpp, mlx-lm, vLLM, SGLang."""
 
     @property
+    def routed_slices(self) -> int:
+        """Slices that have experts and a router."""
+        return self.slices - self.shared
+
+    @property
     def experts(self) -> int:
         """Experts in each slice of an MoE layer."""
         if self.num_experts is not None:
@@ -122,6 +129,16 @@ class UpcycleConfig(RouterTextConfig):
                 f"slices of {self.experts} experts must be 1 to {most}, {MAX_EXPERTS} experts in all, not"
                 f" {self.slices}",
                 "pass --slices 4, or leave it out",
+            )
+        if not 0 <= self.shared < self.slices:
+            raise ConfigError(
+                f"of {self.slices} slices tokens can share 0 to {self.slices - 1}, not {self.shared}",
+                "pass --slices 4 --shared 1, or leave --shared out",
+            )
+        if self.shared and self.experts_from:
+            raise ConfigError(
+                "--shared does not go with --experts-from: what tokens share has one copy, of one checkpoint",
+                "leave --shared out",
             )
         check_top_k(self.top_k, self.experts)
         if not (math.isfinite(self.noise) and 0 <= self.noise <= MAX_NOISE):

@@ -11,8 +11,11 @@ from moeify.checkpoint.jobs import Blend, Noise, Piece, copy_of, piece_of
 from moeify.checkpoint.lowrank import LowRank
 from moeify.checkpoint.redrawn import Redrawn
 from moeify.checkpoint.slices import Run, whole
+from moeify.checkpoint.turning import SideBySide, turned
 from moeify.errors import CheckpointError
 from moeify.families.dense_checkpoint import Dense
+from moeify.families.moe_layout import ExpertTensor
+from moeify.families.slicing import neuron_axis, slice_index, slice_share
 from moeify.upcycling.config import UpcycleConfig
 from moeify.upcycling.sources import ExpertSource
 
@@ -25,13 +28,15 @@ CONFIG_DTYPES = {stored: name for name, stored in _DTYPE_NAMES.items()}
 class Ingredients:
     """The base, the ``entries`` that experts are made of (the base itself where none are named).
 
-    Last projections are multiplied by ``down_scale``.
+    Last projections are multiplied by ``down_scale``. In the roles that are ``turned``, experts lie with the axes of
+    their matrices exchanged, and so does every piece.
     """
 
     view: Dense
     entries: tuple[ExpertSource, ...]
     options: UpcycleConfig
     down_scale: float = 1.0
+    turned: frozenset[str] = frozenset()
 
     @property
     def width(self) -> int:
@@ -42,6 +47,13 @@ class Ingredients:
         """The dtype that what is made of ``tensor`` has in the output."""
         cast = _DTYPE_NAMES.get(self.options.dtype)
         return cast if cast and tensor.dtype in FLOAT_DTYPES else tensor.dtype
+
+    def dealt(self, copy: int) -> tuple[int, bool]:
+        """The entry that copy number ``copy`` is made of, dealt out in turn, and whether it repeats one."""
+        number = copy % len(self.entries)
+        before = self.entries if copy >= len(self.entries) else self.entries[:number]
+        folder = self.entries[number].source.folder
+        return number, any(entry.source.folder == folder for entry in before)
 
     def piece(
         self,
@@ -64,15 +76,24 @@ class Ingredients:
         name = self.view.layout.layer.format(layer=layer) + part.name
         tensor, changes = self.entries[entry].tensor(name), self.entries[entry].changes(name)
         run: Run = whole(tensor)
-        if index is not None and "F" in part.shape:
-            axis = part.shape.index("F")
+        axis = neuron_axis(self.view.layout, role)
+        if index is not None and axis is not None:
             run = neurons(whole(tensor), tensor.shape, axis, index)
             changes = tuple(change.at(index, axis) for change in changes)
+        if role in self.turned:
+            run, changes = turned(run, tensor.shape), tuple(change.turned() for change in changes)
         noise = None
         if noisy and self.options.noise and not role.endswith("_bias"):
             noise = Noise(self.options.noise, (self.options.seed, "noise", tensor.name, expert))
         scale = self.down_scale if role == "down" else 1.0
         return piece_of(run, self.dtype(self.view.base[name]), noise, weight * scale, changes)
+
+    def shared(self, layer: int, role: str) -> Piece:
+        """A tensor of the base's last slices, which every token visits: their one copy, without noise."""
+        slices, shared = self.options.slices, self.options.shared
+        index = slice_index(self.width // slices, slices - shared, shared)
+        weight = slice_share(role, slices, shared)
+        return self.piece(layer, role, 0, noisy=False, index=index, weight=weight)
 
     def redrawn(self, layer: int, role: str, expert: int, index: Index) -> Piece:
         """A tensor of the base's FFN for an expert, without noise, its neurons at ``index`` drawn anew.
@@ -81,11 +102,14 @@ class Ingredients:
         last bias, comes as it is.
         """
         part = next(part for part in self.view.layout.ffn if part.role == role)
-        piece = self.piece(layer, role, expert, noisy=False)
-        if "F" not in part.shape:
+        piece, axis = self.piece(layer, role, expert, noisy=False), neuron_axis(self.view.layout, role)
+        if axis is None:
             return piece
         name = self.view.layout.layer.format(layer=layer) + part.name
-        tensor, axis = self.entries[0].tensor(name), part.shape.index("F")
+        tensor = self.entries[0].tensor(name)
+        shape = tensor.shape
+        if role in self.turned:
+            shape, axis = (shape[1], shape[0]), 1 - axis
         if tensor.dtype not in FLOAT_DTYPES:
             raise CheckpointError(
                 f"tensor {tensor.name!r} has dtype {tensor.dtype}: its neurons cannot be drawn anew",
@@ -93,8 +117,8 @@ class Ingredients:
                 path=tensor.path,
             )
         key = (self.options.seed, "redrawn", tensor.name, expert)
-        inner = math.prod(tensor.shape[axis + 1 :])
-        return Redrawn(piece, tensor, self.dtype(self.view.base[name]), index, tensor.shape[axis], inner, key)
+        inner = math.prod(shape[axis + 1 :])
+        return Redrawn(piece, tensor, self.dtype(self.view.base[name]), index, shape[axis], inner, key)
 
     def rest(self, name: str, base: StoredTensor) -> Piece:
         """A tensor that is no expert's, called ``name`` by the base and the entries.
@@ -116,3 +140,9 @@ class Ingredients:
         if len(terms) == 1:
             return piece_of(terms[0][0], dtype, changes=tuple(changes))
         return Blend(terms, dtype, changes=tuple(changes))
+
+
+def laid(pieces: list[Piece], spec: ExpertTensor, shape: tuple[int, ...]) -> list[Piece]:
+    """The pieces of one expert's roles in a tensor of ``shape``: as they are, or side by side in each of its rows."""
+    beside = len(pieces) > 1 and spec.neuron_axis == len(shape) - 1 > 0
+    return [SideBySide(tuple(pieces), shape[0])] if beside else pieces

@@ -18,6 +18,7 @@ from moeify.errors import ConfigError
 from moeify.families.conversion import Conversion, MoeSettings
 from moeify.families.dense_checkpoint import Dense, open_dense
 from moeify.families.joining import joined_jobs
+from moeify.families.laying import turned_roles
 from moeify.families.moe_layout import ExpertTensor, ExtraTensor
 from moeify.families.registry import CONVERSIONS, conversion_from, dense_layout
 from moeify.families.values import Config, resolve_shape
@@ -26,7 +27,7 @@ from moeify.routing.config import ROUTER_INITS, RouterInit
 from moeify.routing.initialization import NormalRows, RouterRows, UpProjection
 from moeify.upcycling.comparing import compare_sources
 from moeify.upcycling.config import UpcycleConfig, check_route_by, check_slices
-from moeify.upcycling.ingredients import CONFIG_DTYPES, Ingredients
+from moeify.upcycling.ingredients import CONFIG_DTYPES, Ingredients, laid
 from moeify.upcycling.layers import select_layers
 from moeify.upcycling.recipes import Recipe, recipe_for
 from moeify.upcycling.sources import ExpertOrigin, ExpertSource, expert_origins, open_sources
@@ -88,11 +89,12 @@ def plan_upcycle(checkpoint: Checkpoint, options: UpcycleConfig, source: Source 
     compared = compare_sources(view, sources, options, layers)
     settings = MoeSettings(
         num_experts=recipe.num_experts(options),
-        top_k=options.top_k * options.slices,
+        top_k=options.top_k * options.routed_slices,
         moe_layers=layers,
         num_layers=view.num_layers,
         route_by=options.route_by,
-        slices=options.slices,
+        slices=options.routed_slices,
+        shared=options.shared,
     )
     settings = conversion.form(view.checkpoint.config, settings, options.engines)
     check_flat_routers(settings, options.router, options.needs_text)
@@ -115,7 +117,7 @@ def plan_upcycle(checkpoint: Checkpoint, options: UpcycleConfig, source: Source 
         ffn=tuple(planner.ffn),
         parameters=planner.parameters(),
         sources=sources,
-        origins=expert_origins(sources, settings.num_experts),
+        origins=expert_origins(sources, settings.num_experts, settings.slices),
         warnings=(
             *_instead(conversion, view),
             *view.notes,
@@ -151,9 +153,12 @@ class _Planner:
     def __init__(self, of: Ingredients, recipe: Recipe, conversion: Conversion, settings: MoeSettings) -> None:
         self.of, self.recipe, self.settings = of, recipe, settings
         self.view, self.options, self.dense = of.view, of.options, of.view.layout
-        self.conversion, self.moe = conversion, conversion.written
+        self.conversion = conversion
         self.prefix = conversion.moe_prefix(of.view.checkpoint.config)
         self.config = self._config()
+        self.moe = conversion.written_for(self.config)
+        self.shared = self.moe.shared if settings.shared else ()
+        self.of = replace(of, turned=turned_roles(self.moe.experts, self.dense.ffn))
         self.dims = self.moe.sizes(self.config)
         self.ffn: dict[StoredTensor, None] = {}
         self._check_width()
@@ -220,6 +225,11 @@ class _Planner:
         ffn = self.view.ffn(layer)
         for spec in self.moe.experts:
             yield from self._experts(prefix, spec, layer)
+        for spec in self.shared:
+            pieces = tuple(self.of.shared(layer, role) for role in spec.roles)
+            yield Job(
+                prefix + spec.name, self.of.dtype(ffn[spec.roles[0]]), resolve_shape(spec.shape, self.dims), pieces
+            )
         for extra in self.conversion.extras:
             yield self._extra(prefix + extra.name, extra, ffn)
 
@@ -227,9 +237,9 @@ class _Planner:
         shape = resolve_shape(spec.shape, self.dims)
         dtype = self.of.dtype(self.view.ffn(layer)[spec.roles[0]])
         pieces = [
-            self.recipe.piece(self.of, layer, role, expert)
+            piece
             for expert in range(self.settings.num_experts)
-            for role in spec.roles
+            for piece in laid([self.recipe.piece(self.of, layer, role, expert) for role in spec.roles], spec, shape)
         ]
         self.ffn |= dict.fromkeys(tensor for piece in pieces for tensor in piece.sources())
         if spec.fused:
@@ -292,14 +302,12 @@ class _Planner:
         """Exact counts, tied tensors once."""
         experts, layers = self.settings.num_experts, len(self.settings.moe_layers)
         ffn = sum(tensor.elements for tensor in self.view.ffn(self.settings.moe_layers[0]).values())
-        expert, extra = (
-            sum(math.prod(resolve_shape(spec.shape, self.dims)) for spec in specs)
-            for specs in (self.moe.experts, self.conversion.parameters)
-        )
-        shared = self.view.parameters + layers * (experts * self.dims["H"] + extra - ffn)
-        shared += sum(self.view.base[origin].elements for origin in self._untied.values())
+        shapes = ([s.shape for s in specs] for specs in (self.moe.experts, self.shared, self.conversion.parameters))
+        expert, shared, extra = (sum(math.prod(resolve_shape(s, self.dims)) for s in every) for every in shapes)
+        rest = self.view.parameters + layers * (experts * self.dims["H"] + shared + extra - ffn)
+        rest += sum(self.view.base[origin].elements for origin in self._untied.values())
         return ParameterCounts(
             dense=self.view.parameters,
-            total=shared + layers * experts * expert,
-            active=shared + layers * self.settings.top_k * expert,
+            total=rest + layers * experts * expert,
+            active=rest + layers * self.settings.top_k * expert,
         )

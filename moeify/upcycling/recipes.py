@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from moeify.errors import ConfigError
+from moeify.families.slicing import slice_index, slice_share
 from moeify.provenance.citations import DOMAINS
 from moeify.tables import Citation, Row, Table
 
@@ -23,16 +24,18 @@ if TYPE_CHECKING:
 class Recipe(Row, ABC):
     """How many experts a layer has, how wide one is, and what each of their tensors is made of.
 
-    ``follows`` is the option that it exists for: ``experts_from``, whose entries it takes, ``slices`` or ``reinit``.
+    ``follows`` is the option that it exists for: ``experts_from``, whose entries it takes, ``slices`` or ``reinit``;
+    ``takes`` are those that it can follow besides.
     ``notes`` are what the user should know of the experts, such as that they do not compute what the base computes.
     """
 
     follows: ClassVar[str | None] = None
+    takes: ClassVar[tuple[str, ...]] = ()
     notes: ClassVar[tuple[str, ...]] = ()
 
     def num_experts(self, options: UpcycleConfig) -> int:
         """Experts of a layer, E. Raises ``ConfigError`` for options that cannot be followed."""
-        return options.experts * options.slices
+        return options.experts * options.routed_slices
 
     def width(self, options: UpcycleConfig, width: int) -> int:
         """Neurons of an expert, where the dense FFN has ``width``."""
@@ -56,20 +59,19 @@ class _Sources(Recipe):
     follows = "experts_from"
 
     def piece(self, of: Ingredients, layer: int, role: str, expert: int) -> Piece:
-        number = expert % len(of.entries)
-        before = of.entries if expert >= len(of.entries) else of.entries[:number]
-        folder = of.entries[number].source.folder
-        repeated = any(entry.source.folder == folder for entry in before)
-        return of.piece(layer, role, expert, entry=number, noisy=repeated)
+        entry, noisy = of.dealt(expert)
+        return of.piece(layer, role, expert, entry=entry, noisy=noisy)
 
 
 class _Slices(Recipe):
     """Expert s E + c is copy c of slice s: the neurons as they stand, cut into G parts, and 1 / G of the last bias.
 
-    With weights that sum to 1 in each slice the mixture computes what the base computes.
+    With weights that sum to 1 in each slice the mixture computes what the base computes. Of several entries copy c of
+    every slice is made of the same one, so that a router can choose a whole source.
     """
 
     follows = "slices"
+    takes = ("experts_from",)
 
     def width(self, options: UpcycleConfig, width: int) -> int:
         if width % options.slices:
@@ -80,12 +82,11 @@ class _Slices(Recipe):
         return width // options.slices
 
     def piece(self, of: Ingredients, layer: int, role: str, expert: int) -> Piece:
-        import numpy as np
-
-        size, start = of.width // of.options.slices, expert // of.options.experts
-        index = np.arange(start * size, (start + 1) * size)
-        weight = 1.0 / of.options.slices if role == "down_bias" else 1.0
-        return of.piece(layer, role, expert, index=index, weight=weight)
+        number, copy = divmod(expert, of.options.experts)
+        entry, noisy = of.dealt(copy) if of.options.experts_from else (0, True)
+        index = slice_index(of.width // of.options.slices, number)
+        weight = slice_share(role, of.options.slices)
+        return of.piece(layer, role, expert, entry=entry, noisy=noisy, index=index, weight=weight)
 
 
 class _Redrawn(Recipe):
@@ -149,8 +150,10 @@ _FOLLOWED = {"experts_from": (), "slices": 1, "reinit": 0}
 
 def papers(recipe: Recipe, origins: Iterable[ExpertOrigin], router: str) -> list[Citation]:
     """What the experts of ``recipe`` and a start of their routers rest on."""
+    origins = tuple(origins)
+    mixed = [] if recipe.name == "sources" or not origins else RECIPES.cited("sources")
     adapted = [_LORA] if any(origin.adapter for origin in origins) else []
-    return [*RECIPES.cited(recipe.name), *adapted, *([DOMAINS] if router == "data" else [])]
+    return [*RECIPES.cited(recipe.name), *mixed, *adapted, *([DOMAINS] if router == "data" else [])]
 
 
 def register_recipe(row: Recipe) -> None:
@@ -167,8 +170,9 @@ def recipe_for(options: UpcycleConfig) -> Recipe:
     Raises ``ConfigError`` for options that it cannot follow.
     """
     given = [option for option, default in _FOLLOWED.items() if getattr(options, option) != default]
-    implied = (row.name for row in RECIPES.values() if row.follows in given)
-    name = options.recipe or next(implied, "copies")
+    implied = [row for row in RECIPES.values() if row.follows in given]
+    implied.sort(key=lambda row: not {*given} <= {row.follows, *row.takes})
+    name = options.recipe or (implied[0].name if implied else "copies")
     recipe = RECIPES[name]
     if recipe.follows is not None and recipe.follows not in given:
         flag = recipe.follows.replace("_", "-")
@@ -176,7 +180,7 @@ def recipe_for(options: UpcycleConfig) -> Recipe:
             f"--recipe {name} needs --{flag}, which is not given", f"pass --{flag}, or leave --recipe out"
         )
     for option in given:
-        if option != recipe.follows:
+        if option not in (recipe.follows, *recipe.takes):
             flag = option.replace("_", "-")
             raise ConfigError(f"recipe {name} has no use for --{flag}", f"leave --{flag} out")
     recipe.num_experts(options)

@@ -124,11 +124,17 @@ def fit_routers(
     ``owners`` are those of ``router_owners``.
     """
 
+    import torch
+
+    slices = plan.settings.slices
+    own = owners[: len(owners) // slices]  # in every slice the same
+    later = plan.settings.num_layers
+
     def fit(layer: LoadedLayer, seen: InputReservoir) -> Tensor:
-        return _fit(seen, owners, layer.number, config)
+        return torch.cat([_fit(seen, own, layer.number, config.seed + n * later, config) for n in range(slices)])
 
     def agree(layer: int, unseen: InputReservoir, rows: Tensor) -> float:
-        return _agreement(unseen, rows, owners, layer, config)
+        return sum(_agreement(unseen, part, own, layer, config) for part in rows.chunk(slices)) / slices
 
     last = max(plan.settings.moe_layers)
     return _fitted(passes, plan.conversion.moe, last, text, config, fit, agree, progress)
@@ -142,7 +148,7 @@ def joining_rows(
     config: RouterTextConfig,
     progress: Callable[[int, int], None] | None = None,
 ) -> FittedRouters:
-    """Rows of every router of ``passes``, where experts joined those of ``view`` as the last.
+    """Rows of every router of ``passes``, where experts joined those of ``view`` as the last of every slice.
 
     The rows that were there stay as they are; a new one wins the tokens of its label from them.
     """
@@ -150,18 +156,23 @@ def joining_rows(
 
     from moeify.routing.fit import joining_row
 
+    each = view.num_experts // view.slices
+
     def fit(layer: LoadedLayer, seen: InputReservoir) -> Tensor:
-        number = layer.number
-        every: Tensor = layer.router.weight[: view.num_experts].float()
+        parts = layer.router.weight.float().chunk(view.slices)
+        return torch.cat([grown(part[:each], layer.number, seen) for part in parts])
+
+    def grown(every: Tensor, number: int, seen: InputReservoir) -> Tensor:
         for label in labels:
             own = seen.domains(number) == _place(text.fit, label, config)
             every = torch.cat([every, joining_row(seen.inputs(number), own, every)[None]])
         return every
 
     def agree(layer: int, unseen: InputReservoir, rows: Tensor) -> float:
-        first = (unseen.inputs(layer) @ rows.T).argmax(-1) - view.num_experts
+        # [T, H] x [G, E, H] -> [G, T]
+        first = (unseen.inputs(layer) @ torch.stack(rows.chunk(view.slices)).mT).argmax(-1) - each
         places = [_place(text.held_out, label, config) for label in labels]
-        own = (first[unseen.domains(layer) == place] == n for n, place in enumerate(places))
+        own = (first[:, unseen.domains(layer) == place] == n for n, place in enumerate(places))
         return sum(float(hit.float().mean()) for hit in own) / len(labels)
 
     last = max(view.moe_layers)
@@ -225,15 +236,13 @@ def _place(blocks: Blocks, label: str, config: RouterTextConfig) -> int:
     return blocks.domain_names.index(label) * (1 if config.prompts is None else 2)
 
 
-def _fit(collected: InputReservoir, owners: Sequence[int], layer: int, config: RouterTextConfig) -> Tensor:
+def _fit(collected: InputReservoir, owners: Sequence[int], layer: int, seed: int, config: RouterTextConfig) -> Tensor:
     from moeify.routing.fit import label_router
 
     inputs, domains, negatives = collected.inputs(layer), collected.domains(layer), None
     if config.prompts is not None:
         domains, negatives = domains // 2, domains % 2 == 1
-    return label_router(
-        inputs, domains, owners=owners, seed=config.seed + layer, negatives=negatives, entropy=config.entropy
-    )
+    return label_router(inputs, domains, owners=owners, seed=seed + layer, negatives=negatives, entropy=config.entropy)
 
 
 def _agreement(

@@ -14,7 +14,7 @@ from moeify.checkpoint.weight_files import adapter_error, is_adapter
 from moeify.errors import CheckpointError
 from moeify.families import dense_checkpoint
 from moeify.families.dense_checkpoint import Dense
-from moeify.families.registry import MOE_LAYOUTS, dense_layout
+from moeify.families.registry import dense_layout, known_mixture
 from moeify.upcycling.adapters import Adapter, open_adapter
 from moeify.upcycling.config import UpcycleConfig
 
@@ -81,10 +81,10 @@ def open_dense(source: Source) -> ExpertSource:
     """
     if is_adapter(source.folder):
         raise adapter_error(source.name)
-    model_type = read_config(source.folder).get("model_type")
-    if model_type in MOE_LAYOUTS:
+    mixture = known_mixture(read_config(source.folder))
+    if mixture is not None:
         raise CheckpointError(
-            f"{source.name}, a source of experts, is a mixture of experts itself ({model_type})",
+            f"{source.name}, a source of experts, is a mixture of experts itself ({mixture.model_type})",
             f"take one of its experts out first: moeify extract {source.name} OUT --expert 0",
             path=source.folder / CONFIG_FILE,
         )
@@ -101,14 +101,15 @@ def of_sources(sources: Iterable[ExpertSource]) -> Iterator[str]:
             yield f"{entry.source.name}: {note}"
 
 
-def expert_origins(sources: tuple[ExpertSource, ...], num_experts: int) -> tuple[ExpertOrigin, ...]:
-    """Each entry with the experts that it becomes where entries are dealt out in turn."""
+def expert_origins(sources: tuple[ExpertSource, ...], num_experts: int, slices: int = 1) -> tuple[ExpertOrigin, ...]:
+    """Each entry with the experts that it becomes where entries are dealt out in turn, in each of ``slices`` alike."""
+    each = num_experts // slices
     return tuple(
         ExpertOrigin(
             name=entry.source.name,
             revision=entry.source.revision,
             label=entry.label,
-            experts=tuple(range(number, num_experts, len(sources))),
+            experts=tuple(n for n in range(num_experts) if n % each % len(sources) == number),
             adapter=entry.adapter is not None,
         )
         for number, entry in enumerate(sources)

@@ -35,8 +35,9 @@ from moeify.upcycling.sources import ExpertOrigin, of_sources
 class UpcycleReport:
     """What upcycling did, or with ``dry_run`` would do.
 
-    ``num_experts`` and ``top_k`` count in all ``slices`` together. ``noise_effective`` is the root mean square of
-    what the noise changed after rounding to the output's dtype, relative to the weights' standard deviation.
+    ``num_experts`` and ``top_k`` count in all ``slices`` together; ``shared_slices`` have neither.
+    ``noise_effective`` is the root mean square of what the noise changed after rounding to the output's dtype,
+    relative to the weights' standard deviation.
     ``sources`` says which experts are made of what, empty for copies of one model; ``label_agreement`` is the share
     of held-out tokens (with prompts of the prompts') whose first expert has their label, averaged over layers, where
     routers were computed from text.
@@ -49,6 +50,7 @@ class UpcycleReport:
     num_experts: int
     top_k: int
     slices: int
+    shared_slices: int
     route_by: str
     num_layers: int
     moe_layers: tuple[int, ...]
@@ -143,6 +145,7 @@ def _report(plan: UpcyclePlan, new: NewCheckpoint, config: UpcycleConfig) -> Upc
         num_experts=plan.settings.num_experts,
         top_k=plan.settings.top_k,
         slices=plan.settings.slices,
+        shared_slices=plan.settings.shared,
         route_by=config.route_by,
         num_layers=plan.settings.num_layers,
         moe_layers=plan.settings.moe_layers,
@@ -219,7 +222,7 @@ def _step(config: UpcycleConfig, report: UpcycleReport) -> Step:
     for key in ("experts_from", "labels", "rest", "shares"):
         if not config.experts_from:
             del options[key]
-    plain = {"arch": None, "recipe": None, "slices": 1, "reinit": 0}
+    plain = {"arch": None, "recipe": None, "slices": 1, "shared": 0, "reinit": 0}
     options = {key: value for key, value in options.items() if key not in plain or value != plain[key]}
     if config.experts_from:
         options["experts_from"] = [origin.name for origin in report.sources]

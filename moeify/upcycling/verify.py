@@ -14,8 +14,9 @@ from moeify.checkpoint.regular import read_text
 from moeify.checkpoint.source import resolve_source
 from moeify.errors import CheckpointError, ConfigError, DatasetError
 from moeify.families.dense_checkpoint import sort_dense
-from moeify.families.registry import DENSE_LAYOUTS, is_encoder_type, known_layout, vocabulary_size
-from moeify.families.values import Config
+from moeify.families.keys import layout_key
+from moeify.families.registry import is_encoder_type, known_dense, known_layout, vocabulary_size
+from moeify.families.values import Config, text_config
 from moeify.routing.data import check_vocabulary
 from moeify.routing.loading import encode, load_model, load_tokenizer
 from moeify.routing.passes import Passes, WholeModel, passes_over
@@ -86,17 +87,15 @@ def verify(dense: str | Path, moe: str | Path, config: VerifyConfig | None = Non
 
 def _sizes(config: Config) -> dict[str, Any]:
     """Vocabulary and hidden size, whatever the model type calls them."""
-    model_type = config.get("model_type")
-    if model_type in DENSE_LAYOUTS:
-        config = DENSE_LAYOUTS[str(model_type)].canonical(config)
+    layout = known_dense(config)
+    config = text_config(config if layout is None else layout.canonical(config))
     return {k: config[k] for k in ("vocab_size", "hidden_size", "n_embd") if config.get(k)}
 
 
 def _warnings(dense: Checkpoint, tokens: torch.Tensor) -> Iterator[str]:
     yield from (*dense.notes, *code_note(dense.folder))
-    model_type = dense.config.get("model_type")
-    if model_type in DENSE_LAYOUTS:
-        yield from sort_dense(dense, DENSE_LAYOUTS[str(model_type)]).notes
+    if (layout := known_dense(dense.config)) is not None:
+        yield from sort_dense(dense, layout).notes
     if len(tokens) > 1 and _needs_padding(dense.config):
         yield (
             "config.json names no pad_token_id, without which this class takes one sequence at a"
@@ -106,7 +105,7 @@ def _warnings(dense: Checkpoint, tokens: torch.Tensor) -> Iterator[str]:
 
 def _needs_padding(config: Config) -> bool:
     """Whether the class looks for the last token that is no padding."""
-    decoder = not is_encoder_type(config.get("model_type"))
+    decoder = not is_encoder_type(config)
     named = (config.get("architectures") or [""])[0]
     classifies = named.endswith("ForSequenceClassification")
     return decoder and classifies and config.get("pad_token_id") is None
@@ -161,12 +160,12 @@ def _outputs(
 
 
 def _passes(checkpoint: Checkpoint, dtype: str, low_memory: bool | None) -> AbstractContextManager[Passes]:
-    layout = known_layout(checkpoint.config.get("model_type"))
+    layout = known_layout(checkpoint.config)
     if layout is not None:
         return passes_over(checkpoint, layout, low_memory=low_memory, head=True, dtype=dtype, prepare=_prepare)
     if low_memory:
         raise ConfigError(
-            f"moeify does not know the layers of {checkpoint.config.get('model_type')!r}", "leave --low-memory out"
+            f"moeify does not know the layers of {layout_key(checkpoint.config)!r}", "leave --low-memory out"
         )
     model = load_model(checkpoint.folder, dtype)
     _prepare(model)
@@ -184,7 +183,7 @@ def _inputs(model: Any, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
     inputs = {"input_ids": tokens}
     if "MultipleChoice" in type(model).__name__ or "DoubleHeads" in type(model).__name__:
         inputs = {"input_ids": tokens.unsqueeze(1)}
-    if is_encoder_type(model.config.model_type):
+    if is_encoder_type(model.config.to_dict()):
         inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
     return inputs
 

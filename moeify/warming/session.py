@@ -130,7 +130,7 @@ class Session:
             yield WholeModel(objective.teacher, head=head)
             return
         dense = Checkpoint.open(resolve_source(str(self.config.reference)).folder)
-        layout = known_layout(dense.config.get("model_type"))
+        layout = known_layout(dense.config)
         if layout is None:
             yield WholeModel(load_model(dense.folder, self.config.dtype), head=head)
             return

@@ -89,6 +89,39 @@ def test_many_chunks_of_both_kinds_are_written_as_they_should(tmp_path: Path) ->
         assert raw == np.take(arrays[name], order, axis=axis).tobytes()
 
 
+@pytest.mark.parametrize("noise", [None, Noise(0.1, (0, "key"))])
+def test_copies_of_one_slice_of_columns_read_its_rows_once(
+    noise: Noise | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    array = np.random.default_rng(3).standard_normal((1500, 512)).astype(np.float32)
+    save_file({"columns": array}, tmp_path / "source.safetensors")
+    stored = read_header(tmp_path / "source.safetensors")[0]["columns"]
+    whole, parts = Slice(stored, 0, stored.elements), [np.arange(s, s + 128) for s in (0, 128)]
+    pieces = [piece_of(neurons(whole, array.shape, 1, part.copy()), "F32", noise) for part in parts for _ in range(4)]
+    read = []
+    with SourceFiles() as files:
+        files.stds[stored] = files.scan(stored)
+        found = [bytearray(piece.nbytes) for piece in pieces]
+        plain = files.read_into
+        monkeypatch.setattr(files, "read_into", lambda out, *place: (read.append(len(out)), plain(out, *place)))
+        for piece, out in zip(pieces, found, strict=True):
+            piece.fill(files, 0, memoryview(out))
+    assert sum(read) == len(parts) * array.nbytes
+    assert max(read) <= 1 << 20
+    for number, out in enumerate(found):
+        wanted = array[:, parts[number // 4]].tobytes()
+        assert bytes(out) == (wanted if noise is None else made_afresh(pieces[number], stored, files.stds[stored]))
+
+
+def made_afresh(piece: Piece, stored: StoredTensor, std: float) -> bytes:
+    """The bytes that a thread makes which has kept nothing."""
+    out = bytearray(piece.nbytes)
+    with SourceFiles() as files:
+        files.stds[stored] = std
+        piece.fill(files, 0, memoryview(out))
+    return bytes(out)
+
+
 def test_gathered_neurons_are_cast_averaged_and_noised(stored: dict[str, StoredTensor]) -> None:
     order, tensor = INDICES["runs"], stored["rows"]
     taken = neurons(Slice(tensor, 0, tensor.elements), tensor.shape, 0, order)

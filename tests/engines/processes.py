@@ -13,6 +13,7 @@ from .models import NUM_TOKENS, PROMPTS
 HERE = Path(__file__).resolve().parent
 ENGINES = HERE.parents[1] / ".venv-engines"
 VLLM = HERE.parents[1] / ".venv-vllm"
+TRANSFORMERS4 = HERE.parents[1] / ".venv-transformers4"
 
 
 def converted(folder: Path, target: Path) -> Path:
@@ -45,6 +46,13 @@ def started(engine: str, model: Path) -> subprocess.CompletedProcess[str]:
 def in_vllm(folders: Iterable[str], task: dict[str, Any]) -> dict[str, Any]:
     """What vLLM gives for each folder, all in one process: it takes long to import."""
     done = _run(VLLM / "bin" / "python", HERE / "run_vllm.py", *folders, json.dumps(task))
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def in_transformers4(task: dict[str, Any]) -> dict[str, Any]:
+    """What the transformers before 5 gives for each folder of ``task``."""
+    done = _run(TRANSFORMERS4 / "bin" / "python", HERE / "run_transformers4.py", json.dumps(task))
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 

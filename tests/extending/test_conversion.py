@@ -139,10 +139,9 @@ def test_what_cannot_be_registered_says_why(seed_oss: None) -> None:
     plain = replace(conversion.dense, model_type="plain", ffn=conversion.dense.ffn[1:])
     with pytest.raises(ConfigError, match="have a gate, which no part of the FFN of 'plain'"):
         register_conversion(replace(conversion, dense=plain))
-    for type_of in ("gpt_oss", "llama4_text"):  # interleaved, and transposed
-        moe = registry.MOE_LAYOUTS[type_of]
-        with pytest.raises(ConfigError, match="in another order than the FFN of 'seed_oss'"):
-            register_conversion(replace(conversion, moe=moe))
+    interleaved = registry.MOE_LAYOUTS["gpt_oss"]
+    with pytest.raises(ConfigError, match="in another order than the FFN of 'seed_oss'"):
+        register_conversion(replace(conversion, moe=interleaved))
 
 
 def test_every_conversion_of_the_package_could_be_registered(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, DeepseekV3Config, Dee
 from moeify.modeling import modeling_moe
 from moeify.modeling.configuration_moe import config_class
 from moeify.modeling.moe_families import FAMILIES, moe_type
-from tests.tiny import lm_head, sizes_of
+from tests.tiny import SIZES, lm_head, outer_type, sizes_of
 
 EXPERTS, LAYERS = 4, 4
 _DECODER: dict[str, Any] = {
@@ -196,7 +196,13 @@ _VISION = {
     },
 }
 _VISION["qwen3_vl_moe"] = {**_VISION["qwen3_5_moe"], "deepstack_visual_indexes": [0]}
+for _wrapper in ("llava+mixtral", "mistral3+mixtral"):
+    _VISION[_wrapper] = next(
+        sizes["vision_config"] for name, sizes in SIZES.items() if outer_type(name) == outer_type(_wrapper)
+    )
 _SEEING = {
+    "llava+mixtral": "LlavaForConditionalGeneration",
+    "mistral3+mixtral": "Mistral3ForConditionalGeneration",
     "qwen3_5_moe": "Qwen3_5MoeForConditionalGeneration",
     "qwen3_vl_moe": "Qwen3VLMoeForConditionalGeneration",
     "llama4": "Llama4ForConditionalGeneration",
@@ -212,6 +218,7 @@ TEXTS: dict[str, dict[str, Any]] = {
     },
     "llama4": _LLAMA4,
     "gemma4": NATIVE["gemma4_text"],
+    **{key: {**_LOCAL, "model_type": "mixtral"} for key in ("llava+mixtral", "mistral3+mixtral")},
 }
 OWN = {moe_type(dense): dense for dense in FAMILIES}
 MODEL_TYPES = (*OWN, *NATIVE, *_VISION)
@@ -242,7 +249,7 @@ def tiny(model_type: str, *, tied: bool, **options: Any) -> PreTrainedModel:
     if model_type in _VISION:
         text = {**_DECODER, **TEXTS[model_type], **options}
         config = AutoConfig.for_model(
-            model_type,
+            outer_type(model_type),
             text_config={**text, "tie_word_embeddings": tied},
             vision_config=_VISION[model_type],
             tie_word_embeddings=tied,

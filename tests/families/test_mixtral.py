@@ -188,10 +188,7 @@ def test_the_first_name_of_longrope(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("family", "options", "said"),
-    [
-        ("llama", {"mlp_bias": True}, r"has biases \(mlp_bias is true\)"),
-        ("internlm3", {"qkv_bias": True, "bias": True}, r"has biases \(attention_bias is true\)"),
-    ],
+    [("internlm3", {"qkv_bias": True, "bias": True}, r"has biases \(attention_bias is true\)")],
     ids=str,
 )
 def test_what_mixtral_has_no_place_for_is_refused(

@@ -15,6 +15,7 @@ from moeify.families.values import resolve_shape
 from moeify.inspection.inspect import inspect
 from moeify.routing.loading import load_model
 from tests.families.published_models import EXPERTS, MODEL_TYPES, OWN, TEXTS, active_parameters, save, tiny
+from tests.tiny import outer_type, texts_of
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -126,5 +127,7 @@ def test_vocabulary_is_the_models(model_type: str) -> None:
     assert vocabulary_size(config) == len(embeddings)
     for place in (config, config.get("text_config", {})):
         place.pop("vocab_size", None)
-    own = type(model.config).from_dict({"model_type": model_type}).get_text_config()
+    own = (
+        type(model.config).from_dict({"model_type": outer_type(model_type), **texts_of(model_type)}).get_text_config()
+    )
     assert vocabulary_size(config) == own.vocab_size

@@ -16,10 +16,11 @@ from moeify.families.values import text_config
 from tests.families.edited import edit_config, read_config
 from tests.families.test_contract import load_strictly
 from tests.pruning.test_dense import flat
-from tests.tiny import save_tiny, state, tolerance
+from tests.tiny import outer_type, save_tiny, state, texts_of, tolerance
 from tests.upcycling.test_adapters import merged, save_adapter
 
-TOWERED = ("qwen3_5", "qwen3_vl")
+WRAPPED = ("llava+llama", "llava+mistral", "mistral3+mistral")
+TOWERED = ("qwen3_5", "qwen3_vl", *WRAPPED)
 FAMILIES = (
     *("granite", "ernie4_5", "olmo2", "hunyuan_v1_dense", "cohere2", "lfm2"),
     *("llama", "mistral", "internlm3", "phi3", "qwen3_5_text", *TOWERED),
@@ -59,7 +60,7 @@ def edit_text(folder: Path, **changes: object) -> None:
 def test_what_config_json_leaves_out_is_what_the_dense_class_assumes(tmp_path: Path, family: str) -> None:
     """The mixture's class may assume something else: what it assumes is written, there and back."""
     dense = save_tiny(tmp_path / "dense", family)
-    defaults = text_config(AutoConfig.for_model(family).to_dict())
+    defaults = text_config(AutoConfig.for_model(outer_type(family), **texts_of(family)).to_dict())
     said = text_config(read_config(dense))
     silent = [k for k, v in said.items() if k != "model_type" and defaults.get(k, ...) == v]
     silent += ["rms_norm_eps", "norm_eps", "layer_norm_eps"]

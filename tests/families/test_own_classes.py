@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import moeify
-from moeify.errors import ConfigError, UnsupportedModelError
+from moeify.errors import CheckpointError, ConfigError, UnsupportedModelError
 from moeify.routing.loading import load_model
 from tests.families.edited import edit_config
 from tests.families.test_contract import load_strictly
@@ -18,6 +18,7 @@ from tests.tiny import save_tiny, state
 
 INSTEAD = {
     "biases": ("llama", {"attention_bias": True}, "has biases"),
+    "biases of the FFN": ("llama", {"mlp_bias": True}, r"has biases (mlp_bias is true)"),
     "partial rotary": (
         "phi3",
         {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
@@ -62,6 +63,28 @@ def test_an_own_class_on_request(tmp_path: Path, family: str, layers: str) -> No
     report = moeify.upcycle(dense, tmp_path / "moe", num_experts=2, noise=0.0, arch="own", layers=layers)
     assert report.warnings == ()
     held(dense, tmp_path / "moe", f"{family}_moe")
+
+
+@pytest.mark.parametrize("family", ["llama", "smollm3", "modernbert"])
+@pytest.mark.parametrize("options", [{"noise": 0.0}, {"slices": 2, "noise": 0.0, "router": "normal"}], ids=str)
+def test_biases_of_the_ffn_become_the_experts(tmp_path: Path, family: str, options: dict[str, Any]) -> None:
+    dense = save_tiny(tmp_path / "dense", family, mlp_bias=True)
+    report = moeify.upcycle(dense, tmp_path / "moe", num_experts=3, **options)
+    model = load_strictly(tmp_path / "moe")
+    said = moeify.inspect(tmp_path / "moe")
+    assert said.problems == [] and said.params_total == report.params_total == model.num_parameters()
+    assert moeify.verify(dense, tmp_path / "moe").relative_diff <= 1e-6
+    names = [name for name in state(tmp_path / "moe") if name.endswith("_proj_bias")]
+    assert len(names) == 2 * said.num_layers
+    moeify.prune(tmp_path / "moe", tmp_path / "fewer", keep=2 * options.get("slices", 1), by="random")
+    load_strictly(tmp_path / "fewer")
+    moeify.extract(tmp_path / "moe", tmp_path / "back", expert=1)
+    assert moeify.verify(dense, tmp_path / "back").relative_diff <= (1e-6 if "slices" in options else 0)
+    plain = save_tiny(tmp_path / "plain", family)
+    with pytest.raises(
+        CheckpointError, match="FFN of down, gate, up, not down, down_bias, gate, gate_bias, up, up_bias"
+    ):
+        moeify.upcycle(dense, experts_from=[dense, plain], dry_run=True)
 
 
 def test_a_type_without_an_own_class_says_what_there_is(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import pytest
 
 from moeify.errors import CheckpointError
 from moeify.families.registry import DENSE_LAYOUTS, MOE_LAYOUTS, vocabulary_size
+from tests.tiny import outer_type, texts_of
 
 
 @pytest.mark.parametrize(
@@ -12,7 +13,7 @@ from moeify.families.registry import DENSE_LAYOUTS, MOE_LAYOUTS, vocabulary_size
 def test_a_config_without_a_vocabulary_has_that_of_its_class(model_type):
     from transformers import AutoConfig
 
-    config = AutoConfig.for_model(model_type)
+    config = AutoConfig.for_model(outer_type(model_type), **texts_of(model_type))
     said = config.to_dict()
     assert vocabulary_size(said) == config.get_text_config().vocab_size
     section = said.get("text_config", said)

@@ -84,6 +84,7 @@ def test_empty_files(dense: Path, tmp_path: Path, name: str) -> None:
     assert done.code == 1 and name in done.err and not (tmp_path / "out").exists(), done.text
 
 
+@pytest.mark.slow
 def test_ten_thousand_other_files(dense: Path, tmp_path: Path) -> None:
     source = tmp_path / "dense"
     shutil.copytree(dense, source)

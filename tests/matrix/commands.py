@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 
 import moeify
 from moeify.checkpoint.reader import Checkpoint
-from moeify.families.registry import MOE_LAYOUTS, moe_layout, origin
+from moeify.families.keys import layout_key
+from moeify.families.registry import known_mixture, moe_layout, origin
 from moeify.hub.listing import local_files
 from moeify.hub.plan import plan_push
 from moeify.routing.loading import model_class
@@ -53,14 +54,14 @@ def upcycle(source: Source, work: Path) -> None:
 
 
 def attach(source: Source, work: Path) -> None:
-    report = moeify.attach(source.folder, work / "out", top_k=1)
+    report = moeify.attach(source.folder, work / "out", top_k=source.slices)
     changed = _changed(source, work / "out")
     assert set(report.after) == set(_layers(source))
     assert changed and not any(".experts." in name for name in changed)
     if source.form.name not in UNLOADABLE:
         _loads_whole(work / "out")
     config = Checkpoint.open(work / "out").config
-    assert moe_layout(config).top_k(config) == 1
+    assert moe_layout(config).top_k(config) == source.slices
 
 
 def warmup(source: Source, work: Path, train: str = "routers") -> None:
@@ -147,7 +148,7 @@ def prune_low_memory(source: Source, work: Path) -> None:
 def extract(source: Source, work: Path) -> None:
     moeify.extract(source.folder, work / "out", expert=EXPERT)
     _loads_whole(work / "out")
-    assert Checkpoint.open(work / "out").config["model_type"] == origin(source.config).dense.model_type
+    assert layout_key(Checkpoint.open(work / "out").config) == origin(source.config).dense.model_type
 
 
 def prune_dense(source: Source, work: Path) -> None:
@@ -230,7 +231,7 @@ def _loads_whole(folder: Path) -> Any:
 def _known(folder: Path) -> Path:
     """A copy under the model type that transformers knows, where it does not know the checkpoint's own."""
     config = Checkpoint.open(folder).config
-    layout = MOE_LAYOUTS.get(config["model_type"])
+    layout = known_mixture(config)
     if layout is None or layout.loads_as is None:
         return folder
     copy = Path(shutil.copytree(folder, folder.with_name(f"{folder.name}-known")))
@@ -265,4 +266,14 @@ def _with_slices(source: Source, kept: dict[int, tuple[int, ...]]) -> set[str]:
                         found |= {digest(cut), digest(cut.squeeze(axis))}
                         if len(chosen) == 1 and cut.ndim == 3:  # a gate and an up-projection
                             found |= {digest(half) for half in cut.squeeze(axis).chunk(2)}
+                        if len(chosen) == source.slices and axis == 0:
+                            found |= {digest(whole) for whole in _joined(cut)}
     return found
+
+
+def _joined(slices: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The neurons of a network's slices together: as rows, as columns, behind their gates, or a last bias' parts."""
+    yield slices.flatten(0, 1)
+    yield torch.cat(tuple(slices), dim=-1)
+    yield torch.cat([half.flatten(0, 1) for half in slices.chunk(2, dim=1)])
+    yield slices.sum(0)

@@ -17,7 +17,7 @@ from moeify.families.registry import DENSE_LAYOUTS, MOE_LAYOUTS
 from moeify.routing.loading import load_model
 from tests.families import published_models
 from tests.matrix import packing
-from tests.tiny import save_tiny
+from tests.tiny import LAYERS, save_tiny, sizes_of
 
 DEMO = Path(published_models.__file__).parents[2] / "moeify" / "demo"
 TEXT = DEMO / "text.jsonl"
@@ -52,7 +52,7 @@ def _converted(model_type: str) -> bool:
 
     if model_type in DENSE_LAYOUTS:
         return False
-    return any(mapping(name) is not None for name in (model_type, f"{model_type}_text"))
+    return any(mapping(name) is not None for name in (model_type.rpartition("+")[2], f"{model_type}_text"))
 
 
 def _cut(method: str) -> Callable[[Any, Path], None]:
@@ -75,6 +75,12 @@ FORMS = (
         dtype="bfloat16",
         save=_in_memory,
         fits=lambda model_type: _converted(model_type),
+    ),
+    Form(
+        name="slices",
+        meaning="two slices of the feed-forward network with four experts each, in moeify's own classes",
+        fits=lambda model_type: model_type in ("bert_moe", "gpt2_moe", "modernbert_moe"),
+        options={"expert_slices": 2},
     ),
     *(
         Form(
@@ -125,6 +131,11 @@ class Source:
         """As transformers loads it, in float32."""
         return load_model(self.folder, "float32")
 
+    @property
+    def slices(self) -> int:
+        """In how many slices its experts lie, of each of which a token visits some."""
+        return int(self.config.get("expert_slices") or 1)
+
     @cached_property
     def hashes(self) -> dict[str, str]:
         return hashes(self.folder)
@@ -146,11 +157,13 @@ def make(model_type: str, form_name: str, folder: Path) -> Source:
 def mixture(model_type: str, *, tied: bool, **options: Any) -> Any:
     """A mixture whose experts differ, with every parameter and correction bias away from zero."""
     known = (published_models.NATIVE | published_models.TEXTS).get(model_type, {})
+    sizes = sizes_of(published_models.OWN[model_type]) if model_type in published_models.OWN else known
     counts = {key: EXPERTS for key in _COUNTS if key in known} or {"num_experts": EXPERTS}
     if "mlp_only_layers" in known and model_type != "qwen3_next":
         counts["mlp_only_layers"] = []  # a dense class has one width
     if model_type in published_models.OWN:
         counts = {"num_experts": EXPERTS}
+    counts |= _fewer_layers(sizes)
     model = published_models.tiny(model_type, tied=tied, **{"vocab_size": TOKENS, **counts, **options})
     draw = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -161,6 +174,13 @@ def mixture(model_type: str, *, tied: bool, **options: Any) -> Any:
                 tensor.abs_().mul_(0.3)  # no score falls below that of a masked group, 0
     model.tie_weights()
     return model
+
+
+def _fewer_layers(sizes: dict[str, Any]) -> dict[str, Any]:
+    """Three layers show as much as four and take less, where no list in the config names each layer's kind."""
+    if any(isinstance(value, list) and len(value) == LAYERS for value in sizes.values()):
+        return {}
+    return {next((key for key in ("n_layer", "n_layers") if key in sizes), "num_hidden_layers"): 3}
 
 
 def add_tokenizer(folder: Path) -> None:

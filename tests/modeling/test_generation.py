@@ -25,7 +25,7 @@ def prompt(head):
 def test_tokens_are_the_dense_ones(head, mode):
     dense = dense_model(head)
     found = []
-    for model in (dense, upcycle(dense), upcycle(dense, top_k=1)):
+    for model in (dense, upcycle(dense), upcycle(dense, top_k=1), upcycle(dense, slices=4, top_k=1)):
         torch.manual_seed(0)
         found.append(
             model.generate(**prompt(head), max_new_tokens=8, pad_token_id=0, eos_token_id=None, **MODES[mode])
@@ -33,6 +33,7 @@ def test_tokens_are_the_dense_ones(head, mode):
     assert found[0].shape[-1] == 17
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[0], found[2])
+    assert torch.equal(found[0], found[3])
 
 
 @pytest.mark.parametrize("head", LM_HEADS)

@@ -10,10 +10,30 @@ import pytest
 import torch
 import transformers
 
+from moeify.modeling.moe_families import FAMILIES
 from moeify.modeling.moe_layers import balance_loss, z_loss
+from moeify.modeling.moe_outputs import _behind_padding
 from tests.modeling.tiny_models import HEADS, dense_model, inputs, moe_class, set_top_k, upcycle, vary_experts
 
 WITHOUT_LOSS = {"BertModel", "GPT2Model"}
+
+
+def test_positions_that_vllm_counts_from_0_are_those_of_the_dense_class():
+    """RoBERTa's begin behind the padding's; vLLM puts several texts in a row."""
+    dense = transformers.XLMRobertaConfig(pad_token_id=1)
+    dense._attn_implementation = "vllm"
+    counted, own = torch.tensor([[0, 1, 2, 0, 1]]), torch.tensor([[2, 3, 4, 2, 3]])
+    assert torch.equal(_behind_padding(dense, counted), own)
+    assert torch.equal(_behind_padding(dense, own), own)
+    dense._attn_implementation = "sdpa"
+    assert torch.equal(_behind_padding(dense, counted), counted)
+    behind = {name for name, family in FAMILIES.items() if family.behind_padding}
+    counts = "create_position_ids_from_input_ids"
+    assert behind == {name for name in FAMILIES if counts in inspect.getsource(_module_of(name))}
+
+
+def _module_of(dense_type: str) -> Any:
+    return inspect.getmodule(getattr(transformers, f"{FAMILIES[dense_type].prefix}Model"))
 
 
 @pytest.fixture(scope="module")

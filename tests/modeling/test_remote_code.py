@@ -57,9 +57,9 @@ assert "moeify" not in sys.modules
 def test_every_head_loads_without_moeify(tmp_path):
     folders = []
     for model_type in HEADS:
-        for unit in ("token", "sequence"):
+        for unit, options in {"token": {"slices": 2}, "sequence": {}}.items():
             folders.append(tmp_path / f"{model_type}-{unit}")
-            write_checkpoint(model_type, folders[-1], route_by=unit)
+            write_checkpoint(model_type, folders[-1], route_by=unit, **options)
     printed = run_elsewhere(LOAD, *folders, cache=tmp_path)
     # GPT-2 merges nothing here, so each letter is one token.
     bert, gpt2 = "BertTokenizer ['[UNK]', 'c']", "GPT2Tokenizer ['a', 'b', '\u0120', 'c']"

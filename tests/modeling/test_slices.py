@@ -5,6 +5,16 @@ import torch
 
 from moeify.modeling.configuration_moe import config_class
 from moeify.modeling.moe_layers import TopKRouting, balance_loss, z_loss
+from tests.modeling.tiny_models import (
+    HEADS,
+    dense_model,
+    inputs,
+    relative_difference,
+    set_top_k,
+    tensors,
+    upcycle,
+    vary_experts,
+)
 
 LOGITS = torch.randn(50, 12, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
 
@@ -46,3 +56,39 @@ def test_one_slice_is_what_there_was_to_the_bit() -> None:
 def test_slices_divide_experts_and_top_k(slices: object) -> None:
     with pytest.raises(ValueError, match="expert_slices must divide num_experts = 8"):
         config_class("bert")(num_experts=8, num_experts_per_tok=4, expert_slices=slices)
+
+
+ROUTERS = {"undecided": 0.0, "as drawn": 0.3, "certain": 30.0}
+
+
+@pytest.mark.parametrize("head", HEADS)
+@torch.no_grad()
+def test_any_router_in_any_implementation_computes_the_dense_model(head: str) -> None:
+    dense, batch = dense_model(head), inputs(head, labels=head not in ("BertModel", "GPT2Model"))
+    expected, model = dense(**batch), upcycle(dense, num_experts=3, slices=4)
+    rows = {name: p.clone() for name, p in model.named_parameters() if "router" in name}
+    for scale in ROUTERS.values():
+        for name, drawn in rows.items():
+            model.get_parameter(name).copy_(scale * drawn)
+        for implementation in ("eager", "batched_mm", "grouped_mm"):
+            model.set_experts_implementation(implementation)
+            for top_k in (4, 8):
+                found = set_top_k(model, top_k)(**batch)
+                assert relative_difference(expected, found) <= 1e-6, (scale, implementation, top_k)
+    if head in ("BertForMaskedLM", "GPT2LMHeadModel"):
+        torch.compiler.reset()
+        compiled = torch.compile(model, backend="eager", fullgraph=True)
+        assert relative_difference(dense(**inputs(head)), compiled(**inputs(head))) <= 1e-6
+
+
+@pytest.mark.parametrize("head", ["BertForMaskedLM", "GPT2LMHeadModel"])
+@torch.no_grad()
+def test_a_model_of_one_slice_is_a_model_without_the_key(head: str) -> None:
+    batch, dense = inputs(head, labels=True) | {"output_router_logits": True}, dense_model(head)
+    torch.manual_seed(0)
+    plain = vary_experts(upcycle(dense))
+    torch.manual_seed(0)
+    one = vary_experts(upcycle(dense, expert_slices=1))
+    expected, found = plain(**batch), one(**batch)
+    assert expected.aux_loss > 0
+    assert all(torch.equal(found[name], value) for name, value in tensors(expected).items())

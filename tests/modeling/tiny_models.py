@@ -94,16 +94,18 @@ def upcycle(
     *,
     num_experts: int = 4,
     top_k: int = 2,
+    slices: int = 1,
     moe_layers: list[int] | None = None,
     router: Callable[..., Tensor] = torch.randn,
     **options: Any,
 ) -> PreTrainedModel:
-    """The dense model with `num_experts` copies of each feed-forward network."""
+    """The dense model with `num_experts` copies of each feed-forward network, or of each of its slices."""
     head = type(dense).__name__
     names = BERT_NAMES if is_bert(head) else GPT2_NAMES
     config_class = BertMoeConfig if is_bert(head) else GPT2MoeConfig
     keys = {k: v for k, v in dense.config.to_dict().items() if k != "model_type"}
-    keys |= {"num_experts": num_experts, "num_experts_per_tok": top_k, "moe_layers": moe_layers}
+    keys |= {"num_experts": num_experts * slices, "num_experts_per_tok": top_k * slices, "moe_layers": moe_layers}
+    keys |= {"expert_slices": slices} if slices > 1 else {}
     model = moe_class(head)(config_class(**(keys | options))).to(dense.dtype)
     state: dict[str, Tensor] = {}
     for name, tensor in dense.state_dict().items():
@@ -111,7 +113,8 @@ def upcycle(
             found = re.search(pattern, name)
             if found and config_class.is_moe_layer(model.config, int(found[1])):
                 name = re.sub(pattern, replacement, name)
-                tensor = torch.stack([tensor] * num_experts)
+                parts = _cut(name, tensor, slices, transposed=not is_bert(head))
+                tensor = torch.stack([part for part in parts for _ in range(num_experts)])
                 break
         state[name] = tensor
     for name, tensor in model.state_dict().items():
@@ -120,6 +123,14 @@ def upcycle(
     model.load_state_dict(state, strict=True)
     model.tie_weights()
     return model.eval()
+
+
+def _cut(name: str, tensor: Tensor, slices: int, *, transposed: bool) -> list[Tensor]:
+    """The neurons of an experts' tensor in so many parts; all of them add the last bias."""
+    if name.endswith("down_proj_bias"):
+        return [tensor / slices] * slices
+    last = name.endswith("down_proj") != transposed and tensor.ndim == 2
+    return list(tensor.chunk(slices, dim=1 if last else 0))
 
 
 def set_top_k(model: PreTrainedModel, top_k: int) -> PreTrainedModel:

@@ -271,6 +271,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_one_layer(tmp_path: Path) -> None:
     """12 layers of 24 MB each: a pass takes a few layers' room, not the model's."""
     model = tiny(

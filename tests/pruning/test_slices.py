@@ -33,7 +33,6 @@ def test_as_many_stay_in_each_slice(made: tuple[Path, Path], tmp_path: Path) -> 
     [
         ({"keep": 3}, "must be a multiple of 2"),
         ({"keep": 1}, "each token visits 2 experts"),
-        ({"keep": 4, "merge": True}, "--merge does not work with experts in slices"),
         ({"drop": "all:0,1", "by": None}, "in its 2 slices, which must stay equally large"),
         ({"drop": "all:0,1,2,3,4,5", "by": None, "dense": True}, "in its 2 slices"),
     ],
@@ -49,12 +48,8 @@ def test_what_would_leave_slices_uneven_is_refused(
 
 def test_other_commands_say_what_they_cannot_do(made: tuple[Path, Path], tmp_path: Path) -> None:
     dense, moe = made
-    with pytest.raises(ConfigError, match="add does not work with experts in slices"):
-        moeify.add_experts(moe, tmp_path / "more", experts=(str(dense),))
     with pytest.raises(ConfigError, match="there is no expert 4: the experts of each slice are 0 to 3"):
         moeify.extract(moe, tmp_path / "one", expert=4)
-    with pytest.raises(ConfigError, match="--reference does not work with experts in slices"):
-        moeify.inspect(moe, weights=True, reference=str(dense))
     with pytest.raises(ConfigError, match="multiple of the 2 slices"):
         moeify.attach(moe, tmp_path / "fresh", top_k=3)
     moeify.attach(moe, tmp_path / "fresh", top_k=4)

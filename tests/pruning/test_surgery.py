@@ -132,19 +132,6 @@ def test_record_counts_experts_as_they_were_before_any_pruning(tmp_path: Path) -
     assert steps[0]["results"]["kept"]["1"] == [1, 2, 5, 6, 7]
 
 
-def test_layers_for_further_tokens_are_left_out(tmp_path: Path) -> None:
-    save("deepseek_v3", tmp_path / "moe")
-    source = weights(tmp_path / "moe")
-    source["model.layers.3.mlp.experts.0.up_proj.weight"] = torch.ones(2, 2)
-    save_file(source, tmp_path / "moe" / "model.safetensors")
-    path = tmp_path / "moe" / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_nextn_predict_layers": 1}))
-    report = prune(tmp_path / "moe", tmp_path / "out", keep=4, by="random")
-    assert any("further tokens" in warning for warning in report.warnings)
-    assert not any(name.startswith("model.layers.3.") for name in weights(tmp_path / "out"))
-    assert json.loads((tmp_path / "out" / "config.json").read_text())["num_nextn_predict_layers"] == 0
-
-
 def test_groups_stay_equally_large(tmp_path: Path) -> None:
     save("glm4_moe", tmp_path / "moe")
     report = prune(tmp_path / "moe", tmp_path / "out", keep=4, by="random", seed=1)

@@ -74,6 +74,7 @@ def test_offloaded_layers(family, pair, tmp_path):
     torch.testing.assert_close(logits(model), logits(whole.eval()), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_push_to_hub_from_transformers(pair, tmp_path):
     dense, moe = pair("bert")
     with running_hub() as hub:

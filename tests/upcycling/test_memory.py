@@ -13,6 +13,8 @@ import pytest
 
 from moeify.checkpoint.header import encode_header
 
+pytestmark = pytest.mark.slow
+
 MEASURE = """
 import json, sys
 import moeify
@@ -85,7 +87,7 @@ def test_memory_does_not_grow_with_experts_or_shards(qwen: Path, tmp_path: Path,
     assert not any(run["torch"] for run in (few, many, small))
     assert max(run["peak"] for run in (few, many, small)) <= (100 if noise == 0 else 150)
     for run in (many, small):
-        assert run["peak"] <= 1.1 * few["peak"]
+        assert run["peak"] <= few["peak"] + 16  # two tensors that meet in one moment; six experts hold 576
 
 
 def sources(base: Path, folder: Path) -> list[str]:

@@ -4,4 +4,4 @@ from moeify.families.dense.bert import LAYOUT as DENSE
 from moeify.families.mixtures.bert_moe import LAYOUT as MOE
 from moeify.families.own import own_conversion
 
-CONVERSIONS = (own_conversion(DENSE, MOE, pooled="yes"),)
+CONVERSIONS = (own_conversion(DENSE, MOE, pooled=True),)

@@ -129,4 +129,4 @@ def mixtral_conversion(dense: DenseLayout, *, windows: bool = False, notes: Said
     )
 
 
-CONVERSIONS = (mixtral_conversion(DENSE), own_conversion(DENSE, OWN, plain=("mlp_bias",)))
+CONVERSIONS = (mixtral_conversion(DENSE), own_conversion(DENSE, OWN))

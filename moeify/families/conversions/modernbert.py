@@ -4,4 +4,4 @@ from moeify.families.dense.modernbert import LAYOUT as DENSE
 from moeify.families.mixtures.modernbert_moe import LAYOUT as MOE
 from moeify.families.own import own_conversion
 
-CONVERSIONS = (own_conversion(DENSE, MOE, plain=("mlp_bias",), pooled="untried"),)
+CONVERSIONS = (own_conversion(DENSE, MOE),)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from moeify.families.conversion import Conversion, MoeSettings, dense_again, one_width, towered
 from moeify.families.dense.qwen3_vl import LAYOUT as DENSE
-from moeify.families.engines import MLX, SGLANG, TRANSFORMERS, VLLM_CLASS
+from moeify.families.engines import MLX_CLASS, SGLANG, TRANSFORMERS, VLLM_CLASS
 from moeify.families.mixtures.qwen3_vl_moe import LAYOUT as MOE
 from moeify.families.rope import spelled_rope
 from moeify.families.values import Config
@@ -56,18 +54,18 @@ def _to_dense(config: Config) -> Config:
     return towered(config, "qwen3_vl", to_dense)
 
 
-_TURNED = (
-    "no, as far as its source tells (not run): it takes experts turned round, as Qwen publishes them,"
-    " and these lie as transformers 5 holds them"
+_SQUARE = (
+    "no, as far as its source tells (not run): it takes experts turned round, and these, which are square, lie as"
+    " transformers 5 holds them"
 )
+
 
 CONVERSIONS = (
     Conversion(
         dense=DENSE,
         moe=MOE,
-        fused=True,
         to_moe=_to_moe,
         to_dense=_to_dense,
-        engines=(TRANSFORMERS, *(replace(engine, verdict=_TURNED) for engine in (VLLM_CLASS, SGLANG, MLX))),
+        engines=(TRANSFORMERS, *(engine.but((MOE.is_square, _SQUARE)) for engine in (VLLM_CLASS, SGLANG, MLX_CLASS))),
     ),
 )

@@ -4,4 +4,4 @@ from moeify.families.dense.xlm_roberta import LAYOUT as DENSE
 from moeify.families.mixtures.xlm_roberta_moe import LAYOUT as MOE
 from moeify.families.own import own_conversion
 
-CONVERSIONS = (own_conversion(DENSE, MOE, pooled="untried"),)
+CONVERSIONS = (own_conversion(DENSE, MOE, pooled=True),)

@@ -16,7 +16,6 @@ DEFAULTS = {
     "rms_norm_eps": 1e-6,
 }
 """What LlamaConfig assumes where config.json is silent; MixtralConfig differs."""
-_BIASES = {**names.ATTENTION_BIASES, **names.FFN_BIASES}
 
 
 def _dims(config: Config) -> Dims:
@@ -27,11 +26,12 @@ LAYOUT = DenseLayout(
     model_type="llama",
     class_prefix="Llama",
     outer=names.DECODER_OUTER,
-    per_layer={**names.LLAMA_LAYER, **_BIASES},
-    ffn=names.GATED_FFN,
+    per_layer={**names.LLAMA_LAYER, **names.ATTENTION_BIASES},
+    ffn=(*names.GATED_FFN, *names.FFN_BIAS_ROLES),
     heads=names.DECODER_HEADS,
     dims=_dims,
     canonical=names.filled(DEFAULTS),
-    # Present when attention_bias or mlp_bias is true.
-    optional=frozenset(_BIASES),
+    # Present when attention_bias is true.
+    optional=frozenset(names.ATTENTION_BIASES),
+    only_if=names.if_biased(*names.FFN_BIASES),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from moeify.families.base import DenseLayout, FfnTensor, Head
+from moeify.families.dense_names import if_biased
 from moeify.families.values import Config, Dims, Shape, num_labels, positive
 
 
@@ -72,8 +73,11 @@ LAYOUT = DenseLayout(
         FfnTensor(role="gate", name="mlp.gate.weight", shape=("F", "H")),
         FfnTensor(role="up", name="mlp.up.weight", shape=("F", "H")),
         FfnTensor(role="down", name="mlp.Wo.weight", shape=("H", "F")),
+        FfnTensor(role="gate_bias", name="mlp.gate.bias", shape=("F",)),
+        FfnTensor(role="up_bias", name="mlp.up.bias", shape=("F",)),
+        FfnTensor(role="down_bias", name="mlp.Wo.bias", shape=("H",)),
     ),
-    joined={"mlp.Wi.weight": ("mlp.gate.weight", "mlp.up.weight")},
+    joined={"mlp.Wi.weight": ("mlp.gate.weight", "mlp.up.weight"), "mlp.Wi.bias": ("mlp.gate.bias", "mlp.up.bias")},
     norm="mlp_norm.weight",
     heads={
         "Model": Head(),
@@ -92,6 +96,7 @@ LAYOUT = DenseLayout(
             ("embeddings.norm.bias", "final_norm.bias", "mlp_norm.bias", "attn_norm.bias"),
             lambda config: bool(config.get("norm_bias")),
         ),
+        **if_biased("mlp.gate.bias", "mlp.up.bias", "mlp.Wo.bias"),
         **dict.fromkeys(("attn.Wqkv.bias", "attn.Wo.bias"), lambda config: bool(config.get("attention_bias"))),
     },
 )

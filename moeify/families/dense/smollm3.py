@@ -16,7 +16,9 @@ LAYOUT = names.decoder_layout(
         "num_key_value_heads": 4,
     },
     per_layer={**names.LLAMA_LAYER, **names.ATTENTION_BIASES},
+    ffn=(*names.GATED_FFN, *names.FFN_BIAS_ROLES),
     ties_by_default=True,
+    only_if=names.if_biased(*names.FFN_BIASES),
     # Present when attention_bias is true.
     optional=frozenset(names.ATTENTION_BIASES),
 )

@@ -1,0 +1,8 @@
+"""LLaVA around a Mistral, to the same around a Mixtral, with its vision tower."""
+
+from moeify.families.conversions.mistral import CONVERSIONS as TEXT
+from moeify.families.dense.llava__mistral import LAYOUT as DENSE
+from moeify.families.mixtures.llava__mixtral import LAYOUT as MOE
+from moeify.families.wrappers import WRAPPERS
+
+CONVERSIONS = (WRAPPERS["llava"].conversion(DENSE, MOE, TEXT[0]),)
