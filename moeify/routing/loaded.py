@@ -76,6 +76,11 @@ class LoadedLayer:
             if bias is not None:
                 bias.data.zero_()
 
+    def set_bias(self, values: Tensor) -> None:
+        """Give the bias for choosing other ``values``, of its own shape."""
+        assert self.bias is not None, "checked before"
+        self.bias.data.copy_(values)
+
     @property
     def num_experts(self) -> int:
         """Experts of the layer, E."""

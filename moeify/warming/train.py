@@ -19,11 +19,11 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback, Tra
 
 from moeify.errors import OutputError
 from moeify.families.moe_layout import MoeLayout
+from moeify.routing.biases import shift_biases
 from moeify.routing.config import Trained
 from moeify.routing.examples import Examples
 from moeify.routing.loaded import LoadedMixture, Routed, replaced
 from moeify.routing.trained import wanted
-from moeify.training.bias import shift_biases
 from moeify.warming.activations import bound_activations, room_for_activations
 from moeify.warming.balances import BALANCES
 from moeify.warming.config import WarmupConfig
@@ -300,8 +300,8 @@ class RouterTrainer(Trainer):  # type: ignore[misc]
         weights = load_file(Path(resume_from_checkpoint, TRAINED_FILE))
         for name, parameter in trainable(self.model).items():
             fill(parameter, weights[name])
-        for layer, bias in self.biases.items():
-            bias.data.copy_(weights[f"{_BIAS}{layer}"])
+        for layer in self._layers if self.biases else ():
+            layer.set_bias(weights[f"{_BIAS}{layer.number}"])
 
 
 def _arguments(config: WarmupConfig, run_folder: Path, model: nn.Module) -> Any:

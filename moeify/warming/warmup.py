@@ -244,7 +244,7 @@ def _train(session: Session, target: Path, *, task: bool) -> None:
         parameter.data = weights.get(name, parameter.data).to(parameter.device, dtypes[name])
     layers = LoadedMixture(session.model, session.view.layout).layers
     for layer, bias in biases.items():
-        layers[layer].router_tensors[2].data.copy_(bias)
+        layers[layer].set_bias(bias)
     if config.train != "routers":
         session.weights = weights
     _round_to_stored(session)

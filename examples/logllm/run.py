@@ -1,0 +1,171 @@
+"""Trains and judges a LogLLM on a folder of logs: python -m examples.logllm.run --help."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from torch import nn
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, set_seed
+
+import moeify
+import moeify.demo
+
+from . import evaluation, generate, logs
+from .model import Collator, LogLLM, mean_of_tokens
+from .stages import STAGES, train
+
+PARTS = ("encoder", "projector", "language-model")
+STEPS = {"language-model": 80, "projector": 60, "routers": 20, "encoder": 60, "all": 300}
+
+
+def arguments(given: list[str] | None = None) -> argparse.Namespace:
+    """The options."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    add = parser.add_argument
+    add("output", type=Path, help="folder of the run; run the same command again to go on where it ended")
+    add("--logs", type=Path, help="file or folder of logs; left out, synthetic ones are written")
+    add("--sessions", type=int, default=2000, help="synthetic sessions")
+    add("--window", type=int, default=100, help="lines of a window, where logs have no sessions")
+    add("--encoder", default="sentence-transformers/all-MiniLM-L6-v2", help="folder or Hub id")
+    add("--language-model", default=str(Path(moeify.demo.__file__).parent / "gpt2"), help="folder or Hub id")
+    add("--mixture", nargs="*", choices=PARTS, default=["encoder"], help="dense parts that become mixtures")
+    add("--experts", type=int, default=4)
+    add(
+        "--slices", type=int, default=1, help="slices of the encoder's feed-forward networks (moeify upcycle --slices)"
+    )
+    add("--by-system", action="store_true", help="fit the encoder's routers to the systems before training")
+    add("--four-bit", action="store_true", help="encoder and language model in nf4, both with LoRA")
+    add("--rank", type=int, default=16, help="of LoRA")
+    add("--steps", nargs="*", default=[], metavar="STAGE=N", help=f"steps of each stage; left out: {STEPS}")
+    add("--batch", type=int, default=16)
+    add("--log-every", type=int, default=20)
+    add("--save-every", type=int, default=100)
+    add("--monitor-every", type=int, default=100)
+    add("--report-to", nargs="*", default=[])
+    add("--seed", type=int, default=0)
+    options = parser.parse_args(given)
+    changed = dict(pair.split("=") for pair in options.steps)
+    if unknown := changed.keys() - set(STAGES):
+        parser.error(f"--steps knows {', '.join(STAGES)}, not {', '.join(sorted(unknown))}")
+    options.steps = STEPS | {stage: int(count) for stage, count in changed.items()}
+    return options
+
+
+def as_mixture(source: str, folder: Path, options: argparse.Namespace, slices: int = 1) -> str:
+    """The folder of a dense model's mixture, made where it is not there yet."""
+    if not folder.exists():
+        top_k = max(2, slices)
+        moeify.upcycle(
+            source, folder, num_experts=options.experts * slices, top_k=top_k, slices=slices, seed=options.seed
+        )
+    return str(folder)
+
+
+def by_system(folder: str, windows: list[logs.Window], options: argparse.Namespace) -> str:
+    """The mixture with routers that were fitted to the system of each line."""
+    output, text = Path(f"{folder}-by-system"), options.output / "lines.jsonl"
+    if not output.exists():
+        rows = [{"text": "\n".join(window.lines), "system": window.system} for window in windows]
+        text.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        moeify.warmup(folder, output, dataset=str(text), domain_column="system", steps=0, seq_len=64, fit_tokens=20000)
+    return str(output)
+
+
+def loaded(auto: Any, source: str, options: argparse.Namespace, lora: bool) -> Any:
+    """A model, in 4 bits where asked, with LoRA on attention and whole routers."""
+    quantised = {"quantization_config": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")}
+    model = auto.from_pretrained(source, dtype=torch.float32, **(quantised if options.four_bit else {}))
+    mixture = hasattr(model.config, "router_aux_loss_coef")
+    if options.four_bit and mixture:
+        moeify.quantize_experts(model, "nf4")
+    if not lora:
+        return model
+    from peft import LoraConfig, get_peft_model
+
+    kept = []
+    if mixture:  # "mlp.router" or "mlp.gate": PEFT saves what these names end
+        kept = sorted({".".join(name.split(".")[-3:-1]) for name in moeify.train_only(model, "routers")})
+    words = {"r": options.rank, "lora_alpha": 2 * options.rank, "target_modules": "all-linear"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # GPT-2's transposed weights
+        return get_peft_model(model, LoraConfig(**words, modules_to_save=kept or None))
+
+
+@torch.no_grad()
+def started_projector(reader: Any, judge: Any, batch: dict[str, torch.Tensor]) -> nn.Linear:
+    """A linear layer whose outputs begin with the mean and the spread of word embeddings, so that lines differ."""
+    training, words = reader.training, {name: batch[name] for name in ("input_ids", "attention_mask")}
+    # In training, as bitsandbytes lays layers out anew for inference on a CPU.
+    vectors = mean_of_tokens(reader.train()(**words).last_hidden_state, words["attention_mask"])
+    reader.train(training)
+    embedded = judge.get_input_embeddings().weight.float()
+    projector = nn.Linear(vectors.shape[1], embedded.shape[1])
+    away = (vectors - vectors.mean(0)) @ projector.weight.T
+    projector.weight *= embedded.std() / away.std()
+    projector.bias.copy_(embedded.mean(0) - projector.weight @ vectors.mean(0))
+    return projector
+
+
+def build(options: argparse.Namespace, windows: list[logs.Window]) -> tuple[LogLLM, Collator]:
+    """The model and what makes its batches."""
+    set_seed(options.seed)
+    encoder, language_model = options.encoder, options.language_model
+    if "encoder" in options.mixture:
+        encoder = as_mixture(encoder, options.output / "encoder-moe", options, options.slices)
+        encoder = by_system(encoder, windows, options) if options.by_system else encoder
+    if "language-model" in options.mixture:
+        language_model = as_mixture(language_model, options.output / "language-model-moe", options)
+    reader = loaded(AutoModel, encoder, options, lora=options.four_bit)
+    judge = loaded(AutoModelForCausalLM, language_model, options, lora=True)
+    tokenizer = AutoTokenizer.from_pretrained(encoder)
+    projector: nn.Module = started_projector(reader, judge, Collator(tokenizer)(windows[:100]))
+    if "projector" in options.mixture:
+        projector = moeify.MoeProjector.from_linear(projector, options.experts, route_by="token", seed=options.seed)
+    model = LogLLM(reader, projector, judge, AutoTokenizer.from_pretrained(language_model))
+    return model, Collator(tokenizer)
+
+
+def main(given: list[str] | None = None) -> dict[str, Any]:
+    """Write the logs if there are none, train every stage, judge the windows that were held out."""
+    options = arguments(given)
+    processes = PartialState(cpu=not torch.accelerator.is_available())
+    place = options.logs or options.output / "synthetic.csv"
+    with processes.main_process_first():
+        options.output.mkdir(parents=True, exist_ok=True)
+        if options.logs is None and not place.exists():
+            generate.write(place, options.sessions, seed=options.seed)
+    training, testing = logs.split(logs.read(place, options.window))
+    anomalous = sum(window.label for window in training)
+    print(f"{len(training)} windows to train on, {anomalous} of them anomalous; {len(testing)} to test")
+    with processes.main_process_first():  # which writes the mixtures
+        model, collate = build(options, training)
+    start, losses = time.perf_counter(), {}
+    for number, stage in enumerate(STAGES):
+        rows = logs.oversampled(training, seed=options.seed)
+        losses[stage] = train(model, rows, collate, stage, options.output / f"stage-{number}-{stage}", options)
+    seconds = time.perf_counter() - start
+    if not processes.is_main_process:
+        return {}
+    found = evaluation.judged(model, testing, collate, 2 * options.batch)
+    table = evaluation.report(testing, found)
+    print("\n" + "\n".join(evaluation.lines(table)))
+    loads = evaluation.expert_load(model, testing, collate, 2 * options.batch)
+    if loads is not None:
+        evaluation.plot(loads, options.output / "experts.png")
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(f"\nTraining took {seconds:.0f} s, and the process {memory:.0f} MiB at most.")
+    result = {"table": table, "losses": losses, "seconds": seconds, "mebibytes": memory}
+    (options.output / "result.json").write_text(json.dumps(result, indent=2))
+    return result
+
+
+if __name__ == "__main__":
+    main()
