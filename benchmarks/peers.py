@@ -11,7 +11,7 @@ from pathlib import Path
 
 __all__ = ["PEERS", "installed_peer", "mergekit_command", "transformers_command"]
 
-PEERS = {"mergekit": ("mergekit==0.1.5", "mergekit-moe"), "mixturekit": ("mixturekit==1.1.1", "mixturekit")}
+PEERS = {"mergekit": ("mergekit==0.1.5", "mergekit-moe")}
 """What each tool is installed as, and its command."""
 
 

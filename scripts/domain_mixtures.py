@@ -1,4 +1,4 @@
-"""Ways to make one model of four specialists: moeify's, mergekit-moe's, MixtureKit's, and averaging."""
+"""Ways to make one model of four specialists: moeify's, mergekit-moe's, and averaging."""
 
 import json
 import os
@@ -136,20 +136,6 @@ def _mergekit(parts: Parts, folder: Path) -> None:
     _run([str(parts.tools["mergekit"]), str(path), str(folder), "--device", "cpu"])
 
 
-def _mixturekit(parts: Parts, folder: Path) -> None:
-    """MixtureKit's traditional mixture with the routers that it draws, exported as the native class."""
-    experts = [
-        {"expert_name": name, "model_id": str(source.resolve())}
-        for name, source in zip(DOMAINS, parts.sources, strict=True)
-    ]
-    recipe = {"moe_method": "traditional", "model_type": "composed", "num_experts_per_tok": 2, "experts": experts}
-    path, drafted = folder.with_name("recipe.yaml"), folder.with_name("drafted")
-    path.write_text(json.dumps(recipe), encoding="utf-8")
-    tool = str(parts.tools["mixturekit"])
-    _run([tool, "build", str(path), "--output", str(drafted), "--dtype", "float32"])
-    _run([tool, "export", str(drafted), str(folder)])
-
-
 def _run(command: list[str]) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
@@ -160,7 +146,6 @@ def _run(command: list[str]) -> None:
 WAYS: dict[str, Way] = {
     "weights averaged": _average,
     "mergekit-moe, hidden": _mergekit,
-    "MixtureKit, drawn routers": _mixturekit,
     "random routers": _random,
     "prompts": _prompts,
     "data": _data(),
@@ -183,8 +168,6 @@ def available(way: str, parts: Parts) -> bool:
         return way.startswith(("data, all text", "data, by sequence"))
     if way.startswith("mergekit"):
         return "mergekit" in parts.tools and parts.rest == "base"
-    if way.startswith("MixtureKit"):
-        return "mixturekit" in parts.tools
     if way.startswith("data, all text"):
         return parts.tuned == "ffn"
     return "by sequence" not in way

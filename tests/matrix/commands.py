@@ -266,7 +266,7 @@ def _with_slices(source: Source, kept: dict[int, tuple[int, ...]]) -> set[str]:
                         found |= {digest(cut), digest(cut.squeeze(axis))}
                         if len(chosen) == 1 and cut.ndim == 3:  # a gate and an up-projection
                             found |= {digest(half) for half in cut.squeeze(axis).chunk(2)}
-                        if len(chosen) == source.slices and axis == 0:
+                        if len(chosen) == source.slices and axis == 0 and cut.ndim > 1:
                             found |= {digest(whole) for whole in _joined(cut)}
     return found
 
