@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Annotated
 
 import typer
@@ -35,6 +36,8 @@ def _root(
     ] = False,
 ) -> None:
     """Turn dense transformers into mixtures of experts: exact, streaming, measured."""
+    # PEFT imports it where it is installed, and it then advises about kernels that nothing here uses.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 load_extensions()  # before options are derived, which name what they add
