@@ -13,6 +13,7 @@ TITLES = {
     "whole-base": "whole models tuned, rest from the base",
     "whole-mean": "whole models tuned, rest averaged",
     "gpt2-ffn-base": "GPT-2, FFNs tuned, rest as in the base",
+    "llama-ffn-base": "Llama, FFNs tuned, rest as in the base",
 }
 
 
