@@ -57,4 +57,4 @@ def test_warmup_trains_with_it(place, tmp_path):
     assert record["steps"][-1]["options"]["balance"] == "largest"
     card = (tmp_path / "warm" / "README.md").read_text()
     assert "The measure MaxVio: Wang et al." in card and "The balance loss" not in card
-    assert "cv2|kl|none|largest" in run(place, "warmup", "--help", cwd=tmp_path).stdout
+    assert "kl|bias|none|largest" in run(place, "warmup", "--help", cwd=tmp_path).stdout
