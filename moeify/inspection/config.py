@@ -66,14 +66,7 @@ class InspectConfig(MemoryOptions):
     @property
     def data(self) -> DataConfig:
         """Which text is read, as the routing layer wants to know it."""
-        return DataConfig(
-            dataset=self.dataset or "",
-            split=self.split,
-            text_column=self.text_column,
-            domain_column=self.domain_column,
-            streaming=self.streaming,
-            seq_len=self.seq_len,
-        )
+        return DataConfig.of(self, dataset=self.dataset or "")
 
 
 def check_image(path: Path) -> None:

@@ -44,13 +44,7 @@ def read_text(mixture: Mixture, config: PruneConfig) -> Text | None:
     """
     if config.dataset is None:
         return None
-    data = DataConfig(
-        dataset=config.dataset,
-        split=config.split,
-        text_column=config.text_column,
-        seq_len=config.seq_len,
-        seed=config.seed,
-    )
+    data = DataConfig.of(config)
     blocks, _ = blocks_for(mixture.checkpoint, data, config.max_tokens)
     try:
         fit, held_out = blocks.split(HELD_OUT_FRACTION)

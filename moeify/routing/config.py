@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args
 
 from moeify.errors import ConfigError
 
@@ -58,6 +58,12 @@ class DataConfig:
             if value is not None and value < 1:
                 name = option.replace("_", "-")
                 raise ConfigError(f"{name} must be positive, not {value}", f"leave --{name} out")
+
+    @classmethod
+    def of(cls, options: Any, **others: Any) -> DataConfig:
+        """The text that a command's ``options`` name in fields of the same names, with ``others`` in their place."""
+        given = {field.name: getattr(options, field.name) for field in fields(cls) if hasattr(options, field.name)}
+        return cls(**given | others)
 
 
 def check_seed(seed: int) -> None:

@@ -31,13 +31,7 @@ _BATCH = 8
 def firing_text(view: Dense, config: UpcycleConfig) -> Blocks:
     """The text that neurons are compared on, tokenised; raises ``MoeifyError``."""
     assert config.dataset is not None, "checked with the options"
-    data = DataConfig(
-        dataset=config.dataset,
-        split=config.split,
-        text_column=config.text_column,
-        seq_len=config.seq_len,
-        seed=config.seed,
-    )
+    data = DataConfig.of(config, domain_column=None)
     return blocks_for(view.checkpoint, data, config.fit_tokens)[0]
 
 

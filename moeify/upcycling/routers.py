@@ -86,14 +86,7 @@ def labelled_text(
         check_vocabulary(tokenizer, blocks.largest_token, vocabulary_size(checkpoint.config))
         return LabelledText(fit=blocks, held_out=blocks)
     assert config.dataset is not None, "checked with the options"
-    data = DataConfig(
-        dataset=config.dataset,
-        split=config.split,
-        text_column=config.text_column,
-        domain_column=config.domain_column,
-        seq_len=config.seq_len,
-        seed=config.seed,
-    )
+    data = DataConfig.of(config)
     blocks, _ = blocks_for(checkpoint, data, _OVERSAMPLING * config.fit_tokens)
     _check_labels(labels, blocks.domain_names, f"column {config.domain_column!r}", others)
     fit, held_out = _even(blocks, config.fit_tokens).split(_HELD_OUT)
