@@ -25,7 +25,7 @@ from moeify.routing.json_lines import JsonLines
 
 Needed = Callable[[list[str]], list[str]]
 """Chooses from the columns that a table has those that are read."""
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 _LINES = {"sample_by": "line", "encoding": "utf-8-sig"}
 
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 import moeify
-from moeify.errors import ConfigError, OutputError
+from moeify.errors import ConfigError, DatasetError, OutputError
 from moeify.routing.passes import LayerByLayer
 from tests.real.checkpoints import demo_gpt2
 from tests.tiny import HEADS, save_tiny
@@ -124,11 +124,16 @@ def test_warmup(fit: str, extra: dict[str, object], mixture: Path, tmp_path: Pat
 
 
 def test_a_disk_that_fills_up_with_what_layers_give(mixture: Path, tmp_path: Path) -> None:
+    text, new = {"dataset": str(TEXT), "max_tokens": 512, "seq_len": 64}, tmp_path / "new.jsonl"
+    new.write_text('{"text": "a line"}\n' * 999)
+    moeify.inspect(mixture, **text)  # datasets has its copy of the text
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
     try:
         with pytest.raises(OutputError, match="no space left"):
-            moeify.inspect(mixture, dataset=str(TEXT), max_tokens=512, seq_len=64, low_memory=True)
+            moeify.inspect(mixture, **text, low_memory=True)
+        with pytest.raises(DatasetError, match=r"cannot keep .*new\.jsonl in its cache"):
+            moeify.inspect(mixture, **text | {"dataset": str(new)})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
