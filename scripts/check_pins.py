@@ -2,7 +2,7 @@
 
 Walks everything that moeify, its extras and requirements-dev.txt need, and holds each package
 against constraints.txt and against what its dependants ask for. No list of vulnerabilities is
-consulted: none can be had without a network. docs/reliability.md says how to ask one.
+consulted: none can be had without a network. docs/contributing.md says how to ask one.
 """
 
 from __future__ import annotations

@@ -1,6 +1,4 @@
-"""Tables and a heatmap of what ways to combine specialists keep of their gains."""
-
-from pathlib import Path
+"""Tables of what ways to combine specialists keep of their gains."""
 
 import numpy as np
 from domain_models import DOMAINS
@@ -74,33 +72,3 @@ def spread(values: np.ndarray) -> str:
     """Mean (lowest .. highest) of fractions, in percent."""
     low, high = 100 * values.min(), 100 * values.max()
     return f"{100 * values.mean():.0f} % ({low:.0f} .. {high:.0f})"
-
-
-def draw_heatmap(results: dict[str, list[Losses]], path: Path) -> None:
-    """Loss above or below the base's, by way and domain, one panel for each setting."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    panels = {}
-    for setting, seeds in results.items():
-        ways = [*DOMAINS, *rows_of(seeds)[2:]]
-        above = [np.mean([losses_of(f, way) - losses_of(f, "base") for f in seeds], axis=0) for way in ways]
-        panels[setting] = (ways, np.array(above))
-    tallest = max(len(ways) for ways, _ in panels.values())
-    figure, axes = plt.subplots(
-        1, len(panels), figsize=(4.6 * len(panels), 0.36 * tallest + 1.4), squeeze=False, layout="constrained"
-    )
-    for axis, (setting, (ways, above)) in zip(axes[0], panels.items(), strict=True):
-        image = axis.imshow(above, cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto")
-        axis.set_title(TITLES[setting], fontsize=9)
-        axis.set_xticks(range(len(DOMAINS)), DOMAINS, fontsize=8)
-        names = [f"specialist: {way}" if way in DOMAINS else way for way in ways]
-        axis.set_yticks(range(len(ways)), names, fontsize=8)
-        axis.axhline(len(DOMAINS) - 0.5, color="black", linewidth=1)
-        for (row, column), value in np.ndenumerate(above):
-            colour = "white" if abs(value) > 0.6 else "black"
-            axis.text(column, row, f"{value:+.2f}", ha="center", va="center", fontsize=7, color=colour)
-    figure.colorbar(image, ax=axes[0, -1], label="held-out loss minus the base's, nats a token")
-    figure.savefig(path, dpi=90, metadata={"Software": None})

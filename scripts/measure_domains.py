@@ -1,7 +1,7 @@
 """Four specialists of one base, put together in several ways, and what each way keeps of them.
 
     python scripts/measure_domains.py WORK [--seeds 3] [--settings ffn-base,...,llama-ffn-base]
-        [--mergekit VENV] [--minutes 8] [--again WAY] [--heatmap FILE.png]
+        [--mergekit VENV] [--minutes 8] [--again WAY]
 
 A Qwen3, a GPT-2 and a Llama of 2M parameters are trained on real text in four domains and then on each
 domain by itself, their FFNs alone (ffn) or whole. The four become one model: as experts of a
@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 import torch
-from domain_figures import Losses, draw_heatmap, tables
+from domain_figures import Losses, tables
 from domain_mixtures import WAYS, Parts, available, measured, oracle, write_text
 from domain_models import DOMAINS, held_out_blocks, kept, train_base, train_specialist
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
@@ -121,7 +121,7 @@ class Experiment:
 
 
 def main() -> int:
-    """Train and measure what is missing, then print the tables and draw the heatmap."""
+    """Train and measure what is missing, then print the tables."""
     parser = argparse.ArgumentParser(description="Measure mixtures of specialists.")
     parser.add_argument("work", type=Path, metavar="WORK")
     parser.add_argument("--seeds", type=int, default=3)
@@ -130,7 +130,6 @@ def main() -> int:
         parser.add_argument(f"--{tool}", type=Path, metavar="VENV", help="made where it is missing")
     parser.add_argument("--minutes", type=float, default=1e9, help="begin nothing new after them")
     parser.add_argument("--again", action="append", default=[], metavar="WAY")
-    parser.add_argument("--heatmap", type=Path, metavar="FILE.png")
     options = parser.parse_args()
     deadline = time.monotonic() + 60 * options.minutes
     torch.set_num_threads(1)
@@ -149,8 +148,6 @@ def main() -> int:
         print(f"out of time before {step}: run the same command again", file=sys.stderr)
         return 1
     print(tables(results))
-    if options.heatmap:
-        draw_heatmap(results, options.heatmap)
     return 0
 
 

@@ -138,7 +138,7 @@ def router_rows(
     if init == "normal":
         return (rows * NORMAL_STD).astype(np.float32)
     if reader is not None and reader.any():
-        # The cube is where dead experts stop on real models: docs/methods.md has the table.
+        # The cube is where dead experts stop on real models: docs/measured/routers.md has the table.
         rows *= (reader.astype(np.float64) / reader.max()) ** 3
     if bias is not None and (length := float(np.linalg.norm(bias))) > 0:
         common = bias.astype(np.float64) / length
