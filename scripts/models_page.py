@@ -35,9 +35,15 @@ folder, which need version 5.
 
 {conditions}
 
+## Heads
+
+Every head of the dense class has its counterpart by name, as `BertMoeForMaskedLM` of `BertForMaskedLM`:
+
+{heads}
+
 ## Mixtures that are read
 
-Inspected, pruned and warmed up whoever made them: {read}.
+Inspected, pruned and warmed up whoever made them: the mixtures of the first table, and {read}.
 Inspected and pruned without text, as no class of transformers loads them: {unloadable}.
 """
 
@@ -76,6 +82,18 @@ class Table:
         return self.conditions.setdefault(condition, len(self.conditions) + 1)
 
 
+def _heads() -> Iterator[str]:
+    """A row for each set of heads, with the conversions that have it."""
+    yield "| dense -> mixture | heads |"
+    yield "| --- | --- |"
+    shared: dict[tuple[str, ...], list[str]] = {}
+    for one in every_conversion():
+        heads = tuple(one.heads or one.dense.heads)
+        shared.setdefault(heads, []).append(f"`{one.dense.model_type}` -> `{one.moe.model_type}`")
+    for heads, conversions in shared.items():
+        yield f"| {', '.join(conversions)} | {', '.join(heads)} |"
+
+
 def _short(verdict: str) -> str:
     word = verdict.split(",")[0].split(":")[0]
     return word if word in ("yes", "no") else "untried"
@@ -90,6 +108,7 @@ def page() -> str:
     return INTRODUCTION.format(
         table=rows,
         conditions="\n".join(f"{number}. {text}" for text, number in table.conditions.items()),
+        heads="\n".join(_heads()),
         read=", ".join(f"`{name}`" for name in sorted(set(MOE_LAYOUTS) - known - unloadable)),
         unloadable=", ".join(f"`{name}`" for name in sorted(unloadable)),
     )
@@ -98,9 +117,23 @@ def page() -> str:
 def readme() -> str:
     """README.md with the table of today."""
     text = README.read_text(encoding="utf-8")
-    rows = (re.sub(r"( \[\d+\])+", "*", row) for row in Table().rows())
     before, _, rest = text.partition(BEGIN)
-    return before + BEGIN + "\n" + "\n".join(rows) + "\n" + END + rest.partition(END)[2]
+    return before + BEGIN + "\n" + "\n".join(_short_rows()) + "\n" + END + rest.partition(END)[2]
+
+
+def _short_rows() -> Iterator[str]:
+    """The table in brief: what fares alike shares a row, and conditions are an asterisk."""
+    head, rule, *rows = Table().rows()
+    yield from (head, rule)
+    shared: dict[tuple[str, ...], list[tuple[str, str]]] = {}
+    for row in rows:
+        dense, mixture, *cells = re.sub(r"( \[\d+\])+", "*", row).strip("| ").split(" | ")
+        shared.setdefault(tuple(cells), []).append((dense, mixture))
+    for fares, types in shared.items():
+        own = len(types) > 1 and all(mixture == f"{dense[:-1].replace('-', '_')}_moe`" for dense, mixture in types)
+        dense, mixtures = (", ".join(dict.fromkeys(names)) for names in zip(*types, strict=True))
+        mixtures = "`TYPE_moe`" if own else mixtures
+        yield "| " + " | ".join((dense, mixtures, *fares)) + " |"
 
 
 def main() -> int:

@@ -43,7 +43,7 @@ def dense_layout(config: Config) -> DenseLayout:
     model_type = layout_key(config)
     counts = (text_config(config).get(key) for key in EXPERT_KEYS)
     several = any(type(count) is int and count > 1 for count in counts)
-    hint = "docs/families.md says how to add a family"
+    hint = "docs/extending.md says how to add a model type"
     if model_type is not None and model_type in _NOT_EXACT:
         hint = f"{_NOT_EXACT[model_type]}; upcycle an encoder or a decoder instead"
     elif is_mixture(config) or "moe" in str(model_type) or several:
