@@ -13,6 +13,9 @@ READY_VLLM := $(VLLM)/.ready
 TRANSFORMERS4 := .venv-transformers4
 READY_TRANSFORMERS4 := $(TRANSFORMERS4)/.ready
 
+SITE := .venv-site
+READY_SITE := $(SITE)/.ready
+
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
@@ -76,6 +79,12 @@ $(READY_TRANSFORMERS4): tests/engines/transformers4-requirements.txt
 transformers4: $(READY_TESTS) $(READY_TRANSFORMERS4)
 	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -q -m transformers4 tests/engines
 
+# What makes the site needs nothing of moeify.
+$(READY_SITE): docs/requirements.txt
+	$(PYTHON) -m venv $(SITE)
+	$(SITE)/bin/python -m pip install -q --disable-pip-version-check --no-deps -r $<
+	touch $@
+
 check: $(READY_TESTS)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -83,7 +92,9 @@ check: $(READY_TESTS)
 	$(BIN)/python scripts/cli_reference.py --check
 	$(BIN)/python scripts/matrix_page.py --check
 	$(BIN)/python scripts/models_page.py --check
-	$(BIN)/python scripts/slices_drawing.py --check
+	$(BIN)/python scripts/api_page.py --check
+	$(BIN)/python scripts/diagrams.py --check
+	$(BIN)/python scripts/figures.py --check
 	$(BIN)/python scripts/check_pins.py
 
 # The page of `moeify inspect --html` in headless Chromium, which the system provides.
@@ -105,15 +116,20 @@ bench: $(READY_TESTS)
 	$(BIN)/python -m benchmarks.prune --peers
 	$(BIN)/python -m benchmarks.inspect_costs
 
-docs: $(READY_TESTS)
+# Pages and figures that are made from code and data, then the site, with every link and anchor checked.
+docs: $(READY_TESTS) $(READY_SITE)
 	$(BIN)/python scripts/cli_reference.py
+	$(BIN)/python scripts/api_page.py
 	$(BIN)/python scripts/matrix_page.py
 	$(BIN)/python scripts/models_page.py
-	$(BIN)/python scripts/slices_drawing.py
+	$(BIN)/python scripts/diagrams.py
+	$(BIN)/python scripts/figures.py
+	$(SITE)/bin/sphinx-build -q -W --keep-going -E -b html -c scripts/site docs site
+	@echo "open site/index.html"
 
 format: $(READY_TESTS)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) $(ENGINES) $(VLLM) $(TRANSFORMERS4) .cache demo-output .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(ENGINES) $(VLLM) $(TRANSFORMERS4) $(SITE) site .cache demo-output .mypy_cache .pytest_cache .ruff_cache

@@ -67,7 +67,7 @@ def test_every_option_in_a_message_exists() -> None:
 
 
 def test_every_command_line_in_the_documentation_can_be_given() -> None:
-    pages = [*PACKAGE.parent.glob("docs/*.md"), *PACKAGE.parent.glob("*.md")]
+    pages = [*PACKAGE.parent.glob("docs/**/*.md"), *PACKAGE.parent.glob("*.md")]
     unknown, seen = [], 0
     for page in pages:
         text = page.read_text().replace("\\\n", " ")
