@@ -21,7 +21,8 @@ from pathlib import Path
 import torch
 
 import moeify
-from moeify.pruning.evaluation import held_out_loss
+from moeify.pruning.config import PruneConfig
+from moeify.pruning.evaluation import held_out_losses
 from moeify.routing.data import Blocks, pack, tokenizer_for
 
 DOMAINS = ("english", "python", "german", "logs")
@@ -75,6 +76,11 @@ def warmed(work: Path, text: Path, seed: int, steps: int) -> tuple[Path, dict[st
     }
 
 
+def loss_in(folder: Path, test: Blocks) -> float:
+    """Nats per token of a mixture on ``test``."""
+    return held_out_losses(folder, test, PruneConfig(keep=1, batch=16), folder).mean()
+
+
 def losses_of(work: Path, moe: Path, text: Path, test: Blocks) -> dict[str, dict[str, float]]:
     """Held-out loss after every pruning of one model."""
     found: dict[str, dict[str, float]] = {}
@@ -83,7 +89,7 @@ def losses_of(work: Path, moe: Path, text: Path, test: Blocks) -> dict[str, dict
     def loss(**options: object) -> float:
         output = work / "pruned"
         moeify.prune(moe, output, force=True, scores=scores, **options)
-        return held_out_loss(output, test, 16)
+        return loss_in(output, test)
 
     shared = {"dataset": str(text), "seq_len": LENGTH, "max_tokens": 60_000, "batch": 16}
     loss(keep=4, **shared)
@@ -92,7 +98,7 @@ def losses_of(work: Path, moe: Path, text: Path, test: Blocks) -> dict[str, dict
         row["reap, merged"] = loss(ratio=ratio, by="reap", merge=True)
         row |= {f"random {n}": loss(ratio=ratio, by="random", seed=n) for n in RANDOM_SEEDS}
         found[f"{ratio:.0%}"] = row
-    found["0%"] = {"unpruned": held_out_loss(moe, test, 16)}
+    found["0%"] = {"unpruned": loss_in(moe, test)}
     return found
 
 

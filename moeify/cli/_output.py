@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import sys
@@ -75,6 +76,14 @@ def count(number: float) -> str:
             return f"{number:.0f}" if not unit else f"{number:.1f}{unit}"
         number /= 1000
     return f"{number:.1f}T"
+
+
+def loss(value: float, error: float | None) -> str:
+    """A loss with its standard error, no more digits than that supports."""
+    if error is None:
+        return f"{value:#.5g}"
+    digits = min(max(2, 1 - math.floor(math.log10(error))), 6) if error > 0 else 6
+    return f"{value:.{digits}f} +- {error:.{digits}f}"
 
 
 def bar(fraction: float, width: int = 12) -> str:

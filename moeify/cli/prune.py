@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from moeify.cli._options import MixtureArgument, OutputArgument, PushToOption
-from moeify.cli._output import Output, count, size
+from moeify.cli._output import Output, count, loss, size
 from moeify.cli._pushing import check_push_target, push_after
 from moeify.pruning.config import PruneConfig
 
@@ -83,14 +83,16 @@ def _layers(report: PruneReport) -> list[tuple[str, str]]:
 
 
 def _loss(report: PruneReport) -> list[tuple[str, str]]:
-    loss = report.held_out
-    if loss is None:
+    held = report.held_out
+    if held is None:
         return []
+    both = f"{loss(held.before, held.before_error)} before, {loss(held.after, held.after_error)} after"
     rows = [
-        ("held-out loss", f"{loss.before:.4f} before, {loss.after:.4f} after"),
-        ("random pruning", f"{loss.random_mean:.4f} +- {loss.random_std:.4f} over {len(loss.random)} seeds"),
-        ("verdict", "better than chance" if loss.better_than_chance else "no better than chance on this text"),
+        ("held-out loss", both),
+        ("its change", loss(held.after - held.before, held.change_error)),
+        ("random pruning", f"{held.random_mean:.4f} +- {held.random_std:.4f} over {len(held.random)} seeds"),
+        ("verdict", "better than chance" if held.better_than_chance else "no better than chance on this text"),
     ]
-    if loss.dropped is not None:
-        rows.insert(1, ("without merging", f"{loss.dropped:.4f}"))
+    if held.dropped is not None:
+        rows.insert(2, ("without merging", f"{held.dropped:.4f}"))
     return rows

@@ -6,12 +6,12 @@ import os
 from typing import TYPE_CHECKING
 
 from moeify.cli._options import MixtureArgument, OutputArgument, PushToOption
-from moeify.cli._output import Output, size, written
+from moeify.cli._output import Output, loss, size, written
 from moeify.cli._pushing import check_push_target, push_after
 from moeify.warming.config import WarmupConfig
 
 if TYPE_CHECKING:
-    from moeify.warming.report import LayerChange, WarmupReport
+    from moeify.warming.report import DomainLoss, LayerChange, WarmupReport
 
 EXAMPLES = (
     "moeify warmup ./my-moe --dataset text.jsonl --steps 0",
@@ -50,7 +50,9 @@ def _show(out: Output, report: WarmupReport) -> None:
 
 
 def _summary(report: WarmupReport) -> list[tuple[str, str]]:
-    dense = "" if report.eval_loss_dense is None else f", dense {report.eval_loss_dense:#.5g}"
+    errors = report.eval_loss_errors
+    dense = report.eval_loss_dense
+    change = report.eval_loss_after - report.eval_loss_before
     fit = (
         f"{report.fit} in {report.fit_seconds:.1f} s after a pass of {report.collect_seconds:.1f} s"
         f" over {report.fit_tokens} tokens, {size(report.reservoir_bytes)} kept"
@@ -65,23 +67,30 @@ def _summary(report: WarmupReport) -> list[tuple[str, str]]:
         ("dead experts", f"{report.dead_before} -> {report.dead_after}"),
         (
             f"{report.loss} loss",
-            f"{report.eval_loss_before:#.5g} -> {report.eval_loss_after:#.5g},"
-            f" random routing {report.eval_loss_random:#.5g}{dense}",
+            f"{loss(report.eval_loss_before, errors['before'])} -> {loss(report.eval_loss_after, errors['after'])}",
         ),
-        *((f"of {name}", f"{loss.before:#.5g} -> {loss.after:#.5g}") for name, loss in report.domain_losses.items()),
+        ("its change", loss(change, errors["change"])),
+        ("random routing", loss(report.eval_loss_random, errors["random"])),
+        *([] if dense is None else [("dense", loss(dense, errors["dense"]))]),
+        *((f"loss of {name}", _domain(found)) for name, found in report.domain_losses.items()),
         ("bytes", written(report.bytes_written, report.files_linked, report.files_copied)),
         ("time", f"{report.seconds:.1f} s"),
     ]
 
 
+def _domain(found: DomainLoss) -> str:
+    change = loss(found.after - found.before, found.change_error)
+    return f"{loss(found.before, found.before_error)}, change {change}"
+
+
 def _headroom(report: WarmupReport) -> str:
     """What routing is worth before training."""
     room = report.headroom
-    if room.experts_identical:
+    if room.loss_static is None:
         return "none: the experts are identical"
     return (
         f"loss {room.loss_learned:#.5g} as routed, {room.loss_random:#.5g} at random,"
-        f" {room.loss_static:#.5g} by expert {room.static_expert} alone"
+        f" {loss(room.loss_static, room.static_error)} by expert {room.static_expert} alone"
     )
 
 

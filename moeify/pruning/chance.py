@@ -12,11 +12,12 @@ from moeify.checkpoint.writer import parse_size
 from moeify.families.mixture import Mixture
 from moeify.provenance.companions import write_config
 from moeify.pruning.config import PruneConfig
-from moeify.pruning.evaluation import held_out_loss, summary
+from moeify.pruning.evaluation import held_out_losses, summary
 from moeify.pruning.plan import Kept, plan_prune
 from moeify.pruning.report import HeldOutLoss
 from moeify.pruning.selection import random_scores, select
 from moeify.routing.data import Blocks
+from moeify.routing.held_out import BlockLosses
 
 
 def compare_losses(
@@ -34,30 +35,34 @@ def compare_losses(
     the experts to keep without merging, where ``pruned`` was merged.
     """
 
-    def loss_in(folder: Path) -> float:
-        return held_out_loss(folder, blocks, config, pruned)
+    def losses_in(folder: Path) -> BlockLosses:
+        return held_out_losses(folder, blocks, config, pruned)
 
-    def loss_of(kept: Kept) -> float:
+    def losses_of(kept: Kept) -> BlockLosses:
         # inside the folder that is being written, which the next run clears after a kill
         with tempfile.TemporaryDirectory(dir=pruned, prefix=".random-") as folder:
             plan = plan_prune(mixture, kept, parse_size(config.max_shard_size))
             write_files(Path(folder), plan.files)
             carry_files(source.folder, Path(folder))
             write_config(Path(folder), plan.config)
-            return loss_in(Path(folder))
+            return losses_in(Path(folder))
 
-    before = loss_in(source.folder)
-    after = loss_in(pruned)
+    before, after = losses_in(source.folder), losses_in(pruned)
     seeds = range(config.seed + 1, config.seed + 1 + config.random_seeds)
-    random = tuple(loss_of(select(mixture, random_scores(mixture, s), keep)) for s in seeds)
+    drawn = [losses_of(select(mixture, random_scores(mixture, s), keep)) for s in seeds]
+    random = tuple(losses.mean() for losses in drawn)
     mean, std = summary(random)
+    old, new = before.estimate(), after.estimate()
     return HeldOutLoss(
         tokens=blocks.tokens,
-        before=before,
-        after=after,
+        before=old.value,
+        after=new.value,
+        before_error=old.error,
+        after_error=new.error,
+        change_error=after.above(before).error,
         random=random,
         random_mean=mean,
         random_std=std,
-        better_than_chance=after < min(random),
-        dropped=None if plainly is None else loss_of(plainly),
+        better_than_chance=all(losses.above(after).above_zero for losses in drawn),
+        dropped=None if plainly is None else losses_of(plainly).mean(),
     )

@@ -11,7 +11,7 @@ from moeify.families.values import Config
 from moeify.pruning.config import PruneConfig
 from moeify.routing.data import Blocks, tokenizer_for
 from moeify.routing.examples import Examples, text_loss
-from moeify.routing.held_out import Reading, read_held_out
+from moeify.routing.held_out import BlockLosses, Reading, read_held_out
 from moeify.routing.passes import passes_over
 
 
@@ -25,8 +25,8 @@ def check_evaluation(config: Config) -> None:
         )
 
 
-def held_out_loss(folder: Path, blocks: Blocks, config: PruneConfig, scratch: Path) -> float:
-    """Mean loss of the mixture in ``folder`` on ``blocks``, in nats per predicted token.
+def held_out_losses(folder: Path, blocks: Blocks, config: PruneConfig, scratch: Path) -> BlockLosses:
+    """Losses of the mixture in ``folder`` on ``blocks``, in nats.
 
     ``scratch`` is a folder for what layers give, where they run one by one.
     """
@@ -38,7 +38,7 @@ def held_out_loss(folder: Path, blocks: Blocks, config: PruneConfig, scratch: Pa
     examples = Examples(blocks, loss, tokenizer, config.seed, known)
     with passes_over(checkpoint, layout, low_memory=config.low_memory, scratch=scratch, head=True) as passes:
         (losses,) = read_held_out(passes, layout, examples, [Reading()], batch_size=config.batch)
-    return losses.mean()
+    return losses
 
 
 def _class(config: Config) -> str:

@@ -11,7 +11,9 @@ class HeldOutLoss:
     """Mean loss in nats per token on text that calibration did not see.
 
     ``random`` are the losses after random pruning of the same size, one for each seed;
-    ``better_than_chance`` says whether ``after`` is below all of them.
+    ``better_than_chance`` says whether ``after`` is below every one of them by more than twice the
+    standard error of the difference. ``change_error`` is the standard error of ``after - before``.
+    All are over blocks of the text, and None where there is one block only.
     """
 
     tokens: int
@@ -21,6 +23,9 @@ class HeldOutLoss:
     random_mean: float
     random_std: float
     better_than_chance: bool
+    before_error: float | None = None
+    after_error: float | None = None
+    change_error: float | None = None
     dropped: float | None = None
     """Loss after dropping the same experts without merging, where they were merged."""
 

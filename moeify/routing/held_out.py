@@ -25,6 +25,26 @@ Hidden = dict[int, "Tensor"]
 """Last hidden states [S, H] of blocks by number."""
 
 
+_CLEARLY = 2.0
+"""Standard errors that a difference has to exceed before it is called one: about 95 % of chance stays below."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A loss, or how far one is above another, with its standard error over blocks.
+
+    ``error`` is None where there is one block only.
+    """
+
+    value: float
+    error: float | None
+
+    @property
+    def above_zero(self) -> bool:
+        """Whether it is above zero by more than chance makes it."""
+        return self.error is not None and self.value > _CLEARLY * self.error
+
+
 @dataclass(frozen=True, kw_only=True)
 class BlockLosses:
     """Of each of N blocks the losses summed, ``sums`` [N], over its ``labels`` [N]."""
@@ -32,9 +52,28 @@ class BlockLosses:
     sums: NDArray[np.float64]
     labels: NDArray[np.float64]
 
-    def mean(self, rows: NDArray[np.intp] | slice = slice(None)) -> float:
-        """The loss for a label, of all blocks or of those at ``rows``."""
-        return float(self.sums[rows].sum() / max(self.labels[rows].sum(), 1.0))
+    def at(self, rows: NDArray[np.intp]) -> BlockLosses:
+        """Those of the blocks at ``rows``."""
+        return BlockLosses(sums=self.sums[rows], labels=self.labels[rows])
+
+    def mean(self) -> float:
+        """The loss for a label."""
+        return float(self.sums.sum() / max(self.labels.sum(), 1.0))
+
+    def estimate(self) -> Estimate:
+        """``mean`` with its standard error, of a ratio of sums over blocks (Cochran 1977, equation 6.13)."""
+        mean, count = self.mean(), len(self.sums)
+        if count < 2:
+            return Estimate(value=mean, error=None)
+        squares = np.square(self.sums - mean * self.labels).sum() * count / (count - 1)
+        return Estimate(value=mean, error=float(np.sqrt(squares)) / max(float(self.labels.sum()), 1.0))
+
+    def above(self, other: BlockLosses) -> Estimate:
+        """How far the losses are above ``other``'s on the same labels.
+
+        Blocks are compared one by one, so that what makes a block hard for both is no error.
+        """
+        return BlockLosses(sums=self.sums - other.sums, labels=self.labels).estimate()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -31,7 +32,7 @@ class Headroom:
     where experts are identical, because routing cannot change them then. ``loss_static`` is that
     of the best single expert (number ``static_expert``, of every slice) for all tokens and layers: experts are
     compared on 1,024 of the tokens, and what the best one is worse by there is added to
-    ``loss_learned``.
+    ``loss_learned``. Errors are standard errors over blocks of the held-out text.
     """
 
     experts_identical: bool
@@ -40,12 +41,18 @@ class Headroom:
     loss_random: float | None = None
     loss_static: float | None = None
     static_expert: int | None = None
+    learned_error: float | None = None
+    random_error: float | None = None
+    static_error: float | None = None
 
 
-def measure_headroom(session: Session, difference: float, learned: BlockLosses) -> Headroom:
-    """Measure ``Headroom``; ``learned`` are the losses under the routers as they are."""
+def measure_headroom(session: Session, difference: float, learned: BlockLosses) -> tuple[Headroom, BlockLosses]:
+    """Measure ``Headroom``, and the losses under random routing.
+
+    ``learned`` are those under the routers as they are, which identical experts have under any.
+    """
     if difference < IDENTICAL:
-        return Headroom(experts_identical=True, expert_difference=difference)
+        return Headroom(experts_identical=True, expert_difference=difference), learned
     count = max(1, min(len(learned.sums), _STATIC_TOKENS // session.held_out.seq_len))
     part = np.linspace(0, len(learned.sums) - 1, count).round().astype(int)
 
@@ -54,16 +61,22 @@ def measure_headroom(session: Session, difference: float, learned: BlockLosses) 
         Reading(route=random_experts(session.config.seed)),
         *(Reading(route=one_expert(expert), rows=part) for expert in experts),
     )
-    gains = [losses.mean() - learned.mean(part) for losses in static]
-    best = int(np.argmin(gains))
-    return Headroom(
+    gains = [losses.above(learned.at(part)) for losses in static]
+    best = min(range(len(gains)), key=lambda expert: gains[expert].value)
+    loss, chance = learned.estimate(), random.estimate()
+    errors = (loss.error, gains[best].error)
+    found = Headroom(
         experts_identical=False,
         expert_difference=difference,
-        loss_learned=learned.mean(),
-        loss_random=random.mean(),
-        loss_static=learned.mean() + gains[best],
+        loss_learned=loss.value,
+        loss_random=chance.value,
+        loss_static=loss.value + gains[best].value,
         static_expert=best,
+        learned_error=loss.error,
+        random_error=chance.error,
+        static_error=None if None in errors else math.hypot(*filter(None, errors)),
     )
+    return found, random
 
 
 def expert_difference(layer: LoadedLayer, tokens: Tensor) -> float:

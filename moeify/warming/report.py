@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from moeify.routing.held_out import BlockLosses
 from moeify.routing.statistics import RoutingStatistics
 from moeify.warming.headroom import Headroom
+from moeify.warming.session import Measured
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,17 +31,23 @@ class LayerChange:
 
 @dataclass(frozen=True, kw_only=True)
 class DomainLoss:
-    """The loss on one domain of the held-out text."""
+    """The loss on one domain of the held-out text; ``change_error`` is the difference's standard error."""
 
     before: float
     after: float
+    before_error: float | None
+    after_error: float | None
+    change_error: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class WarmupReport:
     """What ``warmup`` did. Losses are per token (or label) of the held-out slice, in nats.
 
-    ``loss`` names the task; ``distill`` losses are relative squared distances instead. ``fit``
+    ``loss`` names the task; ``distill`` losses are relative squared distances instead.
+    ``eval_loss_errors`` has their standard errors over blocks by name (``before`` of
+    ``eval_loss_before``), and that of the difference of after and before as ``change``; None where
+    there is one block only. ``fit``
     says how routers were set, ``none`` where they were left alone; ``data_fingerprint`` is the
     SHA-256 of all tokens that were read, held-out ones included. ``entropy`` is the router's
     own, ``max_violation`` MaxVio, both averaged over the layers. ``curve`` has the training loss
@@ -66,6 +74,7 @@ class WarmupReport:
     eval_loss_after: float
     eval_loss_random: float
     eval_loss_dense: float | None
+    eval_loss_errors: dict[str, float | None]
     domain_losses: dict[str, DomainLoss]
     max_violation_before: float
     max_violation_after: float
@@ -104,6 +113,7 @@ class WarmupReport:
             "eval_loss_after",
             "eval_loss_random",
             "eval_loss_dense",
+            "eval_loss_errors",
             "max_violation_before",
             "max_violation_after",
             "entropy_before",
@@ -158,3 +168,47 @@ def _layer_changes(
             )
         )
     return changes
+
+
+def eval_losses(*, before: BlockLosses, after: BlockLosses, **others: BlockLosses | None) -> dict[str, Any]:
+    """The report's fields on the loss of the whole held-out text, by name."""
+    losses = {"before": before, "after": after, **others}
+    found = {name: None if one is None else one.estimate() for name, one in losses.items()}
+    errors = {name: None if one is None else one.error for name, one in found.items()}
+    return {
+        **{f"eval_loss_{name}": None if one is None else one.value for name, one in found.items()},
+        "eval_loss_errors": errors | {"change": after.above(before).error},
+    }
+
+
+def domain_loss(before: BlockLosses, after: BlockLosses) -> DomainLoss:
+    """A domain's losses and their standard errors."""
+    old, new = before.estimate(), after.estimate()
+    return DomainLoss(
+        before=old.value,
+        after=new.value,
+        before_error=old.error,
+        after_error=new.error,
+        change_error=after.above(before).error,
+    )
+
+
+def notes_on(headroom: Headroom, before: Measured, after: Measured, random: BlockLosses) -> list[str]:
+    """Sentences on what routing is worth, and on what is worse by more than its standard error explains."""
+    if headroom.experts_identical:
+        return ["the experts are identical: routing cannot change the loss, only balance can improve"]
+    notes = [f"experts' outputs differ by {headroom.expert_difference:.2g} of their mean"]
+    notes += _worse("held-out loss", before.losses, after.losses)
+    if after.losses.above(random).above_zero:
+        notes.append(f"held-out loss is above that of random routing, {random.mean():#.5g}")
+    for name, losses in after.domains.items():
+        notes += _worse(f"held-out loss of {name!r}", before.domains[name], losses)
+    return notes
+
+
+def _worse(what: str, before: BlockLosses, after: BlockLosses) -> list[str]:
+    change = after.above(before)
+    if not change.above_zero:
+        return []
+    sizes = f"{change.value:.2g} +- {change.error:.1g}"
+    return [f"{what} got worse by {sizes}: {before.mean():#.5g} before, {after.mean():#.5g} after"]

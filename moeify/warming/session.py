@@ -41,7 +41,7 @@ class Measured:
     """A mixture on the held-out text: losses by block and by domain, and how it routes."""
 
     losses: BlockLosses
-    domains: dict[str, float]
+    domains: dict[str, BlockLosses]
     statistics: RoutingStatistics
 
     @property
@@ -85,7 +85,7 @@ class Session:
         rows = {name: np.flatnonzero(self.held_out.domains == n) for n, name in enumerate(domains)}
         return Measured(
             losses=losses,
-            domains={name: losses.mean(found) for name, found in rows.items() if len(found)},
+            domains={name: losses.at(found) for name, found in rows.items() if len(found)},
             statistics=statistics,
         )
 
@@ -102,14 +102,14 @@ class Session:
                 passes, self.view.layout, examples, readings, batch_size=self.config.batch, goals=goals
             )
 
-    def dense_loss(self) -> float | None:
-        """The loss of the dense model, where one is given and it is no teacher."""
+    def dense_losses(self) -> BlockLosses | None:
+        """The losses of the dense model, where one is given and it is no teacher."""
         if self.config.reference is None or self.loss == "distill":
             return None
         examples, batch = self.examples(self.held_out), self.config.batch
         with self._dense_passes() as passes:
             (losses,) = read_held_out(passes, None, examples, [Reading()], batch_size=batch)
-        return losses.mean()
+        return losses
 
     @contextmanager
     def _passes(self) -> Iterator[Passes]:

@@ -18,10 +18,10 @@ from moeify.routing.loaded import LoadedLayer
 from moeify.warming.config import WarmupConfig
 from moeify.warming.feasibility import balances, learns_from_task
 from moeify.warming.fits import FITS, Seen
-from moeify.warming.headroom import Headroom, expert_difference, measure_headroom
+from moeify.warming.headroom import expert_difference, measure_headroom
 from moeify.warming.output import router_tensors, write_output
 from moeify.warming.plot import check_plotting, plot_warmup
-from moeify.warming.report import DomainLoss, WarmupReport, changes
+from moeify.warming.report import WarmupReport, changes, domain_loss, eval_losses, notes_on
 from moeify.warming.run import (
     TRAINED_FILE,
     close_run,
@@ -92,19 +92,18 @@ def _measured(session: Session, target: Path) -> WarmupReport:
     before = session.measured()
     difference, reservoir_bytes = _fit(session)
     fitted = session.measured(routing=not config.steps) if session.fit != "none" else before
-    headroom = measure_headroom(session, difference, fitted.losses)
+    headroom, random = measure_headroom(session, difference, fitted.losses)
     learns = config.train != "routers" or learns_from_task(view)
     _train(session, target, task=learns and not headroom.experts_identical)
     trained = bool(session.curve)
     after = session.measured() if config.steps else fitted
-    domain_losses = {name: DomainLoss(before=before.domains[name], after=loss) for name, loss in after.domains.items()}
-    dense = session.dense_loss()
-    random = headroom.loss_random if headroom.loss_random is not None else before.loss
+    losses = eval_losses(
+        before=before.losses, fitted=fitted.losses, after=after.losses, random=random, dense=session.dense_losses()
+    )
     if trained and not learns_from_task(view):
         even = balances(view, config)
         session.notes.append(_NO_GRADIENT.format("balance alone" if even else "the z-loss alone"))
-    _note(session, headroom, before.loss, after.loss, random)
-    _note_domains(session, headroom, domain_losses)
+    session.notes += notes_on(headroom, before, after, random)
     steps = int(session.curve[-1]["step"]) if trained else 0
     per_step = config.batch * config.accumulate * world_size() * session.held_out.seq_len
     return WarmupReport(
@@ -123,12 +122,8 @@ def _measured(session: Session, target: Path) -> WarmupReport:
         eval_tokens=session.held_out.tokens,
         reservoir_bytes=reservoir_bytes,
         headroom=headroom,
-        eval_loss_before=before.loss,
-        eval_loss_fitted=fitted.loss,
-        eval_loss_after=after.loss,
-        eval_loss_random=random,
-        eval_loss_dense=dense,
-        domain_losses=domain_losses,
+        **losses,
+        domain_losses={name: domain_loss(before.domains[name], loss) for name, loss in after.domains.items()},
         **changes(before.statistics, after.statistics, session.held_out.domain_names),
         curve=session.curve,
         bytes_written=0,
@@ -273,29 +268,3 @@ def _round_to_stored(session: Session) -> None:
     for stored, tensor in router_tensors(session):
         if stored.dtype in names:
             tensor.data = tensor.data.to(names[stored.dtype]).to(tensor.dtype)
-
-
-def _note(session: Session, headroom: Headroom, before: float, after: float, random: float) -> None:
-    if headroom.experts_identical:
-        session.notes.append("the experts are identical: routing cannot change the loss, only balance can improve")
-        return
-    session.notes.append(f"experts' outputs differ by {headroom.expert_difference:.2g} of their mean")
-    if after > before:
-        session.notes.append(
-            f"held-out loss got worse by {after - before:.2g}: {before:#.5g} before, {after:#.5g} after"
-        )
-    if after > random:
-        session.notes.append(f"held-out loss is above that of random routing, {random:#.5g}")
-
-
-_NOTICEABLE = 1e-4  # near-copies' losses differ in the last digits, whatever is done
-
-
-def _note_domains(session: Session, headroom: Headroom, losses: dict[str, DomainLoss]) -> None:
-    """Say which domains paid for the others."""
-    for name, loss in losses.items():
-        if loss.after - loss.before > _NOTICEABLE * loss.before and not headroom.experts_identical:
-            session.notes.append(
-                f"held-out loss of {name!r} got worse by {loss.after - loss.before:.2g}:"
-                f" {loss.before:#.5g} before, {loss.after:#.5g} after"
-            )

@@ -17,7 +17,7 @@ from moeify.families.mixture import Mixture
 from moeify.pruning.calibration import calibrate
 from moeify.pruning.config import PruneConfig
 from moeify.pruning.criteria import CRITERIA
-from moeify.pruning.evaluation import held_out_loss
+from moeify.pruning.evaluation import held_out_losses
 from moeify.pruning.opening import open_prunable
 from moeify.pruning.prune import prune
 from moeify.pruning.scores import LayerScores, Scores, checkpoint_fingerprint
@@ -81,7 +81,8 @@ def test_losses_are_those_of_the_whole_model(model_type: str, tmp_path: Path, mo
     monkeypatch.setattr("moeify.pruning.evaluation.tokenizer_for", lambda _: Tokenizer())
     saved(model_type, tmp_path / "m", tied=True)
     losses = [
-        held_out_loss(tmp_path / "m", text(), PruneConfig(keep=2, low_memory=low), tmp_path) for low in (False, True)
+        held_out_losses(tmp_path / "m", text(), PruneConfig(keep=2, low_memory=low), tmp_path).mean()
+        for low in (False, True)
     ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-6) and losses[0] > 1
     assert [path.name for path in tmp_path.iterdir()] == ["m"]

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
@@ -10,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 import moeify
 from moeify.routing import passes
 from moeify.routing.head import _HEAD_NOT_LAST
+from moeify.routing.held_out import BlockLosses
 from tests.families.published_models import save, tiny
 from tests.real.checkpoints import demo_gpt2
 from tests.tiny import save_tiny
@@ -89,3 +91,26 @@ def test_room_on_disk_is_asked_for_all_that_is_written(
     options = {"steps": 0, "fit": "none", "loss": loss, "low_memory": True}
     moeify.warmup(tmp_path / "moe", tmp_path / "w", **text, **options)
     assert 0.9 * max(asked) < max(written) <= max(asked)
+
+
+def test_standard_errors_are_those_of_blocks() -> None:
+    draws = np.random.default_rng(0)
+    labels = np.full(400, 50.0)
+    hard = draws.normal(3.0, 0.5, 400)  # what both models find hard
+    first = BlockLosses(sums=labels * hard, labels=labels)
+    second = BlockLosses(sums=labels * (hard + draws.normal(0.02, 0.01, 400)), labels=labels)
+    loss, change = first.estimate(), second.above(first)
+    assert loss.error == pytest.approx(hard.std(ddof=1) / 20)
+    assert change.value == pytest.approx(0.02, abs=0.002) and change.error == pytest.approx(0.01 / 20, rel=0.2)
+    assert change.above_zero and not first.above(second).above_zero
+    same = BlockLosses(sums=first.sums + draws.normal(0, 1e-6, 400), labels=labels)
+    assert not same.above(first).above_zero
+    one = first.at(np.array([3]))
+    assert one.estimate().error is None and not one.above(one).above_zero
+    longer = np.where(np.arange(400) < 200, 10.0, 90.0)  # blocks of unlike lengths: a ratio of sums
+    drawn = [
+        BlockLosses(sums=longer[rows] * hard[rows], labels=longer[rows]).mean()
+        for rows in (draws.integers(0, 400, 400) for _ in range(2000))
+    ]
+    found = BlockLosses(sums=longer * hard, labels=longer).estimate()
+    assert found.error == pytest.approx(np.std(drawn), rel=0.1)
