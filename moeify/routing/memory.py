@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from pathlib import Path
 
@@ -39,6 +40,31 @@ def available_memory() -> int | None:
     """Bytes that this process can still take, a container's limit included; None if unknown."""
     found = [value for value in (_system(), _container()) if value is not None]
     return min(found, default=None)
+
+
+def give_back(kept: int = 0) -> None:
+    """Give freed memory back to the system, which glibc keeps, where it keeps more than ``kept`` bytes.
+
+    Tensors of up to 32 MiB lie in its heap, and what is left free between them is never used for
+    larger ones. Does nothing where the C library is another.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim") and (not kept or _kept(libc) > kept):
+        libc.malloc_trim(0)
+
+
+def _kept(libc: ctypes.CDLL) -> int:
+    """Bytes that are free in all heaps; 0 where glibc is too old to say it (before 2.33)."""
+    if not hasattr(libc, "mallinfo2"):
+        return 0
+    libc.mallinfo2.restype = _MallInfo
+    return int(libc.mallinfo2().fordblks)
+
+
+class _MallInfo(ctypes.Structure):
+    """glibc's ``struct mallinfo2``, of whose ten counts the ninth is asked for."""
+
+    _fields_ = (("others", ctypes.c_size_t * 8), ("fordblks", ctypes.c_size_t), ("keepcost", ctypes.c_size_t))
 
 
 def _system() -> int | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -20,7 +19,7 @@ from moeify.families.base import DenseLayout
 from moeify.families.moe_layout import MoeLayout
 from moeify.routing.loaded import base_model, is_encoder, layer_stack, replaced
 from moeify.routing.loading import load_model, outline, require_accelerate
-from moeify.routing.memory import fits_memory
+from moeify.routing.memory import fits_memory, give_back
 from moeify.routing.running import run_model
 
 if TYPE_CHECKING:
@@ -155,7 +154,7 @@ class LayerByLayer:
             finally:
                 if isinstance(self.source, Path):
                     model.to("meta")  # whoever still holds the model holds no weights
-                    _trim()
+                    give_back()
 
     def _devices(self, place: int) -> dict[str, Any]:
         """Where each module goes, as ``from_pretrained`` takes it."""
@@ -266,13 +265,6 @@ def _forward(model: nn.Module, head: bool, number: int, inputs: Mapping[str, Ten
     if not is_encoder(model):
         placed["use_cache"] = False
     return run_model(called, **placed, return_dict=True)
-
-
-def _trim() -> None:
-    """Give freed memory back to the system, which glibc keeps unless it is told to."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
 
 
 def _handed_on(current: Mapping[str, Tensor], gives: int, hidden_states: Tensor, *_: Any, **__: Any) -> Any:

@@ -14,10 +14,12 @@ from torch.utils.checkpoint import checkpoint
 
 from moeify.families.moe_layout import MoeLayout
 from moeify.routing.loaded import layer_stack, replaced
-from moeify.routing.memory import available_memory
+from moeify.routing.memory import available_memory, give_back
 
-_LEAST_ROOM = 1 << 30
+_LEAST_ROOM = 1 << 29
 """Activations that are held whatever the size of the model."""
+_LEFT_FREE = 1 << 28
+"""Freed memory that may wait to be used again; what is above goes back before the next layer runs."""
 
 
 @contextmanager
@@ -30,19 +32,19 @@ def bound_activations(model: nn.Module, layout: MoeLayout, room: int) -> Iterato
     held = _Held(model, room)
     with ExitStack() as undone:
         for number, layer in enumerate(layer_stack(model, layout.layer).children()):
-            undone.enter_context(replaced(layer, partial(held.run, number, layer.forward)))
+            undone.enter_context(replaced(layer, partial(held.run, number, _tidily(layer.forward))))
         yield
 
 
 def room_for_activations(model: nn.Module) -> int:
-    """As many bytes as the weights have, 1 GiB at least, and no more than half of what is free.
+    """Half as many bytes as the weights have, 512 MiB at least, and no more than half of what is free.
 
     An accelerator has nothing else to do with what is free.
     """
     device = next(model.parameters()).device
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0]) // 2
-    room = max(_LEAST_ROOM, sum(parameter.nbytes for parameter in model.parameters()))
+    room = max(_LEAST_ROOM, sum(parameter.nbytes for parameter in model.parameters()) // 2)
     free = available_memory()
     return room if free is None else min(room, free // 2)
 
@@ -72,6 +74,16 @@ class _Held:
             self._counted.add(storage.data_ptr())
             self.nbytes += storage.nbytes()
         return tensor.detach()  # itself, it would hold the step that it is a result of
+
+
+def _tidily(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """``forward``, before which no more than ``_LEFT_FREE`` bytes lie unused."""
+
+    def run(*args: Any, **options: Any) -> Any:
+        give_back(_LEFT_FREE)
+        return forward(*args, **options)
+
+    return run
 
 
 def _same(tensor: Tensor) -> Tensor:
