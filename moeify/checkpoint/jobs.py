@@ -107,6 +107,22 @@ class Literal(Piece):
 
 
 @dataclass(frozen=True, slots=True)
+class Zeros(Piece):
+    """So many bytes of zeros."""
+
+    count: int
+    computed: ClassVar[bool] = False
+
+    @property
+    def nbytes(self) -> int:
+        return self.count
+
+    def fill(self, files: SourceFiles, start: int, out: memoryview) -> Tally | None:
+        out[:] = bytes(len(out))
+        return None
+
+
+@dataclass(frozen=True, slots=True)
 class Copy(Piece):
     """Bytes of a source tensor as they are, whatever their dtype."""
 

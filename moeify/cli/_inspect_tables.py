@@ -109,10 +109,11 @@ def _routing(router: RouterFacts) -> str:
     parts = [f"by {router.route_by}", router.scores]
     if router.selection_bias:
         parts.append("bias for choosing")
-    if router.slices > 1:
+    if router.slices > 1 and not router.tied:
         parts.append(f"in each of {router.slices} slices")
     if router.groups is not None:
-        parts.append(f"best {router.groups[1]} of {router.groups[0]} groups")
+        which = f"copies, groups of {router.slices} experts" if router.tied else "groups"
+        parts.append(f"best {router.groups[1]} of {router.groups[0]} {which}")
     parts.append("weights renormalised" if router.renormalised else "weights as they are")
     if router.scaling != 1:
         parts.append(f"scaled by {router.scaling:g}")

@@ -64,6 +64,11 @@ def ties(config: Config) -> bool:
     return ties_embeddings(config, False)
 
 
+def wants_head(name: str) -> tuple[Test, str]:
+    """Of a program that knows no tied output of a type, whose form for it has a matrix of its own."""
+    return ties, f"no: it wants an lm_head of its own; `moeify upcycle --for {name}` writes one"
+
+
 RUN = "yes"
 """Of engines whose tokens tests/engines holds against transformers'."""
 TRANSFORMERS = Engine(name="transformers", verdict="yes, with its own classes")

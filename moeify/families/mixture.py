@@ -12,10 +12,11 @@ from moeify.checkpoint.slices import Slice, whole
 from moeify.errors import CheckpointError, TensorNotFoundError
 from moeify.families.mixture_places import Place, Places, counts_experts, layout_prefix, unflattened
 from moeify.families.moe_layout import ExpertTensor, MoeLayout
+from moeify.families.numbering import Numbering
 from moeify.families.part_sizes import UNPLACED, PartSize, count, uncounted
 from moeify.families.quantization import stored_under
 from moeify.families.registry import moe_layout
-from moeify.families.values import Config
+from moeify.families.values import Config, text_config
 
 
 @dataclass(kw_only=True)
@@ -75,7 +76,21 @@ class Mixture:
                 "mend config.json, or use the one that belongs to these weights",
                 path=self.checkpoint.folder,
             )
+        sizes = text_config(self.config)
+        for key, wanted in self.layout.rule.counts(self.num_experts, self.top_k, slices).items():
+            if sizes.get(key) != wanted:
+                raise CheckpointError(
+                    f"config.json: {key} must be {wanted} where a group is a copy in {slices} slices, not"
+                    f" {sizes.get(key)!r}",
+                    "mend config.json, or use the one that belongs to these weights",
+                    path=self.checkpoint.folder,
+                )
         return slices
+
+    @cached_property
+    def numbering(self) -> Numbering:
+        """Which expert is which copy of which slice; raises ``CheckpointError``."""
+        return self.layout.rule.numbering(self.slices, self.num_experts)
 
     @property
     def shared_slices(self) -> int:
@@ -84,8 +99,8 @@ class Mixture:
 
     @property
     def blocks(self) -> int:
-        """Parts that must stay equally large where experts go: slices, or groups; 1 without either."""
-        return self.slices if self.groups is None else self.groups[0]
+        """Parts that must stay equally large where experts go: slices, or groups that are no copies; 1 without."""
+        return self.numbering.routers if self.groups is None or self.numbering.tied > 1 else self.groups[0]
 
     @cached_property
     def hidden_size(self) -> int:

@@ -10,6 +10,7 @@ from moeify.families.mixture import Mixture
 from moeify.families.mixture_places import MIXERS
 from moeify.families.moe_layout import ExpertTensor
 from moeify.families.problems import Problem, grouped, numbers
+from moeify.families.quantization import stored_under
 from moeify.families.values import EXPERT_KEYS, Config, resolve_shape, text_config
 
 _PATTERNS_SHOWN = 12
@@ -113,10 +114,11 @@ def _shape_problems(mixture: Mixture, layer: int, num_experts: int) -> Iterator[
     for spec in mixture.layout.experts:
         yield from _expert_shapes(mixture, layer, spec, num_experts, resolve_shape(spec.shape, dims))
     for spec in mixture.layout.shared:
-        stored = mixture.checkpoint.tensors.get(mixture.layer_prefix(layer) + spec.name)
+        name, tensors = mixture.layer_prefix(layer) + spec.name, mixture.checkpoint.tensors
         wanted = resolve_shape(spec.shape, dims) if dims["U"] else None
-        shape = None if stored is None else stored.shape
-        if shape != wanted:
+        shape = tensors[name].shape if name in tensors else None
+        packed = shape is None and any(stored_under(tensors, name))
+        if shape != wanted and not packed:
             yield "shape", f"{spec.name} has shape {_listed(shape)}, config.json says {_listed(wanted)}"
 
 

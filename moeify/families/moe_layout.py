@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from moeify.checkpoint.header import StoredTensor
+from moeify.families.numbering import Numbering
 from moeify.families.values import Config, Dims, Shape, first_positive, text_config, ties_embeddings
 
 _NEURON_SYMBOLS = ("F", "2F", "U", "2U")
@@ -81,8 +82,9 @@ class RouterRule:
     ``scaling_key``. They multiply what experts give, or what experts read where
     ``weighs_inputs``. ``route_by_key`` says whether routers decide for tokens or whole sequences,
     where a class can do both, ``slices_key`` how many slices experts are divided into, each with a softmax and
-    best experts of its own, and ``shared_key`` how many further slices all tokens visit. ``straight_through`` says
-    that a single renormalised weight, which is 1, has a gradient all the same.
+    best experts of its own, and ``shared_key`` how many further slices all tokens visit. Where slices are
+    ``tied``, those of a copy are one of the ``groups`` and have the same router row, so that a token visits whole
+    copies. ``straight_through`` says that a single renormalised weight, which is 1, has a gradient all the same.
     """
 
     scores: Literal["softmax", "sigmoid", "sparsemixer"] = "softmax"
@@ -98,6 +100,7 @@ class RouterRule:
     route_by_key: str | None = None
     slices_key: str | None = None
     shared_key: str | None = None
+    tied_slices: bool = False
     weighs_inputs: bool = False
     straight_through: bool = False
 
@@ -109,9 +112,11 @@ class RouterRule:
     def learns_from_outputs(self, config: Config, top_k: int) -> bool:
         """Whether what the model gives depends on router logits in a way that has a gradient.
 
-        A single expert's weight divided by itself has none: only balance and z-loss reach routers.
+        A single expert's weight divided by itself has none: only balance and z-loss reach routers. So it is with
+        a single copy in tied slices, whose weights stay equal.
         """
-        return top_k > 1 or self.straight_through or not self.renormalises(config)
+        copies = top_k // self.slices(config) if self.tied_slices else top_k
+        return copies > 1 or self.straight_through or not self.renormalises(config)
 
     def scaling(self, config: Config) -> float:
         """What the weights of the chosen experts are multiplied by."""
@@ -124,9 +129,20 @@ class RouterRule:
         return "token" if value is None else str(value)
 
     def slices(self, config: Config) -> int:
-        """Slices that experts are divided into, as many in each; 1 where a token chooses among all."""
+        """Slices that experts are divided into, as many in each; 1 where experts are whole networks."""
         value = None if self.slices_key is None else config.get(self.slices_key)
         return 1 if value is None else int(value)
+
+    def numbering(self, slices: int, num_experts: int) -> Numbering:
+        """Which of so many experts is which copy of which slice."""
+        routers, tied = (1, slices) if self.tied_slices else (slices, 1)
+        return Numbering(copies=num_experts // slices, routers=routers, tied=tied)
+
+    def counts(self, num_experts: int, top_k: int, slices: int) -> dict[str, int]:
+        """What config.json says of ``groups`` where so many experts lie in tied ``slices``: each copy is one."""
+        if self.groups is None or not self.tied_slices or slices == 1:
+            return {}
+        return dict(zip(self.groups, (num_experts // slices, top_k // slices), strict=True))
 
     def shared_slices(self, config: Config) -> int:
         """Slices beside those of experts, which every token visits."""

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from moeify.families.moe_layout import ExpertTensor, MoeLayout, RouterRule
+from moeify.families.numbering import SHARED_KEY, SLICES_KEY
 from moeify.families.values import Config, Dims, Shape, positive, text_config
 
 LLAMA_NORMS = ("input_layernorm.weight", "post_attention_layernorm.weight")
@@ -47,6 +48,8 @@ GROUPED = RouterRule(
     scaling_key="routed_scaling_factor",
 )
 """DeepSeek-V3's rule."""
+TIED = replace(GROUPED, slices_key=SLICES_KEY, shared_key=SHARED_KEY, tied_slices=True)
+"""The same where a group may be a copy of a network in slices, as `moeify upcycle --slices` writes it."""
 _PROJECTIONS = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
 _NUMBERED = {"gate": "w1", "up": "w3", "down": "w2"}
 
@@ -78,6 +81,14 @@ def single_experts(block: str, *, numbered: bool = False) -> tuple[ExpertTensor,
             shape=("H", "F") if role == "down" else ("F", "H"),
         )
         for role, name in names.items()
+    )
+
+
+def shared_experts(block: str) -> tuple[ExpertTensor, ...]:
+    """Gated experts that every token visits, as one network of U neurons."""
+    return tuple(
+        ExpertTensor(name=f"{block}.{name}.weight", roles=(role,), shape=("H", "U") if role == "down" else ("U", "H"))
+        for role, name in _PROJECTIONS.items()
     )
 
 
@@ -138,6 +149,16 @@ def decoder_dims(width_key: str, layers: int, hidden: int, width: int, vocab: in
         }
 
     return dims
+
+
+def with_shared(dims: Callable[[Config], Dims], key: str, default: int) -> Callable[[Config], Dims]:
+    """The same function, and U for all neurons of so many shared experts as ``key`` counts."""
+
+    def wider(config: Config) -> Dims:
+        found, count = dims(config), config.get(key)
+        return {**found, "U": found["F"] * (default if count is None else int(count))}
+
+    return wider
 
 
 def all_layers(default: int) -> Callable[[Config], tuple[int, ...]]:

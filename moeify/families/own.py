@@ -11,11 +11,12 @@ from moeify.families.conversion import Conversion, MoeSettings
 from moeify.families.engines import own_engines
 from moeify.families.joining import whole_name
 from moeify.families.moe_layout import ExpertTensor, MoeLayout, Rest, RouterRule
+from moeify.families.numbering import SHARED_KEY as _SHARED
+from moeify.families.numbering import SLICES_KEY as _SLICES
 from moeify.families.rope import spelled_rope
 from moeify.families.values import Config, Dims, Shape
 from moeify.modeling.moe_families import FAMILIES, moe_type
 
-_SLICES, _SHARED = "expert_slices", "shared_slices"
 OWN_RULE = RouterRule(
     norm_key="norm_topk_prob", route_by_key="route_by", slices_key=_SLICES, shared_key=_SHARED, straight_through=True
 )

@@ -33,6 +33,12 @@ def canonical_rope(config: Config) -> Config:
     return {**others, "rope_parameters": rope}
 
 
+def rope(config: Config) -> dict[str, Any]:
+    """What ``config`` says of rotary positions, the same for every layer."""
+    found = canonical_rope(config).get("rope_parameters")
+    return found if isinstance(found, dict) else {}
+
+
 def spelled_rope(config: Config) -> Config:
     """``config`` with its rotary positions in both notations.
 

@@ -23,8 +23,8 @@ class RouterFacts:
     """How routers turn logits into experts and weights.
 
     ``groups`` is the number of expert groups and how many a token keeps; None for one group.
-    ``route_by`` says what a router decides for, token or sequence, ``slices`` in how many parts of the experts it
-    does so by themselves.
+    ``route_by`` says what a router decides for, token or sequence, ``slices`` how many parts of a copy are experts; in
+    each of them a router chooses by itself, unless they are ``tied``, so that groups are copies.
     """
 
     scores: str
@@ -34,6 +34,7 @@ class RouterFacts:
     groups: tuple[int, int] | None
     route_by: str
     slices: int
+    tied: bool
 
     @classmethod
     def of(cls, layout: MoeLayout, config: Config) -> RouterFacts:
@@ -47,6 +48,7 @@ class RouterFacts:
             groups=rule.group_counts(config),
             route_by=rule.route_by(config),
             slices=rule.slices(config),
+            tied=rule.tied_slices and rule.slices(config) > 1,
         )
 
 

@@ -20,6 +20,7 @@ from moeify.errors import CheckpointError, ConfigError
 from moeify.families.dense_checkpoint import Dense, open_dense
 from moeify.families.laying import role_part, turned_roles
 from moeify.families.mixture import Mixture
+from moeify.families.numbering import Numbering
 from moeify.families.problems import Problem, numbers
 from moeify.families.registry import conversions_to, dense_layout
 from moeify.families.slicing import slice_of
@@ -106,8 +107,9 @@ def _layer(files: SourceFiles, mixture: Mixture, layer: int, dense: Dense | None
     if router is not None and router.dtype in FLOAT_DTYPES and len(router.shape) == 2:
         rows = files.values(whole(router))
         found |= router_figures(rows.reshape(router.shape))
-    count, slices = mixture.found_experts(layer), mixture.layout.rule.slices(mixture.config)
-    experts = ExpertFigures(count, slices if count % slices == 0 else 1)
+    count, rule = mixture.found_experts(layer), mixture.layout.rule
+    slices = rule.slices(mixture.config)
+    experts = ExpertFigures(rule.numbering(slices if count % slices == 0 else 1, count))
     for spec in mixture.layout.experts:
         present = mixture.numbers(layer, spec)
         if not present or len(present) != experts.num_experts:
@@ -150,11 +152,12 @@ class ExpertFigures:
     """Sums over all projections of one layer's E experts.
 
     ``squared_distances`` [E, E] are those between experts, ``squared_norms`` [E] their own, ``squared_dense`` [G]
-    those of the dense network's slices. Experts of different ``slices`` have nothing in common, and are not compared.
+    those of the dense network's slices. Experts of different slices have nothing in common, and are not compared.
     """
 
-    def __init__(self, num_experts: int, slices: int = 1) -> None:
-        self.num_experts, self.slices = num_experts, slices
+    def __init__(self, numbering: Numbering) -> None:
+        self.num_experts, self.slices = num_experts, slices = numbering.num_experts, numbering.slices
+        self.slice_of = np.array([numbering.place(expert)[0] for expert in range(num_experts)], np.int64)
         self.squared_distances: Float64 = np.zeros((num_experts, num_experts))
         self.squared_norms: Float64 = np.zeros(num_experts)
         self.squared_from_dense: Float64 = np.zeros(num_experts)
@@ -178,7 +181,7 @@ class ExpertFigures:
 
     def add_dense(self, block: Float32, source: Float32) -> None:
         """Add the distance of every expert [E, n] from the dense weights of its slice [G, n]."""
-        difference = block - np.repeat(source, self.num_experts // self.slices, axis=0)
+        difference = block - source[self.slice_of]
         self.squared_from_dense += np.einsum("en,en->e", difference, difference, dtype=np.float64)
         self.squared_dense += np.square(source, dtype=np.float64).sum(axis=1)
 
@@ -204,14 +207,13 @@ class ExpertFigures:
             return found | {"not_measured": True}
         if self.num_experts > self.slices and not self.nonfinite:
             distances = self.distances()
-            each = self.num_experts // self.slices
-            off = np.kron(np.eye(self.slices, dtype=bool), ~np.eye(each, dtype=bool))
+            off = (self.slice_of[:, None] == self.slice_of) & ~np.eye(self.num_experts, dtype=bool)
             nearest = np.where(off, distances, np.inf).min(axis=1)
             spread = _spread(distances[off], values=False)
             found["expert_distance"] = {**spread, "nearest": _rounded(nearest)}
         if measured_dense:
             scale = np.sqrt(np.maximum(self.squared_dense, 1e-300))
-            away = np.sqrt(self.squared_from_dense) / np.repeat(scale, self.num_experts // self.slices)
+            away = np.sqrt(self.squared_from_dense) / scale[self.slice_of]
             found["dense_distance"] = None if self.nonfinite else _spread(away)
         return found
 

@@ -57,6 +57,8 @@ def plan_dense(mixture: Mixture, experts: Mapping[int, Joined], max_shard_bytes:
 def _check_silent(mixture: Mixture, conversion: Conversion) -> None:
     """Raise ``CheckpointError`` where something that the dense class has no place for adds to it."""
     names = [extra.name for extra in conversion.extras if extra.silences]
+    if not mixture.shared_slices:  # where a class has to have shared experts, they hold zeros
+        names += [spec.name for spec in mixture.layout.shared if "down" in spec.roles]
     with SourceFiles() as files:
         for layer in mixture.moe_layers if names else ():
             for name in names:

@@ -45,15 +45,14 @@ def extract(
     target = source.output(output, f"expert{numbers}")
     new = NewCheckpoint(source, target, config, leave=(SCORES_FILE,))
     mixture = open_prunable(Checkpoint.open(source.folder))
-    count = mixture.num_experts // mixture.slices
+    count = mixture.numbering.copies
     if (last := max(expert for expert, _ in config.mean)) >= count:
         where = "" if mixture.slices == 1 else " of each slice"
         raise ConfigError(
             f"there is no expert {last}: the experts{where} are 0 to {count - 1}", f"name one of 0 to {count - 1}"
         )
-    joined = [
-        [(first + expert, share) for expert, share in config.mean] for first in range(0, mixture.num_experts, count)
-    ]
+    slices = (mixture.numbering.of_slice(number) for number in range(mixture.slices))
+    joined = [[(copies[expert], share) for expert, share in config.mean] for copies in slices]
     plan = plan_dense(mixture, dict.fromkeys(mixture.moe_layers, joined), parse_size(config.max_shard_size))
     new.check(plan.files, plan.config)
     named = {

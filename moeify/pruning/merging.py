@@ -52,12 +52,12 @@ def merged_pieces(
         for layer, experts in kept.items():
             open_to = [e for e in experts if e not in (untouched or {}).get(layer, ())]
             counts = None if frequency is None else frequency.get(layer)
-            parts = np.split(_router_rows(mixture, files, layer), mixture.slices)
-            for number, rows in enumerate(parts):
-                first = number * len(rows)
-                inside = [[e - first for e in which if 0 <= e - first < len(rows)] for which in (experts, open_to)]
-                for expert, others in nearest(rows, *inside).items():
-                    members = [first + member for member in (expert, *others)]
+            every = _router_rows(mixture, files, layer)
+            for number in range(mixture.slices):
+                copies = mixture.numbering.of_slice(number)
+                inside = [[n for n, e in enumerate(copies) if e in which] for which in (experts, open_to)]
+                for expert, others in nearest(every[list(copies)], *inside).items():
+                    members = [copies[member] for member in (expert, *others)]
                     pieces |= _merge(mixture, files, layer, members, counts)
     return pieces
 

@@ -19,7 +19,7 @@ from moeify.checkpoint.writer import plan_shards
 from moeify.errors import ConfigError
 from moeify.families.mixture import Mixture
 from moeify.families.mixture_places import Place, Places
-from moeify.families.values import Config
+from moeify.families.values import Config, text_config
 
 Kept = Mapping[int, tuple[int, ...]]
 """The experts that stay in each MoE layer, ascending, by their numbers in the source."""
@@ -39,7 +39,8 @@ class PrunePlan:
 
 def check_counts(mixture: Mixture, keep: int, what: str = "keep") -> None:
     """Raise ``ConfigError`` where ``keep`` experts a layer cannot work in this checkpoint."""
-    total, top_k, groups = mixture.num_experts, mixture.top_k, mixture.groups
+    total, top_k, tied = mixture.num_experts, mixture.top_k, mixture.numbering.tied
+    groups = mixture.groups if tied == 1 else None
     if keep >= total:
         half = max(total // 2 // mixture.slices * mixture.slices, min(top_k, total))
         raise ConfigError(f"nothing to do: {what} {keep} of {total} experts", f"pass --keep {half}")
@@ -50,8 +51,9 @@ def check_counts(mixture: Mixture, keep: int, what: str = "keep") -> None:
         )
     if keep % mixture.slices:
         raise ConfigError(
-            f"experts lie in {mixture.slices} slices that must stay equally large, so {what} {keep} must be a multiple"
-            f" of {mixture.slices}",
+            (f"a copy is a group of {tied} experts" if tied > 1 else f"experts lie in {mixture.slices} slices")
+            + f" that must stay {'whole' if tied > 1 else 'equally large'}, so {what} {keep} must be a multiple of"
+            f" {mixture.slices}",
             f"pass --keep {max(top_k, keep // mixture.slices * mixture.slices)}",
         )
     if groups is None:
@@ -150,6 +152,7 @@ def pruned_config(mixture: Mixture, kept: Kept) -> Config:
     """config.json with the new number of experts under every key that holds the old one."""
     config = copy.deepcopy(mixture.config)
     count = len(next(iter(kept.values())))
+    text_config(config).update(mixture.layout.rule.counts(count, mixture.top_k, mixture.slices))
     for place in (config, config.get("text_config")):
         if isinstance(place, dict):
             for key in mixture.layout.num_experts_keys:

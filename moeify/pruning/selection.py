@@ -60,9 +60,9 @@ def kept_by_hand(
     _check_even(kept)
     if dense:
         if len(next(iter(kept.values()))) != mixture.slices:
-            where = "a layer" if mixture.slices == 1 else "a slice"
+            where = "a slice" if mixture.slices > 1 else "a layer"
             raise ConfigError(f"--dense wants one expert {where} to stay", "name all others")
-        _check_blocks(mixture, kept, mixture.slices)
+        _check_blocks(mixture, kept, mixture.numbering.routers)
         return kept
     check_counts(mixture, len(next(iter(kept.values()))), "--drop would keep")
     _check_blocks(mixture, kept, mixture.blocks)
@@ -81,6 +81,7 @@ def _check_even(kept: Mapping[int, tuple[int, ...]]) -> None:
 
 
 def _check_blocks(mixture: Mixture, kept: Mapping[int, tuple[int, ...]], count: int) -> None:
+    _check_whole(mixture, kept)
     size = mixture.num_experts // count
     what = "group" if mixture.groups is not None else "slice"
     for layer, experts in kept.items():
@@ -90,6 +91,17 @@ def _check_blocks(mixture: Mixture, kept: Mapping[int, tuple[int, ...]], count: 
                 f"layer {layer} would keep {left} experts in its {count} {what}s, which must stay equally large",
                 f"drop as many experts from every {what}",
             )
+
+
+def _check_whole(mixture: Mixture, kept: Mapping[int, tuple[int, ...]]) -> None:
+    for layer, experts in kept.items():
+        for unit in mixture.numbering.units:
+            stays = [expert for expert in unit if expert in experts]
+            if stays and len(stays) < len(unit):
+                raise ConfigError(
+                    f"layer {layer} would keep expert {stays[0]} of {unit[0]}-{unit[-1]}, one copy in slices",
+                    "drop all experts of a copy or none",
+                )
 
 
 def select(
@@ -102,18 +114,22 @@ def select(
 ) -> dict[int, tuple[int, ...]]:
     """The ``keep`` best experts of each layer of ``scores``, as many from each slice or group where there are any.
 
-    ``protected`` experts stay whatever their score, as far as there is room.
+    Experts that are one copy in slices stay together, by the sum of their scores. ``protected`` experts stay whatever
+    their score, as far as there is room.
     """
     blocks = mixture.blocks if keep > 1 else 1
-    size = mixture.num_experts // blocks
+    units = mixture.numbering.units
+    size, tied = len(units) // blocks, len(units[0])
     kept = {}
     for layer in scores:
-        values = [-v for v in scores[layer]] if high_goes_first else list(scores[layer])
-        safe = set((protected or {}).get(layer, ()))
+        each = [-v for v in scores[layer]] if high_goes_first else list(scores[layer])
+        values = [sum(each[expert] for expert in unit) for unit in units]
+        safe = {expert // tied for expert in (protected or {}).get(layer, ())}
         chosen: list[int] = []
         for block in range(blocks):
             members = range(block * size, (block + 1) * size)
-            chosen += best(values, members, keep // blocks, safe)
+            for number in best(values, members, keep // tied // blocks, safe):
+                chosen += units[number]
         kept[layer] = tuple(sorted(chosen))
     return kept
 

@@ -57,7 +57,7 @@ class RouterRows(Values):
 
     ``norm`` and ``norm_bias`` are the weight and the bias [H] of the normalisation whose output
     the router reads, ``norm_offset`` is what it adds to its weight, and ``up`` the projection that reads it
-    too; calibrated rows take all of them into account.
+    too; calibrated rows take all of them into account. Each row is there for ``tied`` experts.
     """
 
     init: RouterInit
@@ -69,6 +69,7 @@ class RouterRows(Values):
     norm_bias: StoredTensor | None = None
     norm_offset: float = 0.0
     up: UpProjection | None = None
+    tied: int = 1
 
     @property
     def elements(self) -> int:
@@ -85,8 +86,9 @@ class RouterRows(Values):
         reader = None
         if self.up is not None and self.init == "calibrated":
             reader = self.up.column_rms(files)
-        shape = (self.num_experts, self.hidden_size)
-        return router_rows(self.init, *shape, self.key, gain=gain, bias=bias, reader=reader)
+        shape = (self.num_experts // self.tied, self.hidden_size)
+        rows = router_rows(self.init, *shape, self.key, gain=gain, bias=bias, reader=reader)
+        return np.repeat(rows, self.tied, axis=0)
 
 
 @dataclass(frozen=True, kw_only=True)

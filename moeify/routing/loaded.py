@@ -43,7 +43,8 @@ class LoadedLayer:
 
     ``router`` gives logits at least, ``chooser`` logits, weights and experts: a module beside the
     router in moeify's own classes, the router itself in others. ``block`` holds them and the
-    ``experts``, which lie in ``slices``; ``bias`` is added for choosing.
+    ``experts``, which lie in ``slices`` with a router each; ``tied`` neighbours have the same row of it and are one
+    copy, which a token visits whole. ``bias`` is added for choosing.
     """
 
     number: int
@@ -57,6 +58,7 @@ class LoadedLayer:
     top_k: int
     bias: Tensor | None
     slices: int = 1
+    tied: int = 1
 
     @property
     def is_here(self) -> bool:
@@ -76,6 +78,13 @@ class LoadedLayer:
             if bias is not None:
                 bias.data.zero_()
 
+    def tie_rows(self) -> None:
+        """Give experts that are one copy the mean of their rows, where training moved these apart."""
+        if self.tied > 1:
+            weight = self.router.weight.data
+            mean = weight.float().unflatten(0, (-1, self.tied)).mean(1)
+            weight.copy_(mean.repeat_interleave(self.tied, dim=0))
+
     def set_bias(self, values: Tensor) -> None:
         """Give the bias for choosing other ``values``, of its own shape."""
         assert self.bias is not None, "checked before"
@@ -85,6 +94,11 @@ class LoadedLayer:
     def num_experts(self) -> int:
         """Experts of the layer, E."""
         return len(next(self.experts.parameters()))
+
+    @property
+    def copies(self) -> int:
+        """Experts that a token chooses from in each slice, those of one copy together."""
+        return self.num_experts // self.slices // self.tied
 
     def choice(self, logits: Tensor) -> Choice:
         """Scores and what the best are taken of, by the family's rule, for ``logits`` [T, E]."""
@@ -173,7 +187,9 @@ class LoadedMixture:
         self.model, self.layout = model, layout.of(values)
         self.top_k = layout.top_k(values)
         self.stack = list(layer_stack(model, layout.layer).children())
-        self.groups, self.slices = self.layout.rule.group_counts(values), self.layout.rule.slices(values)
+        rule = self.layout.rule
+        numbering = rule.numbering(rule.slices(values), self.layout.num_experts(values))
+        self.groups, self.slices, self.tied = rule.group_counts(values), numbering.routers, numbering.tied
         self.layers = {n: self._layer(n) for n in layout.moe_layers(values)}
 
     def _layer(self, number: int) -> LoadedLayer:
@@ -197,6 +213,7 @@ class LoadedMixture:
             groups=self.groups,
             top_k=self.top_k,
             slices=self.slices,
+            tied=self.tied,
             bias=_selection_bias(layer, layout),
         )
 

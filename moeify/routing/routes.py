@@ -21,9 +21,9 @@ def random_experts(seed: int) -> Route:
     def route(layer: LoadedLayer, logits: Tensor, weights: Tensor, experts: Tensor) -> tuple[Tensor, Tensor]:
         number = layer.number
         generator = generators.setdefault(number, torch.Generator().manual_seed((seed << 16) + number))
-        draws = in_slices(torch.rand(logits.shape, generator=generator), layer.slices)
-        chosen = draws.topk(experts.shape[-1] // layer.slices, dim=-1).indices.to(experts.device)
-        return weights, (chosen + _first(logits, layer)).flatten(-2)
+        draws = torch.rand(logits.shape[0], layer.slices, layer.copies, generator=generator)
+        chosen = draws.topk(experts.shape[-1] // layer.slices // layer.tied, dim=-1).indices
+        return weights, numbered(layer, chosen.to(experts.device))
 
     return route
 
@@ -32,8 +32,9 @@ def one_expert(number: int) -> Route:
     """The same expert (of every slice) for every token, with the weights of all choices together."""
 
     def route(layer: LoadedLayer, logits: Tensor, weights: Tensor, experts: Tensor) -> tuple[Tensor, Tensor]:
-        together = in_slices(weights, layer.slices).sum(-1)
-        return together, (_first(logits, layer).T + number).expand_as(together)
+        together = in_slices(weights, layer.slices).sum(-1, keepdim=True)
+        chosen = experts.new_full(together.shape, number)
+        return (together / layer.tied).repeat_interleave(layer.tied, dim=-1).flatten(-2), numbered(layer, chosen)
 
     return route
 
@@ -52,8 +53,10 @@ def all_experts() -> Route:
     return route
 
 
-def _first(logits: Tensor, layer: LoadedLayer) -> Tensor:
-    """The number of each slice's first expert [G, 1]."""
+def numbered(layer: LoadedLayer, copies: Tensor) -> Tensor:
+    """The experts [N, K] of a layer that are these ``copies`` [N, G, m], in each of G slices."""
     import torch
 
-    return torch.arange(0, logits.shape[-1], logits.shape[-1] // layer.slices, device=logits.device).unsqueeze(-1)
+    first = torch.arange(layer.slices, device=copies.device).unsqueeze(-1) * layer.copies
+    beside = torch.arange(layer.tied, device=copies.device)
+    return ((copies + first).unsqueeze(-1) * layer.tied + beside).flatten(-3)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from moeify.routing.config import Trained
 from moeify.routing.loaded import LoadedLayer
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 _WRAPPED = ("base_layer", "original_module")  # what PEFT calls the module that an adapter or a copy stands for
 
@@ -26,6 +27,19 @@ def wanted(model: nn.Module, layers: Iterable[LoadedLayer], what: Trained) -> se
         modules += [layer.experts for layer in layers]
     chosen = {id(parameter) for module in modules for parameter in learnable(module)}
     return {name for name, parameter in model.named_parameters() if id(parameter) in chosen - choosing}
+
+
+def keep_tied(layers: Iterable[LoadedLayer]) -> None:
+    """Let router rows of experts that are one copy in slices learn the same, so that they stay equal."""
+
+    def even(gradient: Tensor, tied: int) -> Tensor:
+        mean = gradient.reshape(-1, tied, *gradient.shape[1:]).mean(1)
+        return mean.repeat_interleave(tied, dim=0)
+
+    for layer in layers:
+        for parameter in learnable(layer.router) if layer.tied > 1 else ():
+            if parameter.requires_grad and parameter.shape[:1] == (layer.num_experts,):
+                parameter.register_hook(partial(even, tied=layer.tied))  # type: ignore[no-untyped-call]
 
 
 def learnable(module: nn.Module) -> list[nn.Parameter]:

@@ -8,7 +8,7 @@ from typing import Any, get_args
 from moeify.errors import ConfigError
 from moeify.routing.config import Trained
 from moeify.routing.loaded import mixtures_in
-from moeify.routing.trained import adapters, wanted
+from moeify.routing.trained import adapters, keep_tied, wanted
 
 
 def train_only(model: Any, what: Trained) -> list[str]:
@@ -40,6 +40,7 @@ def train_only(model: Any, what: Trained) -> list[str]:
         )
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in names & floating)
+    keep_tied(layers)
     _warn_of_unsaved(model, names)
     return sorted(names & floating)
 

@@ -190,6 +190,12 @@ def _open(source: Source, config: AddConfig) -> _Joining:
 
 
 def _check_mixture(source: Source, view: Mixture, record: Record) -> None:
+    if view.numbering.tied > 1:
+        raise ConfigError(
+            f"no expert can join this {view.layout.model_type}, whose groups of experts are copies in"
+            f" {view.slices} slices",
+            "upcycle the base again with one more expert, by --experts-from",
+        )
     if view.shared_slices:
         raise ConfigError(
             "no expert can join a mixture in which tokens share slices: its part of those would have no place",

@@ -18,6 +18,7 @@ from moeify.checkpoint.slices import whole
 from moeify.checkpoint.source import resolve_source
 from moeify.checkpoint.writer import Progress
 from moeify.families.mixture import Mixture, open_mixture
+from moeify.families.numbering import Numbering
 from moeify.families.values import Config, text_config
 from moeify.modeling import REMOTE_CODE
 from moeify.provenance.exports import SCALED_FOR_OTHERS, is_as_exported
@@ -133,6 +134,7 @@ def _rows(view: Mixture, layer: int, config: AttachConfig) -> RouterRows:
         norm_bias=view.norm_bias(layer),
         norm_offset=view.layout.norm_offset,
         up=_up_projection(view, layer),
+        tied=view.numbering.tied,
     )
 
 
@@ -167,14 +169,14 @@ def _outlooks(
             shape = (view.num_experts, view.hidden_size)
             present = view.router(layer)
             rows = None if present is None else files.values(whole(present)).reshape(shape)
-            before[layer] = None if rows is None else _outlook(rows, gain, view.slices)
-            after[layer] = _outlook(piece.values(files).reshape(shape), gain, view.slices)
+            before[layer] = None if rows is None else _outlook(rows, gain, view.numbering)
+            after[layer] = _outlook(piece.values(files).reshape(shape), gain, view.numbering)
     return before, after
 
 
-def _outlook(rows: Any, gain: Any, slices: int) -> RouterOutlook:
-    std = logit_std(rows, gain)
-    return RouterOutlook(logit_std=std, entropy=expected_entropy(std, len(rows) // slices))
+def _outlook(rows: Any, gain: Any, numbering: Numbering) -> RouterOutlook:
+    std = logit_std(rows[:: numbering.tied], gain)
+    return RouterOutlook(logit_std=std, entropy=expected_entropy(std, numbering.copies))
 
 
 def _step(config: AttachConfig, report: AttachReport) -> Step:
@@ -190,6 +192,7 @@ def _config(view: Mixture, config: AttachConfig) -> Config:
     sizes = text_config(model_config)
     key = next((key for key in view.layout.top_k_keys if key in sizes), view.layout.top_k_keys[0])
     sizes[key] = config.top_k or view.top_k
+    sizes |= view.layout.rule.counts(view.num_experts, sizes[key], view.slices)
     if config.route_by is not None and view.layout.model_type in REMOTE_CODE:
         model_config["route_by"] = config.route_by
     return model_config

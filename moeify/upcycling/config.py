@@ -299,16 +299,6 @@ def check_route_by(route_by: RouteBy | None, model_type: str, own_classes: bool)
         )
 
 
-def check_slices(slices: int, model_type: str, can_slice: bool, own: bool) -> None:
-    """Raise ``ConfigError`` where the routers of a family's class choose among all experts at once."""
-    if slices > 1 and not can_slice:
-        raise ConfigError(
-            f"--slices needs a class of moeify's own, and {model_type} is transformers': its routers choose among all"
-            " experts at once",
-            "pass --arch own" if own else "leave --slices out",
-        )
-
-
 def check_top_k(top_k: int, num_experts: int, slices: int = 1) -> None:
     """Raise ``ConfigError`` unless 1 <= top_k <= num_experts, as many in each of ``slices``."""
     if top_k % slices:

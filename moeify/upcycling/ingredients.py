@@ -18,6 +18,7 @@ from moeify.checkpoint.turning import SideBySide, turned
 from moeify.errors import CheckpointError
 from moeify.families.dense_checkpoint import Dense
 from moeify.families.moe_layout import ExpertTensor
+from moeify.families.numbering import Numbering
 from moeify.families.slicing import neuron_axis, slice_index, slice_share
 from moeify.upcycling.config import UpcycleConfig
 from moeify.upcycling.sources import ExpertSource
@@ -31,7 +32,8 @@ CONFIG_DTYPES = {stored: name for name, stored in _DTYPE_NAMES.items()}
 class Ingredients:
     """The base, the ``entries`` that experts are made of (the base itself where none are named).
 
-    Last projections are multiplied by ``down_scale``. ``slices`` are the neurons of each slice of a layer, where they
+    Last projections are multiplied by ``down_scale``. ``numbering`` says which expert is which copy of which slice.
+    ``slices`` are the neurons of each slice of a layer, where they
     are not dealt as they stand. In the roles that are ``turned``, experts lie with the axes of their matrices
     exchanged, and so does every piece.
     """
@@ -40,6 +42,7 @@ class Ingredients:
     entries: tuple[ExpertSource, ...]
     options: UpcycleConfig
     down_scale: float = 1.0
+    numbering: Numbering
     slices: Mapping[int, tuple[Index, ...]] = field(default_factory=dict)
     turned: frozenset[str] = frozenset()
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 
 from moeify.checkpoint.arithmetic import Float32, encode
 from moeify.checkpoint.gather import Index
-from moeify.checkpoint.header import StoredTensor
-from moeify.checkpoint.jobs import Job, Literal, copy_of, piece_of
+from moeify.checkpoint.header import StoredTensor, tensor_nbytes
+from moeify.checkpoint.jobs import Job, Literal, Zeros, copy_of, piece_of
 from moeify.checkpoint.planned_files import PlannedFiles
 from moeify.checkpoint.reader import Checkpoint
 from moeify.checkpoint.slices import whole
@@ -21,13 +21,13 @@ from moeify.families.dense_checkpoint import Dense, open_dense
 from moeify.families.joining import joined_jobs
 from moeify.families.laying import turned_roles
 from moeify.families.moe_layout import ExpertTensor, ExtraTensor
-from moeify.families.registry import CONVERSIONS, conversion_from, dense_layout
+from moeify.families.registry import CONVERSIONS, OWN, conversion_from, dense_layout
 from moeify.families.values import Config, resolve_shape
 from moeify.provenance.exports import FLAT_ROUTER_STD, check_flat_routers, down_scale, export_notes, untied
 from moeify.routing.config import ROUTER_INITS, RouterInit
 from moeify.routing.initialization import NormalRows, RouterRows, UpProjection
 from moeify.upcycling.comparing import compare_sources
-from moeify.upcycling.config import UpcycleConfig, check_route_by, check_slices
+from moeify.upcycling.config import UpcycleConfig, check_route_by
 from moeify.upcycling.ingredients import CONFIG_DTYPES, Ingredients, laid
 from moeify.upcycling.layers import select_layers
 from moeify.upcycling.recipes import Recipe, recipe_for
@@ -87,8 +87,7 @@ def plan_upcycle(
     layout = dense_layout(checkpoint.config)
     conversion = conversion_from(layout, checkpoint.config, options.arch)
     check_route_by(options.route_by, conversion.moe.model_type, conversion.remote_code)
-    own = any(known.remote_code for known in CONVERSIONS[layout.model_type])
-    check_slices(options.slices, conversion.moe.model_type, conversion.moe.rule.slices_key is not None, own)
+    _check_slices(options.slices, conversion)
     view = open_dense(checkpoint, layout)
     layers, recipe = select_layers(options.layers, view.num_layers), recipe_for(options)
     source = source or Source(folder=checkpoint.folder, name=checkpoint.folder.resolve().name)
@@ -111,6 +110,7 @@ def plan_upcycle(
         entries=sources or (ExpertSource(source=source, label=source.name, view=view),),
         options=options,
         down_scale=down_scale(settings),
+        numbering=conversion.moe.rule.numbering(settings.slices, settings.num_experts),
         slices=slices or {},
     )
     settings = replace(settings, width=recipe.width(options, of.width))
@@ -125,7 +125,7 @@ def plan_upcycle(
         ffn=tuple(planner.ffn),
         parameters=planner.parameters(),
         sources=sources,
-        origins=expert_origins(sources, settings.num_experts, settings.slices),
+        origins=expert_origins(sources, of.numbering),
         warnings=(
             *_instead(conversion, view),
             *view.notes,
@@ -134,6 +134,20 @@ def plan_upcycle(
             *export_notes(settings, options.noise),
             *_unused(view),
         ),
+    )
+
+
+def _check_slices(slices: int, conversion: Conversion) -> None:
+    """Raise ``ConfigError`` where the routers of a class do not keep the slices of a copy apart or together."""
+    if slices == 1 or conversion.moe.rule.slices_key is not None:
+        return
+    known = [c for c in CONVERSIONS[conversion.dense.model_type] if c.moe.rule.slices_key is not None]
+    named = " or ".join(f"--arch {OWN if c.remote_code else c.moe.model_type}" for c in known)
+    raise ConfigError(
+        f"--slices needs routers that keep slices apart or copies together, and those of {conversion.moe.model_type}"
+        " choose among all experts at once: rounding would mix slices of different copies (in bfloat16 an error of"
+        " 0.43)",
+        f"pass {named}" if known else "leave --slices out",
     )
 
 
@@ -165,9 +179,10 @@ class _Planner:
         self.prefix = conversion.moe_prefix(of.view.checkpoint.config)
         self.config = self._config()
         self.moe = conversion.written_for(self.config)
-        self.shared = self.moe.shared if settings.shared else ()
         self.of = replace(of, turned=turned_roles(self.moe.experts, self.dense.ffn))
         self.dims = self.moe.sizes(self.config)
+        own = {extra.name for extra in conversion.extras}
+        self.shared = tuple(spec for spec in self.moe.shared if self.dims["U"] and spec.name not in own)
         self.ffn: dict[StoredTensor, None] = {}
         self._check_width()
         self._untied = untied(self.view.head, settings, self.view.heads)
@@ -234,10 +249,10 @@ class _Planner:
         for spec in self.moe.experts:
             yield from self._experts(prefix, spec, layer)
         for spec in self.shared:
-            pieces = tuple(self.of.shared(layer, role) for role in spec.roles)
-            yield Job(
-                prefix + spec.name, self.of.dtype(ffn[spec.roles[0]]), resolve_shape(spec.shape, self.dims), pieces
-            )
+            dtype, shape = self.of.dtype(ffn[spec.roles[0]]), resolve_shape(spec.shape, self.dims)
+            nothing = (Zeros(tensor_nbytes(dtype, shape)),)
+            shared = tuple(self.of.shared(layer, role) for role in spec.roles) if self.settings.shared else nothing
+            yield Job(prefix + spec.name, dtype, shape, shared)
         for extra in self.conversion.extras:
             yield self._extra(prefix + extra.name, extra, ffn)
 
@@ -295,6 +310,7 @@ class _Planner:
                 norm_bias=bias,
                 norm_offset=dense.norm_offset,
                 up=self._up_projection(layer),
+                tied=self.of.numbering.tied,
             )
             yield Job(name, dtype, shape, (piece,))
         if moe.guard is not None:

@@ -64,7 +64,7 @@ class _Sources(Recipe):
 
 
 class _Slices(Recipe):
-    """Expert s E + c is copy c of slice s: a G-th of the neurons, and 1 / G of the last bias.
+    """An expert is a copy of one slice: a G-th of the neurons, and 1 / G of the last bias.
 
     With weights that sum to 1 in each slice the mixture computes what the base computes. Of several entries copy c of
     every slice is made of the same one, so that a router can choose a whole source.
@@ -82,7 +82,7 @@ class _Slices(Recipe):
         return width // options.slices
 
     def piece(self, of: Ingredients, layer: int, role: str, expert: int) -> Piece:
-        number, copy = divmod(expert, of.options.experts)
+        number, copy = of.numbering.place(expert)
         entry, noisy = of.dealt(copy) if of.options.experts_from else (0, True)
         index = of.slice_neurons(layer, number)
         weight = slice_share(role, of.options.slices)

@@ -119,15 +119,18 @@ def fit_routers(
 
     import torch
 
-    slices = plan.settings.slices
-    own = owners[: len(owners) // slices]  # in every slice the same
+    numbering = plan.conversion.moe.rule.numbering(plan.settings.slices, plan.settings.num_experts)
+    routers, tied = numbering.routers, numbering.tied
+    own = [owners[expert] for expert in numbering.of_slice(0)]  # in every slice the same
     later = plan.settings.num_layers
 
     def fit(layer: LoadedLayer, seen: InputReservoir) -> Tensor:
-        return torch.cat([_fit(seen, own, layer.number, config.seed + n * later, config) for n in range(slices)])
+        rows = torch.cat([_fit(seen, own, layer.number, config.seed + n * later, config) for n in range(routers)])
+        return rows.repeat_interleave(tied, dim=0)
 
     def agree(layer: int, unseen: InputReservoir, rows: Tensor) -> float:
-        return sum(_agreement(unseen, part, own, layer, config) for part in rows.chunk(slices)) / slices
+        parts = rows[::tied].chunk(routers)
+        return sum(_agreement(unseen, part, own, layer, config) for part in parts) / routers
 
     last = max(plan.settings.moe_layers)
     return _fitted(passes, plan.conversion.moe, last, text, config, fit, agree, progress)

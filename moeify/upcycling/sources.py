@@ -14,6 +14,7 @@ from moeify.checkpoint.weight_files import adapter_error, is_adapter
 from moeify.errors import CheckpointError
 from moeify.families import dense_checkpoint
 from moeify.families.dense_checkpoint import Dense
+from moeify.families.numbering import Numbering
 from moeify.families.registry import dense_layout, known_mixture
 from moeify.upcycling.adapters import Adapter, open_adapter
 from moeify.upcycling.config import UpcycleConfig
@@ -101,15 +102,15 @@ def of_sources(sources: Iterable[ExpertSource]) -> Iterator[str]:
             yield f"{entry.source.name}: {note}"
 
 
-def expert_origins(sources: tuple[ExpertSource, ...], num_experts: int, slices: int = 1) -> tuple[ExpertOrigin, ...]:
-    """Each entry with the experts that it becomes where entries are dealt out in turn, in each of ``slices`` alike."""
-    each = num_experts // slices
+def expert_origins(sources: tuple[ExpertSource, ...], numbering: Numbering) -> tuple[ExpertOrigin, ...]:
+    """Each entry with the experts that it becomes where entries are dealt to copies in turn, in every slice alike."""
+    everyone = range(numbering.num_experts)
     return tuple(
         ExpertOrigin(
             name=entry.source.name,
             revision=entry.source.revision,
             label=entry.label,
-            experts=tuple(n for n in range(num_experts) if n % each % len(sources) == number),
+            experts=tuple(n for n in everyone if numbering.place(n)[1] % len(sources) == number),
             adapter=entry.adapter is not None,
         )
         for number, entry in enumerate(sources)

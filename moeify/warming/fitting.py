@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from moeify.families.numbering import Numbering
 from moeify.provenance.record import Record
 from moeify.routing.data import Blocks
 from moeify.warming.config import WarmupConfig
@@ -21,9 +22,9 @@ def fit_method(config: WarmupConfig, record: Record) -> str:
     return "kmeans" if config.domain_column is None else "domains"
 
 
-def expert_owners(record: Record, blocks: Blocks, num_experts: int) -> list[int] | None:
-    """The domain of each expert, where experts are labelled with the names of all domains."""
-    labels = record.expert_labels(num_experts)
+def expert_owners(record: Record, blocks: Blocks, numbering: Numbering) -> list[int] | None:
+    """The domain of each copy, the same in every slice, where experts are labelled with the names of all domains."""
+    labels = record.expert_labels(numbering.num_experts)
     if labels is None or set(labels) != set(blocks.domain_names):
         return None
-    return [blocks.domain_names.index(label) for label in labels]
+    return [blocks.domain_names.index(labels[expert]) for expert in numbering.of_slice(0)]

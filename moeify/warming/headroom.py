@@ -87,7 +87,7 @@ def expert_difference(layer: LoadedLayer, tokens: Tensor) -> float:
     import torch
 
     outputs = torch.stack([layer.expert(n, tokens) for n in range(layer.num_experts)]).float()
-    outputs = outputs.reshape(layer.slices, -1, *outputs.shape[1:])
+    outputs = outputs.reshape(layer.slices, layer.copies, layer.tied, *outputs.shape[1:])
     mean = outputs.mean(1, keepdim=True)
     spread = (outputs - mean).square().sum(-1)
     return float(spread.mean() / mean.square().sum(-1).mean().clamp_min(1e-30))

@@ -220,7 +220,7 @@ def open_session(new: NewCheckpoint, config: WarmupConfig, progress: Progress | 
         loss=loss,
         fit=fit,
         tokenizer=tokenizer,
-        owners=expert_owners(record, blocks, view.num_experts),
+        owners=expert_owners(record, blocks, view.numbering),
         train_blocks=train,
         held_out=some_blocks(held_out, config.eval_tokens, config.seed),
         data_fingerprint=blocks.fingerprint,

@@ -23,7 +23,7 @@ from moeify.routing.biases import shift_biases
 from moeify.routing.config import Trained
 from moeify.routing.examples import Examples
 from moeify.routing.loaded import LoadedMixture, Routed, replaced
-from moeify.routing.trained import wanted
+from moeify.routing.trained import keep_tied, wanted
 from moeify.warming.activations import bound_activations, room_for_activations
 from moeify.warming.balances import BALANCES
 from moeify.warming.config import WarmupConfig
@@ -50,12 +50,13 @@ def prepare(model: nn.Module, layout: MoeLayout, what: Trained) -> None:
     Where only routers are trained, the model stays as it is in use: without dropout, whether in
     modules or inside attention, and without noise on what routers read.
     """
-    layers = LoadedMixture(model, layout).layers.values()
+    layers = list(LoadedMixture(model, layout).layers.values())
     names, mixed = wanted(model, layers, what), what == "routers" or _autocasts(model, what)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in names)
         if name in names or not mixed:
             parameter.data = parameter.data.float()
+    keep_tied(layers)
     route_in_float32(model, layout)
     if what == "routers":
         model.eval()

@@ -160,7 +160,7 @@ def _fit(session: Session) -> tuple[float, int]:
         differences.append(expert_difference(layer, seen[0].expert_inputs(layer.number)))
         if (rows := FITS[session.fit].rows) is not None:
             parts = _seen(session, layer.number, seen[0])
-            layer.set_router(torch.cat([rows(part) for part in parts]))
+            layer.set_router(torch.cat([rows(part) for part in parts]).repeat_interleave(layer.tied, dim=0))
         if session.by_layer:
             session.routers[layer.number] = [
                 None if tensor is None else tensor.clone() for tensor in layer.router_tensors
@@ -187,17 +187,17 @@ def _fit(session: Session) -> tuple[float, int]:
 
 def _seen(session: Session, layer: int, reservoir: InputReservoir) -> list[Seen]:
     """What the router of each slice of experts saw: the same, with draws of its own."""
-    slices = session.view.slices
+    numbering = session.view.numbering
     seen = Seen(
         inputs=reservoir.inputs(layer),
         domains=reservoir.domains(layer),
-        num_experts=session.view.num_experts // slices,
-        top_k=session.view.top_k // slices,
+        num_experts=numbering.copies,
+        top_k=session.view.top_k // numbering.slices,
         owners=session.owners,
         entropy=session.config.entropy,
         seed=session.config.seed + layer,
     )
-    return [replace(seen, seed=seen.seed + number * session.view.num_layers) for number in range(slices)]
+    return [replace(seen, seed=seen.seed + number * session.view.num_layers) for number in range(numbering.routers)]
 
 
 def _train(session: Session, target: Path, *, task: bool) -> None:
@@ -238,6 +238,8 @@ def _train(session: Session, target: Path, *, task: bool) -> None:
     for name, parameter in session.model.named_parameters():
         parameter.data = weights.get(name, parameter.data).to(parameter.device, dtypes[name])
     layers = LoadedMixture(session.model, session.view.layout).layers
+    for loaded in layers.values():
+        loaded.tie_rows()  # shards of rows learn by themselves
     for layer, bias in biases.items():
         layers[layer].set_bias(bias)
     if config.train != "routers":

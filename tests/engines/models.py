@@ -73,6 +73,13 @@ def mixture(source: Path, folder: Path, noise: float) -> Path:
     return folder
 
 
+def grouped(source: Path, folder: Path, arch: str) -> Path:
+    """Four copies in three slices each and a shared slice, of which a token visits two copies."""
+    made = {"num_experts": 4, "top_k": 2, "slices": 4, "shared": 1, "noise": 0.4, "router": "normal"}
+    moeify.upcycle(source, folder, arch=arch, engines=("mlx-lm", "vLLM"), **made)
+    return folder
+
+
 @torch.no_grad()
 def greedy(folder: Path, prompts: Sequence[list[int]] = PROMPTS, num_tokens: int = NUM_TOKENS) -> list[list[int]]:
     """The tokens that transformers chooses after each prompt, in float32."""

@@ -10,7 +10,7 @@ import moeify
 from tests.real.checkpoints import minilm
 from tests.tools.encoders import xlm_roberta_like
 
-from .models import NUM_TOKENS, PROMPTS, dense, greedy, said
+from .models import NUM_TOKENS, PROMPTS, dense, greedy, grouped, said
 from .processes import in_vllm
 
 pytestmark = pytest.mark.vllm
@@ -28,6 +28,8 @@ def test_the_usual_form_of_each_family_gives_transformers_tokens(tmp_path: Path)
             moeify.upcycle(source, moe, num_experts=4, noise=noise)
             wanted[str(moe)] = greedy(moe)
             assert (wanted[str(moe)] == greedy(source)) is (noise == 0)
+    sliced = grouped(source, tmp_path / "glm4_moe", "glm4_moe")
+    wanted[str(sliced)] = greedy(sliced)
     assert in_vllm(wanted, {"prompts": PROMPTS, "num_tokens": NUM_TOKENS}) == wanted
 
 

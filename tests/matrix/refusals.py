@@ -15,6 +15,7 @@ _SHARING = (
     "hunyuan_v1_moe",
     "cohere2_moe",
     "lfm2_moe",
+    "dots1",
     "qwen3_5_moe",
     "qwen3_5_moe_text",
 )
@@ -82,7 +83,7 @@ REASONS = (
     Reason(
         letter="s",
         meaning="its shared experts, or dense layers of another width, are no part of a dense class",
-        sentence="has shared experts|no dense class has two widths",
+        sentence="has shared experts|no dense class has two widths|neurons together and config.json says",
         holds=lambda command, model_type, form: model_type in _SHARING and command in ("extract", "prune --dense"),
     ),
     Reason(

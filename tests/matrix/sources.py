@@ -82,6 +82,12 @@ FORMS = (
         fits=lambda model_type: model_type in ("bert_moe", "gpt2_moe", "modernbert_moe"),
         options={"expert_slices": 2},
     ),
+    Form(
+        name="copies in slices",
+        meaning="four copies in two slices each, which are a group of experts that tokens visit together",
+        fits=lambda model_type: model_type == "dots1",
+        options={"expert_slices": 2, "n_group": 4, "topk_group": 1},
+    ),
     *(
         Form(
             name=method,

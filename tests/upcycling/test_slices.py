@@ -150,8 +150,8 @@ def test_what_cannot_be_done_is_refused(options: dict[str, Any], message: str, t
 
 def test_native_classes_name_moeifys_own(tmp_path: Path) -> None:
     dense = save_tiny(tmp_path / "dense", "llama")
-    with pytest.raises(ConfigError, match="needs a class of moeify's own") as refused:
+    with pytest.raises(ConfigError, match="choose among all experts at once") as refused:
         moeify.upcycle(dense, tmp_path / "moe", slices=4)
-    assert refused.value.hint == "pass --arch own"
+    assert refused.value.hint == "pass --arch own or --arch glm4_moe"
     moeify.upcycle(dense, tmp_path / "moe", slices=4, arch="own", noise=0)
     assert verify(dense, tmp_path / "moe").relative_diff <= tolerance("llama")

@@ -11,9 +11,10 @@ from moeify.routing.loaded import LoadedMixture
 from moeify.routing.loading import load_model
 from moeify.routing.routes import one_expert
 from moeify.upcycling.verify import verify
+from moeify.warming.warmup import warmup
 from tests.tiny import save_tiny, state, tolerance
 from tests.upcycling.specialists import ffn_tensors, specialist
-from tests.warming.mixtures import DEMO, corpus
+from tests.warming.mixtures import DEMO, FAST, corpus
 
 IDS = torch.arange(4, 52).reshape(3, 16)
 SLICES = 4
@@ -109,6 +110,11 @@ def test_rows_from_text_know_the_label_in_every_slice(tmp_path: Path) -> None:
     made = moeify.upcycle(base, tmp_path / "moe", experts_from=entries, top_k=1, slices=2, layers="1", **text)
     assert made.label_agreement is not None
     assert made.label_agreement > 0.85
+    again = {"fit": "domains", "steps": 0, "dataset": text["dataset"], "domain_column": "domain"}
+    warmup(tmp_path / "moe", tmp_path / "warm", **{**FAST, **again})
+    rows = [state(tmp_path / name)["transformer.h.1.mlp.router.weight"] for name in ("moe", "warm")]
+    cosine = torch.nn.functional.cosine_similarity(*(part.float() for part in rows))
+    assert (cosine > 0.3).all(), "a row an expert, of the same labels"
     moeify.upcycle(base, tmp_path / "copies", num_experts=2, top_k=1, slices=2, layers="1")
     grown = moeify.add_experts(tmp_path / "copies", tmp_path / "more", experts=[tmp_path / "code"], **text)
     assert grown.label_agreement is not None

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from moeify.errors import CheckpointError, ConfigError
 from moeify.families.base import DenseLayout
 from moeify.families.conversion import Conversion, MoeSettings, dense_again
+from moeify.families.dense.llama import DEFAULTS
 from moeify.families.dense.llama import LAYOUT as DENSE
 from moeify.families.engines import MLX, SGLANG, TRANSFORMERS, VLLM, Engine, Said, Test
+from moeify.families.grouped import glm4_conversion
 from moeify.families.mixtures.llama_moe import LAYOUT as OWN
 from moeify.families.mixtures.mixtral import DEFAULTS as MIXTRAL
 from moeify.families.mixtures.mixtral import LAYOUT as MOE
 from moeify.families.own import own_conversion
-from moeify.families.rope import canonical_rope, spelled_rope
+from moeify.families.rope import rope, spelled_rope
 from moeify.families.values import Config, positive
 
 _MOE_KEYS = ("num_local_experts", "num_experts", "router_jitter_noise")
@@ -24,12 +24,6 @@ def head_dim(config: Config) -> int:
     """Width of a head, which config.json may leave to hidden_size."""
     hidden, heads = positive(config, "hidden_size"), positive(config, "num_attention_heads")
     return positive(config, "head_dim", hidden // heads)
-
-
-def rope(config: Config) -> dict[str, Any]:
-    """What ``config`` says of rotary positions, the same for every layer."""
-    found = canonical_rope(config).get("rope_parameters")
-    return found if isinstance(found, dict) else {}
 
 
 def _check(config: Config, model_type: str) -> None:
@@ -129,4 +123,4 @@ def mixtral_conversion(dense: DenseLayout, *, windows: bool = False, notes: Said
     )
 
 
-CONVERSIONS = (mixtral_conversion(DENSE), own_conversion(DENSE, OWN))
+CONVERSIONS = (mixtral_conversion(DENSE), own_conversion(DENSE, OWN), glm4_conversion(DENSE, DEFAULTS))

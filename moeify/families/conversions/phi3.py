@@ -1,9 +1,10 @@
 """Phi-3 and Phi-4 to Mixtral, where heads are rotated whole, and to moeify's own class."""
 
-from moeify.families.conversions.llama import mixtral_conversion, rope
+from moeify.families.conversions.llama import mixtral_conversion
 from moeify.families.dense.phi3 import LAYOUT as DENSE
 from moeify.families.mixtures.phi3_moe import LAYOUT as OWN
 from moeify.families.own import own_conversion
+from moeify.families.rope import rope
 from moeify.families.values import Config
 
 

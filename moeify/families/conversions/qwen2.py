@@ -6,7 +6,8 @@ from moeify.errors import CheckpointError
 from moeify.families.conversion import Conversion, MoeSettings, one_width
 from moeify.families.dense.qwen2 import DEFAULTS
 from moeify.families.dense.qwen2 import LAYOUT as DENSE
-from moeify.families.engines import MLX, NATIVE_RUN, RUN, Engine, has_empty_shared_expert, ties
+from moeify.families.engines import MLX, NATIVE_RUN, RUN, Engine, has_empty_shared_expert, wants_head
+from moeify.families.grouped import glm4_conversion
 from moeify.families.mixtures.qwen2_moe import LAYOUT as MOE
 from moeify.families.moe_layout import ExtraTensor, MoeLayout
 from moeify.families.rope import spelled_rope
@@ -115,7 +116,6 @@ _UNRIGHT = (
         _renormalised,
         "no: it ignores norm_topk_prob for Qwen2-MoE; `moeify upcycle --for {}` writes a form that is right there",
     ),
-    (ties, "no: it wants an lm_head of its own; `moeify upcycle --for {}` writes one"),
     (has_empty_shared_expert, "no: it wants a shared expert; `moeify upcycle --for {}` writes one"),
 )
 _NOTE = (
@@ -125,7 +125,7 @@ _NOTE = (
 
 
 def _unless(engine: Engine) -> Engine:
-    return engine.but(*((test, text.format(engine.name)) for test, text in _UNRIGHT))
+    return engine.but(*((test, text.format(engine.name)) for test, text in _UNRIGHT), wants_head(engine.name))
 
 
 CONVERSIONS = (
@@ -139,4 +139,5 @@ CONVERSIONS = (
         notes=((_renormalised, _NOTE),),
         extras=SHARED_EXTRAS,
     ),
+    glm4_conversion(DENSE, DEFAULTS, biases=True, kinds=layer_types),
 )

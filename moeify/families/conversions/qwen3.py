@@ -7,9 +7,11 @@ from typing import Any
 from moeify.errors import CheckpointError, ConfigError
 from moeify.families.conversion import Conversion, MoeSettings
 from moeify.families.conversions.qwen2 import GGUF, gated_dense_config, gated_moe_config, layer_types
+from moeify.families.dense.qwen2 import DEFAULTS
 from moeify.families.dense.qwen3 import HEAD_DIM
 from moeify.families.dense.qwen3 import LAYOUT as DENSE
 from moeify.families.engines import MLX, NATIVE_RUN, SGLANG, TRANSFORMERS, VLLM_GENERIC
+from moeify.families.grouped import dots1_conversion, glm4_conversion
 from moeify.families.mixtures.mellum import LAYOUT as MELLUM
 from moeify.families.mixtures.qwen3_moe import LAYOUT as MOE
 from moeify.families.rope import canonical_rope, spelled_rope
@@ -124,4 +126,6 @@ CONVERSIONS = (
         heads=("Model", "ForCausalLM"),
         engines=(TRANSFORMERS, VLLM_GENERIC, SGLANG, MLX.but(*_NOT_IN_MLX)),
     ),
+    glm4_conversion(DENSE, DEFAULTS, head_dim=HEAD_DIM, qk_norm=True, kinds=layer_types),
+    dots1_conversion(DENSE, DEFAULTS, head_dim=HEAD_DIM, kinds=layer_types),
 )
