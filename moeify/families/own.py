@@ -144,5 +144,6 @@ _KEYS = (
     "output_router_logits",
     "router_aux_loss_coef",
     "router_z_loss_coef",
+    "router_jitter_noise",
     "experts_implementation",
 )

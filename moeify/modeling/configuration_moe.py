@@ -53,6 +53,10 @@ class MoeOptions:
     router_z_loss_coef: float = 0.0
     """What the z-loss is multiplied by before it is added to the task's loss."""
 
+    router_jitter_noise: float = 0.0
+    """Epsilon: in training what routers read is multiplied by draws from [1 - epsilon, 1 + epsilon]; experts read it
+    as it is (Switch, arXiv 2101.03961, section 2.4). In evaluation nothing is drawn."""
+
     output_router_logits: bool = False
     """Whether outputs carry `router_logits` and the losses of the router count in training."""
 
@@ -86,6 +90,9 @@ class MoeOptions:
             coefficient = getattr(self, key)
             if not isinstance(coefficient, int | float) or not coefficient >= 0:
                 raise ValueError(f"{key} must be 0 or a positive number, not {coefficient!r}.")
+        jitter = self.router_jitter_noise
+        if not isinstance(jitter, int | float) or not 0 <= jitter < 1:
+            raise ValueError(f"router_jitter_noise must be at least 0 and less than 1, not {jitter!r}.")
         layers = self.moe_layers or ()
         wrong = [n for n in layers if not isinstance(n, int) or not 0 <= n < num_layers]
         if wrong:

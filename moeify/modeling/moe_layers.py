@@ -107,7 +107,7 @@ class MoeFeedForward(nn.Module):
         self.routing = TopKRouting(config.num_experts_per_tok, config.norm_topk_prob, outline.slices)
         self.experts = experts_like(outline, config)
         self.shared = SharedSlices(outline) if outline.shared else None
-        self.pool = pool
+        self.pool, self.jitter = pool, float(config.router_jitter_noise)
         self.dropout = dropout
 
     def forward(self, hidden_states: Tensor) -> Tensor:
@@ -118,6 +118,8 @@ class MoeFeedForward(nn.Module):
         read = tokens
         if self.pool is not None:
             read = self.pool(hidden_states, mask=batch.mask, starts=batch.starts, cache=batch.cache)
+        if self.training and self.jitter:
+            read = read * torch.empty_like(read).uniform_(1 - self.jitter, 1 + self.jitter)
         logits = self.router(read)
         if self.pool is not None and not self.pool.causal and batch.starts is None:
             # [B, E] -> [N, E]: all tokens of a sequence go where it goes

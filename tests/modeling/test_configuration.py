@@ -36,6 +36,7 @@ def test_defaults(config_class):
         ({"route_by": "word"}, "route_by must be 'token' or 'sequence', not 'word'"),
         ({"router_aux_loss_coef": -0.1}, "router_aux_loss_coef must be 0 or a positive number"),
         ({"router_z_loss_coef": float("nan")}, "router_z_loss_coef"),
+        ({"router_jitter_noise": 1.0}, "router_jitter_noise must be at least 0 and less than 1, not 1.0"),
     ],
 )
 def test_impossible_keys(config_class, keys, message):

@@ -92,3 +92,27 @@ def test_a_model_of_one_slice_is_a_model_without_the_key(head: str) -> None:
     expected, found = plain(**batch), one(**batch)
     assert expected.aux_loss > 0
     assert all(torch.equal(found[name], value) for name, value in tensors(expected).items())
+
+
+@pytest.mark.parametrize("head", ["BertForMaskedLM", "GPT2LMHeadModel"])
+@pytest.mark.parametrize("route_by", ["token", "sequence"])
+@torch.no_grad()
+def test_jitter_is_on_what_routers_read_in_training_alone(head: str, route_by: str) -> None:
+    batch, dense = inputs(head), dense_model(head)
+    model = upcycle(dense, num_experts=3, slices=2, route_by=route_by, router_jitter_noise=0.1)
+    read: list[torch.Tensor] = []
+    for module in model.modules():
+        if getattr(module, "jitter", 0):
+            module.router.register_forward_hook(lambda _, args, out: read.append(args[0]))
+        elif isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    expected = model(**batch)
+    still = read[0]
+    assert torch.equal(model(**batch).logits, expected.logits)
+    assert relative_difference(dense(**batch), expected) <= 1e-6
+    read.clear()
+    trained = model.train()(**batch)
+    ratios = read[0] / still
+    assert (ratios - 1).abs().max() <= 0.1 + 1e-5
+    assert 0.04 < (ratios - 1).std() < 0.08  # 0.1 / sqrt(3)
+    assert relative_difference(expected, trained) <= 1e-6, "experts read what they read, and copies agree"
