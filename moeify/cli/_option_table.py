@@ -27,6 +27,7 @@ METAVARS = {
     "plot": "FILE.svg|.png",
     "reference": "DIR|ID",
     "revision": "REV",
+    "routing": "RULE,...",
     "shares": "W,...",
     "text_column": "NAME",
 }

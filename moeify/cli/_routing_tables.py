@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from moeify.cli._output import Output, spark
+from moeify.cli._output import Output, loss, spark
+from moeify.inspection.shown import losses_by_routing
 
 if TYPE_CHECKING:
     from moeify.inspection.report import InspectReport, LayerReport
@@ -38,6 +39,8 @@ def show_routing(out: Output, report: InspectReport, shown: Sequence[LayerReport
     if routing.get("domains"):
         _show_domains(out, report, layers)
     _show_coactivation(out, report, layers if shown is None else shown)
+    if routing.get("otherwise"):
+        _show_otherwise(out, routing["otherwise"])
     for layer in layers:
         if "vocabulary" in layer.routing:
             _show_vocabulary(out, layer)
@@ -130,6 +133,13 @@ def _show_coactivation(out: Output, report: InspectReport, layers: Sequence[Laye
         rows.append((str(layer.layer), listing, f"{pairs['baseline']:.0%}"))
     title = "experts that meet: of the first one's tokens, those that also visit the second"
     out.grid(title, ("layer", "pairs", "by chance"), rows, left=2)
+
+
+def _show_otherwise(out: Output, found: dict[str, Any]) -> None:
+    rows = [("as the routers say", loss(found["learned"], found["learned_error"]), "")]
+    for name, rule in losses_by_routing(found):
+        rows.append((name, f"{rule['loss']:#.5g}", loss(rule["change"], rule["change_error"])))
+    out.grid("loss if tokens were routed otherwise", ("routing", "loss", "change"), rows)
 
 
 def _show_vocabulary(out: Output, layer: LayerReport) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from moeify.errors import ConfigError
 from moeify.routing.config import DataConfig, MemoryOptions
+from moeify.routing.rules import ROUTING_RULES
 
 IMAGE_ENDINGS = (".svg", ".png", ".pdf")
 
@@ -42,22 +44,36 @@ class InspectConfig(MemoryOptions):
     """Also count which tokens each expert sees most."""
     against: str | None = None
     """Second checkpoint whose routing of the same text is compared."""
+    routing: tuple[str, ...] = ()
+    """Rules to measure the loss under, beside the routers': hash, random, round-robin, least-loaded, static."""
+    capacity_factor: float | None = None
+    """Measure what experts would leave out with room for so many times their even share of a batch, and the loss."""
     verify: bool = False
     """Read every file and hold it against the checksum recorded in moeify.json."""
     revision: str | None = None
     """Branch, tag or commit, where the checkpoint is a Hub id."""
 
     def __post_init__(self) -> None:
+        given = self.routing.split(",") if isinstance(self.routing, str) else self.routing
+        object.__setattr__(self, "routing", tuple(given))
         for option in ("max_tokens", "batch"):
             if not 1 <= getattr(self, option) <= 1 << 40:
                 name = option.replace("_", "-")
                 raise ConfigError(
                     f"{name} must be a positive number, not {getattr(self, option)}", f"leave --{name} out"
                 )
+        for rule in self.routing:
+            if rule not in ROUTING_RULES:
+                raise ConfigError(
+                    f"there is no rule {rule!r} to route by", f"--routing takes {', '.join(ROUTING_RULES)}"
+                )
+        factor = self.capacity_factor
+        if factor is not None and not (math.isfinite(factor) and factor > 0):
+            raise ConfigError(f"the capacity factor must be positive, not {factor:g}", "try --capacity-factor 1.25")
         if self.reference is not None and not self.weights:
             raise ConfigError("--reference measures the weights' distance from a dense checkpoint", "add --weights")
-        for option in ("domain_column", "against", "vocabulary", "low_memory"):
-            if getattr(self, option) not in (None, False) and self.dataset is None:
+        for option in ("domain_column", "against", "vocabulary", "low_memory", "routing", "capacity_factor"):
+            if getattr(self, option) not in (None, False, ()) and self.dataset is None:
                 name = option.replace("_", "-")
                 raise ConfigError(f"--{name} needs text to route", "add --dataset FILE")
         if self.dataset is not None:

@@ -83,7 +83,7 @@ def _look_deeper(
     if config.dataset is not None:
         from moeify.inspection.routing import examine_routing
 
-        examine_routing(source, mixture.layout, report, config, progress)
+        examine_routing(source, mixture, report, config, progress)
 
 
 def _sort(opened: Opened, report: InspectReport) -> Mixture | None:

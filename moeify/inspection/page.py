@@ -11,7 +11,7 @@ from moeify.checkpoint.replacing import replacing
 from moeify.errors import OutputError
 from moeify.inspection.plots import figures
 from moeify.inspection.report import InspectReport
-from moeify.inspection.shown import shown
+from moeify.inspection.shown import losses_by_routing, shown
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1a1a1a; --paper: #fff; --line: #d5d5d5; --bar: #2166ac; }
@@ -95,6 +95,10 @@ def _sections(report: InspectReport) -> Iterator[str]:
     if report.routing is not None:
         yield "<h2>Routing, layer by layer</h2>"
         yield _layer_table(report)
+        if otherwise := report.routing.get("otherwise"):
+            yield "<h2>Loss if tokens were routed otherwise</h2>"
+            rows = [(name, rule["loss"], rule["change"]) for name, rule in losses_by_routing(otherwise)]
+            yield _table("otherwise", ("routing", "loss", "change"), [("learned", otherwise["learned"], 0.0), *rows])
         yield "<h2>Routing, expert by expert</h2>"
         yield _expert_table(report)
     if any("vocabulary" in layer.routing for layer in report.layers):

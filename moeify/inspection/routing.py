@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 from moeify.checkpoint.reader import Checkpoint
 from moeify.checkpoint.source import Source, resolve_source
 from moeify.errors import RoutingError
+from moeify.families.mixture import Mixture
 from moeify.families.moe_layout import MoeLayout
 from moeify.families.problems import Problem, numbers
 from moeify.families.registry import moe_layout, vocabulary_size
 from moeify.inspection.config import InspectConfig
+from moeify.inspection.other_routing import loss_of, other_losses
 from moeify.inspection.report import InspectReport
 from moeify.inspection.vocabulary import VocabularyCounts
 from moeify.routing.collection import RoutedTokens, collect
@@ -25,6 +27,7 @@ from moeify.routing.statistics import DomainFigures, LayerRouting, RoutingStatis
 
 _MATRIX_EXPERTS = 64  # up to which the document holds whole co-activation matrices
 _PAIRS = 10
+_OTHERWISE = "routing otherwise"
 
 Progress = Callable[[str, int, int], None]
 
@@ -79,14 +82,16 @@ class _Run:
 
 
 def examine_routing(
-    source: Source, layout: MoeLayout, report: InspectReport, config: InspectConfig, progress: Progress | None = None
+    source: Source, mixture: Mixture, report: InspectReport, config: InspectConfig, progress: Progress | None = None
 ) -> None:
     """Route the text that ``config`` names and add what came of it to ``report``.
 
     Raises ``MoeifyError`` where the text cannot be read or the checkpoint cannot run.
     """
-    checkpoint = Checkpoint.open(source.folder)
+    checkpoint, layout = Checkpoint.open(source.folder), mixture.layout
     other = None if config.against is None else _other(config, report)
+    if asks_otherwise := bool(config.routing or config.capacity_factor):
+        loss_of(checkpoint)
     blocks, tokenizer = blocks_for(checkpoint, config.data, config.max_tokens)
     if other is not None:
         known = vocabulary_size(Checkpoint.open(other[0].folder).config)
@@ -107,6 +112,10 @@ def examine_routing(
     report.sums = run.statistics.layers
     report.domain_names = blocks.domain_names
     _flag_collapse(report)
+    if asks_otherwise:
+        report.routing["otherwise"] = other_losses(
+            checkpoint, mixture, blocks, tokenizer, config, _named(progress, _OTHERWISE)
+        )
     if other is not None:
         _compare(other, blocks, run, report, config, progress)
 
@@ -114,12 +123,13 @@ def examine_routing(
 def _route(
     source: Source, layout: MoeLayout, blocks: Blocks, run: _Run, config: InspectConfig, progress: Progress | None
 ) -> None:
-    def report_progress(done: int, total: int) -> None:
-        if progress is not None:
-            progress(f"routing through {source.name}", done, total)
-
+    named = _named(progress, f"routing through {source.name}")
     with passes_over(Checkpoint.open(source.folder), layout, low_memory=config.low_memory) as passes:
-        collect(passes, layout, blocks, run, batch_size=config.batch, progress=report_progress)
+        collect(passes, layout, blocks, run, batch_size=config.batch, progress=named)
+
+
+def _named(progress: Progress | None, what: str) -> Callable[[int, int], None] | None:
+    return None if progress is None else lambda done, total: progress(what, done, total)
 
 
 def _other(config: InspectConfig, report: InspectReport) -> tuple[Source, MoeLayout]:

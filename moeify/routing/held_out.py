@@ -16,7 +16,7 @@ from moeify.routing.examples import Examples, next_labels
 from moeify.routing.head import IGNORED, headless, token_losses
 from moeify.routing.loaded import LoadedMixture, Route
 from moeify.routing.passes import Pass, Passes, device_of
-from moeify.routing.routes import all_experts
+from moeify.routing.routes import TextRoute, all_experts
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -97,13 +97,14 @@ def read_held_out(
     *,
     batch_size: int,
     goals: Hidden | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> list[BlockLosses]:
     """The losses of ``examples`` in every one of ``readings``, all in one walk over ``passes``.
 
     ``layout`` is None for a dense model, which has no routes. With the loss ``distill`` passes run
     no head, and last hidden states are compared with ``goals``, or with what all experts have in
     common. The masked loss hides tokens: routing is observed on the text as it is, in a reading of
-    its own.
+    its own. ``progress`` is called with readings done and readings in all, of every pass.
     """
     readings, kept = list(readings), Hidden() if goals is None else goals
     runs = [_Run(examples, reading, layout, kept) for reading in readings]
@@ -114,7 +115,7 @@ def read_held_out(
     elif examples.loss == "masked":
         plain = (reading for reading in readings if reading.observe is not None)
         first = [_Run(examples, reading, layout, kept, gives="routing") for reading in plain]
-    _walk(passes, [*first, *runs], batch_size)
+    _walk(passes, [*first, *runs], batch_size, progress)
     return [run.losses() for run in runs]
 
 
@@ -153,7 +154,9 @@ def _rows_of(readings: Sequence[Reading]) -> NDArray[np.intp] | None:
     return np.unique(np.concatenate(rows)) if len(rows) == len(readings) else None
 
 
-def _walk(passes: Passes, runs: Sequence[_Run], batch_size: int) -> None:
+def _walk(
+    passes: Passes, runs: Sequence[_Run], batch_size: int, progress: Callable[[int, int], None] | None = None
+) -> None:
     import torch
 
     passes.check_room(sum(run.tokens for run in runs))
@@ -161,8 +164,10 @@ def _walk(passes: Passes, runs: Sequence[_Run], batch_size: int) -> None:
         with torch.no_grad(), passes.opened(place) as step:
             number, training = 0, step.model.training
             step.model.eval()
-            for run in runs:
+            for done, run in enumerate(runs, place * len(runs) + 1):
                 number += run.walk(step, number, batch_size, last=place == len(passes) - 1)
+                if progress is not None:
+                    progress(done, len(passes) * len(runs))
             step.model.train(training)
 
 
@@ -205,6 +210,8 @@ class _Run:
                 part = self.examples.blocks.take(numbers)
                 if self.gives == "routing":
                     inputs = part.inputs()
+                if isinstance(self.reading.route, TextRoute):
+                    self.reading.route.tell(inputs["input_ids"], inputs["attention_mask"])
                 if expect is not None:
                     expect(inputs["attention_mask"], part)
                 if self.gives == "routing" or not last:

@@ -6,11 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from moeify.routing.held_out import BlockLosses, Reading
+from moeify.routing.alternatives import Alternatives
+from moeify.routing.held_out import BlockLosses
 from moeify.routing.loaded import LoadedLayer
-from moeify.routing.routes import one_expert, random_experts
 from moeify.warming.session import Session
 
 if TYPE_CHECKING:
@@ -18,9 +16,6 @@ if TYPE_CHECKING:
 
 IDENTICAL = 1e-6
 """Experts whose outputs differ relatively by less than this are one function, up to rounding."""
-_MOST_STATIC = 16
-_STATIC_TOKENS = 1024
-"""Held-out tokens that single experts are compared on: all of them cost a pass together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,25 +48,23 @@ def measure_headroom(session: Session, difference: float, learned: BlockLosses) 
     """
     if difference < IDENTICAL:
         return Headroom(experts_identical=True, expert_difference=difference), learned
-    count = max(1, min(len(learned.sums), _STATIC_TOKENS // session.held_out.seq_len))
-    part = np.linspace(0, len(learned.sums) - 1, count).round().astype(int)
-
-    experts = range(min(session.view.num_experts // session.view.slices, _MOST_STATIC))
-    random, *static = session.read(
-        Reading(route=random_experts(session.config.seed)),
-        *(Reading(route=one_expert(expert), rows=part) for expert in experts),
+    others = Alternatives(
+        rules=("random", "static"),
+        copies=session.view.numbering.copies,
+        blocks=session.held_out,
+        seed=session.config.seed,
     )
-    gains = [losses.above(learned.at(part)) for losses in static]
-    best = min(range(len(gains)), key=lambda expert: gains[expert].value)
+    rules = others.losses(learned, session.read(*others.readings()))
+    random, static = rules["random"].losses, rules["static"]
     loss, chance = learned.estimate(), random.estimate()
-    errors = (loss.error, gains[best].error)
+    errors = (loss.error, static.above.error)
     found = Headroom(
         experts_identical=False,
         expert_difference=difference,
         loss_learned=loss.value,
         loss_random=chance.value,
-        loss_static=loss.value + gains[best].value,
-        static_expert=best,
+        loss_static=loss.value + static.above.value,
+        static_expert=static.expert,
         learned_error=loss.error,
         random_error=chance.error,
         static_error=None if None in errors else math.hypot(*filter(None, errors)),
