@@ -62,7 +62,10 @@ def _summary(subject: Subject) -> str:
     experts = f"{size.num_experts} experts in place of the feed-forward network of {layers}"
     if not subject.upcycled:
         experts = f"{size.num_experts} experts in each of {layers}"
-    where = f", {size.top_k // size.slices} in each of {size.slices} slices" if size.slices > 1 else ""
+    visited = size.top_k // size.slices
+    where = f", {visited} in each of {size.slices} slices" if size.slices > 1 else ""
+    if size.tied:
+        where = f", {visited} {'copies' if visited > 1 else 'copy'} in {size.slices} slices"
     if size.shared:
         where += f", and {size.shared} slice{'s' * (size.shared > 1)} without a router"
     return f"{base}, with {experts}. Each {size.route_by} visits {size.top_k} of them{where}. Made with moeify."

@@ -46,7 +46,7 @@ class MixtureSize:
     """A mixture's size. ``active`` counts what one token uses of ``total`` parameters.
 
     ``route_by`` is what its routers decide for: token or sequence; in each of ``slices`` they do so by themselves,
-    and ``shared`` slices have none.
+    unless these are ``tied`` and a token visits whole copies, and ``shared`` slices have none.
     """
 
     num_experts: int
@@ -57,6 +57,7 @@ class MixtureSize:
     active: int
     route_by: str
     slices: int
+    tied: bool
     shared: int
 
     @classmethod
@@ -72,6 +73,7 @@ class MixtureSize:
             active=mixture.active_parameters(mixture.top_k),
             route_by=mixture.layout.rule.route_by(mixture.config),
             slices=mixture.slices,
+            tied=mixture.numbering.tied > 1,
             shared=mixture.shared_slices,
         )
 

@@ -95,6 +95,31 @@ def test_half_precision_is_as_good_as_the_dense_models_and_scaled_rope_goes_alon
     assert equal(dense, tmp_path / "back") and same_config(dense, tmp_path / "back")
 
 
+@pytest.mark.parametrize(("family", "arch"), [("llama", "glm4_moe"), ("qwen3", "dots1")])
+@torch.no_grad()
+def test_any_tied_router_in_any_implementation_computes_the_dense_model(
+    family: str, arch: str, tmp_path: Path
+) -> None:
+    dense = save_tiny(tmp_path / "dense", family)
+    sliced(dense, tmp_path / "moe", (4, 1, 3, 2), arch=arch)
+    expected, model = load_model(dense)(IDS).logits, load_model(tmp_path / "moe")
+    layers = next(iter(mixtures_in(model).values())).layers.values()
+    drawn = [layer.router.weight.clone() for layer in layers]
+    for scale in (0.0, 1.0, 100.0):  # undecided, as drawn, certain
+        for layer, rows_of_layer in zip(layers, drawn, strict=True):
+            layer.router.weight.copy_(scale * rows_of_layer)
+        for implementation in ("eager", "batched_mm", "grouped_mm"):
+            model.set_experts_implementation(implementation)
+            off = (model(IDS).logits - expected).norm() / expected.norm()
+            assert off <= 1e-6, (scale, implementation)
+    asked = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None}
+    with_cache, without = (model.generate(IDS[:, :5], use_cache=use, **asked) for use in (True, False))
+    assert torch.equal(with_cache, without)
+    model.save_pretrained(tmp_path / "again")  # its class keeps keys that it does not know
+    moeify.extract(tmp_path / "again", tmp_path / "back", expert=2)
+    assert equal(dense, tmp_path / "back")
+
+
 @torch.no_grad()
 def test_rows_that_move_apart_change_weights_and_never_mix_copies(tmp_path: Path) -> None:
     dense = save_tiny(tmp_path / "dense", "qwen3")
