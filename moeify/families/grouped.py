@@ -94,11 +94,12 @@ def glm4_conversion(
     ``defaults`` are what the dense class assumes, ``head_dim`` its width of a head. It has ``qk_norm`` on queries and
     keys, or ``biases`` in their projections; ``kinds`` gives the kinds of its attention layers.
     """
+    unlike = () if biases else ("attention_bias", "mlp_bias")
 
     def to_moe(config: Config, settings: MoeSettings) -> Config:
         config = {**defaults, **config}
         _refuse("sliding_attention" in kinds(config), "windows in its attention", GLM4)
-        _refuse(any(config.get(key) for key in ("attention_bias", "mlp_bias")), "biases in its layers", GLM4)
+        _refuse(any(config.get(key) for key in unlike), "biases in its layers", GLM4)
         _refuse(rope(config).get("partial_rotary_factor", 1.0) != 1.0, "rotary positions in a part of each head", GLM4)
         plain = {key: value for key, value in config.items() if key not in ("layer_types", "mlp_bias")}
         windows = {key: None for key in ("sliding_window",) if key in config}
