@@ -5,7 +5,7 @@ from __future__ import annotations
 PANELS = ("Details", "Text", "Training", "Computation", "Output")
 """Groups of the help behind the options that come first, in their order."""
 _MEMBERS = {
-    "Text": "prompts dataset split text_column domain_column streaming max_samples max_tokens"
+    "Text": "prompts dataset split text_column assistant_only domain_column streaming max_samples max_tokens"
     " seq_len fit_tokens eval_tokens held_out text",
     "Training": "balance balance_coef bias_rate z_coef learning_rate accumulate save_steps resume",
     "Computation": "batch low_memory device dtype seed",

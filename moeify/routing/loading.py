@@ -183,6 +183,21 @@ def encode(tokenizer: Any, text: str, *, special: bool = True) -> list[int]:
     return tokens
 
 
+def encode_with_places(tokenizer: Any, text: str) -> list[tuple[int, int, int]]:
+    """The tokens of ``text``, none around it, and where each begins and ends in it.
+
+    Raises ``DatasetError`` where a tokenizer does not know.
+    """
+    if not getattr(tokenizer, "is_fast", False):
+        raise DatasetError(
+            f"a {type(tokenizer).__name__} does not say where in a text its tokens are",
+            "leave --assistant-only out, or use a tokenizer with a tokenizer.json",
+        )
+    tokens = encode(tokenizer, text, special=False)
+    places = tokenizer(text, add_special_tokens=False, verbose=False, return_offsets_mapping=True)["offset_mapping"]
+    return [(token, *place) for token, place in zip(tokens, places, strict=True)]
+
+
 def model_class(config: Any) -> Any:
     """The class that a transformers config names in ``architectures``, or the usual one."""
     import transformers
