@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from moeify.inspection.config import InspectConfig
     from moeify.inspection.inspect import inspect
     from moeify.inspection.report import InspectReport
+    from moeify.progress import Stage, watch_progress
     from moeify.pruning.config import ExtractConfig, PruneConfig
     from moeify.pruning.extract import extract
     from moeify.pruning.prune import prune
@@ -56,6 +57,7 @@ _HOMES = {
     "PushReport": "moeify.hub.push",
     "RouterBiasCallback": "moeify.training.bias",
     "RoutingMonitor": "moeify.training.monitor",
+    "Stage": "moeify.progress",
     "UpcycleConfig": "moeify.upcycling.config",
     "UpcycleReport": "moeify.upcycling.upcycle",
     "VerifyConfig": "moeify.upcycling.config",
@@ -73,6 +75,7 @@ _HOMES = {
     "upcycle": "moeify.upcycling.upcycle",
     "verify": "moeify.upcycling.verify",
     "warmup": "moeify.warming.warmup",
+    "watch_progress": "moeify.progress",
 }
 
 __all__ = [
@@ -92,6 +95,7 @@ __all__ = [
     "PushReport",
     "RouterBiasCallback",
     "RoutingMonitor",
+    "Stage",
     "UpcycleConfig",
     "UpcycleReport",
     "VerifyConfig",
@@ -110,6 +114,7 @@ __all__ = [
     "upcycle",
     "verify",
     "warmup",
+    "watch_progress",
 ]
 
 

@@ -38,10 +38,13 @@ def derived(command: Callable[..., None], first: Sequence[str]) -> Callable[...,
     fields = dataclasses.fields(config)
 
     def run(**given: Any) -> None:
-        out = Output(as_json=given.pop("as_json"), quiet=given.pop("quiet"))
+        first = os.environ.get("RANK", "0") == "0"  # of several processes only one reports
+        as_json, quiet = given.pop("as_json"), given.pop("quiet")
+        out = Output(as_json=as_json and first, quiet=quiet or not first)
         values = {field.name: given.pop(field.name) for field in fields}
         options = {name: _parsed(name, hints[name], value) for name, value in values.items() if value is not None}
-        command(out=out, config=config(**options), **given)
+        with out.progress():
+            command(out=out, config=config(**options), **given)
 
     own = [p for p in signature.parameters.values() if p.name not in ("config", "out")]
     made = [_option(field, hints[field.name], docs.get(field.name, "")) for field in fields]

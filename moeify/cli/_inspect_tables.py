@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from moeify.cli._output import Output, bar, count, size
+from moeify.cli._output import Output
+from moeify.cli._text import bar, count, size
 
 if TYPE_CHECKING:
     from moeify.inspection.report import InspectReport, LayerReport, RouterFacts

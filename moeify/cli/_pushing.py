@@ -6,7 +6,8 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moeify.cli._output import Output, size
+from moeify.cli._output import Output
+from moeify.cli._text import size
 from moeify.errors import HubError
 from moeify.hub.config import PushConfig, check_repo_id
 

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moeify.cli._output import Output, size
+from moeify.cli._output import Output
 from moeify.cli._pushing import publish
+from moeify.cli._text import size
 from moeify.hub.config import PushConfig
 
 if TYPE_CHECKING:

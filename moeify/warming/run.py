@@ -38,6 +38,11 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def per_step(config: WarmupConfig, blocks: Blocks) -> int:
+    """Tokens of a training step, padding included, in all processes."""
+    return config.batch * config.accumulate * world_size() * blocks.seq_len
+
+
 def run_folder(output: Path) -> Path:
     """The folder beside ``output`` that holds checkpoints of the run until it is done."""
     return output.resolve().with_name(f"{output.resolve().name}.warmup")

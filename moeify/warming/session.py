@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,8 +31,6 @@ from moeify.warming.output import check_new
 from moeify.warming.run import is_main_process, world_size
 from moeify.warming.sharding import check_sharding
 
-Progress = Callable[[str, int, int], None]
-"""Told what is being done, how much of it is done and how much there is."""
 _ON_CPU = "ran layer by layer on the CPU, not on {}: pass --no-low-memory to load all weights"
 
 
@@ -64,7 +62,6 @@ class Session:
     held_out: Blocks
     data_fingerprint: str
     tokenizer: Any
-    progress: Progress | None
     device: Any
     by_layer: bool = False
     model: Any = None
@@ -181,7 +178,7 @@ class Session:
             check_names(self.view, self.model, self.config)
 
 
-def open_session(new: NewCheckpoint, config: WarmupConfig, progress: Progress | None) -> Session:
+def open_session(new: NewCheckpoint, config: WarmupConfig) -> Session:
     """Everything that can be known and checked before the model is loaded, the output first.
 
     Raises ``CheckpointError``, ``ConfigError`` and ``DatasetError``; for what is no mixture
@@ -224,7 +221,6 @@ def open_session(new: NewCheckpoint, config: WarmupConfig, progress: Progress | 
         train_blocks=train,
         held_out=some_blocks(held_out, config.eval_tokens, config.seed),
         data_fingerprint=blocks.fingerprint,
-        progress=progress,
         notes=[*elsewhere, *blocks.notes, *opened.notes, *new.along.notes],
     )
 
