@@ -25,7 +25,18 @@ from moeify.warming.sharding import uses_fsdp
 TRAINED_FILE = "trained.safetensors"
 _STATE_FILE = "trainer_state.json"  # transformers writes it last
 _RUN_FILE = "run.json"
-_MAY_CHANGE = ("resume", "force", "plot", "device", "save_steps", "reference", "dataset", "checksum", "low_memory")
+_MAY_CHANGE = (
+    "resume",
+    "force",
+    "plot",
+    "report_to",
+    "device",
+    "save_steps",
+    "reference",
+    "dataset",
+    "checksum",
+    "low_memory",
+)
 
 
 def is_main_process() -> bool:

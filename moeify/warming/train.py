@@ -30,6 +30,7 @@ from moeify.warming.callbacks import MoveBiases, TellProgress
 from moeify.warming.config import WarmupConfig
 from moeify.warming.losses import RouterSums, router_sums, z_loss
 from moeify.warming.objective import Objective
+from moeify.warming.reporting import place_logs, reporting_options
 from moeify.warming.run import TRAINED_FILE, per_step
 from moeify.warming.sharding import fill, is_sharded, name_layers, whole
 
@@ -148,6 +149,7 @@ class RouterTrainer(Trainer):  # type: ignore[misc]
             self.add_callback(TellProgress(self, stage, per_step(config, examples.blocks)))
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
+        place_logs(self.callback_handler.callbacks, run_folder.stem)
         if self.is_fsdp_enabled:
             name_layers(model)
             # Autocast rounds what it may, as in one process; FSDP would round routers as well.
@@ -251,6 +253,11 @@ class RouterTrainer(Trainer):  # type: ignore[misc]
             raise NonFiniteLossError(step, noted["loss"])
         self.losses.append({"step": step, **noted})
 
+    def log(self, logs: dict[str, float], *args: Any, **options: Any) -> None:
+        """Also what the loss is made of, where the warm-up is logged elsewhere."""
+        parts = {name: self.losses[-1][name] for name in ("task", "balance", "z")} if "loss" in logs else {}
+        super().log(logs | parts, *args, **options)
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Write a checkpoint of the run; whatever fails here, the libraries' own errors too."""
         try:
@@ -303,13 +310,12 @@ def _arguments(config: WarmupConfig, run_folder: Path, model: nn.Module) -> Any:
         seed=config.seed,
         save_steps=config.save_steps,
         save_total_limit=2,
-        logging_strategy="no",
-        report_to=[],
         remove_unused_columns=False,
         dataloader_pin_memory=False,
         disable_tqdm=True,
         average_tokens_across_devices=False,
         ddp_find_unused_parameters=False,
+        **reporting_options(config, run_folder.stem),
     )
 
 

@@ -23,6 +23,7 @@ from moeify.warming.headroom import expert_difference, measure_headroom
 from moeify.warming.output import router_tensors, write_output
 from moeify.warming.plot import check_plotting, plot_warmup
 from moeify.warming.report import WarmupReport, changes, domain_loss, eval_losses, notes_on
+from moeify.warming.reporting import check_reporting
 from moeify.warming.run import (
     TRAINED_FILE,
     close_run,
@@ -51,6 +52,7 @@ def warmup(
     source = resolve_source(checkpoint, config.revision)
     target = source.output(output, "warm")
     new = NewCheckpoint(source, target, config, written=is_main_process())
+    check_reporting(config)
     if config.plot is not None:
         check_plotting()
     session = open_session(new, config)
