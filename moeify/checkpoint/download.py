@@ -9,6 +9,7 @@ from typing import Any
 
 from moeify.checkpoint.hub_errors import hub_errors
 from moeify.checkpoint.inside import check_relative
+from moeify.checkpoint.interruption import Kept, keeping
 from moeify.checkpoint.reader import CONFIG_FILE, read_config
 from moeify.checkpoint.weight_files import (
     ADAPTER_CONFIG,
@@ -77,7 +78,12 @@ def download(repo_id: str, revision: str | None) -> Path:
 def _fetch(repo_id: str, revision: str | None, wanted: list[str], unwanted: list[str] | None = None) -> Path:
     from huggingface_hub import snapshot_download
 
-    with hub_errors(repo_id, "downloading", revision), stage(f"downloading {repo_id}", unit="bytes") as coming:
+    kept = Kept(what=f"what arrived of {repo_id} stays in the Hub's cache, and the same command fetches the rest")
+    with (
+        hub_errors(repo_id, "downloading", revision),
+        keeping(lambda: kept),
+        stage(f"downloading {repo_id}", unit="bytes") as coming,
+    ):
         return Path(
             snapshot_download(
                 repo_id, revision=revision, allow_patterns=wanted, ignore_patterns=unwanted, tqdm_class=_told(coming)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from moeify.checkpoint.interruption import Kept, keeping
 from moeify.errors import RoutingError
 from moeify.families.mixture import Mixture
 from moeify.progress import Stage
@@ -39,6 +40,25 @@ def calibrate(
     """
     passes.check_room(blocks.input_ids.size)
     batches = math.ceil(len(blocks) / batch_size)
+    with keeping(lambda: _interim(scores, save_to, len(passes) * batches)):
+        _calibrate(passes, mixture, blocks, scores, batch_size=batch_size, save_to=save_to)
+    if any(sums.tokens != blocks.tokens for sums in scores.layers.values()):
+        model_type = mixture.layout.model_type
+        raise RoutingError(f"a layer of {model_type} saw other tokens than the text's")
+
+
+def _interim(scores: Scores, save_to: Path, batches: int) -> Kept | None:
+    """What the next run goes on from."""
+    if not scores.batches:
+        return None
+    part = f"{scores.batches} of {batches} batches"
+    return Kept(what=f"{save_to} holds the scores of {part}, and the same command goes on from there")
+
+
+def _calibrate(
+    passes: Passes, mixture: Mixture, blocks: Blocks, scores: Scores, *, batch_size: int, save_to: Path
+) -> None:
+    batches = math.ceil(len(blocks) / batch_size)
     try:
         with walking("scoring experts", passes, len(blocks)) as scoring:
             for place in range(scores.batches // batches, len(passes)):
@@ -60,9 +80,6 @@ def calibrate(
         if scores.batches:
             scores.write(save_to)
         raise
-    if any(sums.tokens != blocks.tokens for sums in scores.layers.values()):
-        model_type = mixture.layout.model_type
-        raise RoutingError(f"a layer of {model_type} saw other tokens than the text's")
 
 
 def _walk(

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from moeify.checkpoint.files import SourceFiles
-from moeify.checkpoint.interruption import Interruptions
+from moeify.checkpoint.interruption import Interruptions, Kept, keeping
 from moeify.checkpoint.json_text import read_json
 from moeify.checkpoint.replacing import remove_partial, replacing
 from moeify.checkpoint.staging import output_errors
@@ -117,12 +117,20 @@ def _is_whole(state: Path) -> bool:
 @contextmanager
 def kept_if_resumable(folder: Path) -> Iterator[None]:
     """A block whose failure removes the run's folder, unless it holds a checkpoint to resume."""
-    try:
-        yield
-    except BaseException:
-        with Interruptions():
-            close_run(folder, done=False)
-        raise
+    with keeping(lambda: _resumable(folder)):
+        try:
+            yield
+        except BaseException:
+            with Interruptions():
+                close_run(folder, done=False)
+            raise
+
+
+def _resumable(folder: Path) -> Kept | None:
+    saved = last_checkpoint(folder)
+    if saved is None:
+        return None
+    return Kept(what=f"{folder} holds the run up to step {saved.name.rsplit('-', 1)[1]}", option="--resume")
 
 
 def close_run(folder: Path, *, done: bool) -> None:

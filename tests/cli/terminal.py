@@ -16,7 +16,7 @@ _PARTS = re.compile(r"\x1b\[([0-9;?]*)([A-Za-z])|(\r)|(\n)|([^\x1b\r\n])|\x1b.")
 def run_in_terminal(command: Sequence[str], width: int, interrupt_at: str | None = None) -> tuple[int, str]:
     """Exit code of ``command`` and all that it sent to a terminal of ``width`` columns.
 
-    Ctrl-C is pressed once the screen has shown ``interrupt_at``.
+    Ctrl-C is pressed once the screen has shown ``interrupt_at``, a pattern.
     """
     pid, terminal = pty.fork()
     if pid == 0:
@@ -34,7 +34,7 @@ def run_in_terminal(command: Sequence[str], width: int, interrupt_at: str | None
         if not part:
             break
         sent += part
-        if interrupt_at is not None and not pressed and interrupt_at.encode() in sent:
+        if interrupt_at is not None and not pressed and re.search(interrupt_at.encode(), sent):
             pressed = bool(os.write(terminal, b"\x03"))
     os.close(terminal)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), sent.decode("utf-8", "replace")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import sys
+import time
 from io import StringIO
 from pathlib import Path
 
@@ -12,7 +15,9 @@ import pytest
 from rich.console import Console
 
 import moeify
+from moeify.checkpoint.interruption import Kept, keeping
 from moeify.cli import _progress
+from moeify.cli._errors import guarded
 from moeify.cli._progress import Lines
 from moeify.cli._text import duration, number
 from moeify.progress import stage
@@ -30,31 +35,69 @@ def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def warmup(mixture: Path, *more: str) -> list[str]:
-    return [sys.executable, "-m", "moeify", "warmup", str(mixture), str(mixture.parent / "warm"), *SMALL, *more]
-
-
-def test_a_warm_up_shows_each_stage_and_leaves_a_clean_screen(mixture: Path) -> None:
-    code, sent = run_in_terminal(warmup(mixture, "--steps", "6", "--force"), width=80)
-    said, left = words(sent), "\n".join(screen(sent, 80))
-    assert code == 0
+@pytest.mark.slow
+def test_a_warm_up_shows_its_stages_says_how_to_go_on_and_leaves_a_clean_screen(mixture: Path) -> None:
+    """Ctrl-C in mid-training, then the command that it names."""
+    moeify_command = [sys.executable, "-m", "moeify"]
+    arguments = ["warmup", str(mixture), str(mixture.parent / "warm"), *SMALL, "--steps", "30"]
+    code, sent = run_in_terminal([*moeify_command, *arguments], 80, interrupt_at=r"([4-9]|1\d) of 30 steps")
+    assert code == 130
+    said = words(sent)
     for name in ("starting", "reading text", "fitting routers", "measuring the loss", "training"):
         assert name in said
-    assert re.search(r"\d of 6 steps", said) and re.search(r"\d of 4 layers", said)
-    assert all(figure in said for figure in ("loss ", "balance ", "learning rate ", "tokens/s "))
+    assert all(figure in said for figure in ("loss ", "balance ", "learning rate ", "tokens/s ", " left"))
+    left = "".join(screen(sent, 80))
+    found = re.search(r"error: interrupted; (.*) holds the run up to step \d+hint: moeify (.*)", left)
+    assert found and found[1] == f"{mixture.parent / 'warm'}.warmup"
+    assert found[2].split() == [*arguments, "--resume"]
+    code, sent = run_in_terminal([*moeify_command, *found[2].split()], 80)
+    assert code == 0
+    left = "\n".join(screen(sent, 80))
     assert "warmed up became" in left
     assert not any(sign in left for sign in ("\u2501", "reading text", "tokens/s"))
 
 
-@pytest.mark.parametrize("option", ["--quiet", "--json"])
-def test_what_asks_for_silence_gets_it(tmp_path: Path, option: str) -> None:
-    command = [sys.executable, "-m", "moeify", "upcycle", str(DEMO / "gpt2"), str(tmp_path / "moe"), option]
+@pytest.mark.parametrize("option", ["--noise", "--quiet", "--json"])
+def test_bars_go_and_what_asks_for_silence_gets_it(tmp_path: Path, option: str) -> None:
+    arguments = ["upcycle", str(DEMO / "gpt2"), str(tmp_path / "moe"), option]
+    command = [sys.executable, "-m", "moeify", *arguments, *(["0.01"] if option == "--noise" else [])]
     code, sent = run_in_terminal(command, width=2000)
+    left = "\n".join(screen(sent, 2000))
     assert code == 0
     if option == "--quiet":
         assert words(sent) == ""
+    elif option == "--json":
+        assert json.loads(left)["schema"] == "moeify.upcycle/1"
     else:
-        assert json.loads("\n".join(screen(sent, 2000)))["schema"] == "moeify.upcycle/1"
+        assert "\u2501" in sent and "\u2501" not in left
+        assert left.strip().startswith("gpt2 became")
+
+
+@pytest.mark.parametrize(
+    ("kept", "said"),
+    [
+        (None, "error: interrupted; nothing was written\n"),
+        (Kept(what="out is complete"), "error: interrupted; out is complete\n"),
+        (
+            Kept(what="it is at step 5", option="--resume"),
+            "error: interrupted; it is at step 5\nhint: moeify warmup 'a b' --steps 9 --resume\n",
+        ),
+        (Kept(what="x", command="moeify push x me/x"), "error: interrupted; x\nhint: moeify push x me/x\n"),
+    ],
+)
+def test_an_interruption_says_what_stays_and_what_goes_on(
+    kept: Kept | None, said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def command() -> None:
+        with keeping(lambda: kept):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)
+
+    monkeypatch.setattr(sys, "argv", ["moeify", "warmup", "a b", "--steps", "9", "--force"])
+    with pytest.raises(SystemExit) as ended:
+        guarded(command)()
+    assert ended.value.code == 143
+    assert capsys.readouterr().err == said
 
 
 def test_a_log_has_one_line_for_a_stage(monkeypatch: pytest.MonkeyPatch) -> None:
