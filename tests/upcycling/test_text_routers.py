@@ -209,7 +209,7 @@ def test_fewer_prompts_than_labels_are_refused(place: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("text", "part"),
     [
-        ("[1, 2]", "does not map labels to texts"),
+        ("[1, 2]", "is no mapping of names to values"),
         ("prose: [once]\ncode: {good: [x]}", "label 'code' has the keys good"),
         ("prose: [once]\ncode: [1]", "positive of label 'code' is no list of texts"),
         ("prose: [once]\ncode: []", "positive of label 'code' is no list of texts"),
