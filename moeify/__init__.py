@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from moeify.pruning.extract import extract
     from moeify.pruning.prune import prune
     from moeify.pruning.report import ExtractReport, PruneReport
+    from moeify.replaying import ReplayConfig, ReplayReport, replay
     from moeify.training.bias import RouterBiasCallback
     from moeify.training.monitor import RoutingMonitor
     from moeify.training.projector import MoeProjector
@@ -55,6 +56,8 @@ _HOMES = {
     "PruneReport": "moeify.pruning.prune",
     "PushConfig": "moeify.hub.config",
     "PushReport": "moeify.hub.push",
+    "ReplayConfig": "moeify.replaying",
+    "ReplayReport": "moeify.replaying",
     "RouterBiasCallback": "moeify.training.bias",
     "RoutingMonitor": "moeify.training.monitor",
     "Stage": "moeify.progress",
@@ -71,6 +74,7 @@ _HOMES = {
     "prune": "moeify.pruning.prune",
     "push": "moeify.hub.push",
     "quantize_experts": "moeify.training.quantization",
+    "replay": "moeify.replaying",
     "train_only": "moeify.training.selection",
     "upcycle": "moeify.upcycling.upcycle",
     "verify": "moeify.upcycling.verify",
@@ -93,6 +97,8 @@ __all__ = [
     "PruneReport",
     "PushConfig",
     "PushReport",
+    "ReplayConfig",
+    "ReplayReport",
     "RouterBiasCallback",
     "RoutingMonitor",
     "Stage",
@@ -110,6 +116,7 @@ __all__ = [
     "prune",
     "push",
     "quantize_experts",
+    "replay",
     "train_only",
     "upcycle",
     "verify",

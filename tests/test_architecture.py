@@ -24,7 +24,7 @@ BELOW = {
     "routing": {*LOWEST, "checkpoint", "families", "provenance"},
     **{name: {*LOWEST, "checkpoint", "families", "provenance", "routing"} for name in CAPABILITIES},
 }
-ABOVE = ("cli", "extend", "__init__", "__main__")
+ABOVE = ("cli", "extend", "replaying", "__init__", "__main__")
 HEAVY = {"torch", "transformers", "datasets", "numpy", "accelerate", "matplotlib", "peft", "bitsandbytes"}
 TERMINAL = {"typer", "rich", "click"}
 STAYING = ("__init__", "registration")

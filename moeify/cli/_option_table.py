@@ -28,6 +28,7 @@ METAVARS = {
     "reference": "DIR|ID",
     "revision": "REV",
     "shares": "W,...",
+    "sources": "NAME=PATH,...",
     "text_column": "NAME",
 }
 SHORT = {"yes": ("-y",)}
