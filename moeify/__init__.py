@@ -14,6 +14,9 @@ from moeify.modeling.registration import register_lazily
 
 if TYPE_CHECKING:
     from moeify.errors import MoeifyError
+    from moeify.evaluation.config import EvaluateConfig
+    from moeify.evaluation.evaluate import evaluate
+    from moeify.evaluation.report import EvaluateReport
     from moeify.hub.config import PushConfig
     from moeify.hub.push import PushReport, push
     from moeify.inspection.config import InspectConfig
@@ -46,6 +49,8 @@ _HOMES = {
     "AddReport": "moeify.upcycling.adding",
     "AttachConfig": "moeify.upcycling.config",
     "AttachReport": "moeify.upcycling.attach",
+    "EvaluateConfig": "moeify.evaluation.config",
+    "EvaluateReport": "moeify.evaluation.report",
     "ExtractConfig": "moeify.pruning.config",
     "ExtractReport": "moeify.pruning.extract",
     "InspectConfig": "moeify.inspection.config",
@@ -69,6 +74,7 @@ _HOMES = {
     "WarmupReport": "moeify.warming.report",
     "add_experts": "moeify.upcycling.adding",
     "attach": "moeify.upcycling.attach",
+    "evaluate": "moeify.evaluation.evaluate",
     "extract": "moeify.pruning.extract",
     "inspect": "moeify.inspection.inspect",
     "prune": "moeify.pruning.prune",
@@ -87,6 +93,8 @@ __all__ = [
     "AddReport",
     "AttachConfig",
     "AttachReport",
+    "EvaluateConfig",
+    "EvaluateReport",
     "ExtractConfig",
     "ExtractReport",
     "InspectConfig",
@@ -111,6 +119,7 @@ __all__ = [
     "__version__",
     "add_experts",
     "attach",
+    "evaluate",
     "extract",
     "inspect",
     "prune",

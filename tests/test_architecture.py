@@ -14,7 +14,7 @@ from moeify.families.registry import DENSE_LAYOUTS, MOE_LAYOUTS
 
 PACKAGE = Path(moeify.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
-CAPABILITIES = {"upcycling", "warming", "training", "inspection", "pruning", "hub"}
+CAPABILITIES = {"upcycling", "warming", "training", "inspection", "pruning", "hub", "evaluation"}
 LOWEST = {"errors", "tables", "options", "progress", "modeling", "demo"}
 BELOW = {
     **{name: {"errors"} for name in LOWEST},

@@ -24,10 +24,12 @@ METAVARS = {
     "labels": "NAME,...",
     "layers": "LAYERS",
     "max_shard_size": "SIZE",
+    "output": "FILE",
     "plot": "FILE.svg|.png",
     "reference": "DIR|ID",
     "revision": "REV",
     "shares": "W,...",
+    "tasks": "TASK,...",
     "sources": "NAME=PATH,...",
     "text_column": "NAME",
 }

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import moeify
-from moeify.cli import add, attach, extract, inspect, prune, push, replay, upcycle, verify, warmup
+from moeify.cli import add, attach, evaluate, extract, inspect, prune, push, replay, upcycle, verify, warmup
 from moeify.cli._derived import derived
 from moeify.cli._errors import guarded
 from moeify.cli._extensions import load_extensions
@@ -41,7 +41,7 @@ def _root(
 
 
 load_extensions()  # before options are derived, which name what they add
-for module in (upcycle, add, attach, warmup, inspect, prune, extract, verify, replay, push):
+for module in (upcycle, add, attach, warmup, inspect, prune, extract, verify, evaluate, replay, push):
     name = module.__name__.rsplit(".", 1)[-1]
     run = guarded(derived(module.command, module.FIRST))
     app.command(name, epilog=epilog(module.EXAMPLES))(run)

@@ -17,6 +17,7 @@ from tests.cli.commands import CONFIGS, FLAGS, ROOT
 PACKAGE = Path(moeify.__file__).parent
 FLAG = re.compile(r"(?<![\w{-])--[a-z][a-z_-]*\w(?![\w{-])")
 COMMANDS_OF = {
+    "evaluation": {"evaluate"},
     "hub": {"push"},
     "inspection": {"inspect"},
     "pruning": {"prune", "extract"},
@@ -25,7 +26,12 @@ COMMANDS_OF = {
 }
 OF_OTHERS = {"--nproc-per-node": "torchrun", "--fsdp_version": "accelerate", "--checksum": "writ"}
 """Options that a sentence may name where it also says whose they are, such as what was written."""
-NEEDED = {"add": {"experts": ("x",)}, "prune": {"keep": 2, "by": "random"}, "warmup": {"dataset": "x"}}
+NEEDED = {
+    "add": {"experts": ("x",)},
+    "evaluate": {"tasks": ("x",)},
+    "prune": {"keep": 2, "by": "random"},
+    "warmup": {"dataset": "x"},
+}
 
 
 def strings(path: Path) -> Iterator[tuple[int, str]]:
