@@ -90,7 +90,7 @@ $(READY_SITE): docs/requirements.txt
 # And one that sees the packages of the tests, and has lm-evaluation-harness besides.
 $(READY_EVALUATION): $(READY_TESTS) tests/evaluation/requirements.txt
 	$(PYTHON) -m venv $(EVALUATION)
-	$(BIN)/python -c 'import site; print(*site.getsitepackages(), sep="\n")' \
+	$(BIN)/python -c 'import site; print(*(f"import site; site.addsitedir({p!r})" for p in site.getsitepackages()), sep="\n")' \
 	  > $$($(EVALUATION)/bin/python -c 'import site; print(site.getsitepackages()[0])')/tests.pth
 	$(EVALUATION)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -r tests/evaluation/requirements.txt
 	touch $@
