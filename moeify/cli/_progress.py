@@ -38,8 +38,7 @@ class Bars:
 
     def begin(self) -> None:
         """Show that something is done before the first stage begins: libraries take seconds to load."""
-        bars = self._started()
-        self._idle = bars.add_task("starting", total=None, stage=Stage(name="starting"))
+        self._idle = self._started().add_task("starting", total=None, stage=Stage(name="starting"))
 
     def __call__(self, stage: Stage) -> None:
         """Show how far ``stage`` is."""
@@ -58,6 +57,8 @@ class Bars:
         if stage.over:
             del self._rows[id(stage)]
             self._end(row, stage, time.monotonic() - begun)
+            if not self._rows:
+                self._idle = bars.add_task("working", total=None, stage=Stage(name="working"))
 
     def clear(self) -> None:
         """Take the bars away, before something else is printed."""

@@ -95,6 +95,8 @@ def duration(seconds: float) -> str:
 
 def number(value: float) -> str:
     """A figure for people: 3.4123, 9.5e-04, 12.3K."""
+    if not value:
+        return "0"
     if abs(value) >= 1000:
         return count(value)
-    return f"{value:#.4g}" if abs(value) >= 0.01 or not value else f"{value:.1e}"
+    return f"{value:#.4g}" if abs(value) >= 0.01 else f"{value:.1e}"

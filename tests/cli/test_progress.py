@@ -130,4 +130,4 @@ def test_times_are_for_people(seconds: float, said: str) -> None:
 
 
 def test_figures_are_for_people() -> None:
-    assert [number(x) for x in (3.41234, 0.00095, 12345, 0)] == ["3.412", "9.5e-04", "12.3K", "0.000"]
+    assert [number(x) for x in (3.41234, 0.00095, 12345, 0)] == ["3.412", "9.5e-04", "12.3K", "0"]
