@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from moeify.cli._output import Output, bar, count, size
+from moeify.cli._output import Output
+from moeify.cli._text import bar, count, size
 
 if TYPE_CHECKING:
     from moeify.inspection.report import InspectReport, LayerReport, RouterFacts
@@ -78,6 +79,11 @@ def _facts(report: InspectReport) -> list[tuple[str, str]]:
     one = next(iter(report.dtypes), "")
     rows.append(("bytes", f"{size(report.bytes)} in {_files(len(report.shards))}, {report.num_tensors:,} tensors"))
     rows.append(("dtypes", one if len(report.dtypes) == 1 else dtypes))
+    if report.running is not None:
+        costs = report.running
+        weights = f"{size(costs.bfloat16)} in bf16, {size(costs.int8)} in int8, {size(costs.nf4)} in nf4"
+        cache = "" if costs.kv_cache is None else f"{size(costs.kv_cache)} for a thousand tokens, in bf16"
+        rows += [("to run it", weights), ("cache", cache)]
     if report.tied_embeddings is not None:
         rows.append(("embeddings", "tied" if report.tied_embeddings else "untied"))
     if report.provenance is not None:
@@ -153,6 +159,7 @@ def _show_outlook(out: Output, report: InspectReport) -> None:
         f" {size(outlook.nbytes)}"
     )
     out.lines("moeify upcycle would make", [text])
+    out.hint(f"moeify upcycle {report.source} --experts {outlook.num_experts} --top-k {outlook.top_k}")
 
 
 def _chosen(report: InspectReport, layers: str | None) -> list[LayerReport] | None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from moeify.cli._output import Output, spark
+from moeify.cli._output import Output
+from moeify.cli._text import spark
 
 if TYPE_CHECKING:
     from moeify.inspection.report import InspectReport, LayerReport

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from moeify.cli._options import DryRunOption, OutputArgument, PushToOption
-from moeify.cli._output import Output, count, size
+from moeify.cli._output import Output
 from moeify.cli._pushing import check_push_target, push_after
+from moeify.cli._text import count, size
 from moeify.upcycling.config import UpcycleConfig
 
 if TYPE_CHECKING:
@@ -50,8 +51,7 @@ def command(
     check_push_target(push_to)
     from moeify.upcycling.upcycle import upcycle
 
-    with out.bytes_bar("upcycling") as progress:
-        report = upcycle(source, output, config, dry_run=dry_run, progress=progress)
+    report = upcycle(source, output, config, dry_run=dry_run)
     revision = config.revision
     _show(out, report, source if revision is None else f"{source}@{revision}")
     if not dry_run:

@@ -11,6 +11,7 @@ from moeify.families.moe_layout import MoeLayout
 from moeify.families.problems import Problem
 from moeify.families.values import Config
 from moeify.inspection.opening import Opened, Shard
+from moeify.inspection.running import Running
 from moeify.provenance.record import Record
 
 if TYPE_CHECKING:
@@ -77,8 +78,8 @@ class InspectReport:
 
     ``kind`` is moe, dense or unknown (a ``model_type`` that moeify has no layout for).
     ``params_active`` counts what one token uses. ``parts`` maps parts of the model to parameters
-    and stored bytes. ``bytes`` are those of all tensors. ``sums`` holds each layer's routing for
-    pictures; it is no part of the document.
+    and stored bytes. ``running`` is what running it takes. ``bytes`` are those of all tensors. ``sums``
+    holds each layer's routing for pictures; it is no part of the document.
     """
 
     source: str
@@ -98,6 +99,7 @@ class InspectReport:
     params_active: int | None = None
     bytes: int = 0
     parts: dict[str, dict[str, int]] = field(default_factory=dict)
+    running: Running | None = None
     dtypes: dict[str, int] = field(default_factory=dict)
     shards: list[Shard] = field(default_factory=list)
     num_tensors: int = 0
@@ -154,6 +156,7 @@ class InspectReport:
             "params_active": self.params_active,
             "bytes": self.bytes,
             "parts": self.parts,
+            "running": None if self.running is None else self.running.to_dict(),
             "dtypes": self.dtypes,
             "num_tensors": self.num_tensors,
             "shards": [asdict(shard) for shard in self.shards],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,8 +24,6 @@ from moeify.routing.statistics import DomainFigures, LayerRouting, RoutingStatis
 
 _MATRIX_EXPERTS = 64  # up to which the document holds whole co-activation matrices
 _PAIRS = 10
-
-Progress = Callable[[str, int, int], None]
 
 
 class Choices:
@@ -78,9 +75,7 @@ class _Run:
                 observer(tokens)
 
 
-def examine_routing(
-    source: Source, layout: MoeLayout, report: InspectReport, config: InspectConfig, progress: Progress | None = None
-) -> None:
+def examine_routing(source: Source, layout: MoeLayout, report: InspectReport, config: InspectConfig) -> None:
     """Route the text that ``config`` names and add what came of it to ``report``.
 
     Raises ``MoeifyError`` where the text cannot be read or the checkpoint cannot run.
@@ -97,7 +92,7 @@ def examine_routing(
         choices=None if other is None else Choices(),
         vocabulary=VocabularyCounts(blocks) if config.vocabulary else None,
     )
-    _route(source, layout, blocks, run, config, progress)
+    _route(source, layout, blocks, run, config)
     for layer in report.layers:
         sums = run.statistics.layers[layer.layer]
         layer.routing = _layer_figures(sums)
@@ -108,18 +103,12 @@ def examine_routing(
     report.domain_names = blocks.domain_names
     _flag_collapse(report)
     if other is not None:
-        _compare(other, blocks, run, report, config, progress)
+        _compare(other, blocks, run, report, config)
 
 
-def _route(
-    source: Source, layout: MoeLayout, blocks: Blocks, run: _Run, config: InspectConfig, progress: Progress | None
-) -> None:
-    def report_progress(done: int, total: int) -> None:
-        if progress is not None:
-            progress(f"routing through {source.name}", done, total)
-
+def _route(source: Source, layout: MoeLayout, blocks: Blocks, run: _Run, config: InspectConfig) -> None:
     with passes_over(Checkpoint.open(source.folder), layout, low_memory=config.low_memory) as passes:
-        collect(passes, layout, blocks, run, batch_size=config.batch, progress=report_progress)
+        collect(passes, layout, blocks, run, batch_size=config.batch, name=f"routing through {source.name}")
 
 
 def _other(config: InspectConfig, report: InspectReport) -> tuple[Source, MoeLayout]:
@@ -142,17 +131,12 @@ def _other(config: InspectConfig, report: InspectReport) -> tuple[Source, MoeLay
 
 
 def _compare(
-    other: tuple[Source, MoeLayout],
-    blocks: Blocks,
-    run: _Run,
-    report: InspectReport,
-    config: InspectConfig,
-    progress: Progress | None,
+    other: tuple[Source, MoeLayout], blocks: Blocks, run: _Run, report: InspectReport, config: InspectConfig
 ) -> None:
     source, layout = other
     choices = Choices(run.choices)
     there = _Run(statistics=RoutingStatistics(len(blocks.domain_names)), choices=choices, vocabulary=None)
-    _route(source, layout, blocks, there, config, progress)
+    _route(source, layout, blocks, there, config)
     for layer in report.layers:
         sums = there.statistics.layers[layer.layer]
         layer.routing["against"] = {

@@ -17,6 +17,7 @@ from moeify.checkpoint.reader import Checkpoint
 from moeify.errors import CheckpointError, ConfigError, DatasetError
 from moeify.families.registry import vocabulary_size
 from moeify.families.values import Config
+from moeify.progress import stage
 from moeify.routing.config import DataConfig
 from moeify.routing.documents import Document, read_documents
 from moeify.routing.loading import load_tokenizer
@@ -221,17 +222,19 @@ def pack(
         row[: len(tokens)] = tokens
         rows.append((row, len(tokens), domain))
 
-    for tokens, domain in documents:
-        count += 1
-        stream, queue = iter(tokens), rest.setdefault(domain, [])
-        while part := list(islice(stream, min(seq_len - len(queue), room))):
-            queue += part
-            room -= len(part)
-            if len(queue) == seq_len:
-                cut(queue, domain)
-                queue.clear()
-        if room <= 0:
-            break
+    with stage("reading text", max_tokens, "tokens") as reading:
+        for tokens, domain in documents:
+            count += 1
+            stream, queue = iter(tokens), rest.setdefault(domain, [])
+            while part := list(islice(stream, min(seq_len - len(queue), room))):
+                queue += part
+                room -= len(part)
+                reading.advance(len(part))
+                if len(queue) == seq_len:
+                    cut(queue, domain)
+                    queue.clear()
+            if room <= 0:
+                break
     for domain, queue in rest.items():
         if queue:
             cut(queue, domain)

@@ -11,11 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moeify.families.moe_layout import MoeLayout
+from moeify.progress import Stage
 from moeify.routing.collection import Observer, observed
 from moeify.routing.examples import Examples, next_labels
 from moeify.routing.head import IGNORED, headless, token_losses
 from moeify.routing.loaded import LoadedMixture, Route
-from moeify.routing.passes import Pass, Passes, device_of
+from moeify.routing.passes import Pass, Passes, device_of, walking
 from moeify.routing.routes import all_experts
 
 if TYPE_CHECKING:
@@ -157,13 +158,14 @@ def _walk(passes: Passes, runs: Sequence[_Run], batch_size: int) -> None:
     import torch
 
     passes.check_room(sum(run.tokens for run in runs))
-    for place in range(len(passes)):
-        with torch.no_grad(), passes.opened(place) as step:
-            number, training = 0, step.model.training
-            step.model.eval()
-            for run in runs:
-                number += run.walk(step, number, batch_size, last=place == len(passes) - 1)
-            step.model.train(training)
+    with walking("measuring the loss", passes, sum(run.blocks for run in runs)) as walk:
+        for place in range(len(passes)):
+            with torch.no_grad(), passes.opened(place) as step:
+                number, training = 0, step.model.training
+                step.model.eval()
+                for run in runs:
+                    number += run.walk(step, number, batch_size, walk, last=place == len(passes) - 1)
+                step.model.train(training)
 
 
 @dataclass
@@ -186,13 +188,18 @@ class _Run:
     @property
     def tokens(self) -> int:
         """Tokens that it takes through every pass."""
-        return len(self._rows) * self.examples.blocks.seq_len
+        return self.blocks * self.examples.blocks.seq_len
+
+    @property
+    def blocks(self) -> int:
+        """Blocks that it takes through every pass."""
+        return len(self._rows)
 
     @property
     def _rows(self) -> NDArray[np.intp]:
         return np.arange(len(self.examples)) if self.reading.rows is None else self.reading.rows
 
-    def walk(self, step: Pass, first: int, batch_size: int, *, last: bool) -> int:
+    def walk(self, step: Pass, first: int, batch_size: int, walked: Stage, *, last: bool) -> int:
         """Take the batches through one pass, numbered from ``first``; returns how many."""
         rows = self._rows
         starts = range(0, len(rows), batch_size)
@@ -211,6 +218,7 @@ class _Run:
                     step.run(number, inputs)
                 else:
                     self._keep(step, number, numbers, batch, inputs)
+                walked.advance(len(numbers))
         return len(starts)
 
     def _around(self, step: Pass, around: ExitStack) -> Callable[..., None] | None:

@@ -16,7 +16,6 @@ from moeify.checkpoint.reader import Checkpoint
 from moeify.checkpoint.rewrite import plan_rewrite
 from moeify.checkpoint.slices import whole
 from moeify.checkpoint.source import resolve_source
-from moeify.checkpoint.writer import Progress
 from moeify.families.mixture import Mixture, open_mixture
 from moeify.families.values import Config, text_config
 from moeify.modeling import REMOTE_CODE
@@ -68,12 +67,7 @@ class AttachReport:
 
 
 def attach(
-    checkpoint: str | Path,
-    output: str | Path | None = None,
-    config: AttachConfig | None = None,
-    *,
-    progress: Progress | None = None,
-    **options: Any,
+    checkpoint: str | Path, output: str | Path | None = None, config: AttachConfig | None = None, **options: Any
 ) -> AttachReport:
     """Give every MoE layer of ``checkpoint`` a fresh router, also where one is missing.
 
@@ -113,7 +107,7 @@ def attach(
         biases_zeroed=tuple(bias.name for layer in view.moe_layers for bias in view.router_biases(layer)),
     )
     with new.opened():
-        new.write(plan, progress)
+        new.write(plan)
         record = new.finish(model_config, _step(config, report))
     changed = is_as_exported(opened.config, record) is False
     warnings = (*opened.notes, *new.along.notes, *([SCALED_FOR_OTHERS] if changed else []))

@@ -10,7 +10,6 @@ from typing import Any
 from moeify.checkpoint.reader import Checkpoint
 from moeify.checkpoint.source import resolve_source
 from moeify.checkpoint.staging import check_free_space
-from moeify.checkpoint.writer import Progress
 from moeify.families.conversion import DENSE_TYPE
 from moeify.provenance.new_checkpoint import NewCheckpoint
 from moeify.provenance.record import Step
@@ -83,7 +82,6 @@ def upcycle(
     config: UpcycleConfig | None = None,
     *,
     dry_run: bool = False,
-    progress: Progress | None = None,
     **options: Any,
 ) -> UpcycleReport:
     """Turn the feed-forward layers of a dense checkpoint into experts.
@@ -94,8 +92,6 @@ def upcycle(
         config: the options; ``options`` override single fields, as in
             ``upcycle("bert-base-uncased", num_experts=8)``.
         dry_run: stop after the plan; only headers are read.
-        progress: called with bytes done and bytes in all; what routers that are computed from text
-            read of the written layers counts as well.
 
     With copies and renormalised top-k weights the result computes the dense function for any
     router (Sparse Upcycling, arXiv:2212.05055, section 3); noise perturbs it, see
@@ -116,7 +112,7 @@ def upcycle(
     read = [*([] if fit is None else [fit.text.fit]), *([] if firing is None else [firing])]
     report = replace(report, warnings=(*report.warnings, *dict.fromkeys(n for blocks in read for n in blocks.notes)))
     if not dry_run:
-        report = _write(plan, fit, firing, new, config, report, progress)
+        report = _write(plan, fit, firing, new, config, report)
     return replace(report, dry_run=dry_run, seconds=time.perf_counter() - started)
 
 
@@ -177,19 +173,16 @@ def _write(
     new: NewCheckpoint,
     config: UpcycleConfig,
     report: UpcycleReport,
-    progress: Progress | None,
 ) -> UpcycleReport:
-    nbytes = plan.files.nbytes
     if fit is not None:
-        check_free_space(new.target, nbytes + new.along.nbytes + fit.nbytes)
-    before, written, read = _phases(progress, nbytes, (firing is not None, True, fit is not None))
+        check_free_space(new.target, plan.files.nbytes + new.along.nbytes + fit.nbytes)
     with new.opened() as stage:
         if firing is not None:
-            slices = neurons_by_firing(plan.view, firing, config, plan.settings.moe_layers, before)
+            slices = neurons_by_firing(plan.view, firing, config, plan.settings.moe_layers)
             plan = plan_upcycle(Checkpoint.open(new.source.folder), config, new.source, slices)
-        tally = new.write(plan.files, written, check=plan.ffn)
+        tally = new.write(plan.files, check=plan.ffn)
         if fit is not None:
-            agreement = _fit_routers(stage, plan, fit, config, read)
+            agreement = _fit_routers(stage, plan, fit, config)
             report = replace(report, label_agreement=agreement)
         warnings = list(report.warnings)
         if tally.overflows:
@@ -202,27 +195,13 @@ def _write(
     return report
 
 
-def _fit_routers(
-    stage: Path, plan: UpcyclePlan, fit: _RouterFit, config: UpcycleConfig, progress: Progress | None
-) -> float:
+def _fit_routers(stage: Path, plan: UpcyclePlan, fit: _RouterFit, config: UpcycleConfig) -> float:
     """Compute the routers of the mixture in ``stage`` and write them in place of its own."""
     layout = plan.conversion.moe
     with written_layers(stage, layout, plan.config, config.low_memory) as passes:
-        fitted = fit_routers(passes, plan, fit.text, fit.owners, config, progress)
+        fitted = fit_routers(passes, plan, fit.text, fit.owners, config)
     write_routers(stage, plan.with_routers(fitted.rows).files)
     return fitted.agreement
-
-
-def _phases(progress: Progress | None, nbytes: int, held: tuple[bool, ...]) -> list[Progress | None]:
-    """One bar for phases that follow one another, of ``nbytes`` each; None for those that are not ``held``."""
-
-    def phase(number: int) -> Progress | None:
-        if progress is None or not held[number]:
-            return None
-        first = nbytes * sum(held[:number])
-        return lambda done, total: progress(first + nbytes * done // max(total, 1), nbytes * sum(held))
-
-    return [phase(number) for number in range(len(held))]
 
 
 def _step(config: UpcycleConfig, report: UpcycleReport) -> Step:

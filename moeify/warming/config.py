@@ -67,6 +67,8 @@ class WarmupConfig(DataConfig, OutputOptions, MemoryOptions):
     """Steps between checkpoints of the run, which hold what is trained and nothing else."""
     resume: bool = False
     """Continue a run that was interrupted."""
+    report_to: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
+    """Where losses are logged step by step, besides the terminal; TensorBoard's files go to ./runs."""
     plot: Path | None = None
     """File (.svg or .png) for the loads before and after and the loss curve."""
 

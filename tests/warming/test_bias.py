@@ -55,15 +55,15 @@ def test_a_resumed_run_goes_on_with_its_biases(data, tmp_path):
     skewed("glm4_moe").save_pretrained(folder)
     common = {"dataset": str(data), "save_steps": 4, **SHORT | BALANCED, "steps": 8}
     warmup(with_tokenizer(folder), tmp_path / "whole", **common)
-    with pytest.raises(KeyboardInterrupt):
-        warmup(folder, tmp_path / "parts", progress=_stop_at(6), **common)
+    with pytest.raises(KeyboardInterrupt), moeify.watch_progress(_stop_at(6)):
+        warmup(folder, tmp_path / "parts", **common)
     warmup(folder, tmp_path / "parts", resume=True, **common)
     assert not changed(tmp_path / "whole", tmp_path / "parts")
 
 
 def _stop_at(step):
-    def report(stage, done, total):
-        if stage == "training" and done == step:
+    def report(stage):
+        if stage.name == "training" and stage.done == step:
             raise KeyboardInterrupt
 
     return report
