@@ -54,7 +54,8 @@ class ExtraTensor:
     Values are drawn from N(mean, std^2), so that without ``std`` all are ``mean``; with a ``role``
     they are the dense FFN's tensor of that role times ``weight``. In ``shape``, E counts experts.
     ``dtype`` is its own, where it is not the FFN's. As long as all values of one that ``silences``
-    are zero, what it belongs to adds nothing, and a dense class can do without.
+    are zero, what it belongs to adds nothing, and a dense class can do without. Where there is ``only_if``, the
+    mixture's config.json has to pass it for the class to have the tensor.
     """
 
     name: str
@@ -65,6 +66,7 @@ class ExtraTensor:
     weight: float = 1.0
     dtype: str | None = None
     silences: bool = False
+    only_if: Callable[[Config], bool] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from moeify.errors import CheckpointError
@@ -10,15 +10,26 @@ from moeify.families.base import DenseLayout
 from moeify.families.conversion import Conversion, MoeSettings
 from moeify.families.engines import own_engines
 from moeify.families.joining import whole_name
-from moeify.families.moe_layout import ExpertTensor, MoeLayout, Rest, RouterRule
+from moeify.families.moe_layout import ExpertTensor, ExtraTensor, MoeLayout, Rest, RouterRule
 from moeify.families.rope import spelled_rope
 from moeify.families.values import Config, Dims, Shape
 from moeify.modeling.moe_families import FAMILIES, moe_type
 
-_SLICES, _SHARED = "expert_slices", "shared_slices"
+_SLICES, _SHARED, _BIAS = "expert_slices", "shared_slices", "router_bias"
 OWN_RULE = RouterRule(
     norm_key="norm_topk_prob", route_by_key="route_by", slices_key=_SLICES, shared_key=_SHARED, straight_through=True
 )
+
+
+def own_rule(block: str) -> Callable[[Config], RouterRule]:
+    """How the routers of ``block``, relative to its layer, choose, by the mixture's config."""
+    biased = replace(OWN_RULE, selection_bias=bias_name(block))
+    return lambda config: biased if _biased(config) else OWN_RULE
+
+
+def bias_name(block: str) -> str:
+    """What is added for choosing, where config.json says so."""
+    return f"{block + '.' if block else ''}routing.e_score_correction_bias"
 
 
 def own_mixture(dense: DenseLayout) -> MoeLayout:
@@ -48,6 +59,7 @@ def own_mixture(dense: DenseLayout) -> MoeLayout:
         shared=shared,
         shared_keys=(_SHARED,),
         rule=OWN_RULE,
+        rule_by=own_rule(family.ffn.block),
         joined=dense.joined,
     )
 
@@ -107,9 +119,19 @@ def own_conversion(dense: DenseLayout, moe: MoeLayout, pooled: bool = False) -> 
         moe=moe,
         to_moe=_to_moe,
         to_dense=_to_dense,
+        extras=_extras(dense),
         engines=own_engines(moe.model_type, pooled=pooled),
         remote_code=True,
     )
+
+
+def _extras(dense: DenseLayout) -> tuple[ExtraTensor, ...]:
+    name = bias_name(FAMILIES[dense.model_type].ffn.block)
+    return (ExtraTensor(name=name, shape=("E",), dtype="F32", only_if=_biased),)
+
+
+def _biased(config: Config) -> bool:
+    return bool(config.get(_BIAS))
 
 
 def _to_moe(config: Config, settings: MoeSettings) -> Config:
@@ -121,6 +143,7 @@ def _to_moe(config: Config, settings: MoeSettings) -> Config:
         **({_SHARED: settings.shared} if settings.shared else {}),
         "moe_layers": list(settings.moe_layers),
         "route_by": settings.route_by,
+        **({_BIAS: True} if settings.router_bias else {}),
         "norm_topk_prob": True,
         "output_router_logits": False,
         "router_aux_loss_coef": 0.01,
@@ -139,6 +162,7 @@ _KEYS = (
     _SHARED,
     "moe_layers",
     "route_by",
+    _BIAS,
     "norm_topk_prob",
     "output_router_logits",
     "router_aux_loss_coef",

@@ -44,6 +44,12 @@ class MoeOptions:
     route_by: str = "token"
     """What a router decides for: each "token" by itself, or a "sequence" by its tokens' mean."""
 
+    router_bias: bool = False
+    """Whether a bias for each expert, without a gradient, has a part in choosing and none in weighing.
+
+    Whoever trains moves it towards an even load (arXiv 2408.15664); it stays in float32.
+    """
+
     norm_topk_prob: bool = True
     """Whether the K chosen weights are scaled to sum to 1, which makes copied experts exact."""
 
@@ -82,6 +88,8 @@ class MoeOptions:
             raise ValueError(f"shared_slices must be a whole number of at least 0, not {shared!r}.")
         if self.route_by not in ("token", "sequence"):
             raise ValueError(f"route_by must be 'token' or 'sequence', not {self.route_by!r}.")
+        if not isinstance(self.router_bias, bool):
+            raise ValueError(f"router_bias must be true or false, not {self.router_bias!r}.")
         for key in ("router_aux_loss_coef", "router_z_loss_coef"):
             coefficient = getattr(self, key)
             if not isinstance(coefficient, int | float) or not coefficient >= 0:

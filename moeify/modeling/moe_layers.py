@@ -43,14 +43,29 @@ class TopKRouting(nn.Module):
     """Choice of K experts per token and their weights, K / G in each of G slices by itself.
 
     It holds no parameters: it is a module so that hooks see what is chosen, whatever an adapter
-    has wrapped around the router.
+    has wrapped around the router. With `biased` experts, of which there are so many, the best are
+    those of the largest probability plus `e_score_correction_bias` [E], which weights do not see
+    (arXiv 2408.15664, equation 3).
     """
 
-    def __init__(self, top_k: int, norm_topk_prob: bool, slices: int = 1) -> None:
+    e_score_correction_bias: Tensor | None
+
+    def __init__(self, top_k: int, norm_topk_prob: bool, slices: int = 1, biased: int = 0) -> None:
         super().__init__()
         self.top_k = top_k
         self.norm_topk_prob = norm_topk_prob
         self.slices = slices
+        bias = torch.zeros(biased, dtype=torch.float32) if biased else None
+        self.register_buffer("e_score_correction_bias", bias)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "TopKRouting":
+        """Move as any module does, but keep the bias in float32: bfloat16 has no steps of 0.001 above 0.25."""
+        before = self.e_score_correction_bias
+        super()._apply(fn, recurse)
+        moved = self.e_score_correction_bias
+        if before is not None and moved.dtype != before.dtype:
+            self.e_score_correction_bias = before.to(moved.device)
+        return self
 
     def forward(self, router_logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Choose experts.
@@ -63,17 +78,23 @@ class TopKRouting(nn.Module):
             slice. The weights of a slice sum to 1 if `norm_topk_prob`, else they are the
             probabilities themselves.
         """
+        bias = self.e_score_correction_bias
         if self.slices == 1:
-            return router_logits, *self._chosen(router_logits, self.top_k)
+            return router_logits, *self._chosen(router_logits, self.top_k, bias)
         logits = _in_slices(router_logits, self.slices)
-        weights, experts = self._chosen(logits, self.top_k // self.slices)
+        bias = None if bias is None else _in_slices(bias, self.slices)
+        weights, experts = self._chosen(logits, self.top_k // self.slices, bias)
         # [G, 1], the number of each slice's first expert
         first = torch.arange(self.slices, device=experts.device).unsqueeze(-1) * logits.shape[-1]
         return router_logits, weights.flatten(-2), (experts + first).flatten(-2)
 
-    def _chosen(self, logits: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+    def _chosen(self, logits: Tensor, top_k: int, bias: Tensor | None) -> tuple[Tensor, Tensor]:
         """The weights and the places of the best along the last axis."""
-        chosen_logits, experts = logits.topk(top_k, dim=-1)
+        if bias is None:
+            chosen_logits, experts = logits.topk(top_k, dim=-1)
+        else:
+            experts = (logits.detach().softmax(dim=-1) + bias).topk(top_k, dim=-1).indices
+            chosen_logits = logits.gather(-1, experts)
         if self.norm_topk_prob and top_k > 1:
             # Equals p / sum(p) over the chosen, without the rounding of the other E - K terms.
             return chosen_logits.softmax(dim=-1), experts
@@ -85,7 +106,8 @@ class TopKRouting(nn.Module):
 
     def extra_repr(self) -> str:
         slices = f", slices={self.slices}" if self.slices > 1 else ""
-        return f"top_k={self.top_k}, norm_topk_prob={self.norm_topk_prob}{slices}"
+        biased = ", biased" if self.e_score_correction_bias is not None else ""
+        return f"top_k={self.top_k}, norm_topk_prob={self.norm_topk_prob}{slices}{biased}"
 
 
 class MoeFeedForward(nn.Module):
@@ -104,7 +126,12 @@ class MoeFeedForward(nn.Module):
     ) -> None:
         super().__init__()
         self.router = Router(outline.hidden_size, config.num_experts)
-        self.routing = TopKRouting(config.num_experts_per_tok, config.norm_topk_prob, outline.slices)
+        self.routing = TopKRouting(
+            config.num_experts_per_tok,
+            config.norm_topk_prob,
+            outline.slices,
+            config.num_experts if config.router_bias else 0,
+        )
         self.experts = experts_like(outline, config)
         self.shared = SharedSlices(outline) if outline.shared else None
         self.pool = pool
@@ -125,6 +152,7 @@ class MoeFeedForward(nn.Module):
         logits, weights, experts = self.routing(logits)
         if batch.logits is not None:
             batch.logits.append(logits)
+            batch.chosen.append(experts)
         mixed = self.experts(tokens, experts, weights.to(tokens.dtype))
         if self.shared is not None:
             mixed = mixed + self.shared(tokens)
@@ -145,7 +173,12 @@ def default_experts_implementation(requested: str | None) -> str:
 
 
 def balance_loss(
-    *, router_logits: Sequence[Tensor], top_k: int, mask: Tensor | None = None, slices: int = 1
+    *,
+    router_logits: Sequence[Tensor],
+    top_k: int,
+    mask: Tensor | None = None,
+    slices: int = 1,
+    chosen: Sequence[Tensor] | None = None,
 ) -> Tensor:
     """How unevenly tokens are spread over the experts, averaged over the layers.
 
@@ -160,11 +193,13 @@ def balance_loss(
         top_k: K, experts per token.
         mask: [N], nonzero for the tokens that count; None counts all.
         slices: G, in each of which K / G experts are chosen.
+        chosen: for each MoE layer the experts [N, K]; None where they are those of the largest logits.
 
     Returns:
         A scalar, float32. 0 if the mask leaves no token.
     """
-    return _mean_over_layers(router_logits, lambda logits: _balance(_in_slices(logits, slices), top_k, mask))
+    visited = iter(chosen or [None] * len(router_logits))
+    return _mean_over_layers(router_logits, lambda logits: _balance(logits, next(visited), top_k, mask, slices))
 
 
 def z_loss(*, router_logits: Sequence[Tensor], mask: Tensor | None = None, slices: int = 1) -> Tensor:
@@ -188,16 +223,19 @@ def z_loss(*, router_logits: Sequence[Tensor], mask: Tensor | None = None, slice
     return _mean_over_layers(router_logits, layer_loss)
 
 
-def _balance(logits: Tensor, top_k: int, mask: Tensor | None) -> Tensor:
-    logits = logits.float()
-    slices, per_slice = logits.shape[-2:]
-    # [N, G, E / G] -> [N, G, K / G] -> [N, G, E / G], 1 where the token goes to the expert
-    best = logits.topk(top_k // slices, dim=-1).indices
-    chosen = torch.zeros_like(logits).scatter_(-1, best, 1.0)
-    load = _mean_over_tokens(chosen, mask)
-    probability = _mean_over_tokens(logits.softmax(dim=-1), mask)
+def _balance(logits: Tensor, chosen: Tensor | None, top_k: int, mask: Tensor | None, slices: int) -> Tensor:
+    # [N, E] -> [N, G, E / G]
+    inside = _in_slices(logits.float(), slices)
+    empty = torch.zeros_like(inside)
+    # 1 where the token goes to the expert
+    if chosen is None:
+        visits = empty.scatter_(-1, inside.topk(top_k // slices, dim=-1).indices, 1.0)
+    else:
+        visits = _in_slices(empty.flatten(-2).scatter_(-1, chosen, 1.0), slices)
+    load = _mean_over_tokens(visits, mask)
+    probability = _mean_over_tokens(inside.softmax(dim=-1), mask)
     # E experts, and 1 / G of each slice's probability
-    return per_slice * (load * probability).sum()
+    return inside.shape[-1] * (load * probability).sum()
 
 
 def _mean_over_tokens(values: Tensor, mask: Tensor | None) -> Tensor:

@@ -26,8 +26,8 @@ def choice(
     many there are and how many a token keeps; in each of ``slices`` the logits choose by themselves.
     """
     if slices > 1:
-        inside = in_slices(logits, slices).softmax(-1)
-        return {"scores": inside.flatten(-2) / slices, "selection": None}
+        inside = in_slices(logits, slices).softmax(-1).flatten(-2)
+        return {"scores": inside / slices, "selection": None if bias is None else inside + bias.detach().to(inside)}
     if rule.scores != "sigmoid" and bias is None and groups is None:
         return {"scores": None, "selection": None}
     raw = logits.sigmoid() if rule.scores == "sigmoid" else logits.softmax(-1)

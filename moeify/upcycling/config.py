@@ -13,6 +13,7 @@ from moeify.families.engines import NAMES as ENGINES
 from moeify.provenance.config import OutputOptions, ShardedOutput
 from moeify.routing.config import MemoryOptions, RouteBy, RouterInit, RouterStart, check_seed
 from moeify.tables import check_choices
+from moeify.upcycling.class_checks import check_top_k
 from moeify.upcycling.recipes import RECIPES, recipe_for
 
 SliceBy = Literal["order", "activation"]
@@ -92,6 +93,8 @@ class UpcycleConfig(RouterTextConfig):
     """Standard deviation of the noise on each expert's weights, relative to the weights' own."""
     route_by: RouteBy = "token"
     """What a router decides for: each token, or a whole sequence by the mean of its tokens."""
+    router_bias: bool = False
+    """Give routers a bias that chooses experts and does not weigh them, zero at first, for --balance bias."""
     experts_from: tuple[str, ...] = ()
     """Checkpoints or LoRA adapters that the experts are made of, dealt out in turn."""
     labels: tuple[str, ...] = ()
@@ -257,6 +260,8 @@ class AttachConfig(OutputOptions):
     """Experts that each token visits; left out, as many as before."""
     route_by: RouteBy | None = None
     """What a router decides for, token or sequence; left out, the same as before."""
+    router_bias: bool = False
+    """Give the routers of moeify's own classes a bias that chooses experts and does not weigh them."""
     seed: int = 0
     """Seed of the routers."""
 
@@ -287,40 +292,6 @@ def _check_text(config: RouterTextConfig) -> None:
             raise ConfigError(f"{shown} must be positive, not {value}", f"leave --{shown} out")
     if config.entropy is not None and not 0 < config.entropy < 1:
         raise ConfigError(f"entropy must lie between 0 and 1, not {config.entropy}", "leave --entropy out")
-
-
-def check_route_by(route_by: RouteBy | None, model_type: str, own_classes: bool) -> None:
-    """Raise ``ConfigError`` where a family's class cannot route whole sequences."""
-    if route_by == "sequence" and not own_classes:
-        raise ConfigError(
-            f"--route-by sequence needs a class of moeify's own, and {model_type} is transformers':"
-            " its routers decide for each token",
-            "leave --route-by out, or upcycle an encoder or with --arch own",
-        )
-
-
-def check_slices(slices: int, model_type: str, can_slice: bool, own: bool) -> None:
-    """Raise ``ConfigError`` where the routers of a family's class choose among all experts at once."""
-    if slices > 1 and not can_slice:
-        raise ConfigError(
-            f"--slices needs a class of moeify's own, and {model_type} is transformers': its routers choose among all"
-            " experts at once",
-            "pass --arch own" if own else "leave --slices out",
-        )
-
-
-def check_top_k(top_k: int, num_experts: int, slices: int = 1) -> None:
-    """Raise ``ConfigError`` unless 1 <= top_k <= num_experts, as many in each of ``slices``."""
-    if top_k % slices:
-        raise ConfigError(
-            f"top-k must be a multiple of the {slices} slices that experts lie in, not {top_k}",
-            f"pass --top-k {slices}, one expert of each",
-        )
-    if not 1 <= top_k <= num_experts:
-        raise ConfigError(
-            f"top-k must lie between 1 and the number of experts, {num_experts}, not {top_k}",
-            f"pass --top-k {max(1, min(2, num_experts))}",
-        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,8 +26,9 @@ from moeify.families.values import Config, resolve_shape
 from moeify.provenance.exports import FLAT_ROUTER_STD, check_flat_routers, down_scale, export_notes, untied
 from moeify.routing.config import ROUTER_INITS, RouterInit
 from moeify.routing.initialization import NormalRows, RouterRows, UpProjection
+from moeify.upcycling.class_checks import check_route_by, check_router_bias, check_slices
 from moeify.upcycling.comparing import compare_sources
-from moeify.upcycling.config import UpcycleConfig, check_route_by, check_slices
+from moeify.upcycling.config import UpcycleConfig
 from moeify.upcycling.ingredients import CONFIG_DTYPES, Ingredients, laid
 from moeify.upcycling.layers import select_layers
 from moeify.upcycling.recipes import Recipe, recipe_for
@@ -86,9 +87,7 @@ def plan_upcycle(
     """
     layout = dense_layout(checkpoint.config)
     conversion = conversion_from(layout, checkpoint.config, options.arch)
-    check_route_by(options.route_by, conversion.moe.model_type, conversion.remote_code)
-    own = any(known.remote_code for known in CONVERSIONS[layout.model_type])
-    check_slices(options.slices, conversion.moe.model_type, conversion.moe.rule.slices_key is not None, own)
+    _check_class(conversion, options)
     view = open_dense(checkpoint, layout)
     layers, recipe = select_layers(options.layers, view.num_layers), recipe_for(options)
     source = source or Source(folder=checkpoint.folder, name=checkpoint.folder.resolve().name)
@@ -100,6 +99,7 @@ def plan_upcycle(
         moe_layers=layers,
         num_layers=view.num_layers,
         route_by=options.route_by,
+        router_bias=options.router_bias,
         slices=options.routed_slices,
         shared=options.shared,
     )
@@ -135,6 +135,16 @@ def plan_upcycle(
             *_unused(view),
         ),
     )
+
+
+def _check_class(conversion: Conversion, options: UpcycleConfig) -> None:
+    """Raise ``ConfigError`` for what only a class of moeify's own can do."""
+    model_type, rule = conversion.moe.model_type, conversion.moe.rule
+    own = any(known.remote_code for known in CONVERSIONS[conversion.dense.model_type])
+    check_route_by(options.route_by, model_type, conversion.remote_code)
+    check_slices(options.slices, model_type, rule.slices_key is not None, own)
+    has_bias = conversion.remote_code or rule.selection_bias is not None
+    check_router_bias(options.router_bias, model_type, has_bias, own)
 
 
 def _instead(conversion: Conversion, view: Dense) -> Iterator[str]:
@@ -238,7 +248,7 @@ class _Planner:
             yield Job(
                 prefix + spec.name, self.of.dtype(ffn[spec.roles[0]]), resolve_shape(spec.shape, self.dims), pieces
             )
-        for extra in self.conversion.extras:
+        for extra in self.conversion.extras_of(self.config):
             yield self._extra(prefix + extra.name, extra, ffn)
 
     def _experts(self, prefix: str, spec: ExpertTensor, layer: int) -> Iterator[Job]:
@@ -310,7 +320,8 @@ class _Planner:
         """Exact counts, tied tensors once."""
         experts, layers = self.settings.num_experts, len(self.settings.moe_layers)
         ffn = sum(tensor.elements for tensor in self.view.ffn(self.settings.moe_layers[0]).values())
-        shapes = ([s.shape for s in specs] for specs in (self.moe.experts, self.shared, self.conversion.parameters))
+        extras = self.conversion.parameters(self.config)
+        shapes = ([s.shape for s in specs] for specs in (self.moe.experts, self.shared, extras))
         expert, shared, extra = (sum(math.prod(resolve_shape(s, self.dims)) for s in every) for every in shapes)
         rest = self.view.parameters + layers * (experts * self.dims["H"] + shared + extra - ffn)
         rest += sum(self.view.base[origin].elements for origin in self._untied.values())

@@ -231,7 +231,15 @@ def _step(config: UpcycleConfig, report: UpcycleReport) -> Step:
     for key in ("experts_from", "labels", "rest", "shares"):
         if not config.experts_from:
             del options[key]
-    plain = {"arch": None, "recipe": None, "slices": 1, "shared": 0, "slice_by": "order", "reinit": 0}
+    plain = {
+        "arch": None,
+        "recipe": None,
+        "slices": 1,
+        "shared": 0,
+        "slice_by": "order",
+        "reinit": 0,
+        "router_bias": False,
+    }
     options = {key: value for key, value in options.items() if key not in plain or value != plain[key]}
     if config.experts_from:
         options["experts_from"] = [origin.name for origin in report.sources]

@@ -78,9 +78,10 @@ FORMS = (
     ),
     Form(
         name="slices",
-        meaning="two slices of the feed-forward network with four experts each, in moeify's own classes",
+        meaning="two slices of the feed-forward network with four experts each and a bias for choosing, in moeify's"
+        " own classes",
         fits=lambda model_type: model_type in ("bert_moe", "gpt2_moe", "modernbert_moe"),
-        options={"expert_slices": 2},
+        options={"expert_slices": 2, "router_bias": True},
     ),
     *(
         Form(

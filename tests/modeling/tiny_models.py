@@ -120,6 +120,8 @@ def upcycle(
     for name, tensor in model.state_dict().items():
         if name.endswith("router.weight"):
             state[name] = router(*tensor.shape, dtype=tensor.dtype)
+        elif ".routing." in name:
+            state[name] = tensor
     model.load_state_dict(state, strict=True)
     model.tie_weights()
     return model.eval()
