@@ -7,7 +7,7 @@ PANELS = ("Details", "Text", "Training", "Computation", "Output")
 _MEMBERS = {
     "Text": "prompts dataset split text_column domain_column streaming max_samples max_tokens"
     " seq_len fit_tokens eval_tokens held_out text",
-    "Training": "balance balance_coef bias_rate z_coef learning_rate accumulate save_steps resume",
+    "Training": "balance balance_coef bias_rate null_rate null_coef z_coef learning_rate accumulate save_steps resume",
     "Computation": "batch low_memory device dtype seed",
     "Output": "engines max_shard_size revision force checksum dry_run push_to as_json quiet",
 }

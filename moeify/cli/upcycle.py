@@ -68,6 +68,7 @@ def _show(out: Output, report: UpcycleReport, source: str) -> None:
             f"{report.num_experts}, top-{report.top_k}"
             + (f", in {report.slices} slices" if report.slices > 1 else "")
             + (f", {report.shared_slices} more for every token" if report.shared_slices else "")
+            + (f", {report.null_experts} null ones" if report.null_experts else "")
             + (", one choice for a sequence" if report.route_by == "sequence" else ""),
         ),
         (

@@ -27,9 +27,8 @@ class MoeSettings:
     long as the router is near zero, and the experts are scaled by E/K to make up for it.
     ``untied`` gives the output a matrix of its own where the dense model shares the embeddings'.
     ``route_by`` says what a router decides for, token or sequence, ``router_bias`` whether it has a bias for choosing.
-    ``slices`` divide the experts and what a token
-    visits; ``shared`` are slices beside them that every token visits. ``width`` is that of an expert, None for the
-    dense FFN's.
+    ``slices`` divide the experts and what a token visits; ``shared`` are slices beside them that every token visits,
+    ``nulls`` null experts of ``null_kinds``. ``width`` is that of an expert, None for the dense FFN's.
     """
 
     num_experts: int
@@ -42,6 +41,8 @@ class MoeSettings:
     router_bias: bool = False
     slices: int = 1
     shared: int = 0
+    nulls: int = 0
+    null_kinds: tuple[str, ...] = ()
     width: int | None = None
 
     @property

@@ -16,8 +16,14 @@ from moeify.families.values import Config, Dims, Shape
 from moeify.modeling.moe_families import FAMILIES, moe_type
 
 _SLICES, _SHARED, _BIAS = "expert_slices", "shared_slices", "router_bias"
+_NULLS, _NULL_KINDS = "null_experts", "null_kinds"
 OWN_RULE = RouterRule(
-    norm_key="norm_topk_prob", route_by_key="route_by", slices_key=_SLICES, shared_key=_SHARED, straight_through=True
+    norm_key="norm_topk_prob",
+    route_by_key="route_by",
+    slices_key=_SLICES,
+    shared_key=_SHARED,
+    nulls_key=_NULLS,
+    straight_through=True,
 )
 
 
@@ -58,6 +64,7 @@ def own_mixture(dense: DenseLayout) -> MoeLayout:
         rest=replace(_rest(dense), shared=tuple(spec.name for spec in shared)),
         shared=shared,
         shared_keys=(_SHARED,),
+        null_experts=_null_experts(family.ffn.block),
         rule=OWN_RULE,
         rule_by=own_rule(family.ffn.block),
         joined=dense.joined,
@@ -104,7 +111,35 @@ def _dims(dense: DenseLayout, config: Config) -> Dims:
             f"use a number that divides {dims['F']}",
         )
     size = dims["F"] // count
-    return {**dims, "F": size, "U": size * shared}
+    nulls = {"Z": OWN_RULE.null_experts(config), "X": _nulls_of(config, "copy"), "Y": _nulls_of(config, "constant")}
+    return {**dims, "F": size, "U": size * shared, **nulls}
+
+
+def _nulls_of(config: Config, kind: str) -> int:
+    """How many null experts are of this kind; kinds are dealt out in turn."""
+    kinds = config.get(_NULL_KINDS) or ("zero",)
+    return sum(kinds[number % len(kinds)] == kind for number in range(OWN_RULE.null_experts(config)))
+
+
+def _null_experts(block: str) -> tuple[ExtraTensor, ...]:
+    """Their rows of the router, alpha and v of modeling's ``NullExperts``."""
+    return (
+        ExtraTensor(name=f"{block}.nulls.router.weight", shape=("Z", "H"), only_if=_has_nulls),
+        ExtraTensor(name=f"{block}.nulls.scale", shape=("X",), silences=True, only_if=_has_copies),
+        ExtraTensor(name=f"{block}.nulls.constant", shape=("Y", "H"), silences=True, only_if=_has_constants),
+    )
+
+
+def _has_nulls(config: Config) -> bool:
+    return OWN_RULE.null_experts(config) > 0
+
+
+def _has_copies(config: Config) -> bool:
+    return _nulls_of(config, "copy") > 0
+
+
+def _has_constants(config: Config) -> bool:
+    return _nulls_of(config, "constant") > 0
 
 
 def _moe_layers(dense: DenseLayout, config: Config) -> tuple[int, ...]:
@@ -126,8 +161,9 @@ def own_conversion(dense: DenseLayout, moe: MoeLayout, pooled: bool = False) -> 
 
 
 def _extras(dense: DenseLayout) -> tuple[ExtraTensor, ...]:
-    name = bias_name(FAMILIES[dense.model_type].ffn.block)
-    return (ExtraTensor(name=name, shape=("E",), dtype="F32", only_if=_biased),)
+    block = FAMILIES[dense.model_type].ffn.block
+    bias = ExtraTensor(name=bias_name(block), shape=("E",), dtype="F32", only_if=_biased)
+    return bias, *_null_experts(block)[1:]  # the rows are drawn as routers are
 
 
 def _biased(config: Config) -> bool:
@@ -144,6 +180,7 @@ def _to_moe(config: Config, settings: MoeSettings) -> Config:
         "moe_layers": list(settings.moe_layers),
         "route_by": settings.route_by,
         **({_BIAS: True} if settings.router_bias else {}),
+        **({_NULLS: settings.nulls, _NULL_KINDS: list(settings.null_kinds)} if settings.nulls else {}),
         "norm_topk_prob": True,
         "output_router_logits": False,
         "router_aux_loss_coef": 0.01,
@@ -163,6 +200,8 @@ _KEYS = (
     "moe_layers",
     "route_by",
     _BIAS,
+    _NULLS,
+    _NULL_KINDS,
     "norm_topk_prob",
     "output_router_logits",
     "router_aux_loss_coef",

@@ -1,4 +1,4 @@
-"""Router, mixture and router losses that moeify's own MoE models are built from.
+"""Mixture and router losses that moeify's own MoE models are built from.
 
 This file travels inside checkpoints: it imports torch, transformers and its siblings only.
 
@@ -9,105 +9,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.utils.generic import maybe_autocast
 
 from .moe_batch import CURRENT, RoutingBatch
 from .moe_experts import Outline, SharedSlices, experts_like
 from .moe_pooling import SequencePool
-
-
-class Router(nn.Linear):
-    """Score of each expert for each token, in float32 at least.
-
-    It is a plain bias-free `nn.Linear`, so LoRA and hooks find it by the name `router`.
-    """
-
-    def __init__(self, hidden_size: int, num_experts: int) -> None:
-        super().__init__(hidden_size, num_experts, bias=False)
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        """Return router logits [N, E] in float32 or wider for `hidden_states` [N, H]."""
-        dtype = torch.promote_types(hidden_states.dtype, torch.float32)
-        with maybe_autocast(hidden_states.device.type, enabled=False):
-            return F.linear(hidden_states.to(dtype), self.weight.to(dtype))
-
-
-def _in_slices(values: Tensor, slices: int) -> Tensor:
-    """[N, E] as [N, G, E / G]: what each slice chooses from."""
-    return values.unflatten(-1, (slices, values.shape[-1] // slices))
-
-
-class TopKRouting(nn.Module):
-    """Choice of K experts per token and their weights, K / G in each of G slices by itself.
-
-    It holds no parameters: it is a module so that hooks see what is chosen, whatever an adapter
-    has wrapped around the router. With `biased` experts, of which there are so many, the best are
-    those of the largest probability plus `e_score_correction_bias` [E], which weights do not see
-    (arXiv 2408.15664, equation 3).
-    """
-
-    e_score_correction_bias: Tensor | None
-
-    def __init__(self, top_k: int, norm_topk_prob: bool, slices: int = 1, biased: int = 0) -> None:
-        super().__init__()
-        self.top_k = top_k
-        self.norm_topk_prob = norm_topk_prob
-        self.slices = slices
-        bias = torch.zeros(biased, dtype=torch.float32) if biased else None
-        self.register_buffer("e_score_correction_bias", bias)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "TopKRouting":
-        """Move as any module does, but keep the bias in float32: bfloat16 has no steps of 0.001 above 0.25."""
-        before = self.e_score_correction_bias
-        super()._apply(fn, recurse)
-        moved = self.e_score_correction_bias
-        if before is not None and moved.dtype != before.dtype:
-            self.e_score_correction_bias = before.to(moved.device)
-        return self
-
-    def forward(self, router_logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Choose experts.
-
-        Args:
-            router_logits: [N, E], float32 at least.
-
-        Returns:
-            The logits [N, E] again, the weights [N, K] and the experts' numbers [N, K], slice by
-            slice. The weights of a slice sum to 1 if `norm_topk_prob`, else they are the
-            probabilities themselves.
-        """
-        bias = self.e_score_correction_bias
-        if self.slices == 1:
-            return router_logits, *self._chosen(router_logits, self.top_k, bias)
-        logits = _in_slices(router_logits, self.slices)
-        bias = None if bias is None else _in_slices(bias, self.slices)
-        weights, experts = self._chosen(logits, self.top_k // self.slices, bias)
-        # [G, 1], the number of each slice's first expert
-        first = torch.arange(self.slices, device=experts.device).unsqueeze(-1) * logits.shape[-1]
-        return router_logits, weights.flatten(-2), (experts + first).flatten(-2)
-
-    def _chosen(self, logits: Tensor, top_k: int, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The weights and the places of the best along the last axis."""
-        if bias is None:
-            chosen_logits, experts = logits.topk(top_k, dim=-1)
-        else:
-            experts = (logits.detach().softmax(dim=-1) + bias).topk(top_k, dim=-1).indices
-            chosen_logits = logits.gather(-1, experts)
-        if self.norm_topk_prob and top_k > 1:
-            # Equals p / sum(p) over the chosen, without the rounding of the other E - K terms.
-            return chosen_logits.softmax(dim=-1), experts
-        weights = logits.softmax(dim=-1).gather(-1, experts)
-        if self.norm_topk_prob:
-            # One renormalised weight is the constant 1; this is 1 too, but its gradient is not 0.
-            weights = weights / weights.detach()
-        return weights, experts
-
-    def extra_repr(self) -> str:
-        slices = f", slices={self.slices}" if self.slices > 1 else ""
-        biased = ", biased" if self.e_score_correction_bias is not None else ""
-        return f"top_k={self.top_k}, norm_topk_prob={self.norm_topk_prob}{slices}{biased}"
+from .moe_routing import NullExperts, Router, TopKRouting, in_slices
 
 
 class MoeFeedForward(nn.Module):
@@ -126,11 +33,14 @@ class MoeFeedForward(nn.Module):
     ) -> None:
         super().__init__()
         self.router = Router(outline.hidden_size, config.num_experts)
+        self.num_experts = config.num_experts
+        self.nulls = NullExperts(config, outline.hidden_size) if config.null_experts else None
         self.routing = TopKRouting(
             config.num_experts_per_tok,
             config.norm_topk_prob,
             outline.slices,
-            config.num_experts if config.router_bias else 0,
+            biased=config.num_experts if config.router_bias else 0,
+            nulls=config.null_experts,
         )
         self.experts = experts_like(outline, config)
         self.shared = SharedSlices(outline) if outline.shared else None
@@ -146,6 +56,8 @@ class MoeFeedForward(nn.Module):
         if self.pool is not None:
             read = self.pool(hidden_states, mask=batch.mask, starts=batch.starts, cache=batch.cache)
         logits = self.router(read)
+        if self.nulls is not None:
+            logits = torch.cat([logits, self.nulls(read)], dim=-1)
         if self.pool is not None and not self.pool.causal and batch.starts is None:
             # [B, E] -> [N, E]: all tokens of a sequence go where it goes
             logits = logits.unsqueeze(1).expand(-1, hidden_states.shape[1], -1).flatten(0, 1)
@@ -153,7 +65,15 @@ class MoeFeedForward(nn.Module):
         if batch.logits is not None:
             batch.logits.append(logits)
             batch.chosen.append(experts)
-        mixed = self.experts(tokens, experts, weights.to(tokens.dtype))
+        weights = weights.to(tokens.dtype)
+        if self.nulls is None:
+            mixed = self.experts(tokens, experts, weights)
+        else:
+            is_null = experts >= self.num_experts
+            # What no expert computes bears the number after the last one.
+            visited = experts.clamp(max=self.num_experts)
+            mixed = self.experts(tokens, visited, weights.masked_fill(is_null, 0.0))
+            mixed = self.nulls.add(mixed, tokens, experts - self.num_experts, weights.masked_fill(~is_null, 0.0))
         if self.shared is not None:
             mixed = mixed + self.shared(tokens)
         mixed = mixed.view(*hidden_states.shape[:-1], mixed.shape[-1])
@@ -179,6 +99,7 @@ def balance_loss(
     mask: Tensor | None = None,
     slices: int = 1,
     chosen: Sequence[Tensor] | None = None,
+    nulls: int = 0,
 ) -> Tensor:
     """How unevenly tokens are spread over the experts, averaged over the layers.
 
@@ -194,12 +115,17 @@ def balance_loss(
         mask: [N], nonzero for the tokens that count; None counts all.
         slices: G, in each of which K / G experts are chosen.
         chosen: for each MoE layer the experts [N, K]; None where they are those of the largest logits.
+        nulls: Z, null experts, whose logits are the last Z of E + Z. They are left out: the load and
+            the probabilities are those of experts among one another.
 
     Returns:
         A scalar, float32. 0 if the mask leaves no token.
     """
     visited = iter(chosen or [None] * len(router_logits))
-    return _mean_over_layers(router_logits, lambda logits: _balance(logits, next(visited), top_k, mask, slices))
+    return _mean_over_layers(
+        router_logits,
+        lambda logits: _balance(logits[..., : logits.shape[-1] - nulls], next(visited), top_k, mask, slices),
+    )
 
 
 def z_loss(*, router_logits: Sequence[Tensor], mask: Tensor | None = None, slices: int = 1) -> Tensor:
@@ -208,7 +134,7 @@ def z_loss(*, router_logits: Sequence[Tensor], mask: Tensor | None = None, slice
     It keeps router logits small (ST-MoE, arXiv 2202.08906, equation 5).
 
     Args:
-        router_logits: for each MoE layer [N, E].
+        router_logits: for each MoE layer [N, E], those of null experts included.
         mask: [N], nonzero for the tokens that count; None counts all.
         slices: G, each of which has a softmax of its own.
 
@@ -217,7 +143,7 @@ def z_loss(*, router_logits: Sequence[Tensor], mask: Tensor | None = None, slice
     """
 
     def layer_loss(logits: Tensor) -> Tensor:
-        size = _in_slices(logits.float(), slices).logsumexp(dim=-1).square()
+        size = in_slices(logits.float(), slices).logsumexp(dim=-1).square()
         return _mean_over_tokens(size.mean(dim=-1), mask)
 
     return _mean_over_layers(router_logits, layer_loss)
@@ -225,13 +151,14 @@ def z_loss(*, router_logits: Sequence[Tensor], mask: Tensor | None = None, slice
 
 def _balance(logits: Tensor, chosen: Tensor | None, top_k: int, mask: Tensor | None, slices: int) -> Tensor:
     # [N, E] -> [N, G, E / G]
-    inside = _in_slices(logits.float(), slices)
-    empty = torch.zeros_like(inside)
+    inside = in_slices(logits.float(), slices)
     # 1 where the token goes to the expert
     if chosen is None:
-        visits = empty.scatter_(-1, inside.topk(top_k // slices, dim=-1).indices, 1.0)
+        visits = torch.zeros_like(inside).scatter_(-1, inside.topk(top_k // slices, dim=-1).indices, 1.0)
     else:
-        visits = _in_slices(empty.flatten(-2).scatter_(-1, chosen, 1.0), slices)
+        count = logits.shape[-1]
+        visits = logits.new_zeros(*chosen.shape[:-1], count + 1, dtype=torch.float32)
+        visits = in_slices(visits.scatter_(-1, chosen.clamp(max=count), 1.0)[..., :count], slices)
     load = _mean_over_tokens(visits, mask)
     probability = _mean_over_tokens(inside.softmax(dim=-1), mask)
     # E experts, and 1 / G of each slice's probability

@@ -17,8 +17,9 @@ from transformers.models.auto import modeling_auto
 from .moe_batch import CURRENT, RoutingBatch
 from .moe_experts import Networks, Outline
 from .moe_families import MoeFamily
-from .moe_layers import MoeFeedForward, TopKRouting, default_experts_implementation
+from .moe_layers import MoeFeedForward, default_experts_implementation
 from .moe_pooling import SequencePool
+from .moe_routing import NullExperts, TopKRouting
 
 
 class MoeLayer(nn.Module):
@@ -89,6 +90,10 @@ class ModelWithExperts(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, TopKRouting) and module.e_score_correction_bias is not None:
             init.zeros_(module.e_score_correction_bias)
+        if isinstance(module, NullExperts):
+            for parameter in (module.scale, module.constant):
+                if parameter is not None:
+                    init.zeros_(parameter)
         if not isinstance(module, Networks):
             return
         std, down = self.config.initializer_range, (module.down_proj, module.down_proj_bias)

@@ -156,6 +156,7 @@ def _balance(config: Any, batch: RoutingBatch) -> Tensor:
         mask=token_mask(batch.attention_mask, batch.logits[0].shape[0]),
         slices=config.expert_slices,
         chosen=batch.chosen,
+        nulls=config.null_experts,
     )
 
 

@@ -65,6 +65,8 @@ def _summary(subject: Subject) -> str:
     where = f", {size.top_k // size.slices} in each of {size.slices} slices" if size.slices > 1 else ""
     if size.shared:
         where += f", and {size.shared} slice{'s' * (size.shared > 1)} without a router"
+    if size.nulls:
+        where = f", or fewer where it chooses one of {size.nulls} null experts behind the first"
     return f"{base}, with {experts}. Each {size.route_by} visits {size.top_k} of them{where}. Made with moeify."
 
 

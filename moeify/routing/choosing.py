@@ -17,6 +17,12 @@ def in_slices(values: Tensor, slices: int) -> Tensor:
     return values.reshape(*values.shape[:-1], slices, values.shape[-1] // slices)
 
 
+def visits(experts: Tensor, values: Tensor, num_experts: int) -> Tensor:
+    """``values`` [T, K] of chosen ``experts`` [T, K] by expert [T, E], without null ones, whose number is E."""
+    empty = values.new_zeros(len(experts), num_experts + 1)
+    return empty.scatter_(1, experts, values)[:, :num_experts]
+
+
 def choice(
     rule: RouterRule, groups: tuple[int, int] | None, bias: Tensor | None, logits: Tensor, slices: int = 1
 ) -> Choice:

@@ -76,7 +76,8 @@ def _add(counts: dict[int, Tensor], routed: Routed, mask: Tensor | None) -> None
     ones = torch.ones_like(experts, dtype=torch.float32)
     if mask is not None:
         ones = ones * (mask != 0).to(ones).unsqueeze(-1)
-    seen = ones.new_zeros(count).scatter_add_(0, experts.flatten(), ones.flatten())
+    # Null experts have the number after the last.
+    seen = ones.new_zeros(count + 1).scatter_add_(0, experts.flatten(), ones.flatten())[:count]
     number = routed.layer.number
     counts[number] = seen if number not in counts else counts[number] + seen
 

@@ -82,6 +82,8 @@ class MoeProjector(ModelWithExperts):
 
     def __init__(self, config: MoeProjectorConfig) -> None:
         super().__init__(config)
+        if config.null_experts:
+            raise ConfigError("a MoeProjector has no null experts", "leave null_experts out")
         outline = Outline(
             hidden_size=config.input_size,
             output_size=config.output_size,

@@ -17,6 +17,7 @@ from moeify.checkpoint.rewrite import plan_rewrite
 from moeify.checkpoint.slices import whole
 from moeify.checkpoint.source import resolve_source
 from moeify.checkpoint.writer import Progress
+from moeify.errors import ConfigError
 from moeify.families.mixture import Mixture, open_mixture
 from moeify.families.moe_layout import RouterRule
 from moeify.families.registry import moe_layout
@@ -93,6 +94,8 @@ def attach(
     view = open_mixture(opened)
     check_top_k(config.top_k or view.top_k, view.num_experts, view.slices)
     model_type = view.layout.model_type
+    if (config.top_k or 2) < 2 and view.layout.rule.null_experts(view.config):
+        raise ConfigError("with null experts a token has two choices or more, not 1", "pass --top-k 2")
     own = model_type in REMOTE_CODE
     check_route_by(config.route_by, model_type, own)
     check_router_bias(config.router_bias, model_type, own or view.layout.rule.selection_bias is not None, False)
@@ -152,6 +155,7 @@ def _up_projection(view: Mixture, layer: int) -> UpProjection | None:
 def _jobs(view: Mixture, pieces: dict[int, RouterRows], rule: RouterRule) -> Iterator[Job]:
     """Routers, and zeros for their biases; ``rule`` is the one by which they will choose."""
     shape = (view.num_experts, view.hidden_size)
+    nulls = rule.null_experts(view.config)
     choosing = rule.selection_bias if view.layout.rule.selection_bias is None else None
     for layer, piece in pieces.items():
         yield Job(view.router_name(layer), piece.dtype, shape, (piece,))
@@ -159,6 +163,10 @@ def _jobs(view: Mixture, pieces: dict[int, RouterRows], rule: RouterRule) -> Ite
         if view.layout.router_bias is not None:
             name = view.layer_prefix(layer) + view.layout.router_bias
             biases.setdefault(name, (piece.dtype, shape[:1]))
+        if view.layout.null_router is not None:
+            name = view.layer_prefix(layer) + view.layout.null_router
+            rows = replace(piece, num_experts=nulls, key=(piece.key[0], "null router", *piece.key[2:]))
+            yield Job(name, piece.dtype, (nulls, view.hidden_size), (rows,))
         if choosing is not None:
             biases[view.layer_prefix(layer) + choosing] = ("F32", shape[:1])
         for name, (dtype, size) in biases.items():

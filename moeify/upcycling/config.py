@@ -13,7 +13,7 @@ from moeify.families.engines import NAMES as ENGINES
 from moeify.provenance.config import OutputOptions, ShardedOutput
 from moeify.routing.config import MemoryOptions, RouteBy, RouterInit, RouterStart, check_seed
 from moeify.tables import check_choices
-from moeify.upcycling.class_checks import check_top_k
+from moeify.upcycling.class_checks import check_nulls, check_top_k
 from moeify.upcycling.recipes import RECIPES, recipe_for
 
 SliceBy = Literal["order", "activation"]
@@ -95,6 +95,10 @@ class UpcycleConfig(RouterTextConfig):
     """What a router decides for: each token, or a whole sequence by the mean of its tokens."""
     router_bias: bool = False
     """Give routers a bias that chooses experts and does not weigh them, zero at first, for --balance bias."""
+    null_experts: int = 0
+    """Null experts of each layer, which a token may choose in place of all its experts but the first."""
+    null_kinds: tuple[str, ...] = ("zero",)
+    """What null experts give, dealt out in turn: zero, copy (alpha x) or constant (a vector); all begin as zero."""
     experts_from: tuple[str, ...] = ()
     """Checkpoints or LoRA adapters that the experts are made of, dealt out in turn."""
     labels: tuple[str, ...] = ()
@@ -135,6 +139,7 @@ class UpcycleConfig(RouterTextConfig):
         object.__setattr__(self, "experts_from", _listed(self.experts_from))
         object.__setattr__(self, "labels", _listed(self.labels))
         object.__setattr__(self, "shares", tuple(self.shares))
+        object.__setattr__(self, "null_kinds", _listed(self.null_kinds))
         if not 2 <= self.experts <= MAX_EXPERTS:
             raise ConfigError(f"a mixture needs 2 to {MAX_EXPERTS} experts, not {self.experts}", "pass --experts 8")
         if not 0 <= self.reinit <= 1:
@@ -161,6 +166,7 @@ class UpcycleConfig(RouterTextConfig):
                 "--slice-by activation deals neurons to slices by text", "pass --slices 4 and --dataset FILE with it"
             )
         check_top_k(self.top_k, self.experts)
+        check_nulls(self.null_experts, self.null_kinds, self.top_k, self.slices)
         if not (math.isfinite(self.noise) and 0 <= self.noise <= MAX_NOISE):
             raise ConfigError(
                 f"noise must lie between 0 and {MAX_NOISE:g}, not {self.noise:g}",

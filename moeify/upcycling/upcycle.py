@@ -17,10 +17,11 @@ from moeify.provenance.record import Step
 from moeify.routing.data import Blocks
 from moeify.routing.loading import require_accelerate
 from moeify.routing.passes import state_bytes
+from moeify.upcycling.class_checks import NULL_KINDS
 from moeify.upcycling.config import UpcycleConfig
 from moeify.upcycling.firing import firing_text, neurons_by_firing
 from moeify.upcycling.plan import UpcyclePlan, plan_upcycle
-from moeify.upcycling.recipes import papers, recipe_for
+from moeify.upcycling.recipes import NULLS, papers, recipe_for
 from moeify.upcycling.routers import (
     LabelledText,
     fit_routers,
@@ -37,7 +38,8 @@ from moeify.upcycling.sources import ExpertOrigin, of_sources
 class UpcycleReport:
     """What upcycling did, or with ``dry_run`` would do.
 
-    ``num_experts`` and ``top_k`` count in all ``slices`` together; ``shared_slices`` have neither.
+    ``num_experts`` and ``top_k`` count in all ``slices`` together; ``shared_slices`` have neither. ``null_experts``
+    are beside them.
     ``noise_effective`` is the root mean square of what the noise changed after rounding to the output's dtype,
     relative to the weights' standard deviation.
     ``sources`` says which experts are made of what, empty for copies of one model; ``label_agreement`` is the share
@@ -53,6 +55,7 @@ class UpcycleReport:
     top_k: int
     slices: int
     shared_slices: int
+    null_experts: int
     route_by: str
     num_layers: int
     moe_layers: tuple[int, ...]
@@ -149,6 +152,7 @@ def _report(plan: UpcyclePlan, new: NewCheckpoint, config: UpcycleConfig) -> Upc
         top_k=plan.settings.top_k,
         slices=plan.settings.slices,
         shared_slices=plan.settings.shared,
+        null_experts=plan.settings.nulls,
         route_by=config.route_by,
         num_layers=plan.settings.num_layers,
         moe_layers=plan.settings.moe_layers,
@@ -239,6 +243,8 @@ def _step(config: UpcycleConfig, report: UpcycleReport) -> Step:
         "slice_by": "order",
         "reinit": 0,
         "router_bias": False,
+        "null_experts": 0,
+        "null_kinds": NULL_KINDS[:1],
     }
     options = {key: value for key, value in options.items() if key not in plain or value != plain[key]}
     if config.experts_from:
@@ -246,6 +252,7 @@ def _step(config: UpcycleConfig, report: UpcycleReport) -> Step:
     keys = ("params_dense", "params_total", "params_active", "noise_effective")
     results = {key: getattr(report, key) for key in keys} | {DENSE_TYPE: report.family}
     results["papers"] = papers(recipe_for(config), report.sources, config.router)
+    results["papers"] += [NULLS] if config.null_experts else []
     if report.sources:
         results["sources"] = [asdict(origin) for origin in report.sources]
     if report.label_agreement is not None:

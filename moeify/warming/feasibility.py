@@ -42,6 +42,9 @@ def check_trainable(view: Mixture, config: WarmupConfig) -> None:
             if own
             else "pass --balance switch",
         )
+    nulls = view.layout.rule.null_experts(view.config)
+    if config.null_rate is not None and not nulls:
+        raise ConfigError("this mixture has no null experts", "leave --null-rate out, or upcycle with --null-experts")
     reached = learns_from_task(view) or balances(view, config) or config.z_coef
     if config.train == "routers" and not reached:
         constant = config.balance_coef and BALANCES[config.balance].through == "gates"

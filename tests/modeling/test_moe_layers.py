@@ -40,6 +40,7 @@ def config_of(implementation="eager", top_k=2):
         num_experts_per_tok=top_k,
         norm_topk_prob=True,
         router_bias=False,
+        null_experts=0,
         _experts_implementation=implementation,
     )
 
