@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from moeify.cli._options import DryRunOption, OutputArgument, PushToOption
-from moeify.cli._output import Output, count, size
+from moeify.cli._output import Output, count, loss, size
 from moeify.cli._pushing import check_push_target, push_after
 from moeify.upcycling.config import UpcycleConfig
 
@@ -84,6 +84,11 @@ def _show(out: Output, report: UpcycleReport, source: str) -> None:
     ]
     if report.label_agreement is not None:
         rows.append(("routers", f"{report.label_agreement:.1%} of the tokens go to their label"))
+    if report.start is not None:
+        start = report.start
+        base = loss(start.dense, start.dense_error)
+        found = f"{loss(start.mixture, start.mixture_error)} on {start.tokens:,} tokens, dense {base}"
+        rows.append((f"{start.loss} loss", found))
     if not report.dry_run and (report.noise_effective or not (report.sources or report.reinit)):
         noise = f"asked for {report.noise_requested:g}, after rounding {report.noise_effective:.3g}"
         rows.append(("noise", noise))

@@ -106,7 +106,10 @@ class UpcycleConfig(RouterTextConfig):
     recipe: Annotated[str, RECIPES] | None = None
     """How experts are made; left out, it follows from ``experts_from``, ``slices`` and ``reinit``, else copies."""
     reinit: float = 0.0
-    """Share of each expert's neurons that is drawn anew, which is not exact; the others take no noise."""
+    """Share of each expert's neurons that is drawn anew, which is not exact; the others take no noise.
+
+    With ``dataset`` the loss before training is measured on it.
+    """
     rest: Literal["base", "mean"] = "base"
     """Where attention, norms and embeddings come from: the base, or the mean of all entries."""
     shares: tuple[float, ...] = ()
@@ -119,9 +122,19 @@ class UpcycleConfig(RouterTextConfig):
     """Programs that the output must be right in too: llama.cpp, mlx-lm, vLLM, SGLang."""
 
     @property
-    def reads_dataset(self) -> bool:
+    def deals_by_text(self) -> bool:
         """Whether neurons are dealt to slices by text."""
         return self.slice_by == "activation"
+
+    @property
+    def measures_start(self) -> bool:
+        """Whether the loss before training is measured, for a mixture that does not compute what its base computes."""
+        return self.reinit > 0 and self.dataset is not None
+
+    @property
+    def reads_dataset(self) -> bool:
+        """Whether the dataset is read for something else than routers."""
+        return self.deals_by_text or self.measures_start
 
     @property
     def routed_slices(self) -> int:
@@ -161,7 +174,7 @@ class UpcycleConfig(RouterTextConfig):
                 "--shared does not go with --experts-from: what tokens share has one copy, of one checkpoint",
                 "leave --shared out",
             )
-        if self.reads_dataset and (self.slices == 1 or self.dataset is None):
+        if self.deals_by_text and (self.slices == 1 or self.dataset is None):
             raise ConfigError(
                 "--slice-by activation deals neurons to slices by text", "pass --slices 4 and --dataset FILE with it"
             )
