@@ -231,7 +231,7 @@ def _coactivation(sums: LayerRouting) -> dict[str, Any]:
     upper = [(i, j) for i in range(experts) for j in range(experts) if i != j]
     upper.sort(key=lambda pair: (-matrix[pair], pair))
     found: dict[str, Any] = {
-        "baseline": _round((sums.top_k - 1) / max(experts - 1, 1)),
+        "baseline": _round((sums.experts_per_token - 1) / max(experts - 1, 1)),
         "top": [
             {"expert": i, "with": j, "fraction": _round(float(matrix[i, j]))}
             for i, j in upper[:_PAIRS]

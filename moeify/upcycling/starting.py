@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,9 +49,17 @@ def starting_text(view: Dense, config: UpcycleConfig) -> Examples:
 
 
 def starting_loss(
-    stage: Path, model_config: Config, view: Dense, examples: Examples, config: UpcycleConfig
+    stage: Path,
+    model_config: Config,
+    view: Dense,
+    examples: Examples,
+    config: UpcycleConfig,
+    progress: Callable[[int, int], None] | None = None,
 ) -> StartingLoss:
-    """The losses of the base and of the mixture that ``stage`` holds the weights of."""
+    """The losses of the base and of the mixture that ``stage`` holds the weights of.
+
+    ``progress`` is called with models done and models in all.
+    """
     write_config(stage, model_config)
     base, made = view.checkpoint, Checkpoint.open(stage)
     low_memory, goals, dense = config.low_memory, None, Estimate(value=0.0, error=None)
@@ -61,8 +70,12 @@ def starting_loss(
             goals = hidden_states(passes, examples, BATCH)
     else:
         dense = losses_on(base, examples, batch_size=BATCH, low_memory=low_memory, scratch=stage).estimate()
+    if progress is not None:
+        progress(1, 2)
     losses = losses_on(made, examples, batch_size=BATCH, low_memory=low_memory, scratch=stage, goals=goals)
     mixture = losses.estimate()
+    if progress is not None:
+        progress(2, 2)
     return StartingLoss(
         loss=examples.loss,
         tokens=examples.blocks.tokens,

@@ -212,7 +212,8 @@ def _write(
     nbytes, fit, firing = plan.files.nbytes, text.fit, text.firing
     if fit is not None:
         check_free_space(new.target, nbytes + new.along.nbytes + fit.nbytes)
-    before, written, read = _phases(progress, nbytes, (firing is not None, True, fit is not None))
+    held = (firing is not None, True, fit is not None, text.start is not None)
+    before, written, read, measured = _phases(progress, nbytes, held)
     with new.opened() as stage:
         if firing is not None:
             slices = neurons_by_firing(plan.view, firing, config, plan.settings.moe_layers, before)
@@ -222,7 +223,7 @@ def _write(
             agreement = _fit_routers(stage, plan, fit, config, read)
             report = replace(report, label_agreement=agreement)
         if text.start is not None:
-            report = replace(report, start=starting_loss(stage, plan.config, plan.view, text.start, config))
+            report = replace(report, start=starting_loss(stage, plan.config, plan.view, text.start, config, measured))
         warnings = list(report.warnings)
         if tally.overflows:
             warnings.append(
