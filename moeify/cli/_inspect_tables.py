@@ -15,6 +15,7 @@ _SHOWN_PROBLEMS = 40
 _PART_NAMES = {
     "experts": "experts",
     "shared_experts": "shared experts",
+    "null_experts": "null experts",
     "dense_ffn": "dense FFNs",
     "heads": "heads",
     "towers": "other modalities",
@@ -117,6 +118,8 @@ def _routing(router: RouterFacts) -> str:
         parts.append("bias for choosing")
     if router.slices > 1:
         parts.append(f"in each of {router.slices} slices")
+    if router.null_experts:
+        parts.append(f"the first an expert, then {router.null_experts} null experts too")
     if router.groups is not None:
         parts.append(f"best {router.groups[1]} of {router.groups[0]} groups")
     parts.append("weights renormalised" if router.renormalised else "weights as they are")

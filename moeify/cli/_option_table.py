@@ -7,7 +7,8 @@ PANELS = ("Details", "Text", "Training", "Computation", "Output")
 _MEMBERS = {
     "Text": "prompts dataset split text_column assistant_only domain_column streaming max_samples max_tokens"
     " seq_len fit_tokens eval_tokens held_out text",
-    "Training": "balance balance_coef bias_rate z_coef learning_rate accumulate save_steps resume report_to",
+    "Training": "balance balance_coef bias_rate null_rate null_coef z_coef learning_rate accumulate save_steps resume"
+    " report_to",
     "Computation": "batch low_memory device dtype seed",
     "Output": "engines max_shard_size revision force checksum dry_run push_to as_json quiet",
 }

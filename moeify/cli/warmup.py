@@ -63,6 +63,12 @@ def _summary(report: WarmupReport) -> list[tuple[str, str]]:
         ("entropy", f"{report.entropy_before:.3f} -> {report.entropy_after:.3f}"),
         ("dead experts", f"{report.dead_before} -> {report.dead_after}"),
         (
+            "experts a token",
+            f"{report.experts_per_token_before:.2f} -> {report.experts_per_token_after:.2f}"
+            if report.has_nulls
+            else "",
+        ),
+        (
             f"{report.loss} loss",
             f"{loss(report.eval_loss_before, errors['before'])} -> {loss(report.eval_loss_after, errors['after'])}",
         ),

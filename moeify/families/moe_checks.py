@@ -112,12 +112,13 @@ def _shape_problems(mixture: Mixture, layer: int, num_experts: int) -> Iterator[
             yield "shape", f"{name} has shape {list(bias.shape)}, config.json says {num_experts} experts"
     for spec in mixture.layout.experts:
         yield from _expert_shapes(mixture, layer, spec, num_experts, resolve_shape(spec.shape, dims))
-    for spec in mixture.layout.shared:
-        stored = mixture.checkpoint.tensors.get(mixture.layer_prefix(layer) + spec.name)
-        wanted = resolve_shape(spec.shape, dims) if dims["U"] else None
+    beside = {spec.name: resolve_shape(spec.shape, dims) for spec in mixture.layout.null_experts}
+    shared = {spec.name: resolve_shape(spec.shape, dims) if dims["U"] else None for spec in mixture.layout.shared}
+    for name, wanted in (beside | shared).items():
+        stored = mixture.checkpoint.tensors.get(mixture.layer_prefix(layer) + name)
         shape = None if stored is None else stored.shape
         if shape != wanted:
-            yield "shape", f"{spec.name} has shape {_listed(shape)}, config.json says {_listed(wanted)}"
+            yield "shape", f"{name} has shape {_listed(shape)}, config.json says {_listed(wanted)}"
 
 
 def _listed(shape: tuple[int, ...] | None) -> str:

@@ -25,7 +25,7 @@ class RouterFacts:
 
     ``groups`` is the number of expert groups and how many a token keeps; None for one group.
     ``route_by`` says what a router decides for, token or sequence, ``slices`` in how many parts of the experts it
-    does so by themselves.
+    does so by themselves; ``null_experts`` may stand for all of a token's experts but the first.
     """
 
     scores: str
@@ -35,6 +35,7 @@ class RouterFacts:
     groups: tuple[int, int] | None
     route_by: str
     slices: int
+    null_experts: int
 
     @classmethod
     def of(cls, layout: MoeLayout, config: Config) -> RouterFacts:
@@ -48,6 +49,7 @@ class RouterFacts:
             groups=rule.group_counts(config),
             route_by=rule.route_by(config),
             slices=rule.slices(config),
+            null_experts=rule.null_experts(config),
         )
 
 

@@ -168,6 +168,7 @@ def _layer_figures(sums: LayerRouting) -> dict[str, Any]:
         "dead": list(sums.dead),
         "unused": list(sums.unused),
         "collapsed": sums.collapsed,
+        "experts_per_token": _round(sums.experts_per_token),
     }
     domains = sums.domains
     return figures if domains is None else figures | {"domains": _domain_figures(domains)}
@@ -192,6 +193,7 @@ def _routing(blocks: Blocks, statistics: RoutingStatistics) -> dict[str, Any]:
         "max_violation": _round(statistics.max_violation),
         "entropy": _round(statistics.entropy),
         "dead": sum(len(layer.dead) for layer in layers.values()),
+        "experts_per_token": _round(statistics.experts_per_token),
         "coactivation": {str(n): _coactivation(layer) for n, layer in sorted(layers.items())},
         "domains": None,
     }
@@ -200,7 +202,7 @@ def _routing(blocks: Blocks, statistics: RoutingStatistics) -> dict[str, Any]:
         found["domains"] = {
             "names": list(blocks.domain_names),
             "tokens": [int(count) for count in first.tokens_per_domain],
-            "baseline": _round(first.top_k / first.num_experts),
+            "baseline": _round(first.experts_per_token / first.num_experts),
             "nmi": _round(_mean([layer.domains.nmi for layer in layers.values() if layer.domains is not None])),
         }
     return found
@@ -213,7 +215,7 @@ def _coactivation(sums: LayerRouting) -> dict[str, Any]:
     upper = [(i, j) for i in range(experts) for j in range(experts) if i != j]
     upper.sort(key=lambda pair: (-matrix[pair], pair))
     found: dict[str, Any] = {
-        "baseline": _round((sums.top_k - 1) / max(experts - 1, 1)),
+        "baseline": _round((sums.experts_per_token - 1) / max(experts - 1, 1)),
         "top": [
             {"expert": i, "with": j, "fraction": _round(float(matrix[i, j]))}
             for i, j in upper[:_PAIRS]

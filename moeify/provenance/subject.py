@@ -46,7 +46,7 @@ class MixtureSize:
     """A mixture's size. ``active`` counts what one token uses of ``total`` parameters.
 
     ``route_by`` is what its routers decide for: token or sequence; in each of ``slices`` they do so by themselves,
-    and ``shared`` slices have none.
+    and ``shared`` slices have none. ``nulls`` are null experts.
     """
 
     num_experts: int
@@ -58,6 +58,7 @@ class MixtureSize:
     route_by: str
     slices: int
     shared: int
+    nulls: int
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> MixtureSize:
@@ -73,6 +74,7 @@ class MixtureSize:
             route_by=mixture.layout.rule.route_by(mixture.config),
             slices=mixture.slices,
             shared=mixture.shared_slices,
+            nulls=mixture.layout.rule.null_experts(mixture.config),
         )
 
 

@@ -31,7 +31,7 @@ class RoutedTokens:
     vocabulary. Where a family does not choose by a softmax of the logits alone, ``scores`` [T, E]
     are its scores, scaled to sum to 1, and ``selection`` [T, E] what it takes the best of (with the
     bias for choosing; -inf for experts of groups that a token does not keep). In each of ``slices`` routers decide
-    by themselves.
+    by themselves. Where a token may choose null experts, their number among ``experts`` is E.
     """
 
     layer: int

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moeify.errors import ConfigError
+from moeify.families.values import Config
 from moeify.routing.data import Blocks
 from moeify.routing.head import IGNORED
 
@@ -24,6 +25,11 @@ def text_loss(architecture: str) -> str | None:
     if architecture.endswith(_MASKED):
         return "masked"
     return "causal" if architecture.endswith(_CAUSAL) else None
+
+
+def architecture_of(config: Config) -> str:
+    """The class that config.json names."""
+    return str((config.get("architectures") or ["?"])[0])
 
 
 def next_labels(labels: Tensor) -> Tensor:

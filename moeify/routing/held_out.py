@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from moeify.checkpoint.reader import Checkpoint
 from moeify.families.moe_layout import MoeLayout
+from moeify.families.registry import known_dense, moe_layout
 from moeify.progress import Stage
 from moeify.routing.collection import Observer, observed
 from moeify.routing.examples import Examples, next_labels
 from moeify.routing.head import IGNORED, headless, token_losses
 from moeify.routing.loaded import LoadedMixture, Route
-from moeify.routing.passes import Pass, Passes, device_of, walking
+from moeify.routing.passes import Pass, Passes, device_of, passes_over, walking
 from moeify.routing.routes import all_experts
 
 if TYPE_CHECKING:
@@ -117,6 +120,26 @@ def read_held_out(
         first = [_Run(examples, reading, layout, kept, gives="routing") for reading in plain]
     _walk(passes, [*first, *runs], batch_size)
     return [run.losses() for run in runs]
+
+
+def losses_on(
+    checkpoint: Checkpoint,
+    examples: Examples,
+    *,
+    batch_size: int,
+    low_memory: bool | None,
+    scratch: Path,
+    goals: Hidden | None = None,
+) -> BlockLosses:
+    """The losses of a checkpoint, dense or a mixture, on ``examples``.
+
+    ``scratch`` is a folder for what layers give, where they run one by one; ``goals`` are those of ``read_held_out``.
+    """
+    layout = known_dense(checkpoint.config) or moe_layout(checkpoint.config, checkpoint.tensors)
+    head = examples.loss != "distill"
+    with passes_over(checkpoint, layout, low_memory=low_memory, scratch=scratch, head=head) as passes:
+        (losses,) = read_held_out(passes, None, examples, [Reading()], batch_size=batch_size, goals=goals)
+    return losses
 
 
 def hidden_states(passes: Passes, examples: Examples, batch_size: int) -> Hidden:

@@ -284,7 +284,7 @@ def _router_jobs(view: Mixture, layer: int, rows: Float32) -> Iterator[Job]:
 
 def _report(joining: _Joining, plan: PlannedFiles, new: NewCheckpoint, config: AddConfig) -> AddReport:
     view = joining.view
-    biases = sum("E" in extra.shape for extra in joining.conversion.parameters)
+    biases = sum("E" in extra.shape for extra in joining.conversion.parameters(view.config))
     each = sum(total // view.num_experts for total in view.expert_parameters.values())
     each += len(view.moe_layers) * (view.hidden_size + biases)
     return AddReport(

@@ -28,7 +28,7 @@ from moeify.warming.activations import bound_activations, room_for_activations
 from moeify.warming.balances import BALANCES
 from moeify.warming.callbacks import MoveBiases, TellProgress
 from moeify.warming.config import WarmupConfig
-from moeify.warming.losses import RouterSums, router_sums, z_loss
+from moeify.warming.losses import RouterSums, null_loss, router_sums, z_loss
 from moeify.warming.objective import Objective
 from moeify.warming.reporting import place_logs, reporting_options
 from moeify.warming.run import TRAINED_FILE, per_step
@@ -228,6 +228,9 @@ class RouterTrainer(Trainer):  # type: ignore[misc]
         task = (everywhere[0] + total - total.detach()) / everywhere[1].clamp(min=1)
         balance, z = BALANCES[self.config.balance].formula(sums), z_loss(sums)
         loss = self.config.balance_coef * balance + self.config.z_coef * z
+        if self.config.null_rate is not None:
+            top_k = self._layers[0].top_k
+            loss = loss + self.config.null_coef * null_loss(sums, top_k, self.config.null_rate)
         if self.task:
             loss = loss + task
         self._note(loss, task, balance, z)

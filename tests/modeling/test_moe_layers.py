@@ -36,7 +36,12 @@ BY_KIND = pytest.mark.parametrize("kind", KINDS)
 
 def config_of(implementation="eager", top_k=2):
     return SimpleNamespace(
-        num_experts=E, num_experts_per_tok=top_k, norm_topk_prob=True, _experts_implementation=implementation
+        num_experts=E,
+        num_experts_per_tok=top_k,
+        norm_topk_prob=True,
+        router_bias=False,
+        null_experts=0,
+        _experts_implementation=implementation,
     )
 
 

@@ -21,9 +21,9 @@ def layers_of(model):
     return LoadedMixture(model, moe_layout(model.config.to_dict())).layers.values()
 
 
-def skewed(model_type, push=0.3):
+def skewed(model_type, push=0.3, **options):
     """Every token sees a push towards one expert of each layer."""
-    model = tiny(model_type, tied=False, vocab_size=2048)
+    model = tiny(model_type, tied=False, vocab_size=2048, **options)
     with torch.no_grad():
         model.get_input_embeddings().weight.add_(0.05)
         for layer in layers_of(model):
@@ -38,13 +38,27 @@ def data(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("model_type", "push"),
-    [("deepseek_v3", 0.3), ("glm4_moe", 0.3), ("lfm2_moe", 0.3), ("minimax_m2", 0.3), ("ernie4_5_moe", 0.05)],
+    ("model_type", "push", "options"),
+    [
+        ("deepseek_v3", 0.3, {}),
+        ("glm4_moe", 0.3, {}),
+        ("lfm2_moe", 0.3, {}),
+        ("minimax_m2", 0.3, {}),
+        ("ernie4_5_moe", 0.05, {}),
+        ("smollm3_moe", 0.03, {"router_bias": True}),
+        ("smollm3_moe", 0.1, {"router_bias": True, "route_by": "sequence"}),
+        ("smollm3_moe", 0.01, {"router_bias": True, "expert_slices": 2, "num_experts": 8, "rate": 0.03}),
+    ],
 )
-def test_biases_alone_even_out_a_skewed_router(model_type, push, data, tmp_path):
-    folder, name = tmp_path / "moe", moe_layout({"model_type": model_type}).rule.selection_bias
-    skewed(model_type, push).save_pretrained(folder)
-    report = warmup(with_tokenizer(folder), tmp_path / "warm", dataset=str(data), **SHORT | BALANCED)
+def test_biases_alone_even_out_a_skewed_router(model_type, push, options, data, tmp_path):
+    folder = tmp_path / "moe"
+    rate = options.get("rate", 0.01)  # a slice's four probabilities lie further apart
+    model = skewed(model_type, push, **{key: value for key, value in options.items() if key != "rate"})
+    name = moe_layout(model.config.to_dict()).rule.selection_bias
+    model.save_pretrained(folder)
+    report = warmup(
+        with_tokenizer(folder), tmp_path / "warm", dataset=str(data), **SHORT | BALANCED | {"bias_rate": rate}
+    )
     assert report.max_violation_after < 0.7 * report.max_violation_before
     moved = changed(folder, tmp_path / "warm")
     assert moved and all(tensor.endswith(name) for tensor in moved)  # at a learning rate of 0
