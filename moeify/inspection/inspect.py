@@ -105,7 +105,7 @@ def _sort_mixture(opened: Opened, report: InspectReport) -> Mixture:
     report.params_total = mixture.parameters
     report.params_active = None if top_k is None else mixture.active_parameters(top_k)
     report.parts = _parts(mixture.parts)
-    inside = {n.removeprefix(mixture.prefix): t for n, t in mixture.checkpoint.tensors.items()}
+    inside = ((n.removeprefix(mixture.prefix), t) for n, t in mixture.checkpoint.tensors.items())
     report.running = running_costs(config, report.parts, inside, layout.layer, mixture.num_layers)
     report.layers = [
         LayerReport(
@@ -147,7 +147,7 @@ def _sort_dense(opened: Opened, layout: DenseLayout, report: InspectReport) -> N
     report.params_total = sum(part.parameters for part in parts.values())
     report.params_active = report.params_total
     report.parts = _parts(parts)
-    report.running = running_costs(opened.config, report.parts, dense.held, layout.layer, dense.num_layers)
+    report.running = running_costs(opened.config, report.parts, dense.held.items(), layout.layer, dense.num_layers)
     report.upcycled = outlook(dense, parts)
     report.problems += dense_problems(dense)
     report.notes += dense.notes

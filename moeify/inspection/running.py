@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -48,14 +48,14 @@ class Running:
 def running_costs(
     config: Config,
     parts: Mapping[str, Mapping[str, int]],
-    tensors: Mapping[str, StoredTensor],
+    tensors: Iterable[tuple[str, StoredTensor]],
     layer: str,
     num_layers: int,
 ) -> Running | None:
     """The costs of a model whose ``parts`` have so many parameters; None where nothing is counted.
 
-    ``layer`` is how names of ``tensors`` in a layer begin, with {layer} for its number; layers from ``num_layers`` on
-    predict further tokens and do not run.
+    ``layer`` is how names of ``tensors``, relative to the base model, begin in a layer, with {layer} for
+    its number; layers from ``num_layers`` on predict further tokens and do not run.
     """
     every = sum(part["parameters"] for part in parts.values())
     if not every:
@@ -73,13 +73,14 @@ def running_costs(
     )
 
 
-def _values_of_layers(tensors: Mapping[str, StoredTensor], layer: str, num_layers: int) -> int:
+def _values_of_layers(tensors: Iterable[tuple[str, StoredTensor]], layer: str, num_layers: int) -> int:
     """Numbers that all layers keep of a token, by the sizes of their projections; 0 where those have other names."""
     first, last = (re.escape(part) for part in layer.split("{layer}"))
     inside = re.compile(rf"(?<![\w.]){first}(\d+){last}")
     widths: dict[str, dict[str, int]] = {}
-    for name, stored in tensors.items():
-        place, kept = inside.search(name), _KEPT.search(name)
+    for name, stored in tensors:
+        kept = _KEPT.search(name)
+        place = inside.search(name) if kept else None
         if place and kept and len(stored.shape) == 2 and int(place[1]) < num_layers:
             widths.setdefault(place[1], {})[kept[1]] = stored.shape[0]
     # Keys that are values too have no projection of their own, and are kept twice.
