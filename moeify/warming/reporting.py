@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from moeify.errors import ConfigError
+from moeify.routing.running import first_line
 from moeify.warming.config import WarmupConfig
 
 _RUNS = "runs"  # where TensorBoard is usually pointed at
@@ -14,12 +15,18 @@ _PROJECT = "moeify"
 
 
 def check_reporting(config: WarmupConfig) -> None:
-    """Raise ``ConfigError`` where the package that ``report_to`` names is not installed."""
-    if config.report_to != "none" and find_spec(config.report_to) is None:
+    """Raise ``ConfigError`` where the package that ``report_to`` names is not installed, or does not work."""
+    name = config.report_to
+    if name == "none":
+        return
+    try:
+        import_module(name)
+    except Exception as error:  # whatever a package that is out of date says
+        missing = isinstance(error, ModuleNotFoundError) and error.name == name
+        why = "is not installed" if missing else f"cannot be imported: {first_line(error)}"
         raise ConfigError(
-            f"--report-to {config.report_to} needs the package {config.report_to!r}, which is not installed",
-            f"pip install {config.report_to}",
-        )
+            f"--report-to {name} needs the package {name!r}, which {why}", f"pip install --upgrade {name}"
+        ) from error
 
 
 def reporting_options(config: WarmupConfig, name: str) -> dict[str, Any]:

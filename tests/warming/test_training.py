@@ -10,6 +10,7 @@ import sys
 import time
 import weakref
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -23,7 +24,6 @@ from moeify.routing.config import DataConfig
 from moeify.routing.data import read_blocks, tokenizer_for
 from moeify.routing.examples import Examples
 from moeify.routing.loading import load_model
-from moeify.warming import reporting
 from moeify.warming.config import WarmupConfig
 from moeify.warming.objective import Objective
 from moeify.warming.report import WarmupReport
@@ -275,9 +275,9 @@ def test_losses_are_logged_where_the_trainer_reports(mixture, data, tmp_path, mo
 
     with pytest.raises(ConfigError, match="needs the package 'wandb', which is not installed") as caught:
         here(mixture, tmp_path / "out", data, steps=2, report_to="wandb")
-    assert caught.value.hint == "pip install wandb"
+    assert caught.value.hint == "pip install --upgrade wandb"
     monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "tensorboard", Recorder)
-    monkeypatch.setattr(reporting, "find_spec", lambda name: object())
+    monkeypatch.setitem(sys.modules, "tensorboard", ModuleType("tensorboard"))
     report = here(mixture, tmp_path / "out", data, steps=2, report_to="tensorboard")
     steps = [entry for entry in logged if "balance" in entry]
     assert [entry["task"] for entry in steps] == [entry["task"] for entry in report.curve]
