@@ -25,7 +25,7 @@ def check_reporting(config: WarmupConfig) -> None:
         missing = isinstance(error, ModuleNotFoundError) and error.name == name
         why = "is not installed" if missing else f"cannot be imported: {first_line(error)}"
         raise ConfigError(
-            f"--report-to {name} needs the package {name!r}, which {why}", f"pip install --upgrade {name}"
+            f"--report-to {name} needs the package {name!r}, which {why}", f"pip install -U {name}"
         ) from error
 
 

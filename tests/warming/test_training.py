@@ -275,7 +275,7 @@ def test_losses_are_logged_where_the_trainer_reports(mixture, data, tmp_path, mo
 
     with pytest.raises(ConfigError, match="needs the package 'wandb', which is not installed") as caught:
         here(mixture, tmp_path / "out", data, steps=2, report_to="wandb")
-    assert caught.value.hint == "pip install --upgrade wandb"
+    assert caught.value.hint == "pip install -U wandb"
     monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "tensorboard", Recorder)
     monkeypatch.setitem(sys.modules, "tensorboard", ModuleType("tensorboard"))
     report = here(mixture, tmp_path / "out", data, steps=2, report_to="tensorboard")
