@@ -1,4 +1,4 @@
-# make demo | test | slow | matrix | engines | vllm | transformers4 | check | faults | bench: each does its own set-up.
+# make demo | test | slow | matrix | engines | vllm | transformers4 | evaluation | check | faults | bench: each does its own set-up.
 
 PYTHON ?= python3
 VENV := .venv
@@ -12,6 +12,8 @@ VLLM := .venv-vllm
 READY_VLLM := $(VLLM)/.ready
 TRANSFORMERS4 := .venv-transformers4
 READY_TRANSFORMERS4 := $(TRANSFORMERS4)/.ready
+EVALUATION := .venv-evaluation
+READY_EVALUATION := $(EVALUATION)/.ready
 
 SITE := .venv-site
 READY_SITE := $(SITE)/.ready
@@ -19,7 +21,7 @@ READY_SITE := $(SITE)/.ready
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test slow matrix engines engines-installed vllm vllm-installed transformers4 check browser faults bench docs format clean
+.PHONY: demo test slow matrix engines engines-installed vllm vllm-installed transformers4 evaluation check browser faults bench docs format clean
 
 # torch comes first and pinned, so that no other package pulls a larger build of it.
 $(READY): pyproject.toml constraints.txt
@@ -85,6 +87,17 @@ $(READY_SITE): docs/requirements.txt
 	$(SITE)/bin/python -m pip install -q --disable-pip-version-check --no-deps -r $<
 	touch $@
 
+# And one that sees the packages of the tests, and has lm-evaluation-harness besides.
+$(READY_EVALUATION): $(READY_TESTS) tests/evaluation/requirements.txt
+	$(PYTHON) -m venv $(EVALUATION)
+	$(BIN)/python -c 'import site; print(*(f"import site; site.addsitedir({p!r})" for p in site.getsitepackages()), sep="\n")' \
+	  > $$($(EVALUATION)/bin/python -c 'import site; print(site.getsitepackages()[0])')/tests.pth
+	$(EVALUATION)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -r tests/evaluation/requirements.txt
+	touch $@
+
+evaluation: $(READY_EVALUATION)
+	OMP_NUM_THREADS=2 $(EVALUATION)/bin/python -m pytest -q -m evaluation tests/evaluation
+
 check: $(READY_TESTS)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -132,4 +145,4 @@ format: $(READY_TESTS)
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) $(ENGINES) $(VLLM) $(TRANSFORMERS4) $(SITE) site .cache demo-output .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(ENGINES) $(VLLM) $(TRANSFORMERS4) $(EVALUATION) $(SITE) site .cache demo-output .mypy_cache .pytest_cache .ruff_cache

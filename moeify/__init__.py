@@ -14,15 +14,20 @@ from moeify.modeling.registration import register_lazily
 
 if TYPE_CHECKING:
     from moeify.errors import MoeifyError
+    from moeify.evaluation.config import EvaluateConfig
+    from moeify.evaluation.evaluate import evaluate
+    from moeify.evaluation.report import EvaluateReport
     from moeify.hub.config import PushConfig
     from moeify.hub.push import PushReport, push
     from moeify.inspection.config import InspectConfig
     from moeify.inspection.inspect import inspect
     from moeify.inspection.report import InspectReport
+    from moeify.progress import Stage, watch_progress
     from moeify.pruning.config import ExtractConfig, PruneConfig
     from moeify.pruning.extract import extract
     from moeify.pruning.prune import prune
     from moeify.pruning.report import ExtractReport, PruneReport
+    from moeify.replaying import ReplayConfig, ReplayReport, replay
     from moeify.training.bias import RouterBiasCallback
     from moeify.training.monitor import RoutingMonitor
     from moeify.training.projector import MoeProjector
@@ -44,6 +49,8 @@ _HOMES = {
     "AddReport": "moeify.upcycling.adding",
     "AttachConfig": "moeify.upcycling.config",
     "AttachReport": "moeify.upcycling.attach",
+    "EvaluateConfig": "moeify.evaluation.config",
+    "EvaluateReport": "moeify.evaluation.report",
     "ExtractConfig": "moeify.pruning.config",
     "ExtractReport": "moeify.pruning.extract",
     "InspectConfig": "moeify.inspection.config",
@@ -54,8 +61,11 @@ _HOMES = {
     "PruneReport": "moeify.pruning.prune",
     "PushConfig": "moeify.hub.config",
     "PushReport": "moeify.hub.push",
+    "ReplayConfig": "moeify.replaying",
+    "ReplayReport": "moeify.replaying",
     "RouterBiasCallback": "moeify.training.bias",
     "RoutingMonitor": "moeify.training.monitor",
+    "Stage": "moeify.progress",
     "UpcycleConfig": "moeify.upcycling.config",
     "UpcycleReport": "moeify.upcycling.upcycle",
     "VerifyConfig": "moeify.upcycling.config",
@@ -64,15 +74,18 @@ _HOMES = {
     "WarmupReport": "moeify.warming.report",
     "add_experts": "moeify.upcycling.adding",
     "attach": "moeify.upcycling.attach",
+    "evaluate": "moeify.evaluation.evaluate",
     "extract": "moeify.pruning.extract",
     "inspect": "moeify.inspection.inspect",
     "prune": "moeify.pruning.prune",
     "push": "moeify.hub.push",
     "quantize_experts": "moeify.training.quantization",
+    "replay": "moeify.replaying",
     "train_only": "moeify.training.selection",
     "upcycle": "moeify.upcycling.upcycle",
     "verify": "moeify.upcycling.verify",
     "warmup": "moeify.warming.warmup",
+    "watch_progress": "moeify.progress",
 }
 
 __all__ = [
@@ -80,6 +93,8 @@ __all__ = [
     "AddReport",
     "AttachConfig",
     "AttachReport",
+    "EvaluateConfig",
+    "EvaluateReport",
     "ExtractConfig",
     "ExtractReport",
     "InspectConfig",
@@ -90,8 +105,11 @@ __all__ = [
     "PruneReport",
     "PushConfig",
     "PushReport",
+    "ReplayConfig",
+    "ReplayReport",
     "RouterBiasCallback",
     "RoutingMonitor",
+    "Stage",
     "UpcycleConfig",
     "UpcycleReport",
     "VerifyConfig",
@@ -101,15 +119,18 @@ __all__ = [
     "__version__",
     "add_experts",
     "attach",
+    "evaluate",
     "extract",
     "inspect",
     "prune",
     "push",
     "quantize_experts",
+    "replay",
     "train_only",
     "upcycle",
     "verify",
     "warmup",
+    "watch_progress",
 ]
 
 

@@ -28,6 +28,12 @@ VARIANTS = {
     "4 copies, top-1": {"num_experts": 4, "top_k": 1},
     "4 copies, top-2": {"num_experts": 4, "top_k": 2},
     "4 slices of 4, top-1": {"num_experts": 4, "top_k": 1, "slices": 4},
+    "4 copies, top-2, 4 null experts": {
+        "num_experts": 4,
+        "top_k": 2,
+        "null_experts": 4,
+        "null_kinds": ("zero", "copy", "constant"),
+    },
     "4 copies redrawn by half, top-2": {"num_experts": 4, "top_k": 2, "reinit": 0.5},
 }
 

@@ -14,8 +14,8 @@ from moeify.families.registry import DENSE_LAYOUTS, MOE_LAYOUTS
 
 PACKAGE = Path(moeify.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
-CAPABILITIES = {"upcycling", "warming", "training", "inspection", "pruning", "hub"}
-LOWEST = {"errors", "tables", "modeling", "demo"}
+CAPABILITIES = {"upcycling", "warming", "training", "inspection", "pruning", "hub", "evaluation"}
+LOWEST = {"errors", "tables", "options", "progress", "modeling", "demo"}
 BELOW = {
     **{name: {"errors"} for name in LOWEST},
     "checkpoint": LOWEST,
@@ -24,7 +24,7 @@ BELOW = {
     "routing": {*LOWEST, "checkpoint", "families", "provenance"},
     **{name: {*LOWEST, "checkpoint", "families", "provenance", "routing"} for name in CAPABILITIES},
 }
-ABOVE = ("cli", "extend", "__init__", "__main__")
+ABOVE = ("cli", "extend", "replaying", "__init__", "__main__")
 HEAVY = {"torch", "transformers", "datasets", "numpy", "accelerate", "matplotlib", "peft", "bitsandbytes"}
 TERMINAL = {"typer", "rich", "click"}
 STAYING = ("__init__", "registration")
@@ -87,7 +87,7 @@ def test_only_the_command_line_prints_and_exits() -> None:
 
 
 def is_light(path: Path) -> bool:
-    light = {"errors", "tables", "families", *ABOVE}
+    light = {"errors", "tables", "options", "progress", "families", *ABOVE}
     files = ("source", "header", "staging")
     return (
         layer(path) in light

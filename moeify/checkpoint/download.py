@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from glob import escape
 from pathlib import Path
+from typing import Any
 
 from moeify.checkpoint.hub_errors import hub_errors
 from moeify.checkpoint.inside import check_relative
+from moeify.checkpoint.interruption import Kept, keeping
 from moeify.checkpoint.reader import CONFIG_FILE, read_config
 from moeify.checkpoint.weight_files import (
     ADAPTER_CONFIG,
@@ -20,6 +22,7 @@ from moeify.checkpoint.weight_files import (
     read_index,
 )
 from moeify.errors import HubError
+from moeify.progress import Stage, stage
 
 MODEL_FILES = (
     "*.json",
@@ -75,8 +78,37 @@ def download(repo_id: str, revision: str | None) -> Path:
 def _fetch(repo_id: str, revision: str | None, wanted: list[str], unwanted: list[str] | None = None) -> Path:
     from huggingface_hub import snapshot_download
 
-    with hub_errors(repo_id, "downloading", revision):
-        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=wanted, ignore_patterns=unwanted))
+    kept = Kept(what=f"what arrived of {repo_id} stays in the Hub's cache, and the same command fetches the rest")
+    with (
+        hub_errors(repo_id, "downloading", revision),
+        keeping(lambda: kept),
+        stage(f"downloading {repo_id}", unit="bytes") as coming,
+    ):
+        return Path(
+            snapshot_download(
+                repo_id, revision=revision, allow_patterns=wanted, ignore_patterns=unwanted, tqdm_class=_told(coming)
+            )
+        )
+
+
+def _told(coming: Stage) -> type[Any]:
+    """The class of bar that the client is to draw: one that draws nothing and tells ``coming``."""
+    from tqdm import tqdm
+
+    class Told(tqdm):  # type: ignore[misc]
+        def __init__(self, *args: Any, **options: Any) -> None:
+            # Of the client's three bars one counts the bytes that are on the disk.
+            self.counts = str(options.get("desc", "")).startswith("Reconstructing")
+            self.got = 0
+            super().__init__(*args, **options | {"disable": True})
+            self.total = options.get("total")
+
+        def update(self, n: float | None = 1) -> None:
+            self.got += int(n or 0)
+            if self.counts:
+                coming.reach(self.got, int(self.total or 0) or None)
+
+    return Told
 
 
 def _explain_missing_weights(repo_id: str, folder: Path) -> None:

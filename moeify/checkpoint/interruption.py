@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, held back while the disk is in a state that nobody should see."""
+"""Ctrl-C and SIGTERM, held back while the disk is in a state that nobody should see, and what they leave."""
 
 from __future__ import annotations
 
@@ -6,10 +6,40 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any, Self
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """What stays of interrupted work, as a sentence's part, and what goes on with it.
+
+    That is ``command``, a whole one, or the one that was interrupted, with ``option``.
+    """
+
+    what: str
+    option: str = ""
+    command: str = ""
+
+
+@contextmanager
+def keeping(kept: Callable[[], Kept | None]) -> Iterator[None]:
+    """A block whose interruption carries what ``kept`` finds afterwards, for whoever tells the user."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        if (found := kept()) is not None:
+            vars(stop)["kept"] = found
+        raise
+
+
+def kept_of(stop: BaseException) -> Kept | None:
+    """What the outermost ``keeping`` block said that an interruption leaves."""
+    found: Kept | None = vars(stop).get("kept")
+    return found
 
 
 class Interruptions:

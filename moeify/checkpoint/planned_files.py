@@ -13,7 +13,7 @@ from moeify.checkpoint.copying import copy_file
 from moeify.checkpoint.header import StoredTensor
 from moeify.checkpoint.jobs import Tally
 from moeify.checkpoint.weight_files import INDEX_FILE
-from moeify.checkpoint.writer import Progress, Shard, write_shards
+from moeify.checkpoint.writer import Shard, write_shards
 from moeify.errors import OutputError
 
 
@@ -46,11 +46,9 @@ class PlannedFiles:
             yield replace(tensor, path=files[tensor.path], start=0)
 
 
-def write_files(
-    folder: Path, files: PlannedFiles, progress: Progress | None = None, check: Iterable[StoredTensor] = ()
-) -> Tally:
+def write_files(folder: Path, files: PlannedFiles, check: Iterable[StoredTensor] = ()) -> Tally:
     """Write, link and copy ``files`` into ``folder``, with their index; see ``write_shards``."""
-    tally = write_shards(folder, files.shards, progress, check)
+    tally = write_shards(folder, files.shards, check)
     for path, file in files.linked:
         if not _link(path, folder / file):
             copy_file(path, folder / file)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from moeify.checkpoint.interruption import Interruptions
+from moeify.checkpoint.interruption import Interruptions, Kept, keeping
 from moeify.errors import OutputError
 
 _SCRATCH = ".moeify-states-"
@@ -89,7 +89,8 @@ def staged(output: Path, force: bool = False) -> Iterator[Path]:
     output = output.resolve()
     stage = output.with_name(f".{output.name}.moeify-partial")
     made = _missing_folders(output.parent)
-    with Interruptions() as interruptions:
+    published: list[Kept] = []
+    with keeping(lambda: published[0] if published else None), Interruptions() as interruptions:
         lock = None
         try:
             with output_errors(output):
@@ -103,6 +104,7 @@ def staged(output: Path, force: bool = False) -> Iterator[Path]:
                     sync_tree(stage)
             with output_errors(output):
                 _publish(stage, output, force)
+            published.append(Kept(what=f"{output} is complete"))
         except BaseException:
             if lock is not None:
                 _remove(stage, lock)

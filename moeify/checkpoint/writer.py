@@ -6,7 +6,7 @@ import itertools
 import os
 import re
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,11 +21,9 @@ from moeify.checkpoint.makers import Maker, Makers
 from moeify.checkpoint.output_file import ALIGNMENT, create_file, cut_file, is_memory
 from moeify.checkpoint.weight_files import WEIGHTS_FILE
 from moeify.errors import ConfigError
+from moeify.progress import stage
 
 T = TypeVar("T")
-Progress = Callable[[int, int], None]
-"""Called with bytes done and bytes in all."""
-
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B", re.IGNORECASE)
 _WORTH_A_PROCESS = 256 << 20
 """Bytes to compute for which another process is started: its start takes 0.2 CPU seconds."""
@@ -101,7 +99,6 @@ def aligned_jobs(jobs: Iterable[Job]) -> tuple[Job, ...]:
 def write_shards(
     folder: Path,
     shards: Sequence[Shard],
-    progress: Progress | None = None,
     check: Iterable[StoredTensor] = (),
     processes: int | None = None,
     threads: int | None = None,
@@ -110,18 +107,9 @@ def write_shards(
 
     Every tensor in ``check`` is scanned for NaN and infinity first. Chunks are made by ``threads``
     and ``processes``, by default as many as are worth it, and written in place; memory holds two
-    chunks for each. There are as many files at a time as threads. ``progress`` counts the bytes of
-    the files. Raises ``CheckpointError`` and ``OSError``, leaving files behind: call it inside
-    ``staged``.
+    chunks for each. There are as many files at a time as threads. Raises ``CheckpointError`` and
+    ``OSError``, leaving files behind: call it inside ``staged``.
     """
-    total, done = sum(shard.nbytes for shard in shards), 0
-
-    def advance(nbytes: int) -> None:
-        nonlocal done
-        done += nbytes
-        if progress:
-            progress(done, total)
-
     with SourceFiles() as files:
         pieces = [piece for shard in shards for job in shard.jobs for piece in job.pieces]
         scanned = dict.fromkeys(tensor for piece in pieces for tensor in piece.scanned())
@@ -134,18 +122,31 @@ def write_shards(
         if threads is None:
             threads = 1 if processes else _threads(folder, shards)
         with Makers(files, processes, threads) as makers:
-            stds = dict(zip(scanned, makers.map(Maker.scan, scanned), strict=True))
+            stds = _read_first(makers, scanned, checked)
             makers.everyone(Maker.learn, stds)
-            for _ in makers.map(Maker.check_finite, checked):
-                pass
-            queue = _Queue(makers, advance)
             # In memory, to reserve room is most of the work, and threads share it.
             streams = (_chunks(folder, shard, threads == 1) for shard in shards)
-            queue.write(_in_turn(streams, threads))
+            with stage("writing", sum(shard.nbytes for shard in shards), "bytes") as writing:
+                queue = _Queue(makers, writing.advance)
+                queue.write(_in_turn(streams, threads))
         for shard in shards:
             cut_file(folder / shard.file, shard.nbytes)
         files.check_unchanged()
     return queue.tally
+
+
+def _read_first(
+    makers: Makers, scanned: Collection[StoredTensor], checked: Collection[StoredTensor]
+) -> dict[StoredTensor, float]:
+    """Deviations of the tensors that noise is drawn for; those ``checked`` need only be finite."""
+    stds: dict[StoredTensor, float] = {}
+    with stage("checking weights", len(scanned) + len(checked), "tensors") as reading:
+        for tensor, std in zip(scanned, makers.map(Maker.scan, scanned), strict=True):
+            stds[tensor] = std
+            reading.advance()
+        for _ in makers.map(Maker.check_finite, checked):
+            reading.advance()
+    return stds
 
 
 def _processes(pieces: Sequence[Piece]) -> int:

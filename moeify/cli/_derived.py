@@ -10,16 +10,17 @@ import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from copy import copy
 from itertools import chain
-from types import NoneType
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
+from moeify.cli._config_file import config_option
 from moeify.cli._field_docs import field_docs
 from moeify.cli._option_table import METAVARS, PANEL_OF, PANELS, SHORT, flag_name
 from moeify.cli._options import JsonOption, QuietOption
 from moeify.cli._output import Output
 from moeify.errors import ConfigError
+from moeify.options import kinds
 from moeify.tables import Table, choices
 
 Parameter = inspect.Parameter
@@ -38,15 +39,20 @@ def derived(command: Callable[..., None], first: Sequence[str]) -> Callable[...,
     fields = dataclasses.fields(config)
 
     def run(**given: Any) -> None:
-        out = Output(as_json=given.pop("as_json"), quiet=given.pop("quiet"))
+        first = os.environ.get("RANK", "0") == "0"  # of several processes only one reports
+        as_json, quiet = given.pop("as_json"), given.pop("quiet")
+        given.pop("config_file")  # read while the command line was, see config_option
+        out = Output(as_json=as_json and first, quiet=quiet or not first)
         values = {field.name: given.pop(field.name) for field in fields}
         options = {name: _parsed(name, hints[name], value) for name, value in values.items() if value is not None}
-        command(out=out, config=config(**options), **given)
+        with out.progress():
+            command(out=out, config=config(**options), **given)
 
     own = [p for p in signature.parameters.values() if p.name not in ("config", "out")]
     made = [_option(field, hints[field.name], docs.get(field.name, "")) for field in fields]
+    from_file = _keyword("config_file", config_option(config), None)
     report = [_keyword("as_json", JsonOption, False), _keyword("quiet", QuietOption, False)]
-    every = [*own, *made, *report]
+    every = [*own, *made, from_file, *report]
     run.__doc__ = command.__doc__
     run.__annotations__ = {}
     run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
@@ -90,18 +96,18 @@ def _placed(parameter: Parameter, panel: str) -> Parameter:
 
 def _option(field: dataclasses.Field[Any], hint: object, doc: str) -> Parameter:
     """A field as an option: what it takes follows from its type."""
-    kinds = _kinds(hint)
+    wanted = kinds(hint)
     flag, default = flag_name(field.name), field.default
     named = choices(hint)
     taken: Any
-    if bool in kinds:
+    if bool in wanted:
         negative = default is not False
         flag, taken = f"{flag}/--no-{flag[2:]}" if negative else flag, bool | None
-    elif any(get_origin(kind) is tuple for kind in kinds):
+    elif any(get_origin(kind) is tuple for kind in wanted):
         taken, doc = list[str] | None, f"{doc} Repeat it or use commas."
         default = None if default in ((), None) else default
     else:
-        taken = (str if named else kinds[0]) | None
+        taken = (str if named else wanted[0]) | None
         if isinstance(named, Table):
             known = (f"{row.name} ({row.help})" for row in named.values() if row.help)
             doc = f"{doc} Known are {', '.join(known)}."
@@ -115,20 +121,13 @@ def _option(field: dataclasses.Field[Any], hint: object, doc: str) -> Parameter:
     return _keyword(field.name, Annotated[taken, info], Parameter.empty if required else default)
 
 
-def _kinds(hint: object) -> list[Any]:
-    """The types of a union but None; of any other annotation itself."""
-    if get_origin(hint) in (Literal, Annotated, tuple):
-        return [hint]
-    return [kind for kind in get_args(hint) or (hint,) if kind is not NoneType]
-
-
 def _completing(named: Collection[str]) -> Callable[[str], list[str]]:
     return lambda incomplete: [name for name in named if name.startswith(incomplete)]
 
 
 def _parsed(name: str, hint: object, given: Any) -> Any:
     """The value of a field, as its config wants it."""
-    for kind in _kinds(hint):
+    for kind in kinds(hint):
         if get_origin(kind) is tuple and isinstance(given, list):
             return _listed(name, given, get_args(kind)[0])
     return given

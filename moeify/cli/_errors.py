@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 import os
+import shlex
 import sys
 from collections.abc import Callable
 
 import typer
 
+from moeify.checkpoint.interruption import Kept, kept_of
 from moeify.cli._output import error
 from moeify.cli._signals import Interrupted, interruptible
 from moeify.errors import MoeifyError
@@ -42,7 +44,7 @@ def _explain(failure: BaseException) -> bool:
     if isinstance(failure, MoeifyError):
         error(failure.message, failure.hint)
     elif isinstance(failure, KeyboardInterrupt):
-        error("interrupted; nothing was left half-written")
+        _explain_interruption(kept_of(failure))
     elif isinstance(failure, BrokenPipeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     elif isinstance(failure, OSError) and failure.filename is not None:
@@ -57,3 +59,15 @@ def _explain(failure: BaseException) -> bool:
     else:
         return False
     return True
+
+
+def _explain_interruption(kept: Kept | None) -> None:
+    """Say what is there after Ctrl-C or SIGTERM, and which command goes on."""
+    if kept is None:
+        error("interrupted; nothing was written")
+        return
+    again = kept.command
+    if kept.option:
+        arguments = [argument for argument in sys.argv[1:] if argument not in (kept.option, "--force")]
+        again = f"moeify {shlex.join([*arguments, kept.option])}"
+    error(f"interrupted; {kept.what}", again or None)

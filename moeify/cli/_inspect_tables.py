@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from moeify.cli._output import Output, bar, count, size
+from moeify.cli._output import Output
+from moeify.cli._text import bar, count, size
 
 if TYPE_CHECKING:
     from moeify.inspection.report import InspectReport, LayerReport, RouterFacts
@@ -14,6 +15,7 @@ _SHOWN_PROBLEMS = 40
 _PART_NAMES = {
     "experts": "experts",
     "shared_experts": "shared experts",
+    "null_experts": "null experts",
     "dense_ffn": "dense FFNs",
     "heads": "heads",
     "towers": "other modalities",
@@ -78,6 +80,11 @@ def _facts(report: InspectReport) -> list[tuple[str, str]]:
     one = next(iter(report.dtypes), "")
     rows.append(("bytes", f"{size(report.bytes)} in {_files(len(report.shards))}, {report.num_tensors:,} tensors"))
     rows.append(("dtypes", one if len(report.dtypes) == 1 else dtypes))
+    if report.running is not None:
+        costs = report.running
+        weights = f"{size(costs.bfloat16)} in bf16, {size(costs.int8)} in int8, {size(costs.nf4)} in nf4"
+        cache = "" if costs.kv_cache is None else f"{size(costs.kv_cache)} for a thousand tokens, in bf16"
+        rows += [("to run it", weights), ("cache", cache)]
     if report.tied_embeddings is not None:
         rows.append(("embeddings", "tied" if report.tied_embeddings else "untied"))
     if report.provenance is not None:
@@ -111,6 +118,8 @@ def _routing(router: RouterFacts) -> str:
         parts.append("bias for choosing")
     if router.slices > 1 and not router.tied:
         parts.append(f"in each of {router.slices} slices")
+    if router.null_experts:
+        parts.append(f"the first an expert, then {router.null_experts} null experts too")
     if router.groups is not None:
         which = f"copies, groups of {router.slices} experts" if router.tied else "groups"
         parts.append(f"best {router.groups[1]} of {router.groups[0]} {which}")
@@ -154,6 +163,7 @@ def _show_outlook(out: Output, report: InspectReport) -> None:
         f" {size(outlook.nbytes)}"
     )
     out.lines("moeify upcycle would make", [text])
+    out.hint(f"moeify upcycle {report.source} --experts {outlook.num_experts} --top-k {outlook.top_k}")
 
 
 def _chosen(report: InspectReport, layers: str | None) -> list[LayerReport] | None:

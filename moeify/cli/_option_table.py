@@ -5,9 +5,10 @@ from __future__ import annotations
 PANELS = ("Details", "Text", "Training", "Computation", "Output")
 """Groups of the help behind the options that come first, in their order."""
 _MEMBERS = {
-    "Text": "prompts dataset split text_column domain_column streaming max_samples max_tokens"
+    "Text": "prompts dataset split text_column assistant_only domain_column streaming max_samples max_tokens"
     " seq_len fit_tokens eval_tokens held_out text",
-    "Training": "balance balance_coef bias_rate z_coef learning_rate accumulate save_steps resume",
+    "Training": "balance balance_coef bias_rate null_rate null_coef z_coef learning_rate accumulate save_steps resume"
+    " report_to",
     "Computation": "batch low_memory device dtype seed",
     "Output": "engines max_shard_size revision force checksum dry_run push_to as_json quiet",
 }
@@ -24,11 +25,14 @@ METAVARS = {
     "labels": "NAME,...",
     "layers": "LAYERS",
     "max_shard_size": "SIZE",
+    "output": "FILE",
     "plot": "FILE.svg|.png",
     "reference": "DIR|ID",
     "revision": "REV",
     "routing": "RULE,...",
     "shares": "W,...",
+    "tasks": "TASK,...",
+    "sources": "NAME=PATH,...",
     "text_column": "NAME",
 }
 SHORT = {"yes": ("-y",)}

@@ -6,7 +6,9 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moeify.cli._output import Output, size
+from moeify.checkpoint.interruption import Kept, keeping
+from moeify.cli._output import Output
+from moeify.cli._text import size
 from moeify.errors import HubError
 from moeify.hub.config import PushConfig, check_repo_id
 
@@ -34,11 +36,10 @@ def push_after(out: Output, folder: str, repo_id: str | None) -> None:
     if repo_id is None:
         return
     hint = f"moeify push {shlex.quote(folder)} {repo_id}"
+    kept = Kept(what=f"{folder} is complete, but not published", command=hint)
     try:
-        report = publish(out, folder, repo_id, PushConfig())
-    except KeyboardInterrupt:
-        out.warning(f"{folder} is complete, but not published: {hint} sends what is missing")
-        raise
+        with keeping(lambda: kept):
+            report = publish(out, folder, repo_id, PushConfig())
     except HubError as error:
         if error.hint and not error.hint.startswith("run the "):
             hint = f"{error.hint}; then {hint}"

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from moeify.cli._output import Output, loss, spark
+from moeify.cli._output import Output
+from moeify.cli._text import loss, spark
 from moeify.inspection.shown import losses_by_routing
 
 if TYPE_CHECKING:
@@ -30,6 +31,10 @@ def show_routing(out: Output, report: InspectReport, shown: Sequence[LayerReport
     if shown is None or len(rows) > 1:
         rows.append(_row("all", report.layers))
     headings = ["layer", "load", "MaxVio", "CV", "dead", "entropy", "margin", "busiest"]
+    if report.router is not None and report.router.null_experts:
+        headings.append("experts a token")
+        every = [[layer] for layer in listed] + [report.layers] * (len(rows) - len(listed))
+        rows = [(*row, f"{_visited(layers):.2f}") for row, layers in zip(rows, every, strict=True)]
     if routing.get("against"):
         headings.append("same")
         rows = [(*row, same) for row, same in zip(rows, _same(report, listed, len(rows)), strict=True)]
@@ -77,6 +82,11 @@ def _row(name: str, layers: Sequence[LayerReport]) -> tuple[str, ...]:
         f"{mean('margin'):.2f}",
         f"{busiest:.1%}",
     )
+
+
+def _visited(layers: Sequence[LayerReport]) -> float:
+    """Experts that a token visits on average, without null ones."""
+    return float(sum(layer.routing["experts_per_token"] for layer in layers) / max(len(layers), 1))
 
 
 def _same(report: InspectReport, listed: Sequence[LayerReport], count: int) -> list[str]:

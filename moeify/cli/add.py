@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from moeify.cli._options import DryRunOption, MixtureArgument, OutputArgument, PushToOption
-from moeify.cli._output import Output, written
+from moeify.cli._output import Output
 from moeify.cli._pushing import check_push_target, push_after
+from moeify.cli._text import written
 from moeify.upcycling.config import AddConfig
 
 if TYPE_CHECKING:
@@ -32,8 +33,7 @@ def command(
     check_push_target(push_to)
     from moeify.upcycling.adding import add_experts
 
-    with out.bytes_bar("adding experts") as progress:
-        report = add_experts(checkpoint, output, config, dry_run=dry_run, progress=progress)
+    report = add_experts(checkpoint, output, config, dry_run=dry_run)
     _show(out, report, dry_run)
     if not dry_run:
         push_after(out, report.output, push_to)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from moeify.cli._options import MixtureArgument, OutputArgument
-from moeify.cli._output import Output, written
+from moeify.cli._output import Output
+from moeify.cli._text import written
 from moeify.upcycling.config import AttachConfig
 
 if TYPE_CHECKING:
@@ -22,8 +23,7 @@ def command(out: Output, config: AttachConfig, checkpoint: MixtureArgument, outp
     """Give a mixture of experts fresh routers, writing no other weight again."""
     from moeify.upcycling.attach import attach
 
-    with out.bytes_bar("writing routers") as progress:
-        report = attach(checkpoint, output, config, progress=progress)
+    report = attach(checkpoint, output, config)
     _show(out, report)
 
 

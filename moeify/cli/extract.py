@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from moeify.cli._options import MixtureArgument, OutputArgument
-from moeify.cli._output import Output, count, size
+from moeify.cli._output import Output
+from moeify.cli._text import count, size
 from moeify.pruning.config import ExtractConfig
 
 if TYPE_CHECKING:
@@ -24,8 +25,7 @@ def command(out: Output, config: ExtractConfig, checkpoint: MixtureArgument, out
     """Write one expert of a mixture, or a mean of several, as a dense checkpoint."""
     from moeify.pruning.extract import extract
 
-    with out.steps_bar("extracting") as progress:
-        report = extract(checkpoint, output, config, progress=progress)
+    report = extract(checkpoint, output, config)
     out.document(report.to_dict(), report.warnings)
     rows = [
         ("model", report.model_type),

@@ -46,8 +46,7 @@ def command(
 
     has_text = config.dataset is not None
     thresholds = parse_thresholds(fail_on, weights=config.weights, dataset=has_text)
-    with out.steps_bar("inspecting") as progress:
-        report = inspect(checkpoint, config, progress=progress)
+    report = inspect(checkpoint, config)
     out.document(report.to_dict())
     show(out, report, "all" if show_all else layers)
     _draw(out, report, plot, html)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from moeify.cli._options import MixtureArgument, OutputArgument, PushToOption
-from moeify.cli._output import Output, count, loss, size
+from moeify.cli._output import Output
 from moeify.cli._pushing import check_push_target, push_after
+from moeify.cli._text import count, loss, size
 from moeify.pruning.config import PruneConfig
 
 if TYPE_CHECKING:
@@ -32,8 +33,7 @@ def command(
     check_push_target(push_to)
     from moeify.pruning.prune import prune
 
-    with out.steps_bar("pruning") as progress:
-        report = prune(checkpoint, output, config, progress=progress)
+    report = prune(checkpoint, output, config)
     _show(out, report)
     push_after(out, report.output, push_to)
 

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moeify.cli._output import Output, size
+from moeify.checkpoint.interruption import Kept, keeping
+from moeify.cli._output import Output
 from moeify.cli._pushing import publish
+from moeify.cli._text import size
 from moeify.hub.config import PushConfig
 
 if TYPE_CHECKING:
@@ -28,11 +30,8 @@ def command(
     repo_id: Annotated[str, typer.Argument(help="Where on the Hub: user/name.")],
 ) -> None:
     """Publish a checkpoint on the Hugging Face Hub, sending only what is new."""
-    try:
+    with keeping(lambda: Kept(what="nothing was published yet, and the same command sends what is missing")):
         report = publish(out, checkpoint, repo_id, config)
-    except KeyboardInterrupt:
-        out.warning("nothing was published yet: the same command sends what is missing")
-        raise
     _show(out, report)
 
 

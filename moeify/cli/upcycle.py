@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from moeify.cli._options import DryRunOption, OutputArgument, PushToOption
-from moeify.cli._output import Output, count, size
+from moeify.cli._output import Output
 from moeify.cli._pushing import check_push_target, push_after
+from moeify.cli._text import count, loss, size
 from moeify.upcycling.config import UpcycleConfig
 
 if TYPE_CHECKING:
@@ -50,8 +51,7 @@ def command(
     check_push_target(push_to)
     from moeify.upcycling.upcycle import upcycle
 
-    with out.bytes_bar("upcycling") as progress:
-        report = upcycle(source, output, config, dry_run=dry_run, progress=progress)
+    report = upcycle(source, output, config, dry_run=dry_run)
     revision = config.revision
     _show(out, report, source if revision is None else f"{source}@{revision}")
     if not dry_run:
@@ -68,6 +68,7 @@ def _show(out: Output, report: UpcycleReport, source: str) -> None:
             f"{report.num_experts}, top-{report.top_k}"
             + (f", in {report.slices} slices" if report.slices > 1 else "")
             + (f", {report.shared_slices} more for every token" if report.shared_slices else "")
+            + (f", {report.null_experts} null ones" if report.null_experts else "")
             + (", one choice for a sequence" if report.route_by == "sequence" else ""),
         ),
         (
@@ -83,6 +84,11 @@ def _show(out: Output, report: UpcycleReport, source: str) -> None:
     ]
     if report.label_agreement is not None:
         rows.append(("routers", f"{report.label_agreement:.1%} of the tokens go to their label"))
+    if report.start is not None:
+        start = report.start
+        base = loss(start.dense, start.dense_error)
+        found = f"{loss(start.mixture, start.mixture_error)} on {start.tokens:,} tokens, dense {base}"
+        rows.append((f"{start.loss} loss", found))
     if not report.dry_run and (report.noise_effective or not (report.sources or report.reinit)):
         noise = f"asked for {report.noise_requested:g}, after rounding {report.noise_effective:.3g}"
         rows.append(("noise", noise))

@@ -26,8 +26,7 @@ def command(
     """Run a dense model and its mixture on the same tokens and compare the outputs."""
     from moeify.upcycling.verify import verify
 
-    with out.status("running both models"):
-        report = verify(dense, moe, config)
+    report = verify(dense, moe, config)
     out.document(report.to_dict(), report.warnings)
     rows = [
         ("compared", f"{', '.join(report.compared)} on {report.tokens} tokens, {report.dtype}"),

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 from moeify.cli._options import MixtureArgument, OutputArgument, PushToOption
-from moeify.cli._output import Output, loss, size, written
+from moeify.cli._output import Output
 from moeify.cli._pushing import check_push_target, push_after
+from moeify.cli._text import loss, size, written
 from moeify.warming.config import WarmupConfig
 
 if TYPE_CHECKING:
@@ -31,15 +31,12 @@ def command(
 ) -> None:
     """Fit and train the routers of a mixture on text, and nothing else."""
     check_push_target(push_to)
+    from moeify.warming.run import is_main_process
     from moeify.warming.warmup import warmup
 
-    first = int(os.environ.get("RANK", "0")) == 0  # of several processes only one reports
-    if not first:
-        out = Output(as_json=False, quiet=True)
-    with out.status("warming up routers"):
-        report = warmup(checkpoint, output, config)
+    report = warmup(checkpoint, output, config)
     _show(out, report)
-    push_after(out, report.output, push_to if first else None)
+    push_after(out, report.output, push_to if is_main_process() else None)
 
 
 def _show(out: Output, report: WarmupReport) -> None:
@@ -65,6 +62,12 @@ def _summary(report: WarmupReport) -> list[tuple[str, str]]:
         ("MaxVio", f"{report.max_violation_before:.3f} -> {report.max_violation_after:.3f}"),
         ("entropy", f"{report.entropy_before:.3f} -> {report.entropy_after:.3f}"),
         ("dead experts", f"{report.dead_before} -> {report.dead_after}"),
+        (
+            "experts a token",
+            f"{report.experts_per_token_before:.2f} -> {report.experts_per_token_after:.2f}"
+            if report.has_nulls
+            else "",
+        ),
         (
             f"{report.loss} loss",
             f"{loss(report.eval_loss_before, errors['before'])} -> {loss(report.eval_loss_after, errors['after'])}",

@@ -26,9 +26,9 @@ class MoeSettings:
     ``renormalise`` has the weights of the chosen experts sum to 1. Without it they sum to K/E as
     long as the router is near zero, and the experts are scaled by E/K to make up for it.
     ``untied`` gives the output a matrix of its own where the dense model shares the embeddings'.
-    ``route_by`` says what a router decides for, token or sequence. ``slices`` divide the experts and what a token
-    visits; ``shared`` are slices beside them that every token visits. ``width`` is that of an expert, None for the
-    dense FFN's.
+    ``route_by`` says what a router decides for, token or sequence, ``router_bias`` whether it has a bias for choosing.
+    ``slices`` divide the experts and what a token visits; ``shared`` are slices beside them that every token visits,
+    ``nulls`` null experts of ``null_kinds``. ``width`` is that of an expert, None for the dense FFN's.
     """
 
     num_experts: int
@@ -38,8 +38,11 @@ class MoeSettings:
     renormalise: bool = True
     untied: bool = False
     route_by: str = "token"
+    router_bias: bool = False
     slices: int = 1
     shared: int = 0
+    nulls: int = 0
+    null_kinds: tuple[str, ...] = ()
     width: int | None = None
 
     @property
@@ -76,12 +79,15 @@ class Conversion:
     fused: bool = False
     notes: Said = ()
 
-    @property
-    def parameters(self) -> tuple[ExtraTensor, ...]:
-        """Those of ``extras`` that the class counts: a bias for choosing may be a buffer."""
-        rule = self.moe.rule
+    def extras_of(self, config: Config) -> tuple[ExtraTensor, ...]:
+        """Those of ``extras`` that the mixture which ``config`` describes has."""
+        return tuple(extra for extra in self.extras if extra.only_if is None or extra.only_if(config))
+
+    def parameters(self, config: Config) -> tuple[ExtraTensor, ...]:
+        """Those of them that the class counts: a bias for choosing may be a buffer."""
+        rule = self.moe.of(config).rule
         buffer = None if rule.selection_bias_trained else rule.selection_bias
-        return tuple(extra for extra in self.extras if extra.name != buffer)
+        return tuple(extra for extra in self.extras_of(config) if extra.name != buffer)
 
     @property
     def written(self) -> MoeLayout:

@@ -116,12 +116,12 @@ def outlook(found: Dense, parts: dict[str, PartSize]) -> Outlook | None:
     ffn = found.ffn(0)
     elements = sum(stored.elements for stored in ffn.values())
     nbytes = sum(stored.nbytes for stored in ffn.values())
-    moe_dims = dims | {"E": _EXPERTS}
+    moe_config, moe_dims = found.config, dims | {"E": _EXPERTS}
     with suppress(MoeifyError):  # upcycle refuses such a config, and says why
-        moe_dims = conversion.moe.sizes(conversion.moe_config(found.config, settings))
-    added = _EXPERTS * dims["H"] + sum(
-        math.prod(resolve_shape(extra.shape, moe_dims)) for extra in conversion.parameters
-    )
+        moe_config = conversion.moe_config(found.config, settings)
+        moe_dims = conversion.moe.sizes(moe_config)
+    extras = conversion.parameters(moe_config)
+    added = _EXPERTS * dims["H"] + sum(math.prod(resolve_shape(extra.shape, moe_dims)) for extra in extras)
     dense = sum(part.parameters for part in parts.values())
     stored_bytes = sum(part.nbytes for name, part in parts.items() if name != "buffers")
     return Outlook(

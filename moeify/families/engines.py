@@ -47,9 +47,13 @@ def own_engines(model_type: str, *, pooled: bool = False) -> tuple[Engine, ...]:
     vllm = "no: its transformers backend does not run this class"
     if pooled:
         vllm = 'yes, by `LLM(path, runner="pooling", trust_remote_code=True, model_impl="transformers")`'
+    untried = (
+        (lambda config: bool(config.get("null_experts")), "no: not tried with null experts"),
+        (lambda config: bool(config.get("router_bias")), "no: not tried with a bias for choosing"),
+    )
     return (
         Engine(name="transformers", verdict="yes, from version 5 on, with the code in this repository"),
-        Engine(name="vLLM", verdict=vllm),
+        Engine(name="vLLM", verdict=vllm, unless=untried if pooled else ()),
         *(Engine(name=name, verdict=unknown) for name in ("SGLang", "llama.cpp", "mlx-lm")),
     )
 

@@ -202,6 +202,8 @@ def _inner_parts(layout: MoeLayout) -> Iterator[tuple[tuple[str, bool], str]]:
         yield (name, False), "dense_ffn"
     for name in rest.shared:
         yield (name, True), "shared_experts"
+    for null in layout.null_experts:
+        yield (null.name, True), "null_experts"
     for router in (layout.router, *layout.router_biases, *layout.scales):
         yield (router, True), "routers"
 

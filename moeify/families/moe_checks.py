@@ -113,13 +113,14 @@ def _shape_problems(mixture: Mixture, layer: int, num_experts: int) -> Iterator[
             yield "shape", f"{name} has shape {list(bias.shape)}, config.json says {num_experts} experts"
     for spec in mixture.layout.experts:
         yield from _expert_shapes(mixture, layer, spec, num_experts, resolve_shape(spec.shape, dims))
-    for spec in mixture.layout.shared:
-        name, tensors = mixture.layer_prefix(layer) + spec.name, mixture.checkpoint.tensors
-        wanted = resolve_shape(spec.shape, dims) if dims["U"] else None
-        shape = tensors[name].shape if name in tensors else None
-        packed = shape is None and any(stored_under(tensors, name))
+    beside = {spec.name: resolve_shape(spec.shape, dims) for spec in mixture.layout.null_experts}
+    shared = {spec.name: resolve_shape(spec.shape, dims) if dims["U"] else None for spec in mixture.layout.shared}
+    for name, wanted in (beside | shared).items():
+        full, tensors = mixture.layer_prefix(layer) + name, mixture.checkpoint.tensors
+        shape = tensors[full].shape if full in tensors else None
+        packed = shape is None and any(stored_under(tensors, full))
         if shape != wanted and not packed:
-            yield "shape", f"{spec.name} has shape {_listed(shape)}, config.json says {_listed(wanted)}"
+            yield "shape", f"{name} has shape {_listed(shape)}, config.json says {_listed(wanted)}"
 
 
 def _listed(shape: tuple[int, ...] | None) -> str:

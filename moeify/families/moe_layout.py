@@ -55,7 +55,8 @@ class ExtraTensor:
     Values are drawn from N(mean, std^2), so that without ``std`` all are ``mean``; with a ``role``
     they are the dense FFN's tensor of that role times ``weight``. In ``shape``, E counts experts.
     ``dtype`` is its own, where it is not the FFN's. As long as all values of one that ``silences``
-    are zero, what it belongs to adds nothing, and a dense class can do without.
+    are zero, what it belongs to adds nothing, and a dense class can do without. Where there is ``only_if``, the
+    mixture's config.json has to pass it for the class to have the tensor.
     """
 
     name: str
@@ -66,6 +67,7 @@ class ExtraTensor:
     weight: float = 1.0
     dtype: str | None = None
     silences: bool = False
+    only_if: Callable[[Config], bool] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,9 +84,10 @@ class RouterRule:
     ``scaling_key``. They multiply what experts give, or what experts read where
     ``weighs_inputs``. ``route_by_key`` says whether routers decide for tokens or whole sequences,
     where a class can do both, ``slices_key`` how many slices experts are divided into, each with a softmax and
-    best experts of its own, and ``shared_key`` how many further slices all tokens visit. Where slices are
-    ``tied``, those of a copy are one of the ``groups`` and have the same router row, so that a token visits whole
-    copies. ``straight_through`` says that a single renormalised weight, which is 1, has a gradient all the same.
+    best experts of its own, ``nulls_key`` how many null experts a token may choose behind its first, and
+    ``shared_key`` how many further slices all tokens visit. Where slices are ``tied``, those of a copy are one of the
+    ``groups`` and have the same router row, so that a token visits whole copies. ``straight_through`` says
+    that a single renormalised weight, which is 1, has a gradient all the same.
     """
 
     scores: Literal["softmax", "sigmoid", "sparsemixer"] = "softmax"
@@ -99,6 +102,7 @@ class RouterRule:
     scaling_default: float = 1.0
     route_by_key: str | None = None
     slices_key: str | None = None
+    nulls_key: str | None = None
     shared_key: str | None = None
     tied_slices: bool = False
     weighs_inputs: bool = False
@@ -143,6 +147,11 @@ class RouterRule:
         if self.groups is None or not self.tied_slices or slices == 1:
             return {}
         return dict(zip(self.groups, (num_experts // slices, top_k // slices), strict=True))
+
+    def null_experts(self, config: Config) -> int:
+        """Null experts that a token may choose in place of all its experts but the first."""
+        value = None if self.nulls_key is None else config.get(self.nulls_key)
+        return 0 if value is None else int(value)
 
     def shared_slices(self, config: Config) -> int:
         """Slices beside those of experts, which every token visits."""
@@ -221,7 +230,8 @@ class MoeLayout:
     hold the class in shards, ``turned_when_loaded`` that transformers exchanges the axes of experts.
     ``gives`` counts what a layer's module returns, hidden states first, and is 0 where it returns
     them by themselves. ``joined`` are tensors that the class has in one, as in ``DenseLayout``. ``shared`` are
-    those of slices that every token visits, U neurons wide, where config.json has any.
+    those of slices that every token visits, U neurons wide, where config.json has any. ``null_experts`` are what
+    null experts have, first the rows [Z, H] of a router that choose them.
     """
 
     model_type: str
@@ -243,6 +253,7 @@ class MoeLayout:
     num_experts_keys: tuple[str, ...] = ("num_experts",)
     shared_keys: tuple[str, ...] = ()
     shared: tuple[ExpertTensor, ...] = ()
+    null_experts: tuple[ExtraTensor, ...] = ()
     router_module: str | None = None
     guard: str | None = None
     loaded_selection_bias: str | None = None
@@ -276,12 +287,19 @@ class MoeLayout:
             tuple(spec for spec in specs if spec.only_if is None or spec.only_if(text))
             for specs in (self.experts, self.shared)
         )
-        if self.rule_by is None and (experts, shared) == (self.experts, self.shared):
+        nulls = tuple(spec for spec in self.null_experts if spec.only_if is None or spec.only_if(text))
+        same = (experts, shared, nulls) == (self.experts, self.shared, self.null_experts)
+        if self.rule_by is None and same:
             return self
         rule = self.rule if self.rule_by is None else self.rule_by(text)
         lacking = {spec.name for spec in self.shared} - {spec.name for spec in shared}
         rest = replace(self.rest, shared=tuple(name for name in self.rest.shared if name not in lacking))
-        return replace(self, rule=rule, rule_by=None, experts=experts, shared=shared, rest=rest)
+        return replace(self, rule=rule, rule_by=None, experts=experts, shared=shared, null_experts=nulls, rest=rest)
+
+    @property
+    def null_router(self) -> str | None:
+        """Name of the rows [Z, H] that choose null experts; None without any."""
+        return self.null_experts[0].name if self.null_experts else None
 
     @property
     def router_biases(self) -> tuple[str, ...]:

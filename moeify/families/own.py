@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from moeify.errors import CheckpointError
@@ -10,16 +10,33 @@ from moeify.families.base import DenseLayout
 from moeify.families.conversion import Conversion, MoeSettings
 from moeify.families.engines import own_engines
 from moeify.families.joining import whole_name
-from moeify.families.moe_layout import ExpertTensor, MoeLayout, Rest, RouterRule
+from moeify.families.moe_layout import ExpertTensor, ExtraTensor, MoeLayout, Rest, RouterRule
 from moeify.families.numbering import SHARED_KEY as _SHARED
 from moeify.families.numbering import SLICES_KEY as _SLICES
 from moeify.families.rope import spelled_rope
 from moeify.families.values import Config, Dims, Shape
 from moeify.modeling.moe_families import FAMILIES, moe_type
 
+_BIAS, _NULLS, _NULL_KINDS = "router_bias", "null_experts", "null_kinds"
 OWN_RULE = RouterRule(
-    norm_key="norm_topk_prob", route_by_key="route_by", slices_key=_SLICES, shared_key=_SHARED, straight_through=True
+    norm_key="norm_topk_prob",
+    route_by_key="route_by",
+    slices_key=_SLICES,
+    shared_key=_SHARED,
+    nulls_key=_NULLS,
+    straight_through=True,
 )
+
+
+def own_rule(block: str) -> Callable[[Config], RouterRule]:
+    """How the routers of ``block``, relative to its layer, choose, by the mixture's config."""
+    biased = replace(OWN_RULE, selection_bias=bias_name(block))
+    return lambda config: biased if _biased(config) else OWN_RULE
+
+
+def bias_name(block: str) -> str:
+    """What is added for choosing, where config.json says so."""
+    return f"{block + '.' if block else ''}routing.e_score_correction_bias"
 
 
 def own_mixture(dense: DenseLayout) -> MoeLayout:
@@ -48,7 +65,9 @@ def own_mixture(dense: DenseLayout) -> MoeLayout:
         rest=replace(_rest(dense), shared=tuple(spec.name for spec in shared)),
         shared=shared,
         shared_keys=(_SHARED,),
+        null_experts=_null_experts(family.ffn.block),
         rule=OWN_RULE,
+        rule_by=own_rule(family.ffn.block),
         joined=dense.joined,
     )
 
@@ -93,7 +112,35 @@ def _dims(dense: DenseLayout, config: Config) -> Dims:
             f"use a number that divides {dims['F']}",
         )
     size = dims["F"] // count
-    return {**dims, "F": size, "U": size * shared}
+    nulls = {"Z": OWN_RULE.null_experts(config), "X": _nulls_of(config, "copy"), "Y": _nulls_of(config, "constant")}
+    return {**dims, "F": size, "U": size * shared, **nulls}
+
+
+def _nulls_of(config: Config, kind: str) -> int:
+    """How many null experts are of this kind; kinds are dealt out in turn."""
+    kinds = config.get(_NULL_KINDS) or ("zero",)
+    return sum(kinds[number % len(kinds)] == kind for number in range(OWN_RULE.null_experts(config)))
+
+
+def _null_experts(block: str) -> tuple[ExtraTensor, ...]:
+    """Their rows of the router, alpha and v of modeling's ``NullExperts``."""
+    return (
+        ExtraTensor(name=f"{block}.nulls.router.weight", shape=("Z", "H"), only_if=_has_nulls),
+        ExtraTensor(name=f"{block}.nulls.scale", shape=("X",), silences=True, only_if=_has_copies),
+        ExtraTensor(name=f"{block}.nulls.constant", shape=("Y", "H"), silences=True, only_if=_has_constants),
+    )
+
+
+def _has_nulls(config: Config) -> bool:
+    return OWN_RULE.null_experts(config) > 0
+
+
+def _has_copies(config: Config) -> bool:
+    return _nulls_of(config, "copy") > 0
+
+
+def _has_constants(config: Config) -> bool:
+    return _nulls_of(config, "constant") > 0
 
 
 def _moe_layers(dense: DenseLayout, config: Config) -> tuple[int, ...]:
@@ -108,9 +155,20 @@ def own_conversion(dense: DenseLayout, moe: MoeLayout, pooled: bool = False) -> 
         moe=moe,
         to_moe=_to_moe,
         to_dense=_to_dense,
+        extras=_extras(dense),
         engines=own_engines(moe.model_type, pooled=pooled),
         remote_code=True,
     )
+
+
+def _extras(dense: DenseLayout) -> tuple[ExtraTensor, ...]:
+    block = FAMILIES[dense.model_type].ffn.block
+    bias = ExtraTensor(name=bias_name(block), shape=("E",), dtype="F32", only_if=_biased)
+    return bias, *_null_experts(block)[1:]  # the rows are drawn as routers are
+
+
+def _biased(config: Config) -> bool:
+    return bool(config.get(_BIAS))
 
 
 def _to_moe(config: Config, settings: MoeSettings) -> Config:
@@ -122,6 +180,8 @@ def _to_moe(config: Config, settings: MoeSettings) -> Config:
         **({_SHARED: settings.shared} if settings.shared else {}),
         "moe_layers": list(settings.moe_layers),
         "route_by": settings.route_by,
+        **({_BIAS: True} if settings.router_bias else {}),
+        **({_NULLS: settings.nulls, _NULL_KINDS: list(settings.null_kinds)} if settings.nulls else {}),
         "norm_topk_prob": True,
         "output_router_logits": False,
         "router_aux_loss_coef": 0.01,
@@ -140,6 +200,9 @@ _KEYS = (
     _SHARED,
     "moe_layers",
     "route_by",
+    _BIAS,
+    _NULLS,
+    _NULL_KINDS,
     "norm_topk_prob",
     "output_router_logits",
     "router_aux_loss_coef",

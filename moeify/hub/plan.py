@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from moeify.hub.listing import LocalFile
+from moeify.progress import stage
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoFile
@@ -65,14 +66,16 @@ def plan_push(
 ) -> PushPlan:
     """Compare ``local`` with ``remote``, which is None where there is no repository yet."""
     present = remote or {}
-    new, changed, unchanged = [], [], []
-    for file in local:
-        if file.name not in present:
-            new.append(file)
-        elif is_same(file, present[file.name]):
-            unchanged.append(file)
-        else:
-            changed.append(file)
+    new: list[LocalFile] = []
+    changed: list[LocalFile] = []
+    unchanged: list[LocalFile] = []
+    with stage("comparing files", sum(file.nbytes for file in local if file.name in present), "bytes") as comparing:
+        for file in local:
+            if file.name not in present:
+                new.append(file)
+                continue
+            (unchanged if is_same(file, present[file.name]) else changed).append(file)
+            comparing.advance(file.nbytes)
     names = {file.name for file in local}
     removed = [name for name in sorted(present) if _WEIGHTS.fullmatch(name) and name not in names]
     weights = [*removed, *(file.name for file in (*new, *changed))]

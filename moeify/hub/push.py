@@ -16,6 +16,7 @@ from moeify.hub.config import PushConfig, check_repo_id
 from moeify.hub.listing import LocalFile, local_files
 from moeify.hub.plan import PushPlan, plan_push
 from moeify.hub.remote import Remote, find_problem, look
+from moeify.progress import stage
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -177,20 +178,22 @@ def _upload(api: HfApi, plan: PushPlan, config: PushConfig) -> None:
     large = [[file] for file in plan.uploads if file.name.endswith(".safetensors")]
     small = [file for file in plan.uploads if not file.name.endswith(".safetensors")]
     done: list[LocalFile] = []
-    for batch in [small, *large] if small else large:
-        try:
-            with hub_errors(plan.repo_id, f"uploading {batch[-1].name} to"):
-                api.preupload_lfs_files(
-                    plan.repo_id,
-                    [file.operation for file in batch],
-                    revision=plan.branch,
-                    create_pr=config.create_pr,
-                    free_memory=False,
-                )
-        except MoeifyError as error:
-            raise _unfinished(plan, error, done) from error
-        # What is small travels inside the commit, so only the weights are up by now.
-        done += batch if batch is not small else []
+    with stage(f"uploading to {plan.repo_id}", plan.upload_bytes, "bytes") as uploading:
+        for batch in [small, *large] if small else large:
+            try:
+                with hub_errors(plan.repo_id, f"uploading {batch[-1].name} to"):
+                    api.preupload_lfs_files(
+                        plan.repo_id,
+                        [file.operation for file in batch],
+                        revision=plan.branch,
+                        create_pr=config.create_pr,
+                        free_memory=False,
+                    )
+            except MoeifyError as error:
+                raise _unfinished(plan, error, done) from error
+            # What is small travels inside the commit, so only the weights are up by now.
+            done += batch if batch is not small else []
+            uploading.advance(sum(file.nbytes for file in batch))
 
 
 def _unfinished(plan: PushPlan, error: MoeifyError, done: list[LocalFile]) -> HubError:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,14 +23,10 @@ from moeify.families.values import text_config
 from moeify.inspection.config import InspectConfig
 from moeify.inspection.opening import Opened, open_folder
 from moeify.inspection.report import InspectReport, LayerReport, RouterFacts
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, steps done and steps in all."""
+from moeify.inspection.running import running_costs
 
 
-def inspect(
-    checkpoint: str | Path, config: InspectConfig | None = None, *, progress: Progress | None = None, **options: Any
-) -> InspectReport:
+def inspect(checkpoint: str | Path, config: InspectConfig | None = None, **options: Any) -> InspectReport:
     """Look into ``checkpoint``, a folder or a Hub id, without changing anything.
 
     Problems are collected in the report. Raises ``MoeifyError`` when nothing can be read, or when
@@ -54,9 +49,7 @@ def inspect(
     if config.verify and source is not None:
         from moeify.inspection.verification import unsummed_note, verify_files
 
-        report.verified = verify_files(
-            source.folder, report.problems, in_part=source.revision is not None, progress=progress
-        )
+        report.verified = verify_files(source.folder, report.problems, in_part=source.revision is not None)
         report.notes += filter(None, [unsummed_note(report.verified)])
     if deep:
         if mixture is None or source is None:
@@ -64,26 +57,21 @@ def inspect(
                 f"{report.source} is no mixture of experts: it has no routers to look at",
                 "leave --weights and --dataset out",
             )
-        _look_deeper(source, opened, mixture, report, config, progress)
+        _look_deeper(source, opened, mixture, report, config)
     return report
 
 
 def _look_deeper(
-    source: Source,
-    opened: Opened,
-    mixture: Mixture,
-    report: InspectReport,
-    config: InspectConfig,
-    progress: Progress | None,
+    source: Source, opened: Opened, mixture: Mixture, report: InspectReport, config: InspectConfig
 ) -> None:
     if config.weights:
         from moeify.inspection.weights import examine_weights
 
-        examine_weights(opened, mixture, report, config, progress)
+        examine_weights(opened, mixture, report, config)
     if config.dataset is not None:
         from moeify.inspection.routing import examine_routing
 
-        examine_routing(source, mixture, report, config, progress)
+        examine_routing(source, mixture, report, config)
 
 
 def _sort(opened: Opened, report: InspectReport) -> Mixture | None:
@@ -117,6 +105,8 @@ def _sort_mixture(opened: Opened, report: InspectReport) -> Mixture:
     report.params_total = mixture.parameters
     report.params_active = None if top_k is None else mixture.active_parameters(top_k)
     report.parts = _parts(mixture.parts)
+    inside = ((n.removeprefix(mixture.prefix), t) for n, t in mixture.checkpoint.tensors.items())
+    report.running = running_costs(config, report.parts, inside, layout.layer, mixture.num_layers)
     report.layers = [
         LayerReport(
             layer=layer,
@@ -157,6 +147,7 @@ def _sort_dense(opened: Opened, layout: DenseLayout, report: InspectReport) -> N
     report.params_total = sum(part.parameters for part in parts.values())
     report.params_active = report.params_total
     report.parts = _parts(parts)
+    report.running = running_costs(opened.config, report.parts, dense.held.items(), layout.layer, dense.num_layers)
     report.upcycled = outlook(dense, parts)
     report.problems += dense_problems(dense)
     report.notes += dense.notes

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from moeify.checkpoint.reader import Checkpoint
@@ -31,12 +30,7 @@ def loss_of(checkpoint: Checkpoint) -> str:
 
 
 def other_losses(
-    checkpoint: Checkpoint,
-    mixture: Mixture,
-    blocks: Blocks,
-    tokenizer: Any,
-    config: InspectConfig,
-    progress: Callable[[int, int], None] | None,
+    checkpoint: Checkpoint, mixture: Mixture, blocks: Blocks, tokenizer: Any, config: InspectConfig
 ) -> dict[str, Any]:
     """Losses by rule and with a capacity, in nats per predicted token, all in one walk over the text."""
     layout = mixture.layout
@@ -47,16 +41,11 @@ def other_losses(
     limited = [] if capacity is None else [Reading(route=capacity)]
     with passes_over(checkpoint, layout, low_memory=config.low_memory, head=True) as passes:
         learned, *read = read_held_out(
-            passes,
-            layout,
-            examples,
-            [Reading(), *limited, *others.readings()],
-            batch_size=config.batch,
-            progress=progress,
+            passes, layout, examples, [Reading(), *limited, *others.readings()], batch_size=config.batch
         )
     found: dict[str, Any] = {**_figures(learned.estimate(), "learned"), "rules": {}, "capacity": None}
     if capacity is not None:
-        found["capacity"] = _capacity(capacity, mixture.top_k, learned, read.pop(0))
+        found["capacity"] = _capacity(capacity, learned, read.pop(0))
     for name, rule in others.losses(learned, read).items():
         found["rules"][name] = {**_above(learned, rule.above), "expert": rule.expert}
     return found
@@ -72,8 +61,8 @@ def _above(learned: BlockLosses, above: Estimate) -> dict[str, float | None]:
     return {"loss": _round(learned.mean() + above.value), **_figures(above, "change")}
 
 
-def _capacity(capacity: Capacity, top_k: int, learned: BlockLosses, found: BlockLosses) -> dict[str, Any]:
-    dropped = capacity.dropped(top_k)
+def _capacity(capacity: Capacity, learned: BlockLosses, found: BlockLosses) -> dict[str, Any]:
+    dropped = capacity.dropped()
     tokens, assignments = (sum(shares) / max(len(dropped), 1) for shares in zip(*dropped.values(), strict=True))
     return {
         "factor": capacity.factor,

@@ -125,15 +125,18 @@ def _facts(report: InspectReport) -> Iterator[tuple[str, Cell]]:
 def _layer_table(report: InspectReport) -> str:
     keys = ("max_violation", "load_cv", "load_entropy", "entropy", "margin")
     rows: list[tuple[Cell, ...]] = []
+    nulls = report.router is not None and report.router.null_experts > 0
     for layer in report.layers:
         figure = layer.routing
         row: tuple[Cell, ...] = (layer.layer, *(figure[key] for key in keys), len(figure["dead"]))
+        row += (figure["experts_per_token"],) if nulls else ()
         if "domains" in figure:
             row = (*row, figure["domains"]["nmi"])
         if "against" in figure:
             row = (*row, figure["against"]["saturation"])
         rows.append(row)
     heads = ["layer", "MaxVio", "CV", "load entropy", "router entropy", "margin", "dead"]
+    heads += ["experts a token"] if nulls else []
     heads += ["NMI"] if report.domain_names else []
     heads += ["same as other"] if "against" in (report.routing or {}) else []
     return _table("layers", heads, rows)

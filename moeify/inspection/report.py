@@ -11,6 +11,7 @@ from moeify.families.moe_layout import MoeLayout
 from moeify.families.problems import Problem
 from moeify.families.values import Config
 from moeify.inspection.opening import Opened, Shard
+from moeify.inspection.running import Running
 from moeify.provenance.record import Record
 
 if TYPE_CHECKING:
@@ -24,7 +25,8 @@ class RouterFacts:
 
     ``groups`` is the number of expert groups and how many a token keeps; None for one group.
     ``route_by`` says what a router decides for, token or sequence, ``slices`` how many parts of a copy are experts; in
-    each of them a router chooses by itself, unless they are ``tied``, so that groups are copies.
+    each of them a router chooses by itself, unless they are ``tied``, so that groups are copies; ``null_experts`` may
+    stand for all of a token's experts but the first.
     """
 
     scores: str
@@ -35,6 +37,7 @@ class RouterFacts:
     route_by: str
     slices: int
     tied: bool
+    null_experts: int
 
     @classmethod
     def of(cls, layout: MoeLayout, config: Config) -> RouterFacts:
@@ -49,6 +52,7 @@ class RouterFacts:
             route_by=rule.route_by(config),
             slices=rule.slices(config),
             tied=rule.tied_slices and rule.slices(config) > 1,
+            null_experts=rule.null_experts(config),
         )
 
 
@@ -79,8 +83,8 @@ class InspectReport:
 
     ``kind`` is moe, dense or unknown (a ``model_type`` that moeify has no layout for).
     ``params_active`` counts what one token uses. ``parts`` maps parts of the model to parameters
-    and stored bytes. ``bytes`` are those of all tensors. ``sums`` holds each layer's routing for
-    pictures; it is no part of the document.
+    and stored bytes. ``running`` is what running it takes. ``bytes`` are those of all tensors. ``sums``
+    holds each layer's routing for pictures; it is no part of the document.
     """
 
     source: str
@@ -100,6 +104,7 @@ class InspectReport:
     params_active: int | None = None
     bytes: int = 0
     parts: dict[str, dict[str, int]] = field(default_factory=dict)
+    running: Running | None = None
     dtypes: dict[str, int] = field(default_factory=dict)
     shards: list[Shard] = field(default_factory=list)
     num_tensors: int = 0
@@ -156,6 +161,7 @@ class InspectReport:
             "params_active": self.params_active,
             "bytes": self.bytes,
             "parts": self.parts,
+            "running": None if self.running is None else self.running.to_dict(),
             "dtypes": self.dtypes,
             "num_tensors": self.num_tensors,
             "shards": [asdict(shard) for shard in self.shards],

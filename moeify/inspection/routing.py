@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,9 +26,6 @@ from moeify.routing.statistics import DomainFigures, LayerRouting, RoutingStatis
 
 _MATRIX_EXPERTS = 64  # up to which the document holds whole co-activation matrices
 _PAIRS = 10
-_OTHERWISE = "routing otherwise"
-
-Progress = Callable[[str, int, int], None]
 
 
 class Choices:
@@ -81,9 +77,7 @@ class _Run:
                 observer(tokens)
 
 
-def examine_routing(
-    source: Source, mixture: Mixture, report: InspectReport, config: InspectConfig, progress: Progress | None = None
-) -> None:
+def examine_routing(source: Source, mixture: Mixture, report: InspectReport, config: InspectConfig) -> None:
     """Route the text that ``config`` names and add what came of it to ``report``.
 
     Raises ``MoeifyError`` where the text cannot be read or the checkpoint cannot run.
@@ -102,7 +96,7 @@ def examine_routing(
         choices=None if other is None else Choices(),
         vocabulary=VocabularyCounts(blocks) if config.vocabulary else None,
     )
-    _route(source, layout, blocks, run, config, progress)
+    _route(source, layout, blocks, run, config)
     for layer in report.layers:
         sums = run.statistics.layers[layer.layer]
         layer.routing = _layer_figures(sums)
@@ -113,23 +107,14 @@ def examine_routing(
     report.domain_names = blocks.domain_names
     _flag_collapse(report)
     if asks_otherwise:
-        report.routing["otherwise"] = other_losses(
-            checkpoint, mixture, blocks, tokenizer, config, _named(progress, _OTHERWISE)
-        )
+        report.routing["otherwise"] = other_losses(checkpoint, mixture, blocks, tokenizer, config)
     if other is not None:
-        _compare(other, blocks, run, report, config, progress)
+        _compare(other, blocks, run, report, config)
 
 
-def _route(
-    source: Source, layout: MoeLayout, blocks: Blocks, run: _Run, config: InspectConfig, progress: Progress | None
-) -> None:
-    named = _named(progress, f"routing through {source.name}")
+def _route(source: Source, layout: MoeLayout, blocks: Blocks, run: _Run, config: InspectConfig) -> None:
     with passes_over(Checkpoint.open(source.folder), layout, low_memory=config.low_memory) as passes:
-        collect(passes, layout, blocks, run, batch_size=config.batch, progress=named)
-
-
-def _named(progress: Progress | None, what: str) -> Callable[[int, int], None] | None:
-    return None if progress is None else lambda done, total: progress(what, done, total)
+        collect(passes, layout, blocks, run, batch_size=config.batch, name=f"routing through {source.name}")
 
 
 def _other(config: InspectConfig, report: InspectReport) -> tuple[Source, MoeLayout]:
@@ -152,17 +137,12 @@ def _other(config: InspectConfig, report: InspectReport) -> tuple[Source, MoeLay
 
 
 def _compare(
-    other: tuple[Source, MoeLayout],
-    blocks: Blocks,
-    run: _Run,
-    report: InspectReport,
-    config: InspectConfig,
-    progress: Progress | None,
+    other: tuple[Source, MoeLayout], blocks: Blocks, run: _Run, report: InspectReport, config: InspectConfig
 ) -> None:
     source, layout = other
     choices = Choices(run.choices)
     there = _Run(statistics=RoutingStatistics(len(blocks.domain_names)), choices=choices, vocabulary=None)
-    _route(source, layout, blocks, there, config, progress)
+    _route(source, layout, blocks, there, config)
     for layer in report.layers:
         sums = there.statistics.layers[layer.layer]
         layer.routing["against"] = {
@@ -194,6 +174,7 @@ def _layer_figures(sums: LayerRouting) -> dict[str, Any]:
         "dead": list(sums.dead),
         "unused": list(sums.unused),
         "collapsed": sums.collapsed,
+        "experts_per_token": _round(sums.experts_per_token),
     }
     domains = sums.domains
     return figures if domains is None else figures | {"domains": _domain_figures(domains)}
@@ -218,6 +199,7 @@ def _routing(blocks: Blocks, statistics: RoutingStatistics) -> dict[str, Any]:
         "max_violation": _round(statistics.max_violation),
         "entropy": _round(statistics.entropy),
         "dead": sum(len(layer.dead) for layer in layers.values()),
+        "experts_per_token": _round(statistics.experts_per_token),
         "coactivation": {str(n): _coactivation(layer) for n, layer in sorted(layers.items())},
         "domains": None,
     }
@@ -226,7 +208,7 @@ def _routing(blocks: Blocks, statistics: RoutingStatistics) -> dict[str, Any]:
         found["domains"] = {
             "names": list(blocks.domain_names),
             "tokens": [int(count) for count in first.tokens_per_domain],
-            "baseline": _round(first.top_k / first.num_experts),
+            "baseline": _round(first.experts_per_token / first.num_experts),
             "nmi": _round(_mean([layer.domains.nmi for layer in layers.values() if layer.domains is not None])),
         }
     return found
@@ -239,7 +221,7 @@ def _coactivation(sums: LayerRouting) -> dict[str, Any]:
     upper = [(i, j) for i in range(experts) for j in range(experts) if i != j]
     upper.sort(key=lambda pair: (-matrix[pair], pair))
     found: dict[str, Any] = {
-        "baseline": _round((sums.top_k - 1) / max(experts - 1, 1)),
+        "baseline": _round((sums.experts_per_token - 1) / max(experts - 1, 1)),
         "top": [
             {"expert": i, "with": j, "fraction": _round(float(matrix[i, j]))}
             for i, j in upper[:_PAIRS]

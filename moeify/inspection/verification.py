@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,9 @@ from moeify.checkpoint.inside import resolve_inside
 from moeify.checkpoint.naming import some
 from moeify.errors import CheckpointError
 from moeify.families.problems import Problem
+from moeify.progress import stage
 from moeify.provenance.record import RECORD_FILE, FileEntry, recorded_files
 
-Progress = Callable[[str, int, int], None]
-_MB = 1_000_000
 _MISSING = "missing_file"
 
 
@@ -36,9 +34,7 @@ class Verified:
         return asdict(self)
 
 
-def verify_files(
-    folder: Path, problems: list[Problem], *, in_part: bool = False, progress: Progress | None = None
-) -> Verified:
+def verify_files(folder: Path, problems: list[Problem], *, in_part: bool = False) -> Verified:
     """Read every file of ``folder`` that moeify.json has a SHA-256 of; adds to ``problems``.
 
     ``in_part`` says that what is missing was perhaps never fetched, which is no problem. Raises
@@ -53,19 +49,18 @@ def verify_files(
             path=folder,
         )
     total = sum(entry.nbytes for entry in summed.values())
-    files = done = good = 0
+    files = good = 0
     absent: list[str] = []
-    for name, entry in summed.items():
-        problem = _problem(folder, name, entry)
-        if problem is None:
-            files, good = files + 1, good + entry.nbytes
-        elif in_part and problem.kind == _MISSING:
-            absent.append(name)
-        else:
-            problems.append(problem)
-        done += entry.nbytes
-        if progress is not None:
-            progress("reading MB", done // _MB, total // _MB)
+    with stage("checking files", total, "bytes") as checking:
+        for name, entry in summed.items():
+            problem = _problem(folder, name, entry)
+            if problem is None:
+                files, good = files + 1, good + entry.nbytes
+            elif in_part and problem.kind == _MISSING:
+                absent.append(name)
+            else:
+                problems.append(problem)
+            checking.advance(entry.nbytes)
     rest = tuple(sorted(listed.keys() - summed.keys()))
     return Verified(files=files, bytes=good, unsummed=rest, absent=tuple(sorted(absent)))
 

@@ -28,14 +28,14 @@ class VocabularyCounts:
     def __call__(self, tokens: RoutedTokens) -> None:
         if tokens.token_ids is None:
             return
-        experts = tokens.logits.shape[1]
+        experts = tokens.logits.shape[1]  # null ones have the number after the last
         if tokens.layer not in self.counts:
             self.counts[tokens.layer] = np.zeros((len(self.token_ids), experts), np.int32)
         rows = np.searchsorted(self.token_ids, tokens.token_ids.numpy())
-        flat = (rows[:, None] * experts + tokens.experts.numpy()).ravel()
-        size = len(self.token_ids) * experts
-        added = np.bincount(flat, minlength=size).reshape(-1, experts)
-        self.counts[tokens.layer] += added.astype(np.int32)
+        flat = (rows[:, None] * (experts + 1) + tokens.experts.numpy()).ravel()
+        size = len(self.token_ids) * (experts + 1)
+        added = np.bincount(flat, minlength=size).reshape(-1, experts + 1)
+        self.counts[tokens.layer] += added[:, :experts].astype(np.int32)
 
     def figures(self, layer: int, tokenizer: Any) -> list[list[dict[str, Any]]]:
         """For each expert its most frequent tokens: text, assignments, and N_{x,i} / N_x.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ from moeify.families.slicing import slice_of
 from moeify.inspection.config import InspectConfig
 from moeify.inspection.opening import Opened
 from moeify.inspection.report import InspectReport
+from moeify.progress import stage
 from moeify.provenance.record import Record
 
 _BLOCK_BYTES = 32 << 20  # of all experts' values together, as float32
@@ -34,29 +35,22 @@ _BLOCK_BYTES = 32 << 20  # of all experts' values together, as float32
 Float64 = NDArray[np.float64]
 
 
-def examine_weights(
-    opened: Opened,
-    mixture: Mixture,
-    report: InspectReport,
-    config: InspectConfig,
-    progress: Callable[[str, int, int], None] | None = None,
-) -> None:
+def examine_weights(opened: Opened, mixture: Mixture, report: InspectReport, config: InspectConfig) -> None:
     """Add the figures of routers and experts to every layer of ``report``.
 
     At most 32 MiB of values are held at a time, whatever the size of layer and shard. A layer that
     cannot be read is a problem of the report.
     """
     dense = None if config.reference is None else _dense_source(config.reference, mixture, opened.record)
-    with SourceFiles() as files:
-        for done, layer in enumerate(report.layers):
-            if progress is not None:
-                progress("reading weights", done, len(report.layers))
+    with SourceFiles() as files, stage("reading weights", len(report.layers), "layers") as reading:
+        for layer in report.layers:
             try:
                 layer.weights = _layer(files, mixture, layer.layer, dense)
             except CheckpointError as error:
                 message = f"layer {layer.layer}: {error.message}"
                 report.problems.append(Problem(kind="unreadable_weights", message=message))
                 layer.weights = {"duplicates": [], "nonfinite": 0}
+            reading.advance()
     _findings(report)
 
 

@@ -48,6 +48,7 @@ _FILES = (
     "moe_models.py",
     "moe_outputs.py",
     "moe_pooling.py",
+    "moe_routing.py",
 )
 
 

@@ -44,6 +44,18 @@ class MoeOptions:
     route_by: str = "token"
     """What a router decides for: each "token" by itself, or a "sequence" by its tokens' mean."""
 
+    router_bias: bool = False
+    """Whether a bias for each expert, without a gradient, has a part in choosing and none in weighing.
+
+    Whoever trains moves it towards an even load (arXiv 2408.15664); it stays in float32.
+    """
+
+    null_experts: int = 0
+    """Z, the number of null experts, which a token may choose in place of all its K experts but the first."""
+
+    null_kinds: tuple[str, ...] | list[str] = ("zero",)
+    """Kinds of the null experts, dealt out in turn: zero, copy (alpha x) and constant (v)."""
+
     norm_topk_prob: bool = True
     """Whether the K chosen weights are scaled to sum to 1, which makes copied experts exact."""
 
@@ -63,6 +75,11 @@ class MoeOptions:
     def is_moe_layer(self, layer: int) -> bool:
         """Whether layer number `layer`, counted from 0, holds experts."""
         return self.moe_layers is None or layer in self.moe_layers
+
+    def nulls_of(self, kind: str) -> int:
+        """How many null experts are of this kind."""
+        kinds = self.null_kinds
+        return sum(kinds[number % len(kinds)] == kind for number in range(self.null_experts))
 
     def check_experts(self, num_layers: int) -> None:
         """Check the keys above against each other and against the number of layers.
@@ -86,6 +103,9 @@ class MoeOptions:
             raise ValueError(f"shared_slices must be a whole number of at least 0, not {shared!r}.")
         if self.route_by not in ("token", "sequence"):
             raise ValueError(f"route_by must be 'token' or 'sequence', not {self.route_by!r}.")
+        if not isinstance(self.router_bias, bool):
+            raise ValueError(f"router_bias must be true or false, not {self.router_bias!r}.")
+        self._check_nulls()
         for key in ("router_aux_loss_coef", "router_z_loss_coef"):
             coefficient = getattr(self, key)
             if not isinstance(coefficient, int | float) or not coefficient >= 0:
@@ -97,6 +117,19 @@ class MoeOptions:
         wrong = [n for n in layers if not isinstance(n, int) or not 0 <= n < num_layers]
         if wrong:
             raise ValueError(f"moe_layers names {wrong}, but the model's layers are 0 to {num_layers - 1}.")
+
+    def _check_nulls(self) -> None:
+        nulls, kinds = self.null_experts, self.null_kinds
+        if not isinstance(nulls, int) or nulls < 0:
+            raise ValueError(f"null_experts must be a whole number of at least 0, not {nulls!r}.")
+        if not isinstance(kinds, tuple | list) or not kinds or not set(kinds) <= {"zero", "copy", "constant"}:
+            raise ValueError(f"null_kinds must list 'zero', 'copy' or 'constant', not {kinds!r}.")
+        if not nulls:
+            return
+        if self.num_experts_per_tok < 2:
+            raise ValueError("null_experts need num_experts_per_tok of 2 or more: the first choice is an expert.")
+        if self.expert_slices > 1 or not self.norm_topk_prob:
+            raise ValueError("null_experts go with expert_slices = 1 and norm_topk_prob = true only.")
 
 
 class CheckedOptions:

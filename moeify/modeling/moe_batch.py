@@ -4,7 +4,7 @@ This file travels inside checkpoints: it imports torch and transformers only.
 """
 
 from contextvars import ContextVar, Token
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,13 +17,15 @@ class RoutingBatch:
     """One forward pass, as its routers see it.
 
     `mask`, `starts` and `cache` are the arguments of `SequencePool`. `logits` collects [N, E] of each MoE layer, and
-    is None where nobody asked; `attention_mask` tells which tokens count in losses.
+    is None where nobody asked; `chosen` collects the experts [N, K] beside them. `attention_mask` tells which tokens
+    count in losses.
     """
 
     mask: Tensor | None = None
     starts: Tensor | None = None
     cache: Cache | None = None
     logits: list[Tensor] | None = None
+    chosen: list[Tensor] = field(default_factory=list)
     attention_mask: Any = None
 
 

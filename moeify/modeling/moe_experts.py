@@ -90,7 +90,8 @@ class ExpertsImplementations:
                 return output
             # Tensor parallelism adds up what the ranks give, each of which has the whole bias. Its
             # gradient is not added up: the surplus is taken off the value alone.
-            surplus = experts.down_proj_bias.detach()[chosen] * weights.unsqueeze(-1)
+            visited = chosen.clamp(max=experts.num_experts - 1)  # beyond are choices with weight 0
+            surplus = experts.down_proj_bias.detach()[visited] * weights.unsqueeze(-1)
             return output - (1 - share) * surplus.sum(dim=1).to(output.dtype)
 
         return run
@@ -205,7 +206,7 @@ class Experts(Networks):
         """The weighted sum of the experts in some columns of [N, K], for [N, H]."""
         top_k = experts.shape[-1]
         order = experts.flatten().argsort(stable=True)
-        # Under expert parallelism, experts of other ranks bear the number after the last.
+        # Null experts, and under expert parallelism those of other ranks, bear the number after the last.
         counts = torch.bincount(experts.flatten(), minlength=self.num_experts + 1).tolist()
         # [N, H] -> [N * K, H], sorted by expert, one block of rows for each expert
         *blocks, elsewhere = hidden_states[order // top_k].split(counts)
@@ -252,6 +253,8 @@ def experts_like(outline: Outline, config: Any) -> Experts:
     experts = Experts(config, outline)
     experts.has_gate, experts.has_bias = outline.gated, outline.biased
     experts.is_transposed = outline.is_transposed
+    if config.null_experts:
+        experts._is_expert_parallel = True  # by which transformers' implementations pass over a number too large
     return experts
 
 

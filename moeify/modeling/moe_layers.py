@@ -1,4 +1,4 @@
-"""Router, mixture and router losses that moeify's own MoE models are built from.
+"""Mixture and router losses that moeify's own MoE models are built from.
 
 This file travels inside checkpoints: it imports torch, transformers and its siblings only.
 
@@ -9,83 +9,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.utils.generic import maybe_autocast
 
 from .moe_batch import CURRENT, RoutingBatch
 from .moe_experts import Outline, SharedSlices, experts_like
 from .moe_pooling import SequencePool
-
-
-class Router(nn.Linear):
-    """Score of each expert for each token, in float32 at least.
-
-    It is a plain bias-free `nn.Linear`, so LoRA and hooks find it by the name `router`.
-    """
-
-    def __init__(self, hidden_size: int, num_experts: int) -> None:
-        super().__init__(hidden_size, num_experts, bias=False)
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        """Return router logits [N, E] in float32 or wider for `hidden_states` [N, H]."""
-        dtype = torch.promote_types(hidden_states.dtype, torch.float32)
-        with maybe_autocast(hidden_states.device.type, enabled=False):
-            return F.linear(hidden_states.to(dtype), self.weight.to(dtype))
-
-
-def _in_slices(values: Tensor, slices: int) -> Tensor:
-    """[N, E] as [N, G, E / G]: what each slice chooses from."""
-    return values.unflatten(-1, (slices, values.shape[-1] // slices))
-
-
-class TopKRouting(nn.Module):
-    """Choice of K experts per token and their weights, K / G in each of G slices by itself.
-
-    It holds no parameters: it is a module so that hooks see what is chosen, whatever an adapter
-    has wrapped around the router.
-    """
-
-    def __init__(self, top_k: int, norm_topk_prob: bool, slices: int = 1) -> None:
-        super().__init__()
-        self.top_k = top_k
-        self.norm_topk_prob = norm_topk_prob
-        self.slices = slices
-
-    def forward(self, router_logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Choose experts.
-
-        Args:
-            router_logits: [N, E], float32 at least.
-
-        Returns:
-            The logits [N, E] again, the weights [N, K] and the experts' numbers [N, K], slice by
-            slice. The weights of a slice sum to 1 if `norm_topk_prob`, else they are the
-            probabilities themselves.
-        """
-        if self.slices == 1:
-            return router_logits, *self._chosen(router_logits, self.top_k)
-        logits = _in_slices(router_logits, self.slices)
-        weights, experts = self._chosen(logits, self.top_k // self.slices)
-        # [G, 1], the number of each slice's first expert
-        first = torch.arange(self.slices, device=experts.device).unsqueeze(-1) * logits.shape[-1]
-        return router_logits, weights.flatten(-2), (experts + first).flatten(-2)
-
-    def _chosen(self, logits: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
-        """The weights and the places of the best along the last axis."""
-        chosen_logits, experts = logits.topk(top_k, dim=-1)
-        if self.norm_topk_prob and top_k > 1:
-            # Equals p / sum(p) over the chosen, without the rounding of the other E - K terms.
-            return chosen_logits.softmax(dim=-1), experts
-        weights = logits.softmax(dim=-1).gather(-1, experts)
-        if self.norm_topk_prob:
-            # One renormalised weight is the constant 1; this is 1 too, but its gradient is not 0.
-            weights = weights / weights.detach()
-        return weights, experts
-
-    def extra_repr(self) -> str:
-        slices = f", slices={self.slices}" if self.slices > 1 else ""
-        return f"top_k={self.top_k}, norm_topk_prob={self.norm_topk_prob}{slices}"
+from .moe_routing import NullExperts, Router, TopKRouting, in_slices
 
 
 class MoeFeedForward(nn.Module):
@@ -104,7 +33,15 @@ class MoeFeedForward(nn.Module):
     ) -> None:
         super().__init__()
         self.router = Router(outline.hidden_size, config.num_experts)
-        self.routing = TopKRouting(config.num_experts_per_tok, config.norm_topk_prob, outline.slices)
+        self.num_experts = config.num_experts
+        self.nulls = NullExperts(config, outline.hidden_size) if config.null_experts else None
+        self.routing = TopKRouting(
+            config.num_experts_per_tok,
+            config.norm_topk_prob,
+            outline.slices,
+            biased=config.num_experts if config.router_bias else 0,
+            nulls=config.null_experts,
+        )
         self.experts = experts_like(outline, config)
         self.shared = SharedSlices(outline) if outline.shared else None
         self.pool, self.jitter = pool, float(config.router_jitter_noise)
@@ -121,13 +58,24 @@ class MoeFeedForward(nn.Module):
         if self.training and self.jitter:
             read = read * torch.empty_like(read).uniform_(1 - self.jitter, 1 + self.jitter)
         logits = self.router(read)
+        if self.nulls is not None:
+            logits = torch.cat([logits, self.nulls(read)], dim=-1)
         if self.pool is not None and not self.pool.causal and batch.starts is None:
             # [B, E] -> [N, E]: all tokens of a sequence go where it goes
             logits = logits.unsqueeze(1).expand(-1, hidden_states.shape[1], -1).flatten(0, 1)
         logits, weights, experts = self.routing(logits)
         if batch.logits is not None:
             batch.logits.append(logits)
-        mixed = self.experts(tokens, experts, weights.to(tokens.dtype))
+            batch.chosen.append(experts)
+        weights = weights.to(tokens.dtype)
+        if self.nulls is None:
+            mixed = self.experts(tokens, experts, weights)
+        else:
+            is_null = experts >= self.num_experts
+            # What no expert computes bears the number after the last one.
+            visited = experts.clamp(max=self.num_experts)
+            mixed = self.experts(tokens, visited, weights.masked_fill(is_null, 0.0))
+            mixed = self.nulls.add(mixed, tokens, experts - self.num_experts, weights.masked_fill(~is_null, 0.0))
         if self.shared is not None:
             mixed = mixed + self.shared(tokens)
         mixed = mixed.view(*hidden_states.shape[:-1], mixed.shape[-1])
@@ -147,7 +95,13 @@ def default_experts_implementation(requested: str | None) -> str:
 
 
 def balance_loss(
-    *, router_logits: Sequence[Tensor], top_k: int, mask: Tensor | None = None, slices: int = 1
+    *,
+    router_logits: Sequence[Tensor],
+    top_k: int,
+    mask: Tensor | None = None,
+    slices: int = 1,
+    chosen: Sequence[Tensor] | None = None,
+    nulls: int = 0,
 ) -> Tensor:
     """How unevenly tokens are spread over the experts, averaged over the layers.
 
@@ -162,11 +116,18 @@ def balance_loss(
         top_k: K, experts per token.
         mask: [N], nonzero for the tokens that count; None counts all.
         slices: G, in each of which K / G experts are chosen.
+        chosen: for each MoE layer the experts [N, K]; None where they are those of the largest logits.
+        nulls: Z, null experts, whose logits are the last Z of E + Z. They are left out: the load and
+            the probabilities are those of experts among one another.
 
     Returns:
         A scalar, float32. 0 if the mask leaves no token.
     """
-    return _mean_over_layers(router_logits, lambda logits: _balance(_in_slices(logits, slices), top_k, mask))
+    visited = iter(chosen or [None] * len(router_logits))
+    return _mean_over_layers(
+        router_logits,
+        lambda logits: _balance(logits[..., : logits.shape[-1] - nulls], next(visited), top_k, mask, slices),
+    )
 
 
 def z_loss(*, router_logits: Sequence[Tensor], mask: Tensor | None = None, slices: int = 1) -> Tensor:
@@ -175,7 +136,7 @@ def z_loss(*, router_logits: Sequence[Tensor], mask: Tensor | None = None, slice
     It keeps router logits small (ST-MoE, arXiv 2202.08906, equation 5).
 
     Args:
-        router_logits: for each MoE layer [N, E].
+        router_logits: for each MoE layer [N, E], those of null experts included.
         mask: [N], nonzero for the tokens that count; None counts all.
         slices: G, each of which has a softmax of its own.
 
@@ -184,22 +145,26 @@ def z_loss(*, router_logits: Sequence[Tensor], mask: Tensor | None = None, slice
     """
 
     def layer_loss(logits: Tensor) -> Tensor:
-        size = _in_slices(logits.float(), slices).logsumexp(dim=-1).square()
+        size = in_slices(logits.float(), slices).logsumexp(dim=-1).square()
         return _mean_over_tokens(size.mean(dim=-1), mask)
 
     return _mean_over_layers(router_logits, layer_loss)
 
 
-def _balance(logits: Tensor, top_k: int, mask: Tensor | None) -> Tensor:
-    logits = logits.float()
-    slices, per_slice = logits.shape[-2:]
-    # [N, G, E / G] -> [N, G, K / G] -> [N, G, E / G], 1 where the token goes to the expert
-    best = logits.topk(top_k // slices, dim=-1).indices
-    chosen = torch.zeros_like(logits).scatter_(-1, best, 1.0)
-    load = _mean_over_tokens(chosen, mask)
-    probability = _mean_over_tokens(logits.softmax(dim=-1), mask)
+def _balance(logits: Tensor, chosen: Tensor | None, top_k: int, mask: Tensor | None, slices: int) -> Tensor:
+    # [N, E] -> [N, G, E / G]
+    inside = in_slices(logits.float(), slices)
+    # 1 where the token goes to the expert
+    if chosen is None:
+        visits = torch.zeros_like(inside).scatter_(-1, inside.topk(top_k // slices, dim=-1).indices, 1.0)
+    else:
+        count = logits.shape[-1]
+        visits = logits.new_zeros(*chosen.shape[:-1], count + 1, dtype=torch.float32)
+        visits = in_slices(visits.scatter_(-1, chosen.clamp(max=count), 1.0)[..., :count], slices)
+    load = _mean_over_tokens(visits, mask)
+    probability = _mean_over_tokens(inside.softmax(dim=-1), mask)
     # E experts, and 1 / G of each slice's probability
-    return per_slice * (load * probability).sum()
+    return inside.shape[-1] * (load * probability).sum()
 
 
 def _mean_over_tokens(values: Tensor, mask: Tensor | None) -> Tensor:

@@ -19,6 +19,7 @@ from .moe_experts import Networks, Outline
 from .moe_families import MoeFamily
 from .moe_layers import MoeFeedForward, default_experts_implementation
 from .moe_pooling import SequencePool
+from .moe_routing import NullExperts, TopKRouting
 
 
 class MoeLayer(nn.Module):
@@ -52,7 +53,11 @@ class MoeLayer(nn.Module):
         if cache is None and self.cache_place is not None and len(args) > self.cache_place:
             cache = args[self.cache_place]
         batch = RoutingBatch(
-            mask=routing_batch.mask, starts=routing_batch.starts, cache=cache, logits=routing_batch.logits
+            mask=routing_batch.mask,
+            starts=routing_batch.starts,
+            cache=cache,
+            logits=routing_batch.logits,
+            chosen=routing_batch.chosen,
         )
         token = CURRENT.enter(batch)
         try:
@@ -78,9 +83,17 @@ def outlined(module_class: type[nn.Module]) -> Callable[..., nn.Module]:
 class ModelWithExperts(PreTrainedModel):
     """A model that holds `Experts`: how they are drawn, and what runs them."""
 
+    _keep_in_fp32_modules_strict: ClassVar = ["e_score_correction_bias"]
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
+        if isinstance(module, TopKRouting) and module.e_score_correction_bias is not None:
+            init.zeros_(module.e_score_correction_bias)
+        if isinstance(module, NullExperts):
+            for parameter in (module.scale, module.constant):
+                if parameter is not None:
+                    init.zeros_(parameter)
         if not isinstance(module, Networks):
             return
         std, down = self.config.initializer_range, (module.down_proj, module.down_proj_bias)

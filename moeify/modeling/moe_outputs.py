@@ -79,7 +79,7 @@ def record_router(forward: Forward) -> Forward:
         if batch.logits is not None:
             outputs.router_logits = tuple(batch.logits)
             if alone and batch.logits:
-                outputs.aux_loss = _balance(self.config, outputs.router_logits, batch.attention_mask)
+                outputs.aux_loss = _balance(self.config, batch)
         return outputs if _default(return_dict, self.config.return_dict) else outputs.to_tuple()
 
     return _with_router_argument(wrapper, forward)
@@ -107,7 +107,7 @@ def add_router_losses(forward: Forward) -> Forward:
         batch = _asked(self.config, output_router_logits, kwargs)
         outputs = _run(forward, batch, self, *args, **kwargs)
         if batch.logits:
-            _apply_router_losses(self.config, outputs, tuple(batch.logits), batch.attention_mask)
+            _apply_router_losses(self.config, outputs, batch)
         return outputs if _default(return_dict, self.config.return_dict) else outputs.to_tuple()
 
     return _with_router_argument(wrapper, forward)
@@ -148,28 +148,32 @@ def add_router_mask(prepare: Forward) -> Forward:
     return wrapper
 
 
-def _balance(config: Any, router_logits: tuple[Tensor, ...], attention_mask: Any) -> Tensor:
-    """The balance loss of the tokens that `attention_mask` says are real."""
-    mask = token_mask(attention_mask, router_logits[0].shape[0])
+def _balance(config: Any, batch: RoutingBatch) -> Tensor:
+    """The balance loss of the tokens that are real."""
     return balance_loss(
-        router_logits=router_logits, top_k=config.num_experts_per_tok, mask=mask, slices=config.expert_slices
+        router_logits=batch.logits,
+        top_k=config.num_experts_per_tok,
+        mask=token_mask(batch.attention_mask, batch.logits[0].shape[0]),
+        slices=config.expert_slices,
+        chosen=batch.chosen,
+        nulls=config.null_experts,
     )
 
 
-def _apply_router_losses(config: Any, outputs: Any, router_logits: tuple[Tensor, ...], attention_mask: Any) -> None:
-    balance = _balance(config, router_logits, attention_mask)
+def _apply_router_losses(config: Any, outputs: Any, batch: RoutingBatch) -> None:
+    balance = _balance(config, batch)
     # GPT-2's double heads may have a loss for the choice alone.
     name = "mc_loss" if outputs.loss is None and "mc_loss" in outputs else "loss"
     loss = getattr(outputs, name)
     if loss is not None:
         extra = config.router_aux_loss_coef * balance
         if config.router_z_loss_coef:
-            mask = token_mask(attention_mask, router_logits[0].shape[0])
-            z = z_loss(router_logits=router_logits, mask=mask, slices=config.expert_slices)
+            mask = token_mask(batch.attention_mask, batch.logits[0].shape[0])
+            z = z_loss(router_logits=batch.logits, mask=mask, slices=config.expert_slices)
             extra = extra + config.router_z_loss_coef * z
         setattr(outputs, name, loss + extra.to(loss.device))
     outputs.aux_loss = balance
-    outputs.router_logits = router_logits
+    outputs.router_logits = tuple(batch.logits)
 
 
 def _default(value: bool | None, otherwise: bool) -> bool:

@@ -68,6 +68,8 @@ def _summary(subject: Subject) -> str:
         where = f", {visited} {'copies' if visited > 1 else 'copy'} in {size.slices} slices"
     if size.shared:
         where += f", and {size.shared} slice{'s' * (size.shared > 1)} without a router"
+    if size.nulls:
+        where = f", or fewer where it chooses one of {size.nulls} null experts behind the first"
     return f"{base}, with {experts}. Each {size.route_by} visits {size.top_k} of them{where}. Made with moeify."
 
 
@@ -137,9 +139,10 @@ def _limits(subject: Subject) -> Iterable[str]:
             "Its experts were trained apart from one another and put together without training:"
             " measure the model on your own task before you rely on it."
         )
-    elif any(step.options.get("reinit") for step in steps):
+    elif redrawn := [step for step in steps if step.options.get("reinit")]:
         yield (
-            "Neurons of its experts were drawn anew: until it is trained, it does not compute what its base computes."
+            "Neurons of its experts were drawn anew: until it is trained, it does not compute what its base"
+            f" computes{_start(redrawn[0])}."
         )
     elif subject.upcycled:
         yield (
@@ -164,6 +167,18 @@ def _limits(subject: Subject) -> Iterable[str]:
     if conversion is not None:
         yield from conversion.notes_on(subject.config)
     yield "Whatever limits and biases the base model has, this one has too."
+
+
+def _start(step: Step) -> str:
+    """The loss before training beside the base's, where it was measured."""
+    found = step.results
+    losses = [found.get(key) for key in ("eval_loss", "eval_loss_dense")]
+    if not all(isinstance(loss, int | float) for loss in losses):
+        return ""
+    mixture, dense = (f"{loss:.4g}" for loss in losses)
+    if found.get("loss") == "distill":
+        return f" (its last hidden states are {mixture} from the base's, by the relative squared distance)"
+    return f" ({inline(found.get('loss'))} loss {mixture} in place of {dense})"
 
 
 def _custom_code(step: Step) -> list[Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-_WITHOUT_TRACE = ("force", "checksum", "low_memory")  # they change nothing in what is written
+_WITHOUT_TRACE = ("force", "checksum", "low_memory", "report_to")  # they change nothing in what is written
 _LAST = ("max_shard_size", "revision")
 
 

@@ -17,10 +17,10 @@ from moeify.checkpoint.planned_files import PlannedFiles, check_written, write_f
 from moeify.checkpoint.reader import Checkpoint
 from moeify.checkpoint.source import Source
 from moeify.checkpoint.staging import check_free_space, check_output, output_errors, staged
-from moeify.checkpoint.writer import Progress
 from moeify.errors import CheckpointError
 from moeify.families.structure import check_structure
 from moeify.families.values import Config
+from moeify.progress import stage
 from moeify.provenance.card import CARD_FILE, write_card
 from moeify.provenance.companions import name_tokenizer_class, write_config
 from moeify.provenance.config import OutputOptions
@@ -70,12 +70,10 @@ class NewCheckpoint:
             self.stage = stage
             yield stage
 
-    def write(
-        self, files: PlannedFiles, progress: Progress | None = None, check: Iterable[StoredTensor] = ()
-    ) -> Tally:
+    def write(self, files: PlannedFiles, check: Iterable[StoredTensor] = ()) -> Tally:
         """Write weights and index, and copy what goes along; see ``write_shards``."""
         self._files = files
-        tally = write_files(self.stage, files, progress, check)
+        tally = write_files(self.stage, files, check)
         carry_files(self.source.folder, self.stage, self._leave)
         return tally
 
@@ -103,8 +101,15 @@ class NewCheckpoint:
             for path, file in self._files.linked
             if path in self._sums and os.path.samefile(path, self.stage / file)
         }
-        with ThreadPoolExecutor(min(2, os.cpu_count() or 1)) as pool:
-            return dict(zip(names, pool.map(lambda n: self._entry(n, known.get(n)), names), strict=True))
+        found: dict[str, FileEntry] = {}
+        with (
+            ThreadPoolExecutor(min(2, os.cpu_count() or 1)) as pool,
+            stage("listing files", len(names), "files") as listing,
+        ):
+            for name, entry in zip(names, pool.map(lambda n: self._entry(n, known.get(n)), names), strict=True):
+                found[name] = entry
+                listing.advance()
+        return found
 
     def _entry(self, name: str, known: str | None) -> FileEntry:
         """Size and sum of a file; ``known`` is what the source recorded of one that is linked.

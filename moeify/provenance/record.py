@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -158,10 +158,10 @@ def _numbers(listed: object) -> list[int]:
     return [n for n in listed if type(n) is int] if isinstance(listed, list | tuple) else []
 
 
-def installed_versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide what is written."""
+def installed_versions(packages: Iterable[str] = _VERSIONED) -> dict[str, str]:
+    """Versions of Python and of the ``packages`` that are installed, by default those that decide what is written."""
     found = {"python": platform.python_version()}
-    for package in _VERSIONED:
+    for package in packages:
         try:
             found[package] = version(package)
         except PackageNotFoundError:

@@ -46,7 +46,8 @@ class MixtureSize:
     """A mixture's size. ``active`` counts what one token uses of ``total`` parameters.
 
     ``route_by`` is what its routers decide for: token or sequence; in each of ``slices`` they do so by themselves,
-    unless these are ``tied`` and a token visits whole copies, and ``shared`` slices have none.
+    unless these are ``tied`` and a token visits whole copies, and ``shared`` slices have none. ``nulls`` are null
+    experts.
     """
 
     num_experts: int
@@ -59,6 +60,7 @@ class MixtureSize:
     slices: int
     tied: bool
     shared: int
+    nulls: int
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> MixtureSize:
@@ -75,6 +77,7 @@ class MixtureSize:
             slices=mixture.slices,
             tied=mixture.numbering.tied > 1,
             shared=mixture.shared_slices,
+            nulls=mixture.layout.rule.null_experts(mixture.config),
         )
 
 

@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moeify.checkpoint.writer import Progress
+from moeify.checkpoint.interruption import Kept, keeping
 from moeify.errors import RoutingError
 from moeify.families.mixture import Mixture
+from moeify.progress import Stage
 from moeify.pruning.measuring import measured
 from moeify.pruning.scores import LayerScores, Scores
 from moeify.routing.collection import observed
 from moeify.routing.data import Blocks
 from moeify.routing.loaded import LoadedMixture
-from moeify.routing.passes import Pass, Passes
+from moeify.routing.passes import Pass, Passes, walking
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,14 +31,7 @@ SAVE_SECONDS = 15.0
 
 
 def calibrate(
-    passes: Passes,
-    mixture: Mixture,
-    blocks: Blocks,
-    scores: Scores,
-    *,
-    batch_size: int,
-    save_to: Path,
-    progress: Progress | None = None,
+    passes: Passes, mixture: Mixture, blocks: Blocks, scores: Scores, *, batch_size: int, save_to: Path
 ) -> None:
     """Add the batches of ``blocks`` that ``scores`` lacks.
 
@@ -46,29 +40,46 @@ def calibrate(
     """
     passes.check_room(blocks.input_ids.size)
     batches = math.ceil(len(blocks) / batch_size)
+    with keeping(lambda: _interim(scores, save_to, len(passes) * batches)):
+        _calibrate(passes, mixture, blocks, scores, batch_size=batch_size, save_to=save_to)
+    if any(sums.tokens != blocks.tokens for sums in scores.layers.values()):
+        model_type = mixture.layout.model_type
+        raise RoutingError(f"a layer of {model_type} saw other tokens than the text's")
+
+
+def _interim(scores: Scores, save_to: Path, batches: int) -> Kept | None:
+    """What the next run goes on from."""
+    if not scores.batches:
+        return None
+    part = f"{scores.batches} of {batches} batches"
+    return Kept(what=f"{save_to} holds the scores of {part}, and the same command goes on from there")
+
+
+def _calibrate(
+    passes: Passes, mixture: Mixture, blocks: Blocks, scores: Scores, *, batch_size: int, save_to: Path
+) -> None:
+    batches = math.ceil(len(blocks) / batch_size)
     try:
-        for place in range(scores.batches // batches, len(passes)):
-            with passes.opened(place) as step:
-                _walk(
-                    step,
-                    mixture,
-                    blocks,
-                    scores,
-                    batches * place,
-                    batch_size=batch_size,
-                    save_to=save_to,
-                    progress=progress,
-                    total=len(passes) * len(blocks),
-                )
-            if len(passes) > 1:
-                scores.write(save_to)  # the next pass writes over what this one read
+        with walking("scoring experts", passes, len(blocks)) as scoring:
+            for place in range(scores.batches // batches, len(passes)):
+                scoring.done = place * len(blocks)
+                with passes.opened(place) as step:
+                    _walk(
+                        step,
+                        mixture,
+                        blocks,
+                        scores,
+                        batches * place,
+                        batch_size=batch_size,
+                        save_to=save_to,
+                        scoring=scoring,
+                    )
+                if len(passes) > 1:
+                    scores.write(save_to)  # the next pass writes over what this one read
     except BaseException:
         if scores.batches:
             scores.write(save_to)
         raise
-    if any(sums.tokens != blocks.tokens for sums in scores.layers.values()):
-        model_type = mixture.layout.model_type
-        raise RoutingError(f"a layer of {model_type} saw other tokens than the text's")
 
 
 def _walk(
@@ -80,8 +91,7 @@ def _walk(
     *,
     batch_size: int,
     save_to: Path,
-    progress: Progress | None,
-    total: int,
+    scoring: Stage,
 ) -> None:
     """One pass, whose first batch is number ``first`` of all passes'."""
     import torch
@@ -90,6 +100,7 @@ def _walk(
     loaded = LoadedMixture(step.model, mixture.layout)
     with torch.no_grad(), measured(loaded, layers) as expect, _softmax(loaded, mixture, layers) as see:
         for number, (inputs, part) in enumerate(blocks.batches(batch_size)):
+            scoring.done += len(part)
             if first + number < scores.batches:
                 continue
             before = {n: _copied(sums) for n, sums in layers.items()}
@@ -104,9 +115,7 @@ def _walk(
             if time.monotonic() - saved > SAVE_SECONDS:
                 scores.write(save_to)
                 saved = time.monotonic()
-            if progress is not None:
-                walked = first // math.ceil(len(blocks) / batch_size) * len(blocks)
-                progress(walked + min((number + 1) * batch_size, len(blocks)), total)
+            scoring.reach(scoring.done)
 
 
 def _copied(sums: LayerScores) -> LayerScores:

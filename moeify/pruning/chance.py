@@ -10,6 +10,7 @@ from moeify.checkpoint.planned_files import write_files
 from moeify.checkpoint.source import Source
 from moeify.checkpoint.writer import parse_size
 from moeify.families.mixture import Mixture
+from moeify.progress import stage
 from moeify.provenance.companions import write_config
 from moeify.pruning.config import PruneConfig
 from moeify.pruning.evaluation import held_out_losses, summary
@@ -49,7 +50,11 @@ def compare_losses(
 
     before, after = losses_in(source.folder), losses_in(pruned)
     seeds = range(config.seed + 1, config.seed + 1 + config.random_seeds)
-    drawn = [losses_of(select(mixture, random_scores(mixture, s), keep)) for s in seeds]
+    drawn = []
+    with stage("pruning at random", len(seeds), "times") as drawing:
+        for seed in seeds:
+            drawn.append(losses_of(select(mixture, random_scores(mixture, seed), keep)))
+            drawing.advance()
     random = tuple(losses.mean() for losses in drawn)
     mean, std = summary(random)
     old, new = before.estimate(), after.estimate()

@@ -62,6 +62,8 @@ class PruneConfig(ScoredConfig):
     """Fold the growth of weights that are not renormalised into the down projections."""
     evaluate: bool = False
     """Measure held-out loss before, after, and after random pruning of the same size."""
+    assistant_only: bool = False
+    """Measure it on what assistants say in conversations, and on nothing else."""
     mtp: bool = True
     """Keep layers for further tokens (multi-token prediction), their experts cut like the others."""
     random_seeds: int = 3
@@ -115,6 +117,8 @@ class PruneConfig(ScoredConfig):
             raise ConfigError(
                 "merging replaces the weights that --rescale would scale", "leave one of --merge and --rescale out"
             )
+        if self.assistant_only and not self.evaluate:
+            raise ConfigError("--assistant-only says what --eval measures", "pass --eval, or leave it out")
         if self.evaluate and self.dataset is None:
             raise ConfigError("--eval needs text to measure the loss on", "pass --dataset FILE")
         if self.rescale and self.dataset is None and self.scores is None:

@@ -65,10 +65,14 @@ def _check_silent(mixture: Mixture, conversion: Conversion) -> None:
                 stored = mixture.checkpoint.tensors.get(mixture.layer_prefix(layer) + name)
                 if stored is not None and not files.is_zero(stored):
                     raise CheckpointError(
-                        f"this mixture has shared experts ({stored.name!r} is not zero), which no dense"
+                        f"this mixture has {_what(mixture, name)} ({stored.name!r} is not zero), which no dense"
                         f" {conversion.dense.model_type} can express",
                         "only a mixture that was upcycled from a dense model becomes one again",
                     )
+
+
+def _what(mixture: Mixture, name: str) -> str:
+    return "null experts" if name in {spec.name for spec in mixture.layout.null_experts} else "shared experts"
 
 
 def _jobs(mixture: Mixture, conversion: Conversion, config: Config, experts: Mapping[int, Joined]) -> Iterator[Job]:
@@ -76,7 +80,8 @@ def _jobs(mixture: Mixture, conversion: Conversion, config: Config, experts: Map
     head, moe_prefix = dense.head(config), conversion.moe_prefix(config)
     roots = {name.split(".")[0] for name in dense.base_tensors(config)}
     prefixes = [mixture.layer_prefix(layer) for layer in mixture.moe_layers]
-    extras = {prefix + extra.name for prefix in prefixes for extra in conversion.extras}
+    ours = {extra.name for extra in (*conversion.extras, *mixture.layout.null_experts)}
+    extras = {prefix + name for prefix in prefixes for name in ours}
     extras |= mixture.guards | {prefix + spec.name for prefix in prefixes for spec in mixture.layout.shared}
 
     def renamed(name: str) -> str:

@@ -6,18 +6,17 @@ from pathlib import Path
 
 from moeify.checkpoint.reader import Checkpoint
 from moeify.errors import ConfigError
-from moeify.families.registry import moe_layout, vocabulary_size
+from moeify.families.registry import vocabulary_size
 from moeify.families.values import Config
 from moeify.pruning.config import PruneConfig
 from moeify.routing.data import Blocks, tokenizer_for
-from moeify.routing.examples import Examples, text_loss
-from moeify.routing.held_out import BlockLosses, Reading, read_held_out
-from moeify.routing.passes import passes_over
+from moeify.routing.examples import Examples, architecture_of, text_loss
+from moeify.routing.held_out import BlockLosses, losses_on
 
 
 def check_evaluation(config: Config) -> None:
     """Raise ``ConfigError`` for a class without a language-model head."""
-    name = _class(config)
+    name = architecture_of(config)
     if text_loss(name) is None:
         raise ConfigError(
             f"the class {name!r} has no language-model head to measure a loss with",
@@ -31,18 +30,11 @@ def held_out_losses(folder: Path, blocks: Blocks, config: PruneConfig, scratch: 
     ``scratch`` is a folder for what layers give, where they run one by one.
     """
     checkpoint = Checkpoint.open(folder)
-    layout = moe_layout(checkpoint.config, checkpoint.tensors)
-    loss = str(text_loss(_class(checkpoint.config)))
+    loss = str(text_loss(architecture_of(checkpoint.config)))
     tokenizer = tokenizer_for(folder) if loss == "masked" else None
     known = vocabulary_size(checkpoint.config)
     examples = Examples(blocks, loss, tokenizer, config.seed, known)
-    with passes_over(checkpoint, layout, low_memory=config.low_memory, scratch=scratch, head=True) as passes:
-        (losses,) = read_held_out(passes, layout, examples, [Reading()], batch_size=config.batch)
-    return losses
-
-
-def _class(config: Config) -> str:
-    return str((config.get("architectures") or ["?"])[0])
+    return losses_on(checkpoint, examples, batch_size=config.batch, low_memory=config.low_memory, scratch=scratch)
 
 
 def summary(losses: tuple[float, ...]) -> tuple[float, float]:

@@ -17,29 +17,24 @@ from moeify.provenance.record import Step
 from moeify.pruning.config import ExtractConfig
 from moeify.pruning.dense import plan_dense
 from moeify.pruning.opening import open_prunable
-from moeify.pruning.prune import Steps, prune, step_of
+from moeify.pruning.prune import prune
 from moeify.pruning.report import ExtractReport, PruneReport
 from moeify.pruning.scores import SCORES_FILE
 
 
 def extract(
-    checkpoint: str | Path,
-    output: str | Path | None = None,
-    config: ExtractConfig | None = None,
-    *,
-    progress: Steps | None = None,
-    **options: Any,
+    checkpoint: str | Path, output: str | Path | None = None, config: ExtractConfig | None = None, **options: Any
 ) -> ExtractReport:
     """Write the dense checkpoint of the original family whose FFNs are one expert's.
 
     Every tensor is copied as it is; the FFNs of several experts are their weighted mean. With a
-    score each layer's best expert is taken, as ``prune`` does with ``dense``. ``progress`` is
-    called as by ``prune``. Raises ``MoeifyError``; nothing is left behind then.
+    score each layer's best expert is taken, as ``prune`` does with ``dense``. Raises
+    ``MoeifyError``; nothing is left behind then.
     """
     started = time.perf_counter()
     config = replace(config or ExtractConfig(), **options)
     if config.scored:
-        return _best(prune(checkpoint, output, config.pruning, progress=progress))
+        return _best(prune(checkpoint, output, config.pruning))
     source = resolve_source(checkpoint, config.revision)
     numbers = "-".join(str(expert) for expert, _ in config.mean)
     target = source.output(output, f"expert{numbers}")
@@ -63,7 +58,7 @@ def extract(
     }
     results = {"params_total": plan.params_after}
     with new.opened():
-        new.write(plan.files, step_of(progress, "writing MB", 10**6))
+        new.write(plan.files)
         new.finish(plan.config, Step(command="extract", options=named, results=results))
     return ExtractReport(
         source=source.name,

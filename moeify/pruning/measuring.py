@@ -51,7 +51,8 @@ class _Measured:
         real, total = self.current["real"], torch.zeros_like(hidden)
         if len(real) != len(hidden):
             raise _other_tokens(self.layer, len(hidden), len(real))
-        for expert in torch.unique(experts).tolist():
+        count = len(self.layers[self.layer].sums["frequency"])
+        for expert in torch.unique(experts[experts < count]).tolist():  # null ones have the number after the last
             token, slot = torch.where(experts == expert)
             number = torch.full((len(token), 1), expert, device=experts.device)
             ones = torch.ones((len(token), 1), dtype=weights.dtype, device=weights.device)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from moeify.checkpoint.jobs import Piece
 from moeify.checkpoint.reader import Checkpoint
 from moeify.checkpoint.replacing import remove_partial
 from moeify.checkpoint.source import Source, resolve_source
-from moeify.checkpoint.writer import Progress, parse_size
+from moeify.checkpoint.writer import parse_size
 from moeify.errors import ConfigError
 from moeify.families.keys import layout_key
 from moeify.families.mixture import Mixture
@@ -35,15 +34,6 @@ from moeify.pruning.selection import further_layers, kept_by_hand, number_to_kee
 from moeify.pruning.weights import check_weights
 from moeify.routing.passes import runs_by_layer
 
-Steps = Callable[[str, int, int], None]
-
-
-def step_of(steps: Steps | None, what: str, unit: int = 1) -> Progress | None:
-    """Progress in units of one step, which has a name."""
-    if steps is None:
-        return None
-    return lambda done, total: steps(what, done // unit, total // unit)
-
 
 @dataclass(frozen=True, kw_only=True)
 class _Choice:
@@ -58,12 +48,7 @@ class _Choice:
 
 
 def prune(
-    checkpoint: str | Path,
-    output: str | Path | None = None,
-    config: PruneConfig | None = None,
-    *,
-    progress: Steps | None = None,
-    **options: Any,
+    checkpoint: str | Path, output: str | Path | None = None, config: PruneConfig | None = None, **options: Any
 ) -> PruneReport:
     """Take experts out of every MoE layer of ``checkpoint``.
 
@@ -72,8 +57,6 @@ def prune(
         output: the folder to write; by default one named after source and options.
         config: the options; ``options`` override single fields, as in
             ``prune("my-moe", keep=4, by="reap", dataset="book.txt")``.
-        progress: called with the name of what is done, how much of it is done, and how much
-            there is: blocks of text, experts, megabytes.
 
     Byte ranges are copied, so dtype and quantisation do not matter and memory stays flat. Removing
     a router's rows equals masking their logits with -inf. Raises ``MoeifyError``; nothing is left
@@ -90,7 +73,7 @@ def prune(
     remove_partial(_partial(target, config))
     stored = stored_scores(mixture, config)
     text = read_text(mixture, config)
-    choice = _choose(source, mixture, target, config, keep, text, stored, progress)
+    choice = _choose(source, mixture, target, config, keep, text, stored)
     if config.merge:
         scores = choice.calibrated
         counts = None if scores is None else scores.frequency
@@ -101,7 +84,7 @@ def prune(
     known = (*mixture.checkpoint.notes, *new.along.notes, *report.warnings)
     report = replace(report, warnings=known, bytes_carried=new.along.nbytes)
     with new.opened() as stage:
-        new.write(plan.files, step_of(progress, "writing MB", 10**6))
+        new.write(plan.files)
         _write_scores(stage, config, choice)
         if config.evaluate and text is not None and text.held_out is not None:
             write_config(stage, plan.config)
@@ -162,23 +145,18 @@ def _choose(
     keep: int,
     text: Text | None,
     scores: Scores | None,
-    progress: Steps | None,
 ) -> _Choice:
     by_layer = False
     if scores is None and text is not None and config.calibrates:
         by_layer = runs_by_layer(mixture.checkpoint, low_memory=config.low_memory)
-        how = "calibrating layer by layer" if by_layer else "calibrating on blocks"
-        scores = text_scores(
-            source, mixture, config, text, _partial(target, config), by_layer=by_layer, progress=step_of(progress, how)
-        )
+        scores = text_scores(source, mixture, config, text, _partial(target, config), by_layer=by_layer)
     further = further_layers(mixture, config)
     if config.drop is not None:
         kept = kept_by_hand(mixture, config.drop, config.dense, further)
         kept |= chosen_without_text(mixture, config, keep, [layer for layer in further if layer not in kept])
         return _Choice(kept=kept, calibrated=scores, layer_by_layer=by_layer)
     by = CRITERIA[config.criterion]
-    reading = step_of(progress, "reading experts")
-    values = expert_scores(by, mixture, scores, config.seed, reading)
+    values = expert_scores(by, mixture, scores, config.seed)
     guards = config.protect and scores is not None and not by.is_drawn
     protected = scores.super_experts() if guards and scores is not None else {}
     high = by.high_goes_first

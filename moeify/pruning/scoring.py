@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moeify.checkpoint.source import Source
-from moeify.checkpoint.writer import Progress
 from moeify.errors import ConfigError, DatasetError, RoutingError
 from moeify.families.mixture import Mixture
 from moeify.pruning.calibration import calibrate
@@ -75,12 +74,7 @@ def stored_scores(mixture: Mixture, config: PruneConfig) -> Scores | None:
 
 
 def expert_scores(
-    by: Criterion,
-    mixture: Mixture,
-    scores: Scores | None,
-    seed: int,
-    progress: Progress | None = None,
-    layers: Sequence[int] | None = None,
+    by: Criterion, mixture: Mixture, scores: Scores | None, seed: int, layers: Sequence[int] | None = None
 ) -> dict[int, list[float]]:
     """What ``by`` says of every expert of every layer, or of ``layers``; weights are read where ``scores`` lack them.
 
@@ -90,7 +84,7 @@ def expert_scores(
     layers = mixture.moe_layers if layers is None else layers
     known = {n: dict(scores.layers[n].sums if scores and n in scores.layers else {}) for n in layers}
     if by.reads_weights and not all(sums.keys() >= {*WEIGHT_SUMS} for sums in known.values()):
-        for layer, sums in weight_sums(mixture, progress, layers).items():
+        for layer, sums in weight_sums(mixture, layers).items():
             known[layer] |= sums
     for layer, drawn in random_scores(mixture, seed, layers).items() if by.is_drawn else ():
         known[layer]["draw"] = np.array(drawn)
@@ -115,14 +109,7 @@ def _values(by: Criterion, sums: Mapping[str, NDArray[np.float64]], experts: int
 
 
 def text_scores(
-    source: Source,
-    mixture: Mixture,
-    config: PruneConfig,
-    text: Text,
-    save_to: Path,
-    *,
-    by_layer: bool = False,
-    progress: Progress | None = None,
+    source: Source, mixture: Mixture, config: PruneConfig, text: Text, save_to: Path, *, by_layer: bool = False
 ) -> Scores:
     """Scores from ``text``, continued where an interrupted calibration in ``save_to`` ended.
 
@@ -143,7 +130,7 @@ def text_scores(
             layers={layer: LayerScores.empty(mixture.num_experts) for layer in mixture.moe_layers},
         )
     save_to.parent.mkdir(parents=True, exist_ok=True)
-    calibrate(passes, mixture, text.fit, scores, batch_size=config.batch, save_to=save_to, progress=progress)
+    calibrate(passes, mixture, text.fit, scores, batch_size=config.batch, save_to=save_to)
     if mixture.quantised is None:
         for layer, sums in weight_sums(mixture).items():
             scores.layers[layer].sums |= sums

@@ -11,18 +11,16 @@ from numpy.typing import NDArray
 
 from moeify.checkpoint.files import SourceFiles
 from moeify.checkpoint.slices import Slice
-from moeify.checkpoint.writer import Progress
 from moeify.errors import CheckpointError
 from moeify.families.mixture import Mixture
+from moeify.progress import stage
 from moeify.pruning.criteria import WEIGHT_SUMS
 
 _BLOCK = 1 << 18
 _WEIGHT_ROLES = frozenset({"gate", "up", "down"})
 
 
-def weight_sums(
-    mixture: Mixture, progress: Progress | None = None, layers: Sequence[int] | None = None
-) -> dict[int, dict[str, NDArray[np.float64]]]:
+def weight_sums(mixture: Mixture, layers: Sequence[int] | None = None) -> dict[int, dict[str, NDArray[np.float64]]]:
     """``WEIGHT_SUMS`` [E] of the experts of every layer, or of ``layers``.
 
     Weights are read in blocks of 1 MB, whatever the size of the checkpoint. Raises
@@ -37,11 +35,11 @@ def weight_sums(
             for piece in part:
                 files.handle(piece.tensor.path)  # opened here, because handle() is for one thread
         results = pool.map(lambda key: _summed(files, slices[key]), slices)
-        for done, ((layer, expert), sums) in enumerate(zip(slices, results, strict=True), 1):
-            for name, value in zip(WEIGHT_SUMS, sums, strict=True):
-                found[layer][name][expert] = value
-            if progress is not None:
-                progress(done, len(slices))
+        with stage("reading experts", len(slices), "experts") as reading:
+            for (layer, expert), sums in zip(slices, results, strict=True):
+                for name, value in zip(WEIGHT_SUMS, sums, strict=True):
+                    found[layer][name][expert] = value
+                reading.advance()
     return found
 
 

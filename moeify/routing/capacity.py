@@ -24,7 +24,7 @@ class Capacity(TextRoute):
 
     def __init__(self, factor: float) -> None:
         self.factor = factor
-        self.tokens: dict[int, int] = {}
+        self.seen: dict[int, tuple[int, int]] = {}
         self.lost: dict[int, tuple[int, int]] = {}
 
     def __call__(self, layer: LoadedLayer, logits: Tensor, weights: Tensor, experts: Tensor) -> tuple[Tensor, Tensor]:
@@ -34,7 +34,7 @@ class Capacity(TextRoute):
         parts, stay = in_slices(weights, layer.slices), in_slices(kept, layer.slices)
         left = (parts * stay).sum(-1, keepdim=True)
         scale = parts.sum(-1, keepdim=True) / left.where(left != 0, left.new_ones(()))
-        self._count(layer.number, stay, real)
+        self._count(layer.number, stay[real], in_slices(experts, layer.slices)[real] < logits.shape[-1])
         return (parts * stay * scale).flatten(-2), experts
 
     def _kept(self, experts: Tensor, real: Tensor, count: int) -> Tensor:
@@ -42,25 +42,23 @@ class Capacity(TextRoute):
         import torch
 
         room = math.ceil(self.factor * int(real.sum()) * experts.shape[-1] / count)
-        taken, kept = torch.zeros(count, dtype=torch.long, device=experts.device), []
+        taken, kept = torch.zeros(count + 1, dtype=torch.long, device=experts.device), []
         for chosen in experts.unbind(-1):
-            visits = torch.nn.functional.one_hot(chosen, count) * real.unsqueeze(-1)
+            visits = torch.nn.functional.one_hot(chosen, count + 1) * real.unsqueeze(-1)
             place = (visits.cumsum(0) - visits).gather(1, chosen.unsqueeze(-1)).squeeze(-1) + taken[chosen]
-            kept.append(place < room)
+            kept.append((place < room) & (chosen < count))  # null experts, numbered E, need no room
             taken += visits.sum(0)
         return torch.stack(kept, dim=-1)
 
-    def _count(self, number: int, stay: Tensor, real: Tensor) -> None:
-        stay = stay[real]
+    def _count(self, number: int, stay: Tensor, asked: Tensor) -> None:
         tokens, assignments = self.lost.get(number, (0, 0))
-        tokens += int((~stay.any(-1)).any(-1).sum())
-        assignments += int((~stay).sum())
-        self.lost[number] = tokens, assignments
-        self.tokens[number] = self.tokens.get(number, 0) + len(stay)
+        self.lost[number] = tokens + int((~stay.any(-1)).any(-1).sum()), assignments + int((asked & ~stay).sum())
+        tokens, assignments = self.seen.get(number, (0, 0))
+        self.seen[number] = tokens + len(stay), assignments + int(asked.sum())
 
-    def dropped(self, top_k: int) -> Mapping[int, tuple[float, float]]:
+    def dropped(self) -> Mapping[int, tuple[float, float]]:
         """By layer the share of tokens, and of their assignments, that found no room."""
         return {
-            number: (tokens / max(self.tokens[number], 1), assignments / max(self.tokens[number] * top_k, 1))
+            number: (tokens / max(self.seen[number][0], 1), assignments / max(self.seen[number][1], 1))
             for number, (tokens, assignments) in sorted(self.lost.items())
         }

@@ -14,6 +14,11 @@ CHAT_COLUMNS = (("messages",), ("conversations",), ("conversation",), PAIR)
 _ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant"}
 
 Message = dict[str, Any]
+Span = tuple[int, int]
+"""Where a part of a text begins and ends, in characters."""
+_BETWEEN = "\n\n"
+_PLACE = "\ue000{}\ue001"
+"""Stands for a message's content where the template's own text is looked for: private characters."""
 
 
 def conversation(cells: Mapping[str, Any]) -> list[Message] | None:
@@ -65,7 +70,7 @@ def rendered(messages: list[Message], tokenizer: Any = None) -> str:
     if not messages:
         return ""
     if not getattr(tokenizer, "chat_template", None):
-        return "\n\n".join(f"{message['role']}: {message['content']}" for message in messages)
+        return _BETWEEN.join(f"{message['role']}: {message['content']}" for message in messages)
     try:
         return str(tokenizer.apply_chat_template(messages, tokenize=False))
     except Exception as error:  # templates raise what they like
@@ -74,3 +79,36 @@ def rendered(messages: list[Message], tokenizer: Any = None) -> str:
             f" {', '.join(message['role'] for message in messages[:6])}: {first_line(error)}",
             "leave such conversations out, or write texts into a column and name it with --text-column",
         ) from error
+
+
+def answers(messages: list[Message], text: str, tokenizer: Any = None) -> tuple[Span, ...]:
+    """Where in ``text``, which they were rendered as, assistants speak; the mark that ends a turn included.
+
+    The template is filled with other contents once more, which leaves its own text. Raises
+    ``DatasetError`` where it does not keep contents as they are.
+    """
+    places = [_PLACE.format(number) for number in range(len(messages))]
+    frame, parts = rendered([{**m, "content": p} for m, p in zip(messages, places, strict=True)], tokenizer), []
+    for place in places:
+        part, _, frame = frame.partition(place)
+        parts.append(part)
+    found, at = [], 0
+    for message, before, behind in zip(messages, parts, [*parts[1:], frame], strict=True):
+        content = message["content"]
+        said = next((c for c in (content, content.strip()) if text.startswith(before + c, at)), None)
+        if said is None:
+            raise DatasetError(
+                "the tokenizer's chat template changes what a conversation says, so that answers cannot be told apart",
+                "leave --assistant-only out",
+            )
+        begin = at + len(before)
+        at = begin + len(said)
+        if message["role"] == "assistant" and said:
+            found.append((begin, at + len(_end_of_turn(behind, tokenizer))))
+    return tuple(found)
+
+
+def _end_of_turn(behind: str, tokenizer: Any) -> str:
+    """The special token at the beginning of what the template puts behind an answer."""
+    special = getattr(tokenizer, "added_tokens_decoder", {}).values() if tokenizer is not None else ()
+    return max((str(token) for token in special if behind.startswith(str(token))), key=len, default="")

@@ -17,6 +17,12 @@ def in_slices(values: Tensor, slices: int) -> Tensor:
     return values.reshape(*values.shape[:-1], slices, values.shape[-1] // slices)
 
 
+def visits(experts: Tensor, values: Tensor, num_experts: int) -> Tensor:
+    """``values`` [T, K] of chosen ``experts`` [T, K] by expert [T, E], without null ones, whose number is E."""
+    empty = values.new_zeros(len(experts), num_experts + 1)
+    return empty.scatter_(1, experts, values)[:, :num_experts]
+
+
 def choice(
     rule: RouterRule, groups: tuple[int, int] | None, bias: Tensor | None, logits: Tensor, slices: int = 1
 ) -> Choice:
@@ -26,8 +32,8 @@ def choice(
     many there are and how many a token keeps; in each of ``slices`` the logits choose by themselves.
     """
     if slices > 1:
-        inside = in_slices(logits, slices).softmax(-1)
-        return {"scores": inside.flatten(-2) / slices, "selection": None}
+        inside = in_slices(logits, slices).softmax(-1).flatten(-2)
+        return {"scores": inside / slices, "selection": None if bias is None else inside + bias.detach().to(inside)}
     if rule.scores != "sigmoid" and bias is None and groups is None:
         return {"scores": None, "selection": None}
     raw = logits.sigmoid() if rule.scores == "sigmoid" else logits.softmax(-1)

@@ -13,7 +13,7 @@ from moeify.errors import RoutingError
 from moeify.families.moe_layout import MoeLayout
 from moeify.routing.data import Blocks
 from moeify.routing.loaded import LoadedMixture, Routed
-from moeify.routing.passes import Passes
+from moeify.routing.passes import Passes, walking
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,7 +31,7 @@ class RoutedTokens:
     vocabulary. Where a family does not choose by a softmax of the logits alone, ``scores`` [T, E]
     are its scores, scaled to sum to 1, and ``selection`` [T, E] what it takes the best of (with the
     bias for choosing; -inf for experts of groups that a token does not keep). In each of ``slices`` routers decide
-    by themselves.
+    by themselves. Where a token may choose null experts, their number among ``experts`` is E.
     """
 
     layer: int
@@ -59,28 +59,23 @@ def collect(
     observe: Observer,
     *,
     batch_size: int = 8,
-    progress: Callable[[int, int], None] | None = None,
+    name: str = "routing text",
 ) -> None:
-    """Walk ``passes`` over ``blocks`` without gradients; ``observe`` sees every layer's routing.
-
-    ``progress`` is called with blocks done and blocks in all.
-    """
+    """Walk ``passes`` over ``blocks`` without gradients; ``observe`` sees every layer's routing."""
     import torch
 
     passes.check_room(blocks.input_ids.size)
-    done, total = 0, len(passes) * len(blocks)
-    for place in range(len(passes)):
-        with (
-            torch.no_grad(),
-            passes.opened(place) as step,
-            observed(LoadedMixture(step.model, layout), observe) as expect,
-        ):
-            for number, (inputs, part) in enumerate(blocks.batches(batch_size)):
-                expect(inputs["attention_mask"], part)
-                step.run(number, inputs)
-                done += len(part)
-                if progress is not None:
-                    progress(done, total)
+    with walking(name, passes, len(blocks)) as walk:
+        for place in range(len(passes)):
+            with (
+                torch.no_grad(),
+                passes.opened(place) as step,
+                observed(LoadedMixture(step.model, layout), observe) as expect,
+            ):
+                for number, (inputs, part) in enumerate(blocks.batches(batch_size)):
+                    expect(inputs["attention_mask"], part)
+                    step.run(number, inputs)
+                    walk.advance(len(part))
 
 
 @contextmanager

@@ -45,6 +45,8 @@ class DataConfig:
     """Texts to read at most; left out, all that are needed."""
     seq_len: int | None = None
     """Tokens of a block; left out, 512 or the model's limit where that is less."""
+    assistant_only: bool = False
+    """Take the loss on what assistants say in conversations, and on nothing else."""
     seed: int = 0
     """Seed of the order in which texts are read, and of whatever else is drawn."""
 

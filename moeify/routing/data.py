@@ -17,8 +17,9 @@ from moeify.checkpoint.reader import Checkpoint
 from moeify.errors import CheckpointError, ConfigError, DatasetError
 from moeify.families.registry import vocabulary_size
 from moeify.families.values import Config
+from moeify.progress import stage
 from moeify.routing.config import DataConfig
-from moeify.routing.documents import read_documents
+from moeify.routing.documents import Document, read_documents
 from moeify.routing.loading import load_tokenizer
 from moeify.routing.tokens import Tokens
 
@@ -44,6 +45,8 @@ class Blocks:
     domain_names: tuple[str, ...]
     documents: int
     notes: tuple[str, ...] = ()
+    labelled: NDArray[np.bool_] | None = None
+    """Which tokens have labels [N, S]; None where all have."""
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -66,9 +69,10 @@ class Blocks:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of tokens, lengths and domains."""
+        """SHA-256 of tokens, lengths, domains and labels."""
         digest = hashlib.sha256(self.input_ids.tobytes() + self.lengths.tobytes())
-        digest.update(b"" if self.domains is None else self.domains.tobytes())
+        for more in (self.domains, self.labelled):
+            digest.update(b"" if more is None else more.tobytes())
         return digest.hexdigest()
 
     def take(self, rows: Any) -> Blocks:
@@ -78,6 +82,7 @@ class Blocks:
             input_ids=self.input_ids[rows],
             lengths=self.lengths[rows],
             domains=None if self.domains is None else self.domains[rows],
+            labelled=None if self.labelled is None else self.labelled[rows],
         )
 
     def split(self, fraction: float) -> tuple[Blocks, Blocks]:
@@ -191,6 +196,11 @@ def read_blocks(
             f"{data.dataset} holds {blocks.tokens} tokens, fewer than one block of {least}",
             "name a longer text, or pass a smaller --seq-len",
         )
+    if blocks.labelled is not None and not blocks.labelled.any():
+        raise DatasetError(
+            f"no assistant says anything in {data.dataset}",
+            "leave --assistant-only out, or name conversations whose roles are user and assistant",
+        )
     if known is not None:
         check_vocabulary(tokenizer, blocks.largest_token, known)
     return replace(blocks, documents=texts.read, notes=texts.notes())
@@ -212,25 +222,30 @@ def pack(
         row[: len(tokens)] = tokens
         rows.append((row, len(tokens), domain))
 
-    for tokens, domain in documents:
-        count += 1
-        stream, queue = iter(tokens), rest.setdefault(domain, [])
-        while part := list(islice(stream, min(seq_len - len(queue), room))):
-            queue += part
-            room -= len(part)
-            if len(queue) == seq_len:
-                cut(queue, domain)
-                queue.clear()
-        if room <= 0:
-            break
+    with stage("reading text", max_tokens, "tokens") as reading:
+        for tokens, domain in documents:
+            count += 1
+            stream, queue = iter(tokens), rest.setdefault(domain, [])
+            while part := list(islice(stream, min(seq_len - len(queue), room))):
+                queue += part
+                room -= len(part)
+                reading.advance(len(part))
+                if len(queue) == seq_len:
+                    cut(queue, domain)
+                    queue.clear()
+            if room <= 0:
+                break
     for domain, queue in rest.items():
         if queue:
             cut(queue, domain)
+    found = np.stack([row for row, _, _ in rows]) if rows else np.empty((0, seq_len), np.int32)
+    lengths = np.array([length for _, length, _ in rows], np.int64)
     names = tuple(sorted(domain for domain in rest if domain is not None))
     place = {name: number for number, name in enumerate(names)}
     return Blocks(
-        input_ids=np.stack([row for row, _, _ in rows]) if rows else np.empty((0, seq_len), "i4"),
-        lengths=np.array([length for _, length, _ in rows], np.int64),
+        input_ids=np.maximum(found, ~found),  # what has no label is marked so
+        labelled=(found >= 0) & (np.arange(seq_len) < lengths[:, None]) if (found < 0).any() else None,
+        lengths=lengths,
         domains=np.array([place[d] for _, _, d in rows if d is not None]) if names else None,
         domain_names=names,
         documents=count,
@@ -243,13 +258,13 @@ class _Texts:
     def __init__(self, data: DataConfig, tokenizer: Any) -> None:
         self.data, self.tokenizer, self.read, self.left_out = data, tokenizer, 0, 0
 
-    def __iter__(self) -> Iterator[tuple[str, str | None]]:
-        for text, domain in read_documents(self.data, self.tokenizer):
-            if domain is None and self.data.domain_column is not None:
+    def __iter__(self) -> Iterator[Document]:
+        for document in read_documents(self.data, self.tokenizer):
+            if document.domain is None and self.data.domain_column is not None:
                 self.left_out += 1
                 continue
             self.read += 1
-            yield text, domain
+            yield document
 
     def nothing(self) -> DatasetError:
         """What to say where no text is left."""

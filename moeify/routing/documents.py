@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from moeify.errors import DatasetError
-from moeify.routing.chats import CHAT_COLUMNS, conversation, rendered
+from moeify.routing.chats import CHAT_COLUMNS, Span, answers, conversation, rendered
 from moeify.routing.config import DataConfig
 from moeify.routing.rows import explained, open_rows
 
@@ -20,8 +20,16 @@ _NO_TEXT = (
 )
 
 
-def read_documents(config: DataConfig, tokenizer: Any = None) -> Iterator[tuple[str, str | None]]:
-    """Texts in seeded random order, each with its domain where a column names one.
+class Document(NamedTuple):
+    """A text, its domain where a column names one, and where labels are; None where they are everywhere."""
+
+    text: str
+    domain: str | None = None
+    labelled: tuple[Span, ...] | None = None
+
+
+def read_documents(config: DataConfig, tokenizer: Any = None) -> Iterator[Document]:
+    """Texts in seeded random order.
 
     Conversations are rendered with the chat template of ``tokenizer``. Empty texts are left out.
     Raises ``DatasetError`` for a file or id that cannot be read, a missing column, or a value that
@@ -38,9 +46,11 @@ def read_documents(config: DataConfig, tokenizer: Any = None) -> Iterator[tuple[
             row = next(rows, None)
         if row is None:
             return
-        text = _text({name: row.get(name) for name in columns}, config, tokenizer)
+        text, labelled = _text({name: row.get(name) for name in columns}, config, tokenizer)
         if text.strip():
-            yield text, None if config.domain_column is None else _domain(row, config.domain_column)
+            yield Document(
+                text, None if config.domain_column is None else _domain(row, config.domain_column), labelled
+            )
 
 
 def _candidates(config: DataConfig) -> tuple[tuple[str, ...], ...]:
@@ -87,11 +97,11 @@ def _columns(rows: Any, config: DataConfig) -> tuple[str, ...]:
     return columns
 
 
-def _text(cells: dict[str, Any], config: DataConfig, tokenizer: Any) -> str:
-    """The text of a row's cells; raises ``DatasetError`` where they hold none."""
+def _text(cells: dict[str, Any], config: DataConfig, tokenizer: Any) -> tuple[str, tuple[Span, ...] | None]:
+    """The text of a row's cells and where its labels are; raises ``DatasetError`` where they hold none."""
     if all(cell is None for cell in cells.values()):
-        return ""
-    text = next(iter(cells.values()))
+        return "", None
+    text, labelled = next(iter(cells.values())), None
     if len(cells) > 1 or not isinstance(text, str):
         messages = conversation(cells)
         if messages is None:
@@ -100,8 +110,14 @@ def _text(cells: dict[str, Any], config: DataConfig, tokenizer: Any) -> str:
                 f"column {' and '.join(map(repr, cells))} of {config.dataset} holds {held}, not text", _NO_TEXT
             )
         text = rendered(messages, tokenizer)
+        labelled = answers(messages, text, tokenizer) if config.assistant_only else None
+    elif config.assistant_only:
+        raise DatasetError(
+            f"column {next(iter(cells))!r} of {config.dataset} holds texts, in which nobody answers",
+            "leave --assistant-only out, or name a column of conversations with --text-column",
+        )
     # JSON can spell half of a character that takes two.
-    return text if text.isascii() else text.encode("utf-8", "replace").decode()
+    return text if text.isascii() else text.encode("utf-8", "replace").decode(), labelled
 
 
 def _domain(row: dict[str, Any], column: str) -> str | None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moeify.errors import ConfigError
+from moeify.families.values import Config
 from moeify.routing.data import Blocks
 from moeify.routing.head import IGNORED
 
@@ -26,6 +27,11 @@ def text_loss(architecture: str) -> str | None:
     return "causal" if architecture.endswith(_CAUSAL) else None
 
 
+def architecture_of(config: Config) -> str:
+    """The class that config.json names."""
+    return str((config.get("architectures") or ["?"])[0])
+
+
 def next_labels(labels: Tensor) -> Tensor:
     """Labels [B, S] for the tokens before them."""
     import torch
@@ -41,6 +47,11 @@ class Examples:
     """
 
     def __init__(self, blocks: Blocks, loss: str, tokenizer: Any, seed: int, known: int | None = None) -> None:
+        if loss == "distill" and blocks.labelled is not None:
+            raise ConfigError(
+                "the distill loss compares every token, and has no labels that --assistant-only could choose",
+                "leave --assistant-only out",
+            )
         if loss == "masked" and tokenizer.mask_token_id is None:
             raise ConfigError(
                 "the masked loss needs a tokenizer with a mask token, and this one has none", "pass --loss distill"
@@ -64,7 +75,8 @@ class Examples:
 
         ids = self.blocks.input_ids[number].astype(np.int64)
         real = np.arange(len(ids)) < self.blocks.lengths[number]
-        labels = np.where(real, ids, IGNORED)
+        labelled = real if self.blocks.labelled is None else real & self.blocks.labelled[number]
+        labels = np.where(labelled, ids, IGNORED)
         if self.loss == "masked":
             ids, labels = self._hidden(ids, labels, number)
         arrays = {"input_ids": ids, "attention_mask": real.astype(np.int64), "labels": labels}

@@ -7,6 +7,7 @@ from contextlib import suppress
 from itertools import chain
 
 from moeify.families.moe_layout import MoeLayout
+from moeify.progress import stage
 from moeify.routing.collection import InputReservoir, RoutedTokens, observed
 from moeify.routing.data import Blocks
 from moeify.routing.loaded import LoadedLayer, LoadedMixture
@@ -26,30 +27,29 @@ def fit_in_order(
     keep: int,
     seed: int,
     batch_size: int,
-    progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Have ``fit`` set every router up to layer ``last``, one after the other.
 
     Experts that differ change the inputs of later layers, and so do tokens that are sent
     elsewhere: a router reads them once those before it are set. Memory holds ``keep`` inputs of one
-    layer, drawn by ``seed``. ``progress`` is called with layers done and layers in all.
+    layer, drawn by ``seed``.
     """
     import torch
 
     passes.check_room(sum(blocks.input_ids.size for blocks in texts))
-    for place in range(last + 1):
-        with torch.no_grad(), passes.opened(place) as step:
-            mixture = LoadedMixture(step.model, layout)
-            if layer := mixture.layers.get(place):
-                seen = [InputReservoir(min(keep, blocks.tokens), seed) for blocks in texts]
-                _read_inputs(step, mixture, texts, seen, batch_size)
-                fit(layer, seen)
-            if place < last:
-                batches = chain.from_iterable(blocks.batches(batch_size) for blocks in texts)
-                for number, (inputs, _) in enumerate(batches):
-                    step.run(number, inputs)
-        if progress is not None:
-            progress(place + 1, last + 1)
+    with stage("fitting routers", last + 1, "layers") as fitting:
+        for place in range(last + 1):
+            with torch.no_grad(), passes.opened(place) as step:
+                mixture = LoadedMixture(step.model, layout)
+                if layer := mixture.layers.get(place):
+                    seen = [InputReservoir(min(keep, blocks.tokens), seed) for blocks in texts]
+                    _read_inputs(step, mixture, texts, seen, batch_size)
+                    fit(layer, seen)
+                if place < last:
+                    batches = chain.from_iterable(blocks.batches(batch_size) for blocks in texts)
+                    for number, (inputs, _) in enumerate(batches):
+                        step.run(number, inputs)
+            fitting.advance()
 
 
 class _SeenEnoughError(Exception):

@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from moeify.checkpoint.reader import Checkpoint
 from moeify.families.moe_layout import MoeLayout
+from moeify.families.registry import known_dense, moe_layout
+from moeify.progress import Stage
 from moeify.routing.collection import Observer, observed
 from moeify.routing.examples import Examples, next_labels
 from moeify.routing.head import IGNORED, headless, token_losses
 from moeify.routing.loaded import LoadedMixture, Route
-from moeify.routing.passes import Pass, Passes, device_of
+from moeify.routing.passes import Pass, Passes, device_of, passes_over, walking
 from moeify.routing.routes import TextRoute, all_experts
 
 if TYPE_CHECKING:
@@ -97,14 +101,13 @@ def read_held_out(
     *,
     batch_size: int,
     goals: Hidden | None = None,
-    progress: Callable[[int, int], None] | None = None,
 ) -> list[BlockLosses]:
     """The losses of ``examples`` in every one of ``readings``, all in one walk over ``passes``.
 
     ``layout`` is None for a dense model, which has no routes. With the loss ``distill`` passes run
     no head, and last hidden states are compared with ``goals``, or with what all experts have in
     common. The masked loss hides tokens: routing is observed on the text as it is, in a reading of
-    its own. ``progress`` is called with readings done and readings in all, of every pass.
+    its own.
     """
     readings, kept = list(readings), Hidden() if goals is None else goals
     runs = [_Run(examples, reading, layout, kept) for reading in readings]
@@ -115,8 +118,28 @@ def read_held_out(
     elif examples.loss == "masked":
         plain = (reading for reading in readings if reading.observe is not None)
         first = [_Run(examples, reading, layout, kept, gives="routing") for reading in plain]
-    _walk(passes, [*first, *runs], batch_size, progress)
+    _walk(passes, [*first, *runs], batch_size)
     return [run.losses() for run in runs]
+
+
+def losses_on(
+    checkpoint: Checkpoint,
+    examples: Examples,
+    *,
+    batch_size: int,
+    low_memory: bool | None,
+    scratch: Path,
+    goals: Hidden | None = None,
+) -> BlockLosses:
+    """The losses of a checkpoint, dense or a mixture, on ``examples``.
+
+    ``scratch`` is a folder for what layers give, where they run one by one; ``goals`` are those of ``read_held_out``.
+    """
+    layout = known_dense(checkpoint.config) or moe_layout(checkpoint.config, checkpoint.tensors)
+    head = examples.loss != "distill"
+    with passes_over(checkpoint, layout, low_memory=low_memory, scratch=scratch, head=head) as passes:
+        (losses,) = read_held_out(passes, None, examples, [Reading()], batch_size=batch_size, goals=goals)
+    return losses
 
 
 def hidden_states(passes: Passes, examples: Examples, batch_size: int) -> Hidden:
@@ -154,21 +177,18 @@ def _rows_of(readings: Sequence[Reading]) -> NDArray[np.intp] | None:
     return np.unique(np.concatenate(rows)) if len(rows) == len(readings) else None
 
 
-def _walk(
-    passes: Passes, runs: Sequence[_Run], batch_size: int, progress: Callable[[int, int], None] | None = None
-) -> None:
+def _walk(passes: Passes, runs: Sequence[_Run], batch_size: int) -> None:
     import torch
 
     passes.check_room(sum(run.tokens for run in runs))
-    for place in range(len(passes)):
-        with torch.no_grad(), passes.opened(place) as step:
-            number, training = 0, step.model.training
-            step.model.eval()
-            for done, run in enumerate(runs, place * len(runs) + 1):
-                number += run.walk(step, number, batch_size, last=place == len(passes) - 1)
-                if progress is not None:
-                    progress(done, len(passes) * len(runs))
-            step.model.train(training)
+    with walking("measuring the loss", passes, sum(run.blocks for run in runs)) as walk:
+        for place in range(len(passes)):
+            with torch.no_grad(), passes.opened(place) as step:
+                number, training = 0, step.model.training
+                step.model.eval()
+                for run in runs:
+                    number += run.walk(step, number, batch_size, walk, last=place == len(passes) - 1)
+                step.model.train(training)
 
 
 @dataclass
@@ -191,13 +211,18 @@ class _Run:
     @property
     def tokens(self) -> int:
         """Tokens that it takes through every pass."""
-        return len(self._rows) * self.examples.blocks.seq_len
+        return self.blocks * self.examples.blocks.seq_len
+
+    @property
+    def blocks(self) -> int:
+        """Blocks that it takes through every pass."""
+        return len(self._rows)
 
     @property
     def _rows(self) -> NDArray[np.intp]:
         return np.arange(len(self.examples)) if self.reading.rows is None else self.reading.rows
 
-    def walk(self, step: Pass, first: int, batch_size: int, *, last: bool) -> int:
+    def walk(self, step: Pass, first: int, batch_size: int, walked: Stage, *, last: bool) -> int:
         """Take the batches through one pass, numbered from ``first``; returns how many."""
         rows = self._rows
         starts = range(0, len(rows), batch_size)
@@ -218,6 +243,7 @@ class _Run:
                     step.run(number, inputs)
                 else:
                     self._keep(step, number, numbers, batch, inputs)
+                walked.advance(len(numbers))
         return len(starts)
 
     def _around(self, step: Pass, around: ExitStack) -> Callable[..., None] | None:

@@ -26,7 +26,8 @@ class Routed:
     ``inputs`` [N, H] are what the router read, [B, H] where it reads whole sequences; the experts
     then read ``expert_inputs``, None where that is the same. ``logits`` [N, E] are the router's,
     ``weights`` [N, K] and ``experts`` [N, K] what the model used, slice by slice, the expert with
-    most weight first.
+    most weight first. Where there are Z null experts, which have ``null_logits`` [N, Z], the choice of one has
+    number E and weight 0.
     """
 
     layer: LoadedLayer
@@ -35,6 +36,7 @@ class Routed:
     weights: Tensor
     experts: Tensor
     expert_inputs: Tensor | None = None
+    null_logits: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +46,7 @@ class LoadedLayer:
     ``router`` gives logits at least, ``chooser`` logits, weights and experts: a module beside the
     router in moeify's own classes, the router itself in others. ``block`` holds them and the
     ``experts``, which lie in ``slices`` with a router each; ``tied`` neighbours have the same row of it and are one
-    copy, which a token visits whole. ``bias`` is added for choosing.
+    copy, which a token visits whole. ``bias`` is added for choosing, ``nulls`` are null experts.
     """
 
     number: int
@@ -59,6 +61,7 @@ class LoadedLayer:
     bias: Tensor | None
     slices: int = 1
     tied: int = 1
+    nulls: Any = None
 
     @property
     def is_here(self) -> bool:
@@ -66,13 +69,14 @@ class LoadedLayer:
         return not next(self.router.parameters()).is_meta
 
     @property
-    def router_tensors(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """The router's weight, its bias, and what is added for choosing, where there are any."""
-        return self.router.weight, getattr(self.router, "bias", None), self.bias
+    def router_tensors(self) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+        """The router's weight, its bias, what is added for choosing, and the rows of null experts, if any."""
+        rows = None if self.nulls is None else self.nulls.router.weight
+        return self.router.weight, getattr(self.router, "bias", None), self.bias, rows
 
     def set_router(self, rows: Tensor) -> None:
         """Give the router ``rows`` [E, H]; biases belong to the one before and become 0."""
-        weight, *biases = self.router_tensors
+        weight, *biases, _ = self.router_tensors
         weight.data.copy_(rows)
         for bias in biases:
             if bias is not None:
@@ -116,6 +120,10 @@ class LoadedLayer:
             experts = logits.topk(self.top_k, dim=-1)[1]
             return logits, every.gather(1, experts), experts
         logits, weights, experts = out
+        if self.nulls is not None:
+            count = self.num_experts
+            logits, weights = logits[:, :count], weights.masked_fill(experts >= count, 0.0)
+            experts = experts.clamp(max=count)
         weights, experts = (in_slices(values, self.slices) for values in (weights, experts))
         order = weights.argsort(dim=-1, descending=True, stable=True)
         return logits, weights.gather(-1, order).flatten(-2), experts.gather(-1, order).flatten(-2)
@@ -156,7 +164,15 @@ class LoadedLayer:
             logits, weights, experts = self.read(out)
             inputs, logits = read.pop("router").flatten(0, -2), read.pop("logits", logits)
             see(
-                Routed(layer=self, inputs=inputs, logits=logits, weights=weights, experts=experts, expert_inputs=apart)
+                Routed(
+                    layer=self,
+                    inputs=inputs,
+                    logits=logits,
+                    weights=weights,
+                    experts=experts,
+                    expert_inputs=apart,
+                    null_logits=None if self.nulls is None else out[0][:, self.num_experts :],
+                )
             )
 
         handles = [self.router.register_forward_pre_hook(lambda _, args: read.update(router=args[0]))]
@@ -215,6 +231,7 @@ class LoadedMixture:
             slices=self.slices,
             tied=self.tied,
             bias=_selection_bias(layer, layout),
+            nulls=getattr(block, "nulls", None),
         )
 
     @contextmanager

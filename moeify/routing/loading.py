@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,6 +19,7 @@ from moeify.errors import CheckpointError, DatasetError, MissingExtraError
 from moeify.families.quantization import QUANTIZATION, all_plain
 from moeify.families.registry import default_class, known_dense, known_mixture, moe_layout
 from moeify.modeling import MODELING, REMOTE_CODE
+from moeify.progress import stage
 from moeify.routing.extent import within_files
 from moeify.routing.running import first_line
 
@@ -66,7 +67,9 @@ def load_model(folder: Path, dtype: str = "auto", device_map: Mapping[str, Any] 
     names = [path.relative_to(folder).as_posix() for path in checkpoint.shards]
     settings = [CONFIG_FILE, *filter(None, [checkpoint.index_file])]
     hint = _QUANTISED if checkpoint.config.get(QUANTIZATION) else None
-    with _bare(folder, names, settings) as place, _quiet_loading(folder, place, hint):
+    # Single layers are loaded one after the other, in a stage that counts them.
+    loading = stage("loading the model") if device_map is None else nullcontext()
+    with loading, _bare(folder, names, settings) as place, _quiet_loading(folder, place, hint):
         config = _config(place, checkpoint)
         model = model_class(config).from_pretrained(
             place, config=config, dtype=dtype, use_safetensors=True, **_experts(config), **placing
@@ -181,6 +184,21 @@ def encode(tokenizer: Any, text: str, *, special: bool = True) -> list[int]:
     if tokens and max(tokens) > _MAX_TOKEN:
         raise DatasetError(f"the tokenizer makes token {max(tokens)}: no model has so many", hint)
     return tokens
+
+
+def encode_with_places(tokenizer: Any, text: str) -> list[tuple[int, int, int]]:
+    """The tokens of ``text``, none around it, and where each begins and ends in it.
+
+    Raises ``DatasetError`` where a tokenizer does not know.
+    """
+    if not getattr(tokenizer, "is_fast", False):
+        raise DatasetError(
+            f"a {type(tokenizer).__name__} does not say where in a text its tokens are",
+            "leave --assistant-only out, or use a tokenizer with a tokenizer.json",
+        )
+    tokens = encode(tokenizer, text, special=False)
+    places = tokenizer(text, add_special_tokens=False, verbose=False, return_offsets_mapping=True)["offset_mapping"]
+    return [(token, *place) for token, place in zip(tokens, places, strict=True)]
 
 
 def model_class(config: Any) -> Any:

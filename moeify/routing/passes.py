@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from moeify.checkpoint.tensor_file import write_tensors
 from moeify.errors import RoutingError
 from moeify.families.base import DenseLayout
 from moeify.families.moe_layout import MoeLayout
+from moeify.progress import Stage, stage
 from moeify.routing.loaded import base_model, is_encoder, layer_stack, replaced
 from moeify.routing.loading import load_model, outline, require_accelerate
 from moeify.routing.memory import fits_memory, give_back
@@ -167,6 +168,11 @@ class LayerByLayer:
             **dict.fromkeys(self._head, cpu if place == self.layers else meta),
             **{f"{self.stack}.{n}": cpu if n == place else meta for n in range(self.layers)},
         }
+
+
+def walking(name: str, passes: Passes, blocks: int) -> AbstractContextManager[Stage]:
+    """The stage in which ``passes`` take so many ``blocks`` of text; layer by layer no unit says how far it is."""
+    return stage(name, len(passes) * blocks, "blocks" if len(passes) == 1 else "")
 
 
 def runs_by_layer(*checkpoints: Checkpoint, low_memory: bool | None, dtype: str = "auto") -> bool:

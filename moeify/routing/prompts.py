@@ -9,13 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from moeify.checkpoint.json_text import read_json
-from moeify.checkpoint.regular import read_bytes
+from moeify.checkpoint.mapping_file import read_mapping
 from moeify.errors import CheckpointError, DatasetError
 from moeify.routing.data import Blocks
 from moeify.routing.loading import encode
 
-MAX_FILE_BYTES = 16_000_000
 _FORM = "write it as LABEL: [text, text], or LABEL: {positive: [...], negative: [...]}"
 
 
@@ -30,23 +28,16 @@ class Prompts:
 def read_prompts(path: Path) -> dict[str, Prompts]:
     """Prompts by label; raises ``DatasetError`` for a file that is not of the form."""
     document = _document(path)
-    if not isinstance(document, dict) or not document:
+    if not document:
         raise DatasetError(f"{path.name} does not map labels to texts", _FORM)
     return {str(label): _prompts(path, str(label), value) for label, value in document.items()}
 
 
-def _document(path: Path) -> Any:
-    import yaml
-
+def _document(path: Path) -> dict[Any, Any]:
     try:
-        if path.suffix == ".json":
-            return read_json(path)
-        return yaml.safe_load(read_bytes(path, MAX_FILE_BYTES))
+        return read_mapping(path)
     except CheckpointError as error:
-        raise DatasetError(error.message, "name a YAML or JSON file of labels and texts") from error
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
-        line = (str(error).splitlines() or [""])[0]
-        raise DatasetError(f"{path.name} is no valid YAML: {line}", _FORM) from error
+        raise DatasetError(error.message, f"name a YAML or JSON file of labels and texts: {_FORM}") from error
 
 
 def _prompts(path: Path, label: str, value: Any) -> Prompts:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
-from moeify.errors import CheckpointError
+from moeify.errors import CheckpointError, ConfigError
 
 _BY_VALUES = (RuntimeError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError, AssertionError)
 """What a class raises for values that it cannot compute with."""
@@ -36,3 +37,17 @@ def first_line(error: BaseException) -> str:
     if type(error).__name__ == "OutOfMemoryError" or any(said in text for said in _SCARCE):
         raise MemoryError(text) from error
     return (text.splitlines() or [type(error).__name__])[0]
+
+
+def device_for(name: str | None) -> Any:
+    """The device that is asked for, or this process's accelerator; raises ``ConfigError``."""
+    import torch
+
+    present = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    kind = (name or (present.type if present is not None else "cpu")).split(":")[0]
+    if kind != "cpu" and (present is None or present.type != kind):
+        here = "cpu" if present is None else f"cpu and {present.type}"
+        raise ConfigError(f"device {name!r} is not here", f"pass --device with one of: {here}")
+    if kind == "cpu":
+        return torch.device("cpu")
+    return torch.device(kind, int(os.environ.get("LOCAL_RANK", "0")))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from moeify.routing.choosing import in_slices
+from moeify.routing.choosing import in_slices, visits
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -68,8 +68,8 @@ class LayerRouting:
         logits = tokens.logits.double()
         probabilities = logits.softmax(-1) if tokens.scores is None else tokens.scores.double()
         selection = logits if tokens.selection is None else tokens.selection.double()
-        chosen = torch.zeros(count, self.num_experts).scatter_(1, experts, 1.0)
-        weights = torch.zeros_like(logits).scatter_(1, experts, tokens.weights.double())
+        chosen = visits(experts, torch.ones(experts.shape), self.num_experts)
+        weights = visits(experts, tokens.weights.double(), self.num_experts)
         first = torch.zeros_like(chosen).scatter_(1, experts[:, :: self.top_k // self.slices], 1.0)
         self.tokens += count
         self.tokens_per_expert += chosen.sum(0, dtype=torch.float64).numpy()
@@ -94,8 +94,14 @@ class LayerRouting:
 
     @property
     def load(self) -> Float64:
-        """Share of the assignments that each expert gets, n_i / (T K) [E]; sums to 1."""
-        return self.tokens_per_expert / max(self.tokens * self.top_k, 1)
+        """Share of the assignments that each expert gets, n_i / (T K) [E] without null experts; sums to 1."""
+        shares: Float64 = self.tokens_per_expert / max(self.tokens_per_expert.sum(), 1)
+        return shares
+
+    @property
+    def experts_per_token(self) -> float:
+        """Experts that a token visits on average: K, fewer where it chooses null experts."""
+        return float(self.tokens_per_expert.sum() / max(self.tokens, 1))
 
     @property
     def utilization(self) -> Float64:
@@ -183,8 +189,8 @@ class DomainFigures:
     """Experts against domains.
 
     ``specialization`` [E, D] is N_{i,D} / N_D, the part of a domain's tokens that visit expert i
-    (arXiv 2409.02060, section 5.3); evenly it is ``baseline`` = K / E. ``nmi`` is the mutual
-    information of expert and domain over their mean entropy, 0 unrelated to 1 identical.
+    (arXiv 2409.02060, section 5.3); evenly it is ``baseline`` = K / E, less where tokens choose null experts.
+    ``nmi`` is the mutual information of expert and domain over their mean entropy, 0 unrelated to 1 identical.
     ``own_domain`` [E] is each expert's most specialised domain, ``enrichment`` [E] its
     specialisation there over that on all other tokens. ``own_expert_fraction`` [D] is, for each
     domain, the part of its tokens whose best expert is the domain's most frequent best expert.
@@ -211,7 +217,7 @@ class DomainFigures:
             enrichment = specialization[rows, own] / (elsewhere / other_tokens)
         return cls(
             specialization=specialization,
-            baseline=layer.top_k / layer.num_experts,
+            baseline=layer.experts_per_token / layer.num_experts,
             nmi=float(np.mean([_nmi(part) for part in np.split(counts, layer.slices)])),
             own_domain=tuple(int(domain) for domain in own),
             enrichment=np.nan_to_num(enrichment, nan=1.0, posinf=np.inf),
@@ -241,6 +247,11 @@ class RoutingStatistics:
     def max_violation(self) -> float:
         """MaxVio averaged over the layers."""
         return float(np.mean([layer.max_violation for layer in self.layers.values()]))
+
+    @property
+    def experts_per_token(self) -> float:
+        """Experts that a token visits, null ones not counted, averaged over the layers."""
+        return float(np.mean([layer.experts_per_token for layer in self.layers.values()]))
 
     @property
     def entropy(self) -> float:

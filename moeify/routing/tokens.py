@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from moeify.routing.loading import encode
+from moeify.routing.chats import Span
+from moeify.routing.documents import Document
+from moeify.routing.loading import encode, encode_with_places
 
 _SLICE = 1 << 16  # characters: a tokenizer takes some hundred bytes of memory for each
 _SHORTEST = 1024
@@ -28,25 +30,26 @@ class Tokens:
 
     A text begins and ends as the tokenizer has it, with the end-of-text token where the tokenizer
     has nothing to say. One of more than ``limit`` tokens gives passages of whole blocks of
-    ``seq_len`` in random order, seeded by ``seed`` and the text's place.
+    ``seq_len`` in random order, seeded by ``seed`` and the text's place. A token ``t`` that has no
+    label is given as ``~t``, which is below zero.
     """
 
     def __init__(self, tokenizer: Any, seq_len: int, limit: int | None, seed: int) -> None:
         self.tokenizer, self.seq_len, self.limit, self.seed = tokenizer, seq_len, limit, seed
         self.before, self.behind = _frame(tokenizer)
 
-    def of(self, texts: Iterable[tuple[str, str | None]]) -> Iterator[tuple[Iterable[int], str | None]]:
+    def of(self, texts: Iterable[Document]) -> Iterator[tuple[Iterable[int], str | None]]:
         """The tokens of each text, or a share of them, and its domain; at last the other shares."""
         held: deque[tuple[Iterator[int], str | None]] = deque()
-        for place, (text, domain) in enumerate(texts):
-            first = self._slice(text, 0, _SLICE)
+        for place, (text, domain, labelled) in enumerate(texts):
+            first = self._slice(text, labelled, 0, _SLICE)
             if self.limit is None or len(first) * len(text) <= self.limit * _seam(text, _SLICE):
                 starts = range(_SLICE, len(text), _SLICE)
-                rest = map(partial(self._slice, text, size=_SLICE), starts)
+                rest = map(partial(self._slice, text, labelled, size=_SLICE), starts)
                 yield chain(first, chain.from_iterable(rest)), domain
                 continue
             # One long text must not keep others, of other domains, from being read.
-            held.append((self._sample(text, place), domain))
+            held.append((self._sample(text, labelled, place), domain))
             yield self._share(held[-1][0]), domain
         while held:
             tokens, domain = held.popleft()
@@ -58,28 +61,48 @@ class Tokens:
         assert self.limit is not None, "only texts beyond it are shared out"
         return list(islice(tokens, -(-self.limit // (_SHARES * self.seq_len)) * self.seq_len))
 
-    def _sample(self, text: str, place: int) -> Iterator[int]:
+    def _sample(self, text: str, labelled: tuple[Span, ...] | None, place: int) -> Iterator[int]:
         size = max(_SHORTEST, _BLOCKS * _CHARACTERS * self.seq_len)
         starts = range(0, len(text), size)
         order = np.random.default_rng((self.seed, place)).permutation(len(starts))
         for number in order:
-            tokens = self._slice(text, starts[number], size)
+            tokens = self._slice(text, labelled, starts[number], size)
             # Half a block would have the next passage, from elsewhere, for its other half.
             yield from tokens[: len(tokens) // self.seq_len * self.seq_len or len(tokens)]
 
-    def _slice(self, text: str, start: int, size: int) -> list[int]:
+    def _slice(self, text: str, labelled: tuple[Span, ...] | None, start: int, size: int) -> list[int]:
         """Tokens from the seam at ``start`` to that ``size`` characters on."""
         begin, end = _seam(text, start), _seam(text, start + size)
         # Some tokenizers put a space before what they take for the first word.
         context = max(begin - _CONTEXT, 0) if text[begin : begin + 1].isspace() else begin
-        tokens = encode(self.tokenizer, text[context:end], special=False)
+        tokens = self._marked(text[context:end], labelled, context)
         if context < begin:
             tokens = tokens[len(encode(self.tokenizer, text[context:begin], special=False)) :]
-        if begin == 0 and tokens[:1] != self.before[-1:]:
-            tokens = self.before + tokens
-        if end == len(text) and tokens[-1:] != self.behind[-1:]:
-            tokens = tokens + self.behind
+        if begin == 0 and _is(tokens[:1]) != self.before[-1:]:
+            tokens = self._as_labelled(self.before, labelled is None) + tokens
+        if end == len(text) and _is(tokens[-1:]) != self.behind[-1:]:
+            answered = labelled is None or any(last == end for _, last in labelled)
+            tokens = tokens + self._as_labelled(self.behind, answered)
         return tokens
+
+    def _marked(self, text: str, labelled: tuple[Span, ...] | None, offset: int) -> list[int]:
+        """The tokens of a part of a text that begins at ``offset``, those outside of labels marked."""
+        if labelled is None:
+            return encode(self.tokenizer, text, special=False)
+        spans = [(begin - offset, end - offset) for begin, end in labelled]
+        return [
+            token if any(begin < last and first < end for begin, end in spans) else ~token
+            for token, first, last in encode_with_places(self.tokenizer, text)
+        ]
+
+    @staticmethod
+    def _as_labelled(tokens: list[int], labelled: bool) -> list[int]:
+        return tokens if labelled else [~token for token in tokens]
+
+
+def _is(tokens: list[int]) -> list[int]:
+    """Tokens whether they have labels or not."""
+    return [max(token, ~token) for token in tokens]
 
 
 def _seam(text: str, place: int) -> int:

@@ -22,9 +22,10 @@ def wanted(model: nn.Module, layers: Iterable[LoadedLayer], what: Trained) -> se
     """
     layers = list(layers)
     choosing = {id(layer.bias) for layer in layers}
-    modules: list[Any] = [model] if what == "all" else [layer.router for layer in layers]
+    nulls = [layer.nulls for layer in layers if layer.nulls is not None]
+    modules: list[Any] = [model] if what == "all" else [part.router for part in (*layers, *nulls)]
     if what == "moe":
-        modules += [layer.experts for layer in layers]
+        modules += [*(layer.experts for layer in layers), *nulls]
     chosen = {id(parameter) for module in modules for parameter in learnable(module)}
     return {name for name, parameter in model.named_parameters() if id(parameter) in chosen - choosing}
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import Trainer, TrainerCallback
 
 from moeify.errors import ConfigError
 from moeify.routing.biases import shift_biases
-from moeify.routing.loaded import LoadedMixture, mixtures_in
-from moeify.training.watching import Watch, add_up
+from moeify.routing.loaded import LoadedMixture, Routed, mixtures_in
+from moeify.training.watching import Watch
 
 
 class RouterBiasCallback(TrainerCallback):  # type: ignore[misc]
@@ -23,7 +25,7 @@ class RouterBiasCallback(TrainerCallback):  # type: ignore[misc]
 
     Args:
         trainer: the Trainer, any subclass, of a mixture whose routers have a bias for choosing (DeepSeek-V3, Kimi-K2,
-            GLM-4-MoE, dots1, ERNIE 4.5, MiniMax-M2, ...), in PEFT's wrapping too.
+            GLM-4-MoE, dots1, ERNIE 4.5, MiniMax-M2, moeify's own with ``router_bias``, ...), in PEFT's wrapping too.
         rate: u, 0.001 in the paper; scores lie between 0 and 1.
 
     Raises:
@@ -34,7 +36,7 @@ class RouterBiasCallback(TrainerCallback):  # type: ignore[misc]
         if not 0 < rate < float("inf"):
             raise ConfigError(f"rate must be above 0, not {rate}", "leave it out for 0.001")
         self.trainer, self.rate = trainer, rate
-        self._watches: list[Watch] = []
+        self._watches: list[tuple[Watch, dict[int, Tensor]]] = []
         self._hooks = ExitStack()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -42,25 +44,42 @@ class RouterBiasCallback(TrainerCallback):  # type: ignore[misc]
         mixtures = mixtures_in(self.trainer.model)
         for mixture in mixtures.values():
             check_biased(mixture)
-        self._watches = [Watch(path, mixture) for path, mixture in mixtures.items()]
+        self._watches = [(Watch(path, mixture), {}) for path, mixture in mixtures.items()]
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Count what experts get."""
-        for watch in self._watches:
-            watch.start(self._hooks)
+        for watch, counts in self._watches:
+            counts.clear()
+            watch.start(self._hooks, partial(_add, counts))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Move the biases."""
         self._hooks.close()
-        for watch in self._watches:
-            add_up(self.trainer.accelerator, watch.statistics)
-            seen = watch.statistics.layers
-            layers = [watch.mixture.layers[number] for number in seen]
-            shift_biases(layers, (torch.as_tensor(one.tokens_per_expert) for one in seen.values()), self.rate)
+        for watch, counts in self._watches:
+            layers = [watch.mixture.layers[number] for number in counts]
+            shift_biases(layers, map(self._everywhere, counts.values()), self.rate)
+
+    def _everywhere(self, count: Tensor) -> Tensor:
+        """What all processes counted together."""
+        accelerator = self.trainer.accelerator
+        alone = accelerator.num_processes == 1
+        return count if alone else accelerator.reduce(count.to(accelerator.device), "sum")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Leave the model without hooks."""
         self._hooks.close()
+
+
+def _add(counts: dict[int, Tensor], routed: Routed, mask: Tensor | None) -> None:
+    """Add the choices of real tokens to the ``counts`` [E] of a layer, where they lie: nothing waits for a copy."""
+    count, experts = routed.logits.shape[-1], routed.experts
+    ones = torch.ones_like(experts, dtype=torch.float32)
+    if mask is not None:
+        ones = ones * (mask != 0).to(ones).unsqueeze(-1)
+    # Null experts have the number after the last.
+    seen = ones.new_zeros(count + 1).scatter_add_(0, experts.flatten(), ones.flatten())[:count]
+    number = routed.layer.number
+    counts[number] = seen if number not in counts else counts[number] + seen
 
 
 def check_biased(mixture: LoadedMixture) -> None:
@@ -68,5 +87,5 @@ def check_biased(mixture: LoadedMixture) -> None:
     if any(layer.bias is None for layer in mixture.layers.values()):
         raise ConfigError(
             f"the routers of {type(mixture.model).__name__} have no bias that experts are chosen with",
-            "balance it by a loss: router_aux_loss_coef, or moeify warmup --balance switch",
+            "balance it by a loss (router_aux_loss_coef), or make one of moeify's own by moeify upcycle --router-bias",
         )

@@ -6,13 +6,16 @@ import logging
 from contextlib import ExitStack
 from typing import Any
 
+import torch
+from torch import Tensor
 from transformers import Trainer, TrainerCallback
 
 from moeify.errors import ConfigError
 from moeify.families.problems import numbers
-from moeify.routing.loaded import mixtures_in
-from moeify.routing.statistics import LayerRouting
-from moeify.training.watching import Watch, add_up
+from moeify.routing.collection import real_tokens
+from moeify.routing.loaded import Routed, mixtures_in
+from moeify.routing.statistics import LayerRouting, RoutingStatistics
+from moeify.training.watching import See, Watch
 
 _LOG = logging.getLogger(__name__)
 
@@ -43,19 +46,21 @@ class RoutingMonitor(TrainerCallback):  # type: ignore[misc]
         if every < 1:
             raise ConfigError(f"every must be at least 1 step, not {every}", "leave it out for 50")
         self.trainer, self.every = trainer, every
-        self._watches: list[Watch] = []
+        self._watches: list[tuple[Watch, RoutingStatistics]] = []
         self._collapsed: set[str] = set()
         self._hooks = ExitStack()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Find the mixtures."""
-        self._watches = [Watch(path, mixture) for path, mixture in mixtures_in(self.trainer.model).items()]
+        mixtures = mixtures_in(self.trainer.model)
+        self._watches = [(Watch(path, mixture), RoutingStatistics()) for path, mixture in mixtures.items()]
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Look at this step, if it is its turn."""
         if state.global_step % self.every == 0:
-            for watch in self._watches:
-                watch.start(self._hooks)
+            for watch, statistics in self._watches:
+                statistics.layers.clear()
+                watch.start(self._hooks, _counted_in(statistics))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Log what was seen."""
@@ -63,10 +68,10 @@ class RoutingMonitor(TrainerCallback):  # type: ignore[misc]
             return
         self._hooks.close()
         figures: dict[str, float] = {}
-        for watch in self._watches:
-            add_up(self.trainer.accelerator, watch.statistics)
-            figures |= _figures(watch)
-            self._warn(watch, state)
+        for watch, statistics in self._watches:
+            _add_up(self.trainer.accelerator, statistics)
+            figures |= _figures(watch.name, statistics)
+            self._warn(watch, statistics, state)
         if not figures:
             _LOG.warning("step %d: RoutingMonitor saw no router; compiled code hides them", state.global_step)
             return
@@ -78,13 +83,13 @@ class RoutingMonitor(TrainerCallback):  # type: ignore[misc]
         """Leave the model as it was."""
         self._hooks.close()
 
-    def _warn(self, watch: Watch, state: Any) -> None:
-        found = {f"{watch.name}{n}": n for n, layer in watch.statistics.layers.items() if layer.collapsed}
+    def _warn(self, watch: Watch, statistics: RoutingStatistics, state: Any) -> None:
+        found = {f"{watch.name}{n}": n for n, layer in statistics.layers.items() if layer.collapsed}
         fresh = [number for key, number in found.items() if key not in self._collapsed]
         here = {key for key in self._collapsed if key.rpartition("/")[0] == watch.name.rpartition("/")[0]}
         self._collapsed = (self._collapsed - here) | set(found)
         if fresh and state.is_world_process_zero:
-            layer = watch.statistics.layers[fresh[0]]
+            layer = statistics.layers[fresh[0]]
             _LOG.warning(
                 "step %d: %s%s: nearly all tokens go to the same %d of %d experts (raise router_aux_loss_coef, and see"
                 " that output_router_logits is set, or no balance loss is added)",
@@ -96,20 +101,41 @@ class RoutingMonitor(TrainerCallback):  # type: ignore[misc]
             )
 
 
-def _figures(watch: Watch) -> dict[str, float]:
+def _counted_in(statistics: RoutingStatistics) -> See:
+    """Adds the real tokens of a layer to the statistics."""
+
+    def see(routed: Routed, mask: Tensor | None) -> None:
+        real = torch.ones(len(routed.logits), dtype=torch.bool) if mask is None else mask.bool().cpu()
+        statistics(real_tokens(routed, real))
+
+    return see
+
+
+def _add_up(accelerator: Any, statistics: RoutingStatistics) -> None:
+    """Sums of this process into sums over all of them."""
+    if accelerator.num_processes == 1:
+        return
+    for layer in statistics.layers.values():
+        own = torch.tensor([layer.tokens, layer.entropy_sum, *layer.tokens_per_expert], dtype=torch.float64)
+        tokens, entropy, *experts = accelerator.reduce(own.to(accelerator.device), "sum").tolist()
+        layer.tokens, layer.entropy_sum = int(tokens), entropy
+        layer.tokens_per_expert[:] = experts
+
+
+def _figures(name: str, statistics: RoutingStatistics) -> dict[str, float]:
     """The figures of each layer and of all, by their names in the log."""
-    layers = watch.statistics.layers
+    layers = statistics.layers
     if not layers:
         return {}
     found = {
-        f"{watch.name}layer_{number}/{name}": value
+        f"{name}layer_{number}/{figure}": value
         for number, layer in layers.items()
-        for name, value in _of_layer(layer).items()
+        for figure, value in _of_layer(layer).items()
     }
     return found | {
-        f"{watch.name}max_violation": watch.statistics.max_violation,
-        f"{watch.name}entropy": watch.statistics.entropy,
-        f"{watch.name}dead": float(sum(len(layer.dead) for layer in layers.values())),
+        f"{name}max_violation": statistics.max_violation,
+        f"{name}entropy": statistics.entropy,
+        f"{name}dead": float(sum(len(layer.dead) for layer in layers.values())),
     }
 
 

@@ -15,7 +15,7 @@ from transformers.utils.generic import ModelOutput
 from moeify.checkpoint.arithmetic import normal
 from moeify.errors import ConfigError
 from moeify.families.moe_layout import MoeLayout, Rest
-from moeify.families.own import OWN_RULE
+from moeify.families.own import OWN_RULE, own_rule
 from moeify.modeling.configuration_moe import CheckedOptions, MoeOptions
 from moeify.modeling.moe_batch import CURRENT, RoutingBatch
 from moeify.modeling.moe_experts import Outline
@@ -35,6 +35,7 @@ _LAYOUT = MoeLayout(
     router="router.weight",
     norm=None,
     rule=OWN_RULE,
+    rule_by=own_rule(""),
     encoder=True,
 )
 
@@ -81,6 +82,8 @@ class MoeProjector(ModelWithExperts):
 
     def __init__(self, config: MoeProjectorConfig) -> None:
         super().__init__(config)
+        if config.null_experts:
+            raise ConfigError("a MoeProjector has no null experts", "leave null_experts out")
         outline = Outline(
             hidden_size=config.input_size,
             output_size=config.output_size,
@@ -114,7 +117,8 @@ class MoeProjector(ModelWithExperts):
             return projected
         logits = tuple(batch.logits)
         mask = token_mask(attention_mask, len(logits[0]))
-        balance = balance_loss(router_logits=logits, top_k=self.config.num_experts_per_tok, mask=mask)
+        top_k = self.config.num_experts_per_tok
+        balance = balance_loss(router_logits=logits, top_k=top_k, mask=mask, chosen=batch.chosen)
         return MoeProjectorOutput(projected=projected, aux_loss=balance, router_logits=logits)
 
     @classmethod

@@ -21,7 +21,7 @@ from moeify.checkpoint.rewrite import plan_rewrite
 from moeify.checkpoint.slices import Slice, whole
 from moeify.checkpoint.source import Source, resolve_source
 from moeify.checkpoint.turning import turned
-from moeify.checkpoint.writer import Progress, parse_size
+from moeify.checkpoint.writer import parse_size
 from moeify.errors import CheckpointError, ConfigError
 from moeify.families.conversion import Conversion
 from moeify.families.laying import turned_roles
@@ -123,7 +123,6 @@ def add_experts(
     config: AddConfig | None = None,
     *,
     dry_run: bool = False,
-    progress: Progress | None = None,
     **options: Any,
 ) -> AddReport:
     """Let the FFNs of dense checkpoints join a mixture as its last experts, those of every slice.
@@ -154,7 +153,7 @@ def add_experts(
     report = replace(report, warnings=warnings, dry_run=dry_run)
     if not dry_run:
         with new.opened() as stage:
-            new.write(plan, progress, check=_newcomers(joining))
+            new.write(plan, check=_newcomers(joining))
             if text is not None:
                 fitted = _fitted(joining, stage, text, labels, config)
                 write_routers(stage, _plan(joining, fitted.rows, target, config))
@@ -291,7 +290,7 @@ def _router_jobs(view: Mixture, layer: int, rows: Float32) -> Iterator[Job]:
 
 def _report(joining: _Joining, plan: PlannedFiles, new: NewCheckpoint, config: AddConfig) -> AddReport:
     view = joining.view
-    biases = sum("E" in extra.shape for extra in joining.conversion.parameters)
+    biases = sum("E" in extra.shape for extra in joining.conversion.parameters(view.config))
     each = sum(total // view.num_experts for total in view.expert_parameters.values())
     each += len(view.moe_layers) * (view.hidden_size + biases)
     return AddReport(

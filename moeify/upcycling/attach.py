@@ -16,16 +16,19 @@ from moeify.checkpoint.reader import Checkpoint
 from moeify.checkpoint.rewrite import plan_rewrite
 from moeify.checkpoint.slices import whole
 from moeify.checkpoint.source import resolve_source
-from moeify.checkpoint.writer import Progress
+from moeify.errors import ConfigError
 from moeify.families.mixture import Mixture, open_mixture
+from moeify.families.moe_layout import RouterRule
 from moeify.families.numbering import Numbering
+from moeify.families.registry import moe_layout
 from moeify.families.values import Config, text_config
 from moeify.modeling import REMOTE_CODE
 from moeify.provenance.exports import SCALED_FOR_OTHERS, is_as_exported
 from moeify.provenance.new_checkpoint import NewCheckpoint
 from moeify.provenance.record import Step
 from moeify.routing.initialization import RouterRows, UpProjection, expected_entropy, logit_std
-from moeify.upcycling.config import AttachConfig, check_route_by, check_top_k
+from moeify.upcycling.class_checks import check_route_by, check_router_bias, check_top_k
+from moeify.upcycling.config import AttachConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,12 +72,7 @@ class AttachReport:
 
 
 def attach(
-    checkpoint: str | Path,
-    output: str | Path | None = None,
-    config: AttachConfig | None = None,
-    *,
-    progress: Progress | None = None,
-    **options: Any,
+    checkpoint: str | Path, output: str | Path | None = None, config: AttachConfig | None = None, **options: Any
 ) -> AttachReport:
     """Give every MoE layer of ``checkpoint`` a fresh router, also where one is missing.
 
@@ -91,10 +89,14 @@ def attach(
     view = open_mixture(opened)
     check_top_k(config.top_k or view.top_k, view.num_experts, view.slices)
     model_type = view.layout.model_type
-    check_route_by(config.route_by, model_type, model_type in REMOTE_CODE)
+    if (config.top_k or 2) < 2 and view.layout.rule.null_experts(view.config):
+        raise ConfigError("with null experts a token has two choices or more, not 1", "pass --top-k 2")
+    own = model_type in REMOTE_CODE
+    check_route_by(config.route_by, model_type, own)
+    check_router_bias(config.router_bias, model_type, own or view.layout.rule.selection_bias is not None, False)
     pieces = {layer: _rows(view, layer, config) for layer in view.moe_layers}
-    plan = plan_rewrite(opened, _jobs(view, pieces), target)
     model_config = _config(view, config)
+    plan = plan_rewrite(opened, _jobs(view, pieces, moe_layout(model_config).rule), target)
     new.check(plan, model_config)
     before, after = _outlooks(view, pieces)
     report = AttachReport(
@@ -114,7 +116,7 @@ def attach(
         biases_zeroed=tuple(bias.name for layer in view.moe_layers for bias in view.router_biases(layer)),
     )
     with new.opened():
-        new.write(plan, progress)
+        new.write(plan)
         record = new.finish(model_config, _step(config, report))
     changed = is_as_exported(opened.config, record) is False
     warnings = (*opened.notes, *new.along.notes, *([SCALED_FOR_OTHERS] if changed else []))
@@ -146,14 +148,23 @@ def _up_projection(view: Mixture, layer: int) -> UpProjection | None:
     return UpProjection(part=part, hidden_size=view.hidden_size, hidden_axis=spec.shape.index("H"))
 
 
-def _jobs(view: Mixture, pieces: dict[int, RouterRows]) -> Iterator[Job]:
+def _jobs(view: Mixture, pieces: dict[int, RouterRows], rule: RouterRule) -> Iterator[Job]:
+    """Routers, and zeros for their biases; ``rule`` is the one by which they will choose."""
     shape = (view.num_experts, view.hidden_size)
+    nulls = rule.null_experts(view.config)
+    choosing = rule.selection_bias if view.layout.rule.selection_bias is None else None
     for layer, piece in pieces.items():
         yield Job(view.router_name(layer), piece.dtype, shape, (piece,))
         biases = {bias.name: (bias.dtype, bias.shape) for bias in view.router_biases(layer)}
         if view.layout.router_bias is not None:
             name = view.layer_prefix(layer) + view.layout.router_bias
             biases.setdefault(name, (piece.dtype, shape[:1]))
+        if view.layout.null_router is not None:
+            name = view.layer_prefix(layer) + view.layout.null_router
+            rows = replace(piece, num_experts=nulls, key=(piece.key[0], "null router", *piece.key[2:]))
+            yield Job(name, piece.dtype, (nulls, view.hidden_size), (rows,))
+        if choosing is not None:
+            biases[view.layer_prefix(layer) + choosing] = ("F32", shape[:1])
         for name, (dtype, size) in biases.items():
             yield Job(name, dtype, size, (Literal(bytes(tensor_nbytes(dtype, size))),))
 
@@ -195,4 +206,6 @@ def _config(view: Mixture, config: AttachConfig) -> Config:
     sizes |= view.layout.rule.counts(view.num_experts, sizes[key], view.slices)
     if config.route_by is not None and view.layout.model_type in REMOTE_CODE:
         model_config["route_by"] = config.route_by
+    if config.router_bias and view.layout.model_type in REMOTE_CODE:
+        model_config["router_bias"] = True
     return model_config

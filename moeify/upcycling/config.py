@@ -13,6 +13,7 @@ from moeify.families.engines import NAMES as ENGINES
 from moeify.provenance.config import OutputOptions, ShardedOutput
 from moeify.routing.config import MemoryOptions, RouteBy, RouterInit, RouterStart, check_seed
 from moeify.tables import check_choices
+from moeify.upcycling.class_checks import check_nulls, check_top_k
 from moeify.upcycling.recipes import RECIPES, recipe_for
 
 SliceBy = Literal["order", "activation"]
@@ -92,6 +93,12 @@ class UpcycleConfig(RouterTextConfig):
     """Standard deviation of the noise on each expert's weights, relative to the weights' own."""
     route_by: RouteBy = "token"
     """What a router decides for: each token, or a whole sequence by the mean of its tokens."""
+    router_bias: bool = False
+    """Give routers a bias that chooses experts and does not weigh them, zero at first, for --balance bias."""
+    null_experts: int = 0
+    """Null experts of each layer, which a token may choose in place of all its experts but the first."""
+    null_kinds: tuple[str, ...] = ("zero",)
+    """What null experts give, dealt out in turn: zero, copy (alpha x) or constant (a vector); all begin as zero."""
     experts_from: tuple[str, ...] = ()
     """Checkpoints or LoRA adapters that the experts are made of, dealt out in turn."""
     labels: tuple[str, ...] = ()
@@ -99,7 +106,10 @@ class UpcycleConfig(RouterTextConfig):
     recipe: Annotated[str, RECIPES] | None = None
     """How experts are made; left out, it follows from ``experts_from``, ``slices`` and ``reinit``, else copies."""
     reinit: float = 0.0
-    """Share of each expert's neurons that is drawn anew, which is not exact; the others take no noise."""
+    """Share of each expert's neurons that is drawn anew, which is not exact; the others take no noise.
+
+    With ``dataset`` the loss before training is measured on it.
+    """
     rest: Literal["base", "mean"] = "base"
     """Where attention, norms and embeddings come from: the base, or the mean of all entries."""
     shares: tuple[float, ...] = ()
@@ -112,9 +122,19 @@ class UpcycleConfig(RouterTextConfig):
     """Programs that the output must be right in too: llama.cpp, mlx-lm, vLLM, SGLang."""
 
     @property
-    def reads_dataset(self) -> bool:
+    def deals_by_text(self) -> bool:
         """Whether neurons are dealt to slices by text."""
         return self.slice_by == "activation"
+
+    @property
+    def measures_start(self) -> bool:
+        """Whether the loss before training is measured, for a mixture that does not compute what its base computes."""
+        return self.reinit > 0 and self.dataset is not None
+
+    @property
+    def reads_dataset(self) -> bool:
+        """Whether the dataset is read for something else than routers."""
+        return self.deals_by_text or self.measures_start
 
     @property
     def routed_slices(self) -> int:
@@ -132,6 +152,7 @@ class UpcycleConfig(RouterTextConfig):
         object.__setattr__(self, "experts_from", _listed(self.experts_from))
         object.__setattr__(self, "labels", _listed(self.labels))
         object.__setattr__(self, "shares", tuple(self.shares))
+        object.__setattr__(self, "null_kinds", _listed(self.null_kinds))
         if not 2 <= self.experts <= MAX_EXPERTS:
             raise ConfigError(f"a mixture needs 2 to {MAX_EXPERTS} experts, not {self.experts}", "pass --experts 8")
         if not 0 <= self.reinit <= 1:
@@ -153,11 +174,12 @@ class UpcycleConfig(RouterTextConfig):
                 "--shared does not go with --experts-from: what tokens share has one copy, of one checkpoint",
                 "leave --shared out",
             )
-        if self.reads_dataset and (self.slices == 1 or self.dataset is None):
+        if self.deals_by_text and (self.slices == 1 or self.dataset is None):
             raise ConfigError(
                 "--slice-by activation deals neurons to slices by text", "pass --slices 4 and --dataset FILE with it"
             )
         check_top_k(self.top_k, self.experts)
+        check_nulls(self.null_experts, self.null_kinds, self.top_k, self.slices)
         if not (math.isfinite(self.noise) and 0 <= self.noise <= MAX_NOISE):
             raise ConfigError(
                 f"noise must lie between 0 and {MAX_NOISE:g}, not {self.noise:g}",
@@ -257,6 +279,8 @@ class AttachConfig(OutputOptions):
     """Experts that each token visits; left out, as many as before."""
     route_by: RouteBy | None = None
     """What a router decides for, token or sequence; left out, the same as before."""
+    router_bias: bool = False
+    """Give the routers of moeify's own classes a bias that chooses experts and does not weigh them."""
     seed: int = 0
     """Seed of the routers."""
 
@@ -287,30 +311,6 @@ def _check_text(config: RouterTextConfig) -> None:
             raise ConfigError(f"{shown} must be positive, not {value}", f"leave --{shown} out")
     if config.entropy is not None and not 0 < config.entropy < 1:
         raise ConfigError(f"entropy must lie between 0 and 1, not {config.entropy}", "leave --entropy out")
-
-
-def check_route_by(route_by: RouteBy | None, model_type: str, own_classes: bool) -> None:
-    """Raise ``ConfigError`` where a family's class cannot route whole sequences."""
-    if route_by == "sequence" and not own_classes:
-        raise ConfigError(
-            f"--route-by sequence needs a class of moeify's own, and {model_type} is transformers':"
-            " its routers decide for each token",
-            "leave --route-by out, or upcycle an encoder or with --arch own",
-        )
-
-
-def check_top_k(top_k: int, num_experts: int, slices: int = 1) -> None:
-    """Raise ``ConfigError`` unless 1 <= top_k <= num_experts, as many in each of ``slices``."""
-    if top_k % slices:
-        raise ConfigError(
-            f"top-k must be a multiple of the {slices} slices that experts lie in, not {top_k}",
-            f"pass --top-k {slices}, one expert of each",
-        )
-    if not 1 <= top_k <= num_experts:
-        raise ConfigError(
-            f"top-k must lie between 1 and the number of experts, {num_experts}, not {top_k}",
-            f"pass --top-k {max(1, min(2, num_experts))}",
-        )
 
 
 @dataclass(frozen=True, kw_only=True)

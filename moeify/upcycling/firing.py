@@ -17,7 +17,7 @@ from moeify.routing.collection import InputReservoir
 from moeify.routing.config import DataConfig
 from moeify.routing.data import Blocks, blocks_for
 from moeify.routing.loaded import layer_stack
-from moeify.routing.passes import passes_over
+from moeify.routing.passes import passes_over, walking
 from moeify.upcycling.config import UpcycleConfig
 
 if TYPE_CHECKING:
@@ -36,20 +36,16 @@ def firing_text(view: Dense, config: UpcycleConfig) -> Blocks:
 
 
 def neurons_by_firing(
-    view: Dense,
-    blocks: Blocks,
-    config: UpcycleConfig,
-    layers: Collection[int],
-    progress: Callable[[int, int], None] | None = None,
+    view: Dense, blocks: Blocks, config: UpcycleConfig, layers: Collection[int]
 ) -> dict[int, tuple[Index, ...]]:
-    """The neurons of each slice of each of ``layers``, found in one run of the dense model over ``blocks``.
-
-    ``progress`` is called with layers done and layers in all.
-    """
+    """The neurons of each slice of each of ``layers``, found in one run of the dense model over ``blocks``."""
     import torch
 
     found: dict[int, tuple[Index, ...]] = {}
-    with passes_over(view.checkpoint, view.layout, low_memory=config.low_memory) as passes:
+    with (
+        passes_over(view.checkpoint, view.layout, low_memory=config.low_memory) as passes,
+        walking("watching neurons", passes, len(blocks)) as watching,
+    ):
         passes.check_room(blocks.input_ids.size)
         for place in range(len(passes)):
             seen = InputReservoir(min(_TOKENS, blocks.tokens), config.seed)
@@ -58,13 +54,12 @@ def neurons_by_firing(
                 passes.opened(place) as step,
                 _watched(step.model, view.layout, layers, seen) as expect,
             ):
-                for number, (inputs, _) in enumerate(blocks.batches(_BATCH)):
+                for number, (inputs, part) in enumerate(blocks.batches(_BATCH)):
                     expect(inputs["attention_mask"])
                     step.run(number, inputs)
+                    watching.advance(len(part))
             for layer in seen.layers:
                 found[layer] = dealt(seen.inputs(layer), config.slices, config.seed + layer)
-            if progress is not None:
-                progress(place + 1, len(passes))
     return found
 
 

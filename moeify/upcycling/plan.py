@@ -21,13 +21,14 @@ from moeify.families.dense_checkpoint import Dense, open_dense
 from moeify.families.joining import joined_jobs
 from moeify.families.laying import turned_roles
 from moeify.families.moe_layout import ExpertTensor, ExtraTensor
-from moeify.families.registry import CONVERSIONS, OWN, conversion_from, dense_layout
+from moeify.families.registry import CONVERSIONS, conversion_from, dense_layout
 from moeify.families.values import Config, resolve_shape
 from moeify.provenance.exports import FLAT_ROUTER_STD, check_flat_routers, down_scale, export_notes, untied
 from moeify.routing.config import ROUTER_INITS, RouterInit
 from moeify.routing.initialization import NormalRows, RouterRows, UpProjection
+from moeify.upcycling.class_checks import check_class
 from moeify.upcycling.comparing import compare_sources
-from moeify.upcycling.config import UpcycleConfig, check_route_by
+from moeify.upcycling.config import UpcycleConfig
 from moeify.upcycling.ingredients import CONFIG_DTYPES, Ingredients, laid
 from moeify.upcycling.layers import select_layers
 from moeify.upcycling.recipes import Recipe, recipe_for
@@ -86,8 +87,7 @@ def plan_upcycle(
     """
     layout = dense_layout(checkpoint.config)
     conversion = conversion_from(layout, checkpoint.config, options.arch)
-    check_route_by(options.route_by, conversion.moe.model_type, conversion.remote_code)
-    _check_slices(options.slices, conversion)
+    check_class(conversion, CONVERSIONS[layout.model_type], options)
     view = open_dense(checkpoint, layout)
     layers, recipe = select_layers(options.layers, view.num_layers), recipe_for(options)
     source = source or Source(folder=checkpoint.folder, name=checkpoint.folder.resolve().name)
@@ -99,8 +99,11 @@ def plan_upcycle(
         moe_layers=layers,
         num_layers=view.num_layers,
         route_by=options.route_by,
+        router_bias=options.router_bias,
         slices=options.routed_slices,
         shared=options.shared,
+        nulls=options.null_experts,
+        null_kinds=options.null_kinds,
     )
     settings = conversion.form(view.checkpoint.config, settings, options.engines)
     check_flat_routers(settings, options.router, options.needs_text)
@@ -134,20 +137,6 @@ def plan_upcycle(
             *export_notes(settings, options.noise),
             *_unused(view),
         ),
-    )
-
-
-def _check_slices(slices: int, conversion: Conversion) -> None:
-    """Raise ``ConfigError`` where the routers of a class do not keep the slices of a copy apart or together."""
-    if slices == 1 or conversion.moe.rule.slices_key is not None:
-        return
-    known = [c for c in CONVERSIONS[conversion.dense.model_type] if c.moe.rule.slices_key is not None]
-    named = " or ".join(f"--arch {OWN if c.remote_code else c.moe.model_type}" for c in known)
-    raise ConfigError(
-        f"--slices needs routers that keep slices apart or copies together, and those of {conversion.moe.model_type}"
-        " choose among all experts at once: rounding would mix slices of different copies (in bfloat16 an error of"
-        " 0.43)",
-        f"pass {named}" if known else "leave --slices out",
     )
 
 
@@ -253,7 +242,7 @@ class _Planner:
             nothing = (Zeros(tensor_nbytes(dtype, shape)),)
             shared = tuple(self.of.shared(layer, role) for role in spec.roles) if self.settings.shared else nothing
             yield Job(prefix + spec.name, dtype, shape, shared)
-        for extra in self.conversion.extras:
+        for extra in self.conversion.extras_of(self.config):
             yield self._extra(prefix + extra.name, extra, ffn)
 
     def _experts(self, prefix: str, spec: ExpertTensor, layer: int) -> Iterator[Job]:
@@ -287,35 +276,46 @@ class _Planner:
 
     def routers(self) -> Iterator[Job]:
         """One router a layer, and what stops dense classes."""
-        moe, dense = self.moe, self.dense
+        moe = self.moe
+        for layer in self.settings.moe_layers:
+            name = moe.layer.format(layer=layer) + moe.router
+            yield self._router(layer, self.prefix + name, self.settings.num_experts, "router")
+            if moe.null_router is not None:
+                name = moe.layer.format(layer=layer) + moe.null_router
+                yield self._router(layer, self.prefix + name, self.settings.nulls, "null router")
+        if moe.guard is not None:
+            first = self.settings.moe_layers[0]
+            prefix = self.prefix + moe.layer.format(layer=first)
+            yield self._drawn(prefix + moe.guard, (1,), 0.0, "extra", self._router_dtype(first))
+
+    def _router(self, layer: int, name: str, count: int, purpose: str) -> Job:
+        """Rows [count, H] of a router, their draws by ``purpose``."""
+        dense, dtype, shape = self.dense, self._router_dtype(layer), (count, self.dims["H"])
+        if not self.settings.renormalise:
+            return self._drawn(name, shape, FLAT_ROUTER_STD, purpose, dtype)
         # Routers from text take the place of calibrated ones once the text has been read.
         known = [init for init in ROUTER_INITS if init == self.options.router]
         init: RouterInit = known[0] if known else "calibrated"
-        for layer in self.settings.moe_layers:
-            source = dense.layer.format(layer=layer)
-            name = self.prefix + moe.layer.format(layer=layer) + moe.router
-            norm, bias = (None if n is None else self.view.base[source + n] for n in (dense.norm, dense.norm_bias))
-            dtype = self.of.dtype(norm or self.view.ffn(layer)["up"])
-            shape = self.settings.num_experts, self.dims["H"]
-            if not self.settings.renormalise:
-                yield self._drawn(name, shape, FLAT_ROUTER_STD, "router", dtype)
-                continue
-            piece = RouterRows(
-                init=init,
-                num_experts=shape[0],
-                hidden_size=shape[1],
-                dtype=dtype,
-                key=(self.options.seed, "router", moe.layer.format(layer=layer)),
-                norm=norm,
-                norm_bias=bias,
-                norm_offset=dense.norm_offset,
-                up=self._up_projection(layer),
-                tied=self.of.numbering.tied,
-            )
-            yield Job(name, dtype, shape, (piece,))
-        if moe.guard is not None:
-            prefix = self.prefix + moe.layer.format(layer=self.settings.moe_layers[0])
-            yield self._drawn(prefix + moe.guard, (1,), 0.0, "extra", dtype)
+        norm, bias = (self._norm(layer, n) for n in (dense.norm, dense.norm_bias))
+        piece = RouterRows(
+            init=init,
+            num_experts=count,
+            hidden_size=shape[1],
+            dtype=dtype,
+            key=(self.options.seed, purpose, self.moe.layer.format(layer=layer)),
+            norm=norm,
+            norm_bias=bias,
+            norm_offset=dense.norm_offset,
+            up=self._up_projection(layer),
+            tied=self.of.numbering.tied,
+        )
+        return Job(name, dtype, shape, (piece,))
+
+    def _norm(self, layer: int, name: str | None) -> StoredTensor | None:
+        return None if name is None else self.view.base[self.dense.layer.format(layer=layer) + name]
+
+    def _router_dtype(self, layer: int) -> str:
+        return self.of.dtype(self._norm(layer, self.dense.norm) or self.view.ffn(layer)["up"])
 
     def _up_projection(self, layer: int) -> UpProjection:
         spec = next(part for part in self.dense.ffn if part.role == "up")
@@ -326,9 +326,11 @@ class _Planner:
         """Exact counts, tied tensors once."""
         experts, layers = self.settings.num_experts, len(self.settings.moe_layers)
         ffn = sum(tensor.elements for tensor in self.view.ffn(self.settings.moe_layers[0]).values())
-        shapes = ([s.shape for s in specs] for specs in (self.moe.experts, self.shared, self.conversion.parameters))
+        extras = self.conversion.parameters(self.config)
+        shapes = ([s.shape for s in specs] for specs in (self.moe.experts, self.shared, extras))
         expert, shared, extra = (sum(math.prod(resolve_shape(s, self.dims)) for s in every) for every in shapes)
-        rest = self.view.parameters + layers * (experts * self.dims["H"] + shared + extra - ffn)
+        routers = (experts + self.settings.nulls) * self.dims["H"]
+        rest = self.view.parameters + layers * (routers + shared + extra - ffn)
         rest += sum(self.view.base[origin].elements for origin in self._untied.values())
         return ParameterCounts(
             dense=self.view.parameters,

@@ -134,6 +134,12 @@ _DROP = Citation(
     title="Drop-Upcycling: Training Sparse Mixture of Experts with Partial Re-initialization",
     arxiv="2502.19261",
 )
+NULLS = Citation(
+    used_for="null experts",
+    authors="Jin et al.",
+    title="MoE++: Accelerating Mixture-of-Experts Methods with Zero-Computation Experts",
+    arxiv="2410.07348",
+)
 RECIPES = Table[Recipe](
     "recipe",
     _Copies(name="copies", help="of the checkpoint itself", paper=_UPCYCLING),

@@ -105,12 +105,7 @@ def recorded_options(config: RouterTextConfig) -> dict[str, Any]:
 
 
 def fit_routers(
-    passes: LayerByLayer,
-    plan: UpcyclePlan,
-    text: LabelledText,
-    owners: Sequence[int],
-    config: RouterTextConfig,
-    progress: Callable[[int, int], None] | None = None,
+    passes: LayerByLayer, plan: UpcyclePlan, text: LabelledText, owners: Sequence[int], config: RouterTextConfig
 ) -> FittedRouters:
     """Rows for every router of ``plan``, from the mixture of ``passes`` that has any routers.
 
@@ -133,16 +128,11 @@ def fit_routers(
         return sum(_agreement(unseen, part, own, layer, config) for part in parts) / routers
 
     last = max(plan.settings.moe_layers)
-    return _fitted(passes, plan.conversion.moe, last, text, config, fit, agree, progress)
+    return _fitted(passes, plan.conversion.moe, last, text, config, fit, agree)
 
 
 def joining_rows(
-    passes: LayerByLayer,
-    view: Mixture,
-    text: LabelledText,
-    labels: Sequence[str],
-    config: RouterTextConfig,
-    progress: Callable[[int, int], None] | None = None,
+    passes: LayerByLayer, view: Mixture, text: LabelledText, labels: Sequence[str], config: RouterTextConfig
 ) -> FittedRouters:
     """Rows of every router of ``passes``, where experts joined those of ``view`` as the last of every slice.
 
@@ -172,7 +162,7 @@ def joining_rows(
         return sum(float(hit.float().mean()) for hit in own) / len(labels)
 
     last = max(view.moe_layers)
-    return _fitted(passes, view.layout, last, text, config, fit, agree, progress)
+    return _fitted(passes, view.layout, last, text, config, fit, agree)
 
 
 @contextmanager
@@ -202,7 +192,6 @@ def _fitted(
     config: RouterTextConfig,
     fit: Callable[[LoadedLayer, InputReservoir], Tensor],
     agree: Callable[[int, InputReservoir, Tensor], float],
-    progress: Callable[[int, int], None] | None,
 ) -> FittedRouters:
     rows, agreement = {}, []
 
@@ -214,15 +203,7 @@ def _fitted(
 
     judged = [text.fit] if text.held_out is text.fit else [text.fit, text.held_out]
     fit_in_order(
-        passes,
-        layout,
-        last,
-        judged,
-        fit_layer,
-        keep=config.fit_tokens,
-        seed=config.seed,
-        batch_size=BATCH_SIZE,
-        progress=progress,
+        passes, layout, last, judged, fit_layer, keep=config.fit_tokens, seed=config.seed, batch_size=BATCH_SIZE
     )
     return FittedRouters(rows=rows, agreement=sum(agreement) / len(agreement))
 

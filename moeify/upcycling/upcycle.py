@@ -10,17 +10,18 @@ from typing import Any
 from moeify.checkpoint.reader import Checkpoint
 from moeify.checkpoint.source import resolve_source
 from moeify.checkpoint.staging import check_free_space
-from moeify.checkpoint.writer import Progress
 from moeify.families.conversion import DENSE_TYPE
 from moeify.provenance.new_checkpoint import NewCheckpoint
 from moeify.provenance.record import Step
 from moeify.routing.data import Blocks
+from moeify.routing.examples import Examples
 from moeify.routing.loading import require_accelerate
 from moeify.routing.passes import state_bytes
+from moeify.upcycling.class_checks import NULL_KINDS
 from moeify.upcycling.config import UpcycleConfig
 from moeify.upcycling.firing import firing_text, neurons_by_firing
 from moeify.upcycling.plan import UpcyclePlan, plan_upcycle
-from moeify.upcycling.recipes import papers, recipe_for
+from moeify.upcycling.recipes import NULLS, papers, recipe_for
 from moeify.upcycling.routers import (
     LabelledText,
     fit_routers,
@@ -31,18 +32,20 @@ from moeify.upcycling.routers import (
     written_layers,
 )
 from moeify.upcycling.sources import ExpertOrigin, of_sources
+from moeify.upcycling.starting import StartingLoss, starting_loss, starting_text
 
 
 @dataclass(frozen=True, kw_only=True)
 class UpcycleReport:
     """What upcycling did, or with ``dry_run`` would do.
 
-    ``num_experts`` and ``top_k`` count in all ``slices`` together; ``shared_slices`` have neither.
+    ``num_experts`` and ``top_k`` count in all ``slices`` together; ``shared_slices`` have neither. ``null_experts``
+    are beside them.
     ``noise_effective`` is the root mean square of what the noise changed after rounding to the output's dtype,
     relative to the weights' standard deviation.
     ``sources`` says which experts are made of what, empty for copies of one model; ``label_agreement`` is the share
     of held-out tokens (with prompts of the prompts') whose first expert has their label, averaged over layers, where
-    routers were computed from text.
+    routers were computed from text. ``start`` is the loss before training, where text is given for it.
     """
 
     source: str
@@ -53,6 +56,7 @@ class UpcycleReport:
     top_k: int
     slices: int
     shared_slices: int
+    null_experts: int
     route_by: str
     num_layers: int
     moe_layers: tuple[int, ...]
@@ -67,6 +71,7 @@ class UpcycleReport:
     noise_effective: float
     router: str
     label_agreement: float | None
+    start: StartingLoss | None
     rest: str
     sources: tuple[ExpertOrigin, ...]
     warnings: tuple[str, ...]
@@ -83,7 +88,6 @@ def upcycle(
     config: UpcycleConfig | None = None,
     *,
     dry_run: bool = False,
-    progress: Progress | None = None,
     **options: Any,
 ) -> UpcycleReport:
     """Turn the feed-forward layers of a dense checkpoint into experts.
@@ -94,8 +98,6 @@ def upcycle(
         config: the options; ``options`` override single fields, as in
             ``upcycle("bert-base-uncased", num_experts=8)``.
         dry_run: stop after the plan; only headers are read.
-        progress: called with bytes done and bytes in all; what routers that are computed from text
-            read of the written layers counts as well.
 
     With copies and renormalised top-k weights the result computes the dense function for any
     router (Sparse Upcycling, arXiv:2212.05055, section 3); noise perturbs it, see
@@ -111,12 +113,10 @@ def upcycle(
     if not dry_run:
         new.check(plan.files, plan.config, beside=(s.source.folder for s in plan.sources))
     report = _report(plan, new, config)
-    fit = _read_text(plan, config) if config.needs_text else None
-    firing = firing_text(plan.view, config) if config.reads_dataset else None
-    read = [*([] if fit is None else [fit.text.fit]), *([] if firing is None else [firing])]
-    report = replace(report, warnings=(*report.warnings, *dict.fromkeys(n for blocks in read for n in blocks.notes)))
+    text = _read_text(plan, config)
+    report = replace(report, warnings=(*report.warnings, *text.notes))
     if not dry_run:
-        report = _write(plan, fit, firing, new, config, report, progress)
+        report = _write(plan, text, new, config, report)
     return replace(report, dry_run=dry_run, seconds=time.perf_counter() - started)
 
 
@@ -129,7 +129,32 @@ class _RouterFit:
     nbytes: int
 
 
-def _read_text(plan: UpcyclePlan, config: UpcycleConfig) -> _RouterFit:
+@dataclass(frozen=True, kw_only=True)
+class _Text:
+    """What is read of the options' text: to fit routers, to deal neurons to slices, to measure the loss."""
+
+    fit: _RouterFit | None
+    firing: Blocks | None
+    start: Examples | None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know of the text."""
+        read = [] if self.firing is None else [self.firing]
+        read += [] if self.fit is None else [self.fit.text.fit]
+        read += [] if self.start is None else [self.start.blocks]
+        return tuple(dict.fromkeys(note for blocks in read for note in blocks.notes))
+
+
+def _read_text(plan: UpcyclePlan, config: UpcycleConfig) -> _Text:
+    return _Text(
+        fit=_text_to_fit(plan, config) if config.needs_text else None,
+        firing=firing_text(plan.view, config) if config.deals_by_text else None,
+        start=starting_text(plan.view, config) if config.measures_start else None,
+    )
+
+
+def _text_to_fit(plan: UpcyclePlan, config: UpcycleConfig) -> _RouterFit:
     require_accelerate()
     checkpoint = plan.view.checkpoint
     dims = plan.view.layout.dims(checkpoint.config)
@@ -149,6 +174,7 @@ def _report(plan: UpcyclePlan, new: NewCheckpoint, config: UpcycleConfig) -> Upc
         top_k=plan.settings.top_k,
         slices=plan.settings.slices,
         shared_slices=plan.settings.shared,
+        null_experts=plan.settings.nulls,
         route_by=config.route_by,
         num_layers=plan.settings.num_layers,
         moe_layers=plan.settings.moe_layers,
@@ -163,6 +189,7 @@ def _report(plan: UpcyclePlan, new: NewCheckpoint, config: UpcycleConfig) -> Upc
         noise_effective=0.0,
         router=config.router,
         label_agreement=None,
+        start=None,
         rest=config.rest,
         sources=plan.origins,
         warnings=(*known, *plan.warnings),
@@ -171,26 +198,21 @@ def _report(plan: UpcyclePlan, new: NewCheckpoint, config: UpcycleConfig) -> Upc
 
 
 def _write(
-    plan: UpcyclePlan,
-    fit: _RouterFit | None,
-    firing: Blocks | None,
-    new: NewCheckpoint,
-    config: UpcycleConfig,
-    report: UpcycleReport,
-    progress: Progress | None,
+    plan: UpcyclePlan, text: _Text, new: NewCheckpoint, config: UpcycleConfig, report: UpcycleReport
 ) -> UpcycleReport:
-    nbytes = plan.files.nbytes
+    fit, firing = text.fit, text.firing
     if fit is not None:
-        check_free_space(new.target, nbytes + new.along.nbytes + fit.nbytes)
-    before, written, read = _phases(progress, nbytes, (firing is not None, True, fit is not None))
+        check_free_space(new.target, plan.files.nbytes + new.along.nbytes + fit.nbytes)
     with new.opened() as stage:
         if firing is not None:
-            slices = neurons_by_firing(plan.view, firing, config, plan.settings.moe_layers, before)
+            slices = neurons_by_firing(plan.view, firing, config, plan.settings.moe_layers)
             plan = plan_upcycle(Checkpoint.open(new.source.folder), config, new.source, slices)
-        tally = new.write(plan.files, written, check=plan.ffn)
+        tally = new.write(plan.files, check=plan.ffn)
         if fit is not None:
-            agreement = _fit_routers(stage, plan, fit, config, read)
+            agreement = _fit_routers(stage, plan, fit, config)
             report = replace(report, label_agreement=agreement)
+        if text.start is not None:
+            report = replace(report, start=starting_loss(stage, plan.config, plan.view, text.start, config))
         warnings = list(report.warnings)
         if tally.overflows:
             warnings.append(
@@ -202,27 +224,13 @@ def _write(
     return report
 
 
-def _fit_routers(
-    stage: Path, plan: UpcyclePlan, fit: _RouterFit, config: UpcycleConfig, progress: Progress | None
-) -> float:
+def _fit_routers(stage: Path, plan: UpcyclePlan, fit: _RouterFit, config: UpcycleConfig) -> float:
     """Compute the routers of the mixture in ``stage`` and write them in place of its own."""
     layout = plan.conversion.moe
     with written_layers(stage, layout, plan.config, config.low_memory) as passes:
-        fitted = fit_routers(passes, plan, fit.text, fit.owners, config, progress)
+        fitted = fit_routers(passes, plan, fit.text, fit.owners, config)
     write_routers(stage, plan.with_routers(fitted.rows).files)
     return fitted.agreement
-
-
-def _phases(progress: Progress | None, nbytes: int, held: tuple[bool, ...]) -> list[Progress | None]:
-    """One bar for phases that follow one another, of ``nbytes`` each; None for those that are not ``held``."""
-
-    def phase(number: int) -> Progress | None:
-        if progress is None or not held[number]:
-            return None
-        first = nbytes * sum(held[:number])
-        return lambda done, total: progress(first + nbytes * done // max(total, 1), nbytes * sum(held))
-
-    return [phase(number) for number in range(len(held))]
 
 
 def _step(config: UpcycleConfig, report: UpcycleReport) -> Step:
@@ -231,15 +239,29 @@ def _step(config: UpcycleConfig, report: UpcycleReport) -> Step:
     for key in ("experts_from", "labels", "rest", "shares"):
         if not config.experts_from:
             del options[key]
-    plain = {"arch": None, "recipe": None, "slices": 1, "shared": 0, "slice_by": "order", "reinit": 0}
+    plain = {
+        "arch": None,
+        "recipe": None,
+        "slices": 1,
+        "shared": 0,
+        "slice_by": "order",
+        "reinit": 0,
+        "router_bias": False,
+        "null_experts": 0,
+        "null_kinds": NULL_KINDS[:1],
+    }
     options = {key: value for key, value in options.items() if key not in plain or value != plain[key]}
     if config.experts_from:
         options["experts_from"] = [origin.name for origin in report.sources]
     keys = ("params_dense", "params_total", "params_active", "noise_effective")
     results = {key: getattr(report, key) for key in keys} | {DENSE_TYPE: report.family}
     results["papers"] = papers(recipe_for(config), report.sources, config.router)
+    results["papers"] += [NULLS] if config.null_experts else []
     if report.sources:
         results["sources"] = [asdict(origin) for origin in report.sources]
+    if report.start is not None:
+        results |= {"loss": report.start.loss, "eval_tokens": report.start.tokens}
+        results |= {"eval_loss_dense": report.start.dense, "eval_loss": report.start.mixture}
     if report.label_agreement is not None:
         results["label_agreement"] = report.label_agreement
     return Step(command="upcycle", options=options, results=results)

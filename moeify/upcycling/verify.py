@@ -19,7 +19,7 @@ from moeify.families.registry import is_encoder_type, known_dense, known_layout,
 from moeify.families.values import Config, text_config
 from moeify.routing.data import check_vocabulary
 from moeify.routing.loading import encode, load_model, load_tokenizer
-from moeify.routing.passes import Passes, WholeModel, passes_over
+from moeify.routing.passes import Passes, WholeModel, passes_over, walking
 from moeify.upcycling.config import VerifyConfig
 
 if TYPE_CHECKING:
@@ -147,10 +147,12 @@ def _outputs(
 
     with _passes(checkpoint, dtype, low_memory) as passes:
         passes.check_room(tokens.numel())
-        for place in range(len(passes)):
-            with passes.opened(place) as step:
-                output = step.run(0, _inputs(step.model, tokens))
-                computed = str(step.model.dtype).removeprefix("torch.")
+        with walking(f"running {checkpoint.folder.name}", passes, len(tokens)) as running:
+            for place in range(len(passes)):
+                with passes.opened(place) as step:
+                    output = step.run(0, _inputs(step.model, tokens))
+                    computed = str(step.model.dtype).removeprefix("torch.")
+                running.advance(len(tokens))
     tensors = {
         name: value
         for name, value in output.items()

@@ -38,6 +38,10 @@ class WarmupConfig(DataConfig, OutputOptions, MemoryOptions):
     """Weight of the balance loss."""
     bias_rate: float = 1e-3
     """How far a step moves the bias of each expert, with --balance bias."""
+    null_rate: float | None = None
+    """Share of null experts among the choices of a token behind its first; left out, as the task has it."""
+    null_coef: float = 1.0
+    """Weight of the loss that leads to ``null_rate``."""
     z_coef: float = 0.001
     """Weight of the z-loss, which keeps router logits small."""
     learning_rate: float = 1e-3
@@ -67,6 +71,8 @@ class WarmupConfig(DataConfig, OutputOptions, MemoryOptions):
     """Steps between checkpoints of the run, which hold what is trained and nothing else."""
     resume: bool = False
     """Continue a run that was interrupted."""
+    report_to: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
+    """Where losses are logged step by step, besides the terminal; TensorBoard's files go to ./runs."""
     plot: Path | None = None
     """File (.svg or .png) for the loads before and after and the loss curve."""
 
@@ -89,7 +95,8 @@ class WarmupConfig(DataConfig, OutputOptions, MemoryOptions):
         self._check("held_out", 0 < self.held_out < 1, "between 0 and 1")
         self._check("entropy", 0 < self.entropy < 1, "between 0 and 1")
         self._check("bias_rate", 0 < self.bias_rate < math.inf, "above 0")
-        for option in ("balance_coef", "z_coef", "learning_rate"):
+        self._check("null_rate", self.null_rate is None or 0 <= self.null_rate <= 1, "between 0 and 1")
+        for option in ("balance_coef", "null_coef", "z_coef", "learning_rate"):
             value = getattr(self, option)
             self._check(option, math.isfinite(value) and value >= 0, "0 or more")
         self._check("seed", 0 <= self.seed < 1 << 32, "between 0 and 2^32 - 1")

@@ -8,6 +8,7 @@ from typing import Any
 from moeify.checkpoint.header import FLOAT_DTYPES, StoredTensor
 from moeify.errors import CheckpointError, ConfigError
 from moeify.families.mixture import Mixture
+from moeify.modeling import REMOTE_CODE
 from moeify.routing.loaded import LoadedMixture
 from moeify.routing.trained import wanted
 from moeify.warming.balances import BALANCES
@@ -33,10 +34,17 @@ def check_trainable(view: Mixture, config: WarmupConfig) -> None:
     if not config.steps:
         return
     if BALANCES[config.balance].shifts_bias and view.layout.rule.selection_bias is None:
+        model_type = view.layout.model_type
+        own = model_type in REMOTE_CODE
         raise ConfigError(
-            f"the routers of a {view.layout.model_type} have no bias that experts are chosen with",
-            "pass --balance switch",
+            f"the routers of {'this' if own else 'a'} {model_type} have no bias that experts are chosen with",
+            "moeify upcycle --router-bias makes them with one, and moeify attach --router-bias fresh ones"
+            if own
+            else "pass --balance switch",
         )
+    nulls = view.layout.rule.null_experts(view.config)
+    if config.null_rate is not None and not nulls:
+        raise ConfigError("this mixture has no null experts", "leave --null-rate out, or upcycle with --null-experts")
     reached = learns_from_task(view) or balances(view, config) or config.z_coef
     if config.train == "routers" and not reached:
         constant = config.balance_coef and BALANCES[config.balance].through == "gates"

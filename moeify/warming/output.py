@@ -70,17 +70,17 @@ def router_tensors(session: Session) -> Iterator[tuple[StoredTensor, Tensor]]:
     if not session.by_layer:
         layers = LoadedMixture(session.model, view.layout).layers
         routers = {number: layer.router_tensors for number, layer in layers.items()}
-    for number, (weight, bias, choosing) in routers.items():
+    for number, (weight, bias, choosing, nulls) in routers.items():
         kept = None if choosing is None or (choosing.any() and not moved) else choosing
-        for stored, tensor in zip(_stored(view, number), (weight, bias, kept), strict=True):
+        for stored, tensor in zip(_stored(view, number), (weight, bias, kept, nulls), strict=True):
             if stored is not None and tensor is not None:
                 yield stored, tensor
 
 
 def _stored(view: Mixture, layer: int) -> list[StoredTensor | None]:
-    """A router's weight, its bias, and the bias for choosing, where there are any."""
+    """A router's weight, its bias, the bias for choosing, and the rows of null experts, where there are any."""
     layout, prefix = view.layout, view.layer_prefix(layer)
-    names = (layout.router, layout.router_bias, layout.rule.selection_bias)
+    names = (layout.router, layout.router_bias, layout.rule.selection_bias, layout.null_router)
     return [view.checkpoint.tensors.get(f"{prefix}{name}") for name in names]
 
 

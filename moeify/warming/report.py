@@ -50,8 +50,8 @@ class WarmupReport:
     there is one block only. ``fit``
     says how routers were set, ``none`` where they were left alone; ``data_fingerprint`` is the
     SHA-256 of all tokens that were read, held-out ones included. ``entropy`` is the router's
-    own, ``max_violation`` MaxVio, both averaged over the layers. ``curve`` has the training loss
-    of every step and its parts.
+    own, ``max_violation`` MaxVio, ``experts_per_token`` what a token visits, all averaged over the layers. ``curve``
+    has the training loss of every step and its parts.
     """
 
     source: str
@@ -82,6 +82,8 @@ class WarmupReport:
     entropy_after: float
     dead_before: int
     dead_after: int
+    experts_per_token_before: float
+    experts_per_token_after: float
     layers: list[LayerChange]
     curve: list[dict[str, float]]
     bytes_written: int
@@ -94,6 +96,11 @@ class WarmupReport:
     notes: list[str]
     failed: str | None = None
     bytes_carried: int = 0
+
+    @property
+    def has_nulls(self) -> bool:
+        """Whether tokens chose null experts in place of some of their experts."""
+        return min(self.experts_per_token_before, self.experts_per_token_after) < self.top_k
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON document of ``moeify warmup --json``."""
@@ -120,6 +127,7 @@ class WarmupReport:
             "entropy_after",
             "dead_before",
             "dead_after",
+            *(("experts_per_token_before", "experts_per_token_after") if self.has_nulls else ()),
         )
         found = {key: getattr(self, key) for key in keys}
         return {
@@ -138,6 +146,8 @@ def changes(before: RoutingStatistics, after: RoutingStatistics, domain_names: t
         "entropy_after": after.entropy,
         "dead_before": sum(len(layer.dead) for layer in before.layers.values()),
         "dead_after": sum(len(layer.dead) for layer in after.layers.values()),
+        "experts_per_token_before": before.experts_per_token,
+        "experts_per_token_after": after.experts_per_token,
         "layers": _layer_changes(before, after, domain_names),
     }
 

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from moeify.checkpoint.files import SourceFiles
-from moeify.checkpoint.interruption import Interruptions
+from moeify.checkpoint.interruption import Interruptions, Kept, keeping
 from moeify.checkpoint.json_text import read_json
 from moeify.checkpoint.replacing import remove_partial, replacing
 from moeify.checkpoint.staging import output_errors
@@ -25,7 +25,18 @@ from moeify.warming.sharding import uses_fsdp
 TRAINED_FILE = "trained.safetensors"
 _STATE_FILE = "trainer_state.json"  # transformers writes it last
 _RUN_FILE = "run.json"
-_MAY_CHANGE = ("resume", "force", "plot", "device", "save_steps", "reference", "dataset", "checksum", "low_memory")
+_MAY_CHANGE = (
+    "resume",
+    "force",
+    "plot",
+    "report_to",
+    "device",
+    "save_steps",
+    "reference",
+    "dataset",
+    "checksum",
+    "low_memory",
+)
 
 
 def is_main_process() -> bool:
@@ -36,6 +47,11 @@ def is_main_process() -> bool:
 def world_size() -> int:
     """Processes that torchrun or accelerate started, 1 without them."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def per_step(config: WarmupConfig, blocks: Blocks) -> int:
+    """Tokens of a training step, padding included, in all processes."""
+    return config.batch * config.accumulate * world_size() * blocks.seq_len
 
 
 def run_folder(output: Path) -> Path:
@@ -101,12 +117,20 @@ def _is_whole(state: Path) -> bool:
 @contextmanager
 def kept_if_resumable(folder: Path) -> Iterator[None]:
     """A block whose failure removes the run's folder, unless it holds a checkpoint to resume."""
-    try:
-        yield
-    except BaseException:
-        with Interruptions():
-            close_run(folder, done=False)
-        raise
+    with keeping(lambda: _resumable(folder)):
+        try:
+            yield
+        except BaseException:
+            with Interruptions():
+                close_run(folder, done=False)
+            raise
+
+
+def _resumable(folder: Path) -> Kept | None:
+    saved = last_checkpoint(folder)
+    if saved is None:
+        return None
+    return Kept(what=f"{folder} holds the run up to step {saved.name.rsplit('-', 1)[1]}", option="--resume")
 
 
 def close_run(folder: Path, *, done: bool) -> None:

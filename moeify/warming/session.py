@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 
 from moeify.checkpoint.reader import Checkpoint
 from moeify.checkpoint.source import Source, resolve_source
-from moeify.errors import CheckpointError, ConfigError, DatasetError
+from moeify.errors import CheckpointError, DatasetError
 from moeify.families.mixture import Mixture, open_mixture
 from moeify.families.registry import known_layout, moe_layout, vocabulary_size
 from moeify.provenance.new_checkpoint import NewCheckpoint
@@ -22,6 +22,7 @@ from moeify.routing.held_out import BlockLosses, Hidden, Reading, hidden_states,
 from moeify.routing.loaded import LoadedMixture
 from moeify.routing.loading import load_model
 from moeify.routing.passes import LayerByLayer, Passes, WholeModel, passes_over, runs_by_layer, walk_by_layer
+from moeify.routing.running import device_for
 from moeify.routing.statistics import RoutingStatistics
 from moeify.warming.config import Loss, WarmupConfig
 from moeify.warming.feasibility import check_names, check_trainable
@@ -31,8 +32,6 @@ from moeify.warming.output import check_new
 from moeify.warming.run import is_main_process, world_size
 from moeify.warming.sharding import check_sharding
 
-Progress = Callable[[str, int, int], None]
-"""Told what is being done, how much of it is done and how much there is."""
 _ON_CPU = "ran layer by layer on the CPU, not on {}: pass --no-low-memory to load all weights"
 
 
@@ -64,7 +63,6 @@ class Session:
     held_out: Blocks
     data_fingerprint: str
     tokenizer: Any
-    progress: Progress | None
     device: Any
     by_layer: bool = False
     model: Any = None
@@ -181,13 +179,13 @@ class Session:
             check_names(self.view, self.model, self.config)
 
 
-def open_session(new: NewCheckpoint, config: WarmupConfig, progress: Progress | None) -> Session:
+def open_session(new: NewCheckpoint, config: WarmupConfig) -> Session:
     """Everything that can be known and checked before the model is loaded, the output first.
 
     Raises ``CheckpointError``, ``ConfigError`` and ``DatasetError``; for what is no mixture
     ``UnsupportedModelError``.
     """
-    source, device = new.source, _device(config.device)
+    source, device = new.source, device_for(config.device)
     opened = Checkpoint.open(source.folder)
     check_sharding(moe_layout(opened.config).unsharded)
     view = open_mixture(opened)
@@ -224,7 +222,6 @@ def open_session(new: NewCheckpoint, config: WarmupConfig, progress: Progress | 
         train_blocks=train,
         held_out=some_blocks(held_out, config.eval_tokens, config.seed),
         data_fingerprint=blocks.fingerprint,
-        progress=progress,
         notes=[*elsewhere, *blocks.notes, *opened.notes, *new.along.notes],
     )
 
@@ -259,19 +256,3 @@ def some_blocks(blocks: Blocks, tokens: int, seed: int) -> Blocks:
         order = order[np.argsort(blocks.domains[order], kind="stable")]
     places = np.linspace(0, len(blocks) - 1, count).round().astype(int)
     return blocks.take(np.sort(order[places]))
-
-
-def _device(name: str | None) -> Any:
-    """The device that is asked for, or this process's accelerator; raises ``ConfigError``."""
-    import os
-
-    import torch
-
-    present = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    kind = (name or (present.type if present is not None else "cpu")).split(":")[0]
-    if kind != "cpu" and (present is None or present.type != kind):
-        here = "cpu" if present is None else f"cpu and {present.type}"
-        raise ConfigError(f"device {name!r} is not here", f"pass --device with one of: {here}")
-    if kind == "cpu":
-        return torch.device("cpu")
-    return torch.device(kind, int(os.environ.get("LOCAL_RANK", "0")))

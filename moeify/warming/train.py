@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 from transformers.trainer import SCHEDULER_NAME
-from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from moeify.errors import OutputError
 from moeify.families.moe_layout import MoeLayout
+from moeify.progress import Stage
 from moeify.routing.biases import shift_biases
 from moeify.routing.config import Trained
 from moeify.routing.examples import Examples
@@ -26,10 +26,12 @@ from moeify.routing.loaded import LoadedMixture, Routed, replaced
 from moeify.routing.trained import keep_tied, wanted
 from moeify.warming.activations import bound_activations, room_for_activations
 from moeify.warming.balances import BALANCES
+from moeify.warming.callbacks import MoveBiases, TellProgress
 from moeify.warming.config import WarmupConfig
-from moeify.warming.losses import RouterSums, router_sums, z_loss
+from moeify.warming.losses import RouterSums, null_loss, router_sums, z_loss
 from moeify.warming.objective import Objective
-from moeify.warming.run import TRAINED_FILE
+from moeify.warming.reporting import place_logs, reporting_options
+from moeify.warming.run import TRAINED_FILE, per_step
 from moeify.warming.sharding import fill, is_sharded, name_layers, whole
 
 _BIAS = "bias for choosing of layer "
@@ -113,25 +115,6 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     }
 
 
-class _Progress(TrainerCallback):  # type: ignore[misc]
-    def __init__(self, report: Callable[[int, int], None] | None) -> None:
-        self.report = report
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self.report is not None:
-            self.report(state.global_step, state.max_steps)
-
-
-class _Biases(TrainerCallback):  # type: ignore[misc]
-    """Moves the biases for choosing after each step, where the warm-up balances by them."""
-
-    def __init__(self, trainer: RouterTrainer) -> None:
-        self.trainer = trainer
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.trainer.shift_biases()
-
-
 class RouterTrainer(Trainer):  # type: ignore[misc]
     """A Trainer whose loss is the task's plus balance and z-loss over the global batch.
 
@@ -147,7 +130,7 @@ class RouterTrainer(Trainer):  # type: ignore[misc]
         run_folder: Path,
         *,
         task: bool = True,
-        progress: Callable[[int, int], None] | None = None,
+        stage: Stage | None = None,
     ) -> None:
         self.objective, self.config, self.task = objective, config, task
         self.losses: list[dict[str, float]] = []
@@ -161,10 +144,13 @@ class RouterTrainer(Trainer):  # type: ignore[misc]
             model=model,
             args=_arguments(config, run_folder, model),
             train_dataset=examples,
-            callbacks=[_Progress(progress), _Biases(self)],
+            callbacks=[MoveBiases(self)],
         )
+        if stage is not None:
+            self.add_callback(TellProgress(self, stage, per_step(config, examples.blocks)))
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
+        place_logs(self.callback_handler.callbacks, run_folder.stem)
         if self.is_fsdp_enabled:
             name_layers(model)
             # Autocast rounds what it may, as in one process; FSDP would round routers as well.
@@ -243,6 +229,9 @@ class RouterTrainer(Trainer):  # type: ignore[misc]
         task = (everywhere[0] + total - total.detach()) / everywhere[1].clamp(min=1)
         balance, z = BALANCES[self.config.balance].formula(sums), z_loss(sums)
         loss = self.config.balance_coef * balance + self.config.z_coef * z
+        if self.config.null_rate is not None:
+            top_k = self._layers[0].top_k
+            loss = loss + self.config.null_coef * null_loss(sums, top_k, self.config.null_rate)
         if self.task:
             loss = loss + task
         self._note(loss, task, balance, z)
@@ -267,6 +256,11 @@ class RouterTrainer(Trainer):  # type: ignore[misc]
         if not all(math.isfinite(value) for value in noted.values()):
             raise NonFiniteLossError(step, noted["loss"])
         self.losses.append({"step": step, **noted})
+
+    def log(self, logs: dict[str, float], *args: Any, **options: Any) -> None:
+        """Also what the loss is made of, where the warm-up is logged elsewhere."""
+        parts = {name: self.losses[-1][name] for name in ("task", "balance", "z")} if "loss" in logs else {}
+        super().log(logs | parts, *args, **options)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Write a checkpoint of the run; whatever fails here, the libraries' own errors too."""
@@ -320,13 +314,12 @@ def _arguments(config: WarmupConfig, run_folder: Path, model: nn.Module) -> Any:
         seed=config.seed,
         save_steps=config.save_steps,
         save_total_limit=2,
-        logging_strategy="no",
-        report_to=[],
         remove_unused_columns=False,
         dataloader_pin_memory=False,
         disable_tqdm=True,
         average_tokens_across_devices=False,
         ddp_find_unused_parameters=False,
+        **reporting_options(config, run_folder.stem),
     )
 
 

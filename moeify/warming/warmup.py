@@ -11,6 +11,7 @@ from typing import Any
 
 from moeify.checkpoint.source import resolve_source
 from moeify.errors import TrainingError
+from moeify.progress import stage
 from moeify.provenance.new_checkpoint import NewCheckpoint
 from moeify.routing.collection import InputReservoir
 from moeify.routing.fitting import fit_in_order
@@ -22,6 +23,7 @@ from moeify.warming.headroom import expert_difference, measure_headroom
 from moeify.warming.output import router_tensors, write_output
 from moeify.warming.plot import check_plotting, plot_warmup
 from moeify.warming.report import WarmupReport, changes, domain_loss, eval_losses, notes_on
+from moeify.warming.reporting import check_reporting
 from moeify.warming.run import (
     TRAINED_FILE,
     close_run,
@@ -29,19 +31,14 @@ from moeify.warming.run import (
     kept_if_resumable,
     last_checkpoint,
     open_run,
+    per_step,
     run_folder,
-    world_size,
 )
-from moeify.warming.session import Progress, Session, open_session, some_blocks
+from moeify.warming.session import Session, open_session, some_blocks
 
 
 def warmup(
-    checkpoint: str | Path,
-    output: str | Path | None = None,
-    config: WarmupConfig | None = None,
-    *,
-    progress: Progress | None = None,
-    **options: Any,
+    checkpoint: str | Path, output: str | Path | None = None, config: WarmupConfig | None = None, **options: Any
 ) -> WarmupReport:
     """Fit and train the routers of ``checkpoint`` on text, and write it with them to ``output``.
 
@@ -55,9 +52,10 @@ def warmup(
     source = resolve_source(checkpoint, config.revision)
     target = source.output(output, "warm")
     new = NewCheckpoint(source, target, config, written=is_main_process())
+    check_reporting(config)
     if config.plot is not None:
         check_plotting()
-    session = open_session(new, config, progress)
+    session = open_session(new, config)
     if config.steps:
         open_run(run_folder(target), config, session.view, session.train_blocks)
     with kept_if_resumable(run_folder(target)):
@@ -105,7 +103,6 @@ def _measured(session: Session, target: Path) -> WarmupReport:
         session.notes.append(_NO_GRADIENT.format("balance alone" if even else "the z-loss alone"))
     session.notes += notes_on(headroom, before, after, random)
     steps = int(session.curve[-1]["step"]) if trained else 0
-    per_step = config.batch * config.accumulate * world_size() * session.held_out.seq_len
     return WarmupReport(
         source=session.source.name,
         output=str(target),
@@ -116,7 +113,7 @@ def _measured(session: Session, target: Path) -> WarmupReport:
         train=config.train,
         loss=session.loss,
         steps=steps,
-        tokens=steps * per_step,
+        tokens=steps * per_step(config, session.held_out),
         data_fingerprint=session.data_fingerprint,
         fit_tokens=0 if session.fit == "none" else min(config.fit_tokens, session.train_blocks.tokens),
         eval_tokens=session.held_out.tokens,
@@ -167,7 +164,6 @@ def _fit(session: Session) -> tuple[float, int]:
             ]
         fitting += time.perf_counter() - begun
 
-    report = session.progress
     with session.layers() as passes:
         fit_in_order(
             passes,
@@ -178,7 +174,6 @@ def _fit(session: Session) -> tuple[float, int]:
             keep=config.fit_tokens,
             seed=config.seed,
             batch_size=config.batch,
-            progress=None if report is None else lambda *done: report("fitting routers", *done),
         )
     session.seconds["collect"] = time.perf_counter() - started - fitting
     session.seconds["fit"] = fitting
@@ -209,19 +204,22 @@ def _train(session: Session, target: Path, *, task: bool) -> None:
     from moeify.warming.train import NonFiniteLossError, RouterTrainer, prepare
 
     assert session.objective is not None
-    report, folder = session.progress, run_folder(target)
+    folder = run_folder(target)
     dtypes = {name: parameter.dtype for name, parameter in session.model.named_parameters()}
     prepare(session.model, session.view.layout, config.train)
     checkpoint = last_checkpoint(folder) if config.resume else None
-    with RouterTrainer(
-        session.model,
-        session.objective,
-        session.examples(session.train_blocks),
-        config,
-        folder,
-        task=task,
-        progress=None if report is None else lambda done, total: report("training", done, total),
-    ) as trainer:
+    with (
+        stage("training", config.steps, "steps") as training,
+        RouterTrainer(
+            session.model,
+            session.objective,
+            session.examples(session.train_blocks),
+            config,
+            folder,
+            task=task,
+            stage=training,
+        ) as trainer,
+    ):
         try:
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
             weights = trainer.trained()

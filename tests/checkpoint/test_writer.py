@@ -17,6 +17,7 @@ from moeify.checkpoint.planned_files import PlannedFiles, check_written, write_f
 from moeify.checkpoint.slices import Slice
 from moeify.checkpoint.writer import parse_size, plan_shards, write_shards
 from moeify.errors import CheckpointError, ConfigError, OutputError
+from moeify.progress import watch_progress
 
 
 @pytest.fixture
@@ -61,7 +62,8 @@ def test_copies_casts_and_slices(tmp_path: Path, source: dict[str, StoredTensor]
     ]
     seen: list[tuple[int, int]] = []
     shards = plan_shards(jobs, 10**9)
-    write_shards(out, shards, lambda done, total: seen.append((done, total)))
+    with watch_progress(lambda stage: seen.append((stage.done, stage.total)) if stage.name == "writing" else None):
+        write_shards(out, shards)
     result = written(out)
     np.testing.assert_array_equal(result["copy"], original["w"])
     np.testing.assert_array_equal(result["cast"], original["w"].astype(np.float16))

@@ -6,11 +6,11 @@ from typing import Any
 
 import typer.main
 
-from moeify.cli import add, attach, extract, inspect, prune, push, upcycle, verify, warmup
+from moeify.cli import add, attach, evaluate, extract, inspect, prune, push, replay, upcycle, verify, warmup
 from moeify.cli._derived import config_of
 from moeify.cli.app import app
 
-MODULES = (upcycle, add, attach, warmup, inspect, prune, extract, verify, push)
+MODULES = (upcycle, add, attach, warmup, inspect, prune, extract, verify, evaluate, replay, push)
 CONFIGS = {m.__name__.rsplit(".", 1)[-1]: config_of(m.command) for m in MODULES}
 ROOT: Any = typer.main.get_command(app)
 FLAGS = {

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -137,6 +139,9 @@ def test_help_is_light_and_has_examples(command: str) -> None:
 
 def test_version() -> None:
     assert moeify("--version").stdout.strip() == "moeify 0.1.0"
+    told = json.loads(moeify("--version", "--json").stdout)
+    assert (told["schema"], told["moeify"]) == ("moeify.version/1", "0.1.0")
+    assert told["torch"] == metadata.version("torch") and told["python"] == platform.python_version()
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -28,7 +28,7 @@ print("HEAVY", *sorted(heavy), file=sys.stderr)
     ("line", "expected"),
     [
         ("moeify up", ["upcycle"]),
-        ("moeify upcycle --rou", ["--router", "--route-by"]),
+        ("moeify upcycle --rou", ["--router", "--route-by", "--router-bias"]),
         ("moeify upcycle --router ", ["calibrated", "normal", "zeros", "prompts", "data"]),
         ("moeify prune moe --by r", ["reap", "random"]),
         ("moeify extract moe --by ai", ["aimer"]),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+import re
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -136,3 +138,66 @@ def test_help_has_what_comes_first_before_the_panels() -> None:
     assert places == sorted(places)
     assert "Who; never --size." in text
     assert "fast|slow" in text
+
+
+IN_A_FILE = """
+name: x
+size: 3
+share: 1
+deep: true
+kept: false
+mode: slow
+file: a/b.txt
+sources: [one, two]
+numbers: [1, 2]
+shares: 0.25
+known: null
+"""
+
+
+def from_file(tmp_path: Path, text: str, *arguments: str, name: str = "run.yaml") -> Config:
+    (tmp_path / name).write_text(text)
+    return run("--config", str(tmp_path / name), *arguments)
+
+
+def test_options_come_from_a_file_and_those_of_the_command_line_win(tmp_path: Path) -> None:
+    read = Config(
+        name="x",
+        size=3,
+        share=1.0,
+        deep=True,
+        kept=False,
+        mode="slow",
+        file=Path("a/b.txt"),
+        sources=("one", "two"),
+        numbers=(1, 2),
+        shares=(0.25,),
+    )
+    assert from_file(tmp_path, IN_A_FILE) == read
+    won = from_file(tmp_path, IN_A_FILE, "--name", "y", "--kept", "--sources", "z", "--size", "4")
+    assert won == replace(read, name="y", kept=True, sources=("z",), size=4)
+    as_json = json.dumps({"name": "j", "numbers": [7]})
+    assert from_file(tmp_path, as_json, name="run.json") == Config(name="j", numbers=(7,))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("nam: x", r"names 'nam', which is no option of this command\nhint: did you mean name\?"),
+        ("name: x\nsize: three", r"gives size as 'three', which is not a whole number"),
+        ("name: x\nsize: 2.5", r"gives size as 2.5, which is not a whole number"),
+        ("name: x\ndeep: 1", r"gives deep as 1, which is not true or false"),
+        ("name: x\nsources: [1]", r"gives sources as \[1\], which is not a list, each text"),
+        ("name: x\nname: y", r"names 'name' twice"),
+        ("- x", "is no mapping of names to values"),
+        ("!!python/object/apply:os.system [echo]", "is no valid YAML: could not determine a constructor"),
+        ("name: [", "is no valid YAML"),
+        ("size: 3", "Missing option '--name'"),
+    ],
+)
+def test_a_file_that_cannot_be_meant_is_one_sentence(
+    tmp_path: Path, text: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        from_file(tmp_path, text)
+    assert re.search(said, str(ended.value).replace("\u2502", ""))

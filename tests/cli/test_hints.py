@@ -17,6 +17,7 @@ from tests.cli.commands import CONFIGS, FLAGS, ROOT
 PACKAGE = Path(moeify.__file__).parent
 FLAG = re.compile(r"(?<![\w{-])--[a-z][a-z_-]*\w(?![\w{-])")
 COMMANDS_OF = {
+    "evaluation": {"evaluate"},
     "hub": {"push"},
     "inspection": {"inspect"},
     "pruning": {"prune", "extract"},
@@ -25,7 +26,12 @@ COMMANDS_OF = {
 }
 OF_OTHERS = {"--nproc-per-node": "torchrun", "--fsdp_version": "accelerate", "--checksum": "writ"}
 """Options that a sentence may name where it also says whose they are, such as what was written."""
-NEEDED = {"add": {"experts": ("x",)}, "prune": {"keep": 2, "by": "random"}, "warmup": {"dataset": "x"}}
+NEEDED = {
+    "add": {"experts": ("x",)},
+    "evaluate": {"tasks": ("x",)},
+    "prune": {"keep": 2, "by": "random"},
+    "warmup": {"dataset": "x"},
+}
 
 
 def strings(path: Path) -> Iterator[tuple[int, str]]:
@@ -55,8 +61,7 @@ def allowed(path: Path, text: str) -> set[str]:
 def test_every_option_in_a_message_exists() -> None:
     unknown, seen = [], 0
     for path in sorted(PACKAGE.rglob("*.py")):
-        # A style sheet, whose variables look like options; and what options were called.
-        if path.name in ("page.py", "_former_names.py"):
+        if path.name == "page.py":  # a style sheet, whose variables look like options
             continue
         for line, text in strings(path):
             found = set(FLAG.findall(text))

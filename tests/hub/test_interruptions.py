@@ -47,7 +47,7 @@ def test_what_is_up_after_a_failure_is_said_and_not_sent_again(hub, client, fold
 
 def test_ctrl_c_in_mid_upload_says_how_to_finish(hub, client, folder, tmp_path):
     said = client.interrupted("push", folder, "user/moe", at=("PUT", "/objects/"))
-    assert "nothing was published yet: the same command sends what is missing" in said
+    assert "nothing was published yet, and the same command sends what is missing" in said
     assert list(hub.repositories["user/moe"].files()) == [".gitattributes"]
     client.moeify("push", folder, "user/moe")
     assert ROUTERS in hub.repositories["user/moe"].files()
@@ -55,7 +55,7 @@ def test_ctrl_c_in_mid_upload_says_how_to_finish(hub, client, folder, tmp_path):
     source, out = folder.with_name("moe-dense"), tmp_path / "out"
     command = ("upcycle", source, out, "--experts", 3, "--push-to", "user/late")
     said = client.interrupted(*command, at=("PUT", "/objects/"))
-    assert f"{out} is complete, but not published: moeify push {out} user/late" in said
+    assert f"{out} is complete, but not published\nhint: moeify push {out} user/late" in said
     client.moeify("push", out, "user/late")
     assert ROUTERS in hub.repositories["user/late"].files()
 
@@ -89,6 +89,25 @@ def test_a_download_that_fails_is_completed_by_the_same_command(hub, client, tmp
     client.moeify("upcycle", "org/dense", tmp_path / "out", "--experts", 2)
     fetched = [e.path for e in hub.requests("GET", "/resolve/") if e.status == 200]
     assert len(fetched) == len(set(fetched)) == len(files)
+
+
+COUNTED = """
+import sys, moeify
+seen = {}
+with moeify.watch_progress(lambda stage: seen.update({stage.name: (stage.done, stage.total)})):
+    moeify.upcycle("org/dense", sys.argv[1], num_experts=2)
+print(*seen["downloading org/dense"])
+"""
+
+
+def test_ctrl_c_in_a_download_says_what_stays_and_bytes_are_counted(hub, client, tmp_path):
+    files = contents(dense(tmp_path / "dense"))
+    hub.add("org/dense", files)
+    said = client.interrupted("upcycle", "org/dense", tmp_path / "out", at=("GET", "resolve/.*safetensors"))
+    assert "what arrived of org/dense stays in the Hub's cache, and the same command fetches the rest" in said
+    assert not (tmp_path / "out").exists()
+    done, total = client.run("-c", COUNTED, tmp_path / "out").stdout.split()
+    assert done == total and 0 < int(done) <= sum(map(len, files.values()))
 
 
 def test_an_interrupted_download_is_resumed_by_range(hub, client, tmp_path):

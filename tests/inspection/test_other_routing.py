@@ -137,7 +137,7 @@ def test_capacity_leaves_out_what_counting_by_hand_does(made: dict[str, Path]) -
     where = (after[number].experts.unsqueeze(-1) == experts.unsqueeze(-2)).long().argmax(-1)
     found.scatter_(1, where, after[number].weights)
     torch.testing.assert_close(found[real], wanted[real])
-    tokens, assignments = capacity.dropped(experts.shape[1])[number]
+    tokens, assignments = capacity.dropped()[number]
     assert assignments == pytest.approx(float((~kept[real]).float().mean()))
     lost = (~kept.unflatten(-1, (slices, -1)).any(-1)).any(-1)[real]
     assert tokens == pytest.approx(float(lost.float().mean()))

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -54,6 +55,23 @@ def test_every_layout_can_be_measured(model_type: str, tmp_path: Path) -> None:
     for layer in report.layers:
         assert layer.weights["expert_distance"]["min"] > 0.1
         assert layer.weights["nonfinite"] == 0
+    assert report.running is not None
+    assert report.running.bfloat16 == 2 * report.params_total > report.running.int8 > report.running.nf4
+    assert report.running.kv_cache == cache_of_a_thousand_tokens(model)
+
+
+def cache_of_a_thousand_tokens(model: Any) -> int | None:
+    """What four tokens leave in the cache, in bfloat16 and times 250; None for encoders."""
+    with torch.no_grad():
+        out = model.eval()(input_ids=torch.arange(3, 7)[None])
+    if "past_key_values" not in out:
+        return None
+    held = [
+        part
+        for layer in out.past_key_values.layers
+        for part in (getattr(layer, "keys", 0), getattr(layer, "values", 0))
+    ]
+    return 250 * 2 * sum(part.numel() for part in held if isinstance(part, torch.Tensor))
 
 
 def test_copies_are_named_and_noise_is_measured(tmp_path: Path) -> None:

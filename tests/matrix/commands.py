@@ -54,14 +54,15 @@ def upcycle(source: Source, work: Path) -> None:
 
 
 def attach(source: Source, work: Path) -> None:
-    report = moeify.attach(source.folder, work / "out", top_k=source.slices)
+    top_k = 2 if source.form.name == "null experts" else source.slices
+    report = moeify.attach(source.folder, work / "out", top_k=top_k)
     changed = _changed(source, work / "out")
     assert set(report.after) == set(_layers(source))
     assert changed and not any(".experts." in name for name in changed)
     if source.form.name not in UNLOADABLE:
         _loads_whole(work / "out")
     config = Checkpoint.open(work / "out").config
-    assert moe_layout(config).top_k(config) == source.slices
+    assert moe_layout(config).top_k(config) == top_k
 
 
 def warmup(source: Source, work: Path, train: str = "routers") -> None:
@@ -86,7 +87,7 @@ def warmup(source: Source, work: Path, train: str = "routers") -> None:
 
 def _router_names(source: Source) -> tuple[str, ...]:
     layout = moe_layout(source.config, Checkpoint.open(source.folder).tensors)
-    names = (layout.router, layout.router_bias, layout.rule.selection_bias)
+    names = (layout.router, layout.router_bias, layout.rule.selection_bias, layout.null_router)
     return tuple(f".{name}" for name in names if name is not None)
 
 
@@ -108,8 +109,10 @@ def inspect_dataset(source: Source, work: Path) -> None:
     report = moeify.inspect(source.folder, max_tokens=MOST, batch=_BATCH, **_TEXT)
     assert report.routing is not None and 0 < report.routing["tokens"] <= MOST
     for layer in report.layers:
-        counted = report.sums[layer.layer].tokens_per_expert
-        assert counted.sum() == report.routing["tokens"] * report.top_k
+        sums = report.sums[layer.layer]
+        visited = sums.experts_per_token
+        assert sums.tokens_per_expert.sum() == pytest.approx(report.routing["tokens"] * visited)
+        assert 1 < visited < 2 if source.form.name == "null experts" else visited == report.top_k
 
 
 def _scored(source: Source) -> dict[str, Any]:

@@ -82,9 +82,11 @@ REASONS = (
     ),
     Reason(
         letter="s",
-        meaning="its shared experts, or dense layers of another width, are no part of a dense class",
-        sentence="has shared experts|no dense class has two widths|neurons together and config.json says",
-        holds=lambda command, model_type, form: model_type in _SHARING and command in ("extract", "prune --dense"),
+        meaning="its shared or null experts, or dense layers of another width, are no part of a dense class",
+        sentence="has (shared|null) experts|no dense class has two widths|neurons together and config.json says",
+        holds=lambda command, model_type, form: (
+            (model_type in _SHARING or form == "null experts") and command in ("extract", "prune --dense")
+        ),
     ),
     Reason(
         letter="q",

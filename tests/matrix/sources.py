@@ -78,9 +78,16 @@ FORMS = (
     ),
     Form(
         name="slices",
-        meaning="two slices of the feed-forward network with four experts each, in moeify's own classes",
+        meaning="two slices of the feed-forward network with four experts each and a bias for choosing, in moeify's"
+        " own classes",
         fits=lambda model_type: model_type in ("bert_moe", "gpt2_moe", "modernbert_moe"),
-        options={"expert_slices": 2},
+        options={"expert_slices": 2, "router_bias": True},
+    ),
+    Form(
+        name="null experts",
+        meaning="two null experts, a copy and a constant, beside eight others, and a bias for choosing",
+        fits=lambda model_type: model_type == "gpt2_moe",
+        options={"null_experts": 2, "null_kinds": ["copy", "constant"], "router_bias": True},
     ),
     Form(
         name="copies in slices",

@@ -33,6 +33,7 @@ def test_defaults(config_class):
         ({"num_experts_per_tok": 0}, "between 1 and num_experts = 8, not 0"),
         ({"moe_layers": [0, 12]}, r"names \[12\], but the model's layers are 0 to 11"),
         ({"moe_layers": [-1]}, r"names \[-1\]"),
+        ({"router_bias": 1}, "router_bias must be true or false, not 1"),
         ({"route_by": "word"}, "route_by must be 'token' or 'sequence', not 'word'"),
         ({"router_aux_loss_coef": -0.1}, "router_aux_loss_coef must be 0 or a positive number"),
         ({"router_z_loss_coef": float("nan")}, "router_z_loss_coef"),

@@ -40,6 +40,8 @@ def config_of(implementation="eager", top_k=2):
         num_experts_per_tok=top_k,
         norm_topk_prob=True,
         router_jitter_noise=0.0,
+        router_bias=False,
+        null_experts=0,
         _experts_implementation=implementation,
     )
 

@@ -8,6 +8,10 @@ from transformers.dynamic_module_utils import get_imports, get_relative_import_f
 from moeify.modeling import REMOTE_CODE
 from tests.modeling.checkpoints import HEADS, run_elsewhere, write_checkpoint
 
+TOKEN = {
+    "bert_moe": {"slices": 2, "router_bias": True},
+    "gpt2_moe": {"null_experts": 3, "null_kinds": ["zero", "copy", "constant"]},
+}
 LOAD = """
 import json, pathlib, sys, torch, transformers
 from transformers import AutoConfig, AutoTokenizer
@@ -57,7 +61,7 @@ assert "moeify" not in sys.modules
 def test_every_head_loads_without_moeify(tmp_path):
     folders = []
     for model_type in HEADS:
-        for unit, options in {"token": {"slices": 2}, "sequence": {}}.items():
+        for unit, options in {"token": TOKEN[model_type], "sequence": {"router_bias": True}}.items():
             folders.append(tmp_path / f"{model_type}-{unit}")
             write_checkpoint(model_type, folders[-1], route_by=unit, **options)
     printed = run_elsewhere(LOAD, *folders, cache=tmp_path)

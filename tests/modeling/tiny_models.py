@@ -120,6 +120,8 @@ def upcycle(
     for name, tensor in model.state_dict().items():
         if name.endswith("router.weight"):
             state[name] = router(*tensor.shape, dtype=tensor.dtype)
+        elif ".routing." in name or ".nulls." in name:
+            state[name] = tensor
     model.load_state_dict(state, strict=True)
     model.tie_weights()
     return model.eval()
@@ -147,7 +149,7 @@ def vary_experts(model: PreTrainedModel, seed: int = 1) -> PreTrainedModel:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if ".experts." in name:
+            if ".experts." in name or name.endswith((".nulls.scale", ".nulls.constant")):
                 parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
     return model
 

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from moeify.checkpoint.reader import Checkpoint
 from moeify.errors import CheckpointError, ConfigError, UnsupportedModelError
+from moeify.progress import watch_progress
 from moeify.pruning.config import ExtractConfig
 from moeify.pruning.extract import extract
 from moeify.pruning.prune import prune
@@ -93,9 +94,8 @@ def test_a_score_chooses_the_expert_of_each_layer_as_pruning_does(tmp_path: Path
     upcycle(tmp_path / "d", tmp_path / "moe", num_experts=3, noise=0.1)
     pruned = prune(tmp_path / "moe", tmp_path / "pruned", keep=1, dense=True, by="random", seed=5)
     said: list[str] = []
-    report = extract(
-        tmp_path / "moe", tmp_path / "best", by="random", seed=5, progress=lambda what, done, total: said.append(what)
-    )
+    with watch_progress(lambda stage: said.append(stage.name)):
+        report = extract(tmp_path / "moe", tmp_path / "best", by="random", seed=5)
     assert report.chosen == {layer: kept[0] for layer, kept in pruned.kept.items()}
     assert len(set(report.chosen.values())) > 1
     assert (report.by, report.expert, report.experts) == ("random", None, ())

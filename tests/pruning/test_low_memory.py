@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from moeify.checkpoint.reader import Checkpoint
 from moeify.errors import RoutingError
 from moeify.families.mixture import Mixture
+from moeify.progress import Stage, watch_progress
 from moeify.pruning.calibration import calibrate
 from moeify.pruning.config import PruneConfig
 from moeify.pruning.criteria import CRITERIA
@@ -103,16 +104,14 @@ def test_only_one_layer_is_loaded(tmp_path: Path) -> None:
 def interrupted(mixture: Mixture, scratch: Path, save_to: Path, after: int) -> Scores:
     """What stays of a calibration that ends after so many batches in all."""
 
-    def stop(done: int, total: int) -> None:
-        calls.append(done)
-        if len(calls) == after:
+    def stop(stage: Stage) -> None:
+        calls.append(stage.done)
+        if len(calls) == after + 1:  # the first one says that it begins
             raise KeyboardInterrupt
 
     calls: list[int] = []
-    with pytest.raises(KeyboardInterrupt):
-        calibrate(
-            by_layer(mixture, scratch), mixture, text(), fresh(mixture), batch_size=2, save_to=save_to, progress=stop
-        )
+    with pytest.raises(KeyboardInterrupt), watch_progress(stop):
+        calibrate(by_layer(mixture, scratch), mixture, text(), fresh(mixture), batch_size=2, save_to=save_to)
     return Scores.read(save_to, mixture)
 
 
@@ -127,16 +126,9 @@ def test_an_interrupted_calibration_goes_on(after: int, tmp_path: Path) -> None:
     again = by_layer(mixture, scratch)
     assert again.holds(after // 3, 3)
     done: list[int] = []
-    calibrate(
-        again,
-        mixture,
-        text(),
-        kept,
-        batch_size=2,
-        save_to=tmp_path / "s.json",
-        progress=lambda n, total: done.append(n),
-    )
-    assert len(done) == 12 - after and done[-1] == 4 * 6
+    with watch_progress(lambda stage: done.append(stage.done)):
+        calibrate(again, mixture, text(), kept, batch_size=2, save_to=tmp_path / "s.json")
+    assert len(done) == 2 + 12 - after and done[-1] == 4 * 6
     for layer, sums in whole.layers.items():
         for name, row in sums.sums.items():
             assert np.array_equal(row, kept.layers[layer].sums[name])

@@ -7,12 +7,16 @@ import numpy as np
 import pytest
 
 from moeify.errors import ConfigError, DatasetError
+from moeify.routing import documents
 from moeify.routing.config import DataConfig
 from moeify.routing.data import block_length, pack, read_blocks, tokenizer_for
-from moeify.routing.documents import read_documents
 
 DEMO = Path(__file__).parents[2] / "moeify" / "demo"
 ROWS = [{"text": f"The {name} of number {n}", "kind": name} for n in range(30) for name in ("ox", "bee")]
+
+
+def read_documents(config):
+    return ((found.text, found.domain) for found in documents.read_documents(config))
 
 
 @pytest.fixture(scope="module")

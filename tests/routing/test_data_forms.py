@@ -12,7 +12,7 @@ from moeify.provenance.record import Record, Step
 from moeify.routing.chats import rendered
 from moeify.routing.config import DataConfig
 from moeify.routing.data import read_blocks, tokenizer_for
-from moeify.routing.documents import read_documents
+from moeify.routing.documents import Document, read_documents
 
 DEMO = Path(__file__).parents[2] / "moeify" / "demo"
 TEXTS = [f"The naïve ox of number {n}" for n in range(12)]
@@ -93,14 +93,14 @@ def test_a_form_is_read(tmp_path, form, streaming):
     if streaming and form == "late nulls":
         streaming = False  # streamed, datasets waits for seconds at the end
     config = DataConfig(dataset=str(FORMS[form](tmp_path)), streaming=streaming)
-    assert sorted(text for text, _ in read_documents(config)) == sorted(TEXTS)
+    assert sorted(text for text, *_ in read_documents(config)) == sorted(TEXTS)
 
 
 def test_late_columns_of_long_lines_are_no_matter_while_streaming(tmp_path):
     """datasets takes a table's types from its first 10 MB."""
     rows = [{"text": "x" * 11_000_000, "meta": None}, {"text": "y", "meta": {"k": 1}, "more": [1]}]
     config = DataConfig(dataset=str(put(tmp_path / "rows.jsonl", lines(rows))), streaming=True)
-    assert sorted(len(text) for text, _ in read_documents(config)) == [1, 11_000_000]
+    assert sorted(len(text) for text, *_ in read_documents(config)) == [1, 11_000_000]
 
 
 @pytest.mark.parametrize(
@@ -119,9 +119,9 @@ def test_conversations_are_rendered(tmp_path, rows, column, ending):
     path = put(tmp_path / "rows.jsonl", lines(rows)) if ending == ".jsonl" else parquet(tmp_path / "rows", rows)
     config = DataConfig(dataset=str(path), text_column=column)
     tokenizer = tokenizer_for(DEMO / "gpt2")
-    assert list(read_documents(config, tokenizer)) == [("user: Who?\n\nassistant: Me.", None)]
+    assert list(read_documents(config, tokenizer)) == [Document("user: Who?\n\nassistant: Me.")]
     tokenizer.chat_template = TEMPLATE
-    assert list(read_documents(config, tokenizer)) == [("<user>Who?<assistant>Me.", None)]
+    assert list(read_documents(config, tokenizer)) == [Document("<user>Who?<assistant>Me.")]
     blocks = read_blocks(config, tokenizer, 8)
     assert tokenizer.decode(blocks.input_ids.ravel()).startswith("<user>Who?<assistant>Me.")
     tokenizer.chat_template = STRICT
@@ -208,7 +208,7 @@ def test_zstandard_is_read_or_asked_for(tmp_path, monkeypatch):
     path = put(tmp_path / "rows.jsonl.zst", pyarrow.compress(LINES.encode(), "zstd", asbytes=True))
     config = DataConfig(dataset=str(path))
     if find_spec("zstandard") is not None:
-        assert sorted(text for text, _ in read_documents(config)) == sorted(TEXTS)
+        assert sorted(text for text, *_ in read_documents(config)) == sorted(TEXTS)
     monkeypatch.setattr("moeify.routing.dataset_files.find_spec", lambda name: None)
     with pytest.raises(DatasetError, match=r"rows.jsonl.zst is packed by Zstandard") as caught:
         list(read_documents(config))

@@ -10,6 +10,7 @@ import pytest
 
 from moeify.routing.config import DataConfig
 from moeify.routing.data import pack, read_blocks
+from moeify.routing.documents import Document
 from moeify.routing.loading import encode
 from moeify.routing.tokens import Tokens
 
@@ -19,7 +20,7 @@ BOOK = "\n".join(TEXTS)  # more than three slices
 
 
 def tokens_of(made: Any, *texts: str, limit: int | None = None, seq_len: int = 64) -> list[int]:
-    documents = Tokens(made, seq_len, limit, seed=0).of((text, None) for text in texts)
+    documents = Tokens(made, seq_len, limit, seed=0).of(Document(text) for text in texts)
     return list(chain.from_iterable(tokens for tokens, _ in documents))
 
 
@@ -80,7 +81,7 @@ def test_every_text_begins_and_ends_once(kind: str, template: str, expected: Any
 def test_a_text_that_is_too_long_gives_runs_of_it_from_everywhere() -> None:
     made, text = tokenizer("bytes"), BOOK
     whole = np.array(encode(made, text))
-    blocks = pack(Tokens(made, 64, 8192, seed=0).of([(text, None)]), 64, 0, 8192)
+    blocks = pack(Tokens(made, 64, 8192, seed=0).of([Document(text)]), 64, 0, 8192)
     assert blocks.tokens == 8192
     windows = np.lib.stride_tricks.sliding_window_view(whole, 64)
     index = {row.tobytes(): place for place, row in enumerate(windows.astype(np.int32))}
@@ -95,7 +96,7 @@ def test_the_sample_depends_on_the_seed_alone() -> None:
     made = tokenizer("bytes")
 
     def sample(seed: int) -> list[int]:
-        documents = Tokens(made, 64, 2048, seed).of([(BOOK, None)])
+        documents = Tokens(made, 64, 2048, seed).of([Document(BOOK)])
         return list(chain.from_iterable(tokens for tokens, _ in islice(documents, 3)))
 
     assert sample(0) == sample(0) != sample(1)
@@ -103,7 +104,7 @@ def test_the_sample_depends_on_the_seed_alone() -> None:
 
 def test_no_more_is_tokenised_than_is_wanted() -> None:
     counting = Counting(tokenizer("bytes"))
-    documents = Tokens(counting, 64, 2048, seed=0).of([(BOOK * 20, None)])
+    documents = Tokens(counting, 64, 2048, seed=0).of([Document(BOOK * 20)])
     assert pack(documents, 64, 0, 2048).tokens == 2048
     assert counting.characters < 100_000  # of 4.2 million
 

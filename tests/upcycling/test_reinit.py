@@ -7,7 +7,14 @@ import torch
 
 import moeify
 from moeify.errors import ConfigError
+from moeify.routing.config import DataConfig
+from moeify.routing.data import read_blocks, tokenizer_for
+from moeify.routing.loading import load_model
+from tests.matrix.sources import DEMO as SHIPPED
+from tests.matrix.sources import TEXT, TOKENS, add_tokenizer
 from tests.tiny import save_tiny, state
+
+DEMO = SHIPPED / "gpt2"
 
 UP, BIAS, DOWN = "intermediate.dense.weight", "intermediate.dense.bias", "output.dense.weight"
 LAYER = "bert.encoder.layer.2."
@@ -50,10 +57,48 @@ def test_draws_have_the_mean_and_deviation_of_their_tensor_and_repeat(tmp_path: 
         assert experts.flatten(1).unique(dim=0).shape[0] == 8
 
 
+@torch.no_grad()
+def loss_by_hand(folder: Path, seed: int = 0) -> float:
+    """Nats a token, as transformers counts them."""
+    blocks = read_blocks(DataConfig(dataset=str(TEXT), seed=seed), tokenizer_for(DEMO), 64, 1024)
+    rows = [blocks.input_ids[n, : blocks.lengths[n]] for n in range(len(blocks))]
+    model, total, count = load_model(folder), 0.0, 0
+    for row in rows:
+        ids = torch.tensor(row[None].astype("int64"))
+        total += float(model(input_ids=ids, labels=ids).loss) * (len(row) - 1)
+        count += len(row) - 1
+    return total / count
+
+
+def test_the_loss_before_training_stands_beside_the_base(tmp_path: Path) -> None:
+    text = {"dataset": str(TEXT), "fit_tokens": 1024, "seq_len": 64}
+    report = moeify.upcycle(DEMO, tmp_path / "moe", num_experts=4, reinit=0.5, **text)
+    assert report.start is not None and report.start.loss == "causal"
+    assert report.start.tokens == 1024
+    assert report.start.dense == pytest.approx(loss_by_hand(DEMO), rel=1e-4)
+    assert report.start.mixture == pytest.approx(loss_by_hand(tmp_path / "moe"), rel=1e-4)
+    assert report.start.mixture > report.start.dense + 0.1
+    card = (tmp_path / "moe" / "README.md").read_text()
+    assert f"(causal loss {report.start.mixture:.4g} in place of {report.start.dense:.4g})" in card
+    assert moeify.upcycle(DEMO, tmp_path / "none", num_experts=4, reinit=0.5).start is None
+    assert moeify.upcycle(DEMO, tmp_path / "dry", reinit=0.5, dry_run=True, **text).start is None
+
+
+def test_without_a_language_head_it_is_the_distance_from_the_base(tmp_path: Path) -> None:
+    dense = save_tiny(tmp_path / "dense", "bert", "BertModel", vocab_size=TOKENS)
+    add_tokenizer(dense)
+    text = {"dataset": str(TEXT), "fit_tokens": 1024, "seq_len": 32}
+    report = moeify.upcycle(dense, tmp_path / "moe", num_experts=4, reinit=0.5, **text)
+    assert report.start is not None and (report.start.loss, report.start.dense) == ("distill", 0.0)
+    assert 0.001 < report.start.mixture < 4
+    assert "last hidden states are" in (tmp_path / "moe" / "README.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"reinit": 1.5}, "between 0 and 1, not 1.5"),
+        ({"dataset": "text.txt"}, "--dataset has no use"),
         ({"reinit": 0.5, "slices": 4}, "has no use for --reinit"),
         ({"recipe": "redrawn"}, "--recipe redrawn needs --reinit"),
     ],

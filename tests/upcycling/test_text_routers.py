@@ -118,15 +118,14 @@ def test_each_router_is_fitted_to_what_it_reads_behind_the_others(
         model = with_tokenizer(save_tiny(tmp_path / "base", base, vocab_size=2048))
     for number, folder in enumerate(experts):
         specialist(model, folder, number, scale=1.0)  # far apart
-    seen: list[tuple[int, int]] = []
-    moeify.upcycle(
-        model,
-        tmp_path / "moe",
-        progress=lambda *given: seen.append(given),
-        **options(place, experts_from=experts, fit_tokens=2048, **changes),
-    )
-    assert seen == sorted(seen)
-    assert seen[-1][0] == seen[-1][1]
+    seen: dict[str, list[tuple[int, int]]] = {}
+    with moeify.watch_progress(lambda stage: seen.setdefault(stage.name, []).append((stage.done, stage.total))):
+        moeify.upcycle(model, tmp_path / "moe", **options(place, experts_from=experts, fit_tokens=2048, **changes))
+    seen.pop("loading the model", None)  # unless layers are loaded one by one
+    assert list(seen)[:4] == ["reading text", "checking weights", "writing", "fitting routers"]
+    fitting = seen["fitting routers"]
+    assert fitting == sorted(fitting)
+    assert fitting[0][0] == 0 < fitting[-1][0] == fitting[-1][1]
     assert not [path for path in (tmp_path / "moe").iterdir() if path.name.startswith(".")]
     config, loaded = UpcycleConfig(**options(place, fit_tokens=2048)), load_model(tmp_path / "moe")
     text = labelled_text(config, Checkpoint.open(tmp_path / "moe"), ["prose", "code"])
@@ -162,12 +161,12 @@ def refused(place: Path, tmp_path: Path, **changes: object) -> MoeifyError:
 
 
 def test_a_fit_that_ends_midway_leaves_nothing(place: Path, tmp_path: Path) -> None:
-    def stop(done: int, total: int) -> None:
-        if 2 * done > total:  # the weights are written, the first layer's router is fitted
+    def stop(stage: moeify.Stage) -> None:
+        if stage.name == "fitting routers" and stage.done:  # of the first layer, in weights that are written
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        moeify.upcycle(BASE, tmp_path / "moe", progress=stop, **options(place))
+    with pytest.raises(KeyboardInterrupt), moeify.watch_progress(stop):
+        moeify.upcycle(BASE, tmp_path / "moe", **options(place))
     assert not tree(tmp_path)
 
 
@@ -210,7 +209,7 @@ def test_fewer_prompts_than_labels_are_refused(place: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("text", "part"),
     [
-        ("[1, 2]", "does not map labels to texts"),
+        ("[1, 2]", "is no mapping of names to values"),
         ("prose: [once]\ncode: {good: [x]}", "label 'code' has the keys good"),
         ("prose: [once]\ncode: [1]", "positive of label 'code' is no list of texts"),
         ("prose: [once]\ncode: []", "positive of label 'code' is no list of texts"),

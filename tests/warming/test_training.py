@@ -10,10 +10,13 @@ import sys
 import time
 import weakref
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import TrainerCallback
+from transformers.integrations import integration_utils
 
 from moeify.errors import ConfigError, OutputError
 from moeify.families.registry import moe_layout
@@ -257,3 +260,26 @@ def test_a_killed_run_resumes_to_the_same_routers(mixture, data, tmp_path):
     for name, router in routers(tmp_path / "whole").items():
         torch.testing.assert_close(router, routers(tmp_path / "killed")[name], rtol=0, atol=1e-6)
     assert not run.exists()
+
+
+def test_losses_are_logged_where_the_trainer_reports(mixture, data, tmp_path, monkeypatch):
+    """Each step with what its loss is made of; TensorBoard's folder outlives the run's own."""
+    logged, places = [], []
+
+    class Recorder(TrainerCallback):
+        logging_dir = None
+
+        def on_log(self, args, state, control, logs, **_):
+            logged.append(logs)
+            places.append(self.logging_dir)
+
+    with pytest.raises(ConfigError, match="needs the package 'wandb', which is not installed") as caught:
+        here(mixture, tmp_path / "out", data, steps=2, report_to="wandb")
+    assert caught.value.hint == "pip install -U wandb"
+    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "tensorboard", Recorder)
+    monkeypatch.setitem(sys.modules, "tensorboard", ModuleType("tensorboard"))
+    report = here(mixture, tmp_path / "out", data, steps=2, report_to="tensorboard")
+    steps = [entry for entry in logged if "balance" in entry]
+    assert [entry["task"] for entry in steps] == [entry["task"] for entry in report.curve]
+    assert all(entry["learning_rate"] >= 0 for entry in steps)
+    assert set(places) == {str(Path("runs", "out"))}

@@ -1,0 +1,1 @@
+"""Checkpoints side by side on the tasks of lm-evaluation-harness."""
