@@ -144,6 +144,16 @@ def test_capacity_leaves_out_what_counting_by_hand_does(made: dict[str, Path]) -
     assert 0 < assignments < 0.6
 
 
+def test_null_experts_need_no_room_and_no_rule_sends_tokens_there(tmp_path: Path) -> None:
+    moeify.upcycle(DEMO / "gpt2", tmp_path / "moe", num_experts=4, top_k=2, null_experts=3, layers="1", noise=0.0)
+    found = moeify.inspect(tmp_path / "moe", **TEXT, routing=tuple(ROUTING_RULES), capacity_factor=8.0)
+    otherwise = found.routing["otherwise"]
+    assert found.routing["experts_per_token"] < 2
+    assert otherwise["capacity"]["assignments_dropped"] == 0
+    for rule in (*otherwise["rules"].values(), otherwise["capacity"]):
+        assert rule["loss"] == pytest.approx(otherwise["learned"], rel=1e-6)
+
+
 def test_the_command_says_it_in_a_table_a_page_and_a_document(tmp_path: Path) -> None:
     moe = demo_mixture(tmp_path / "moe", layers="1", noise=0.3)
     text = ["--dataset", TEXT["dataset"], "--max-tokens", "600", "--seq-len", "50"]
