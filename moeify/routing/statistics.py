@@ -177,6 +177,18 @@ class LayerRouting:
         return result
 
     @property
+    def coactivation_by_chance(self) -> Float64:
+        """The same where the experts of every token are drawn evenly [E, E]: (m - 1) / (C - 1) for two of a slice of
+        C experts of which a token visits m, m / C for those of different slices; 0 diagonal.
+        """
+        each, visited = self.num_experts // self.slices, self.top_k // self.slices
+        result = np.full((self.num_experts, self.num_experts), visited / each)
+        for first in range(0, self.num_experts, each):
+            result[first : first + each, first : first + each] = (visited - 1) / max(each - 1, 1)
+        np.fill_diagonal(result, 0.0)
+        return result
+
+    @property
     def domains(self) -> DomainFigures | None:
         """What the experts have to do with the domains; None where the data names none."""
         if not self.num_domains:
