@@ -23,20 +23,7 @@ EXAMPLES = (
     "moeify inspect ./my-moe --verify",
     "moeify inspect ./my-moe --dataset book.txt --fail-on 'dead>0,maxvio>2' --json",
 )
-FIRST = (
-    "weights",
-    "dataset",
-    "domain_column",
-    "text",
-    "tokens",
-    "verify",
-    "html",
-    "plot",
-    "layers",
-    "show_all",
-    "reference",
-    "fail_on",
-)
+FIRST = ("weights", "dataset", "domain_column", "text", "verify", "html", "plot", "layers", "show_all", "fail_on")
 
 
 def command(

@@ -146,7 +146,7 @@ if (held) {
   const experts = (token) => {
     const at = token * routes.top_k, place = slider.value;
     return Array.from({ length: routes.top_k }, (_, n) =>
-      `${name(routes.experts[place][at + n])}: ${(routes.weights[place][at + n] / 1000).toFixed(2)}`).join("\n");
+      `${name(routes.experts[place][at + n])}: ${(routes.weights[place][at + n] / 1000).toFixed(3)}`).join("\n");
   };
   for (const kind of ["mouseover", "click"]) {
     byId("tokens")?.addEventListener(kind, (event) => {

@@ -45,7 +45,10 @@ def layer_style(report: InspectReport) -> str:
     """The colours of experts."""
     routes = report.tokens
     colours = [] if routes is None else expert_colours(routes.num_experts // routes.slices)
-    return "\n".join(f".e{n} {{ --light: {light}; --dark: {dark}; }}" for n, (light, dark) in enumerate(colours))
+    light, dark = (
+        " ".join(f".e{n} {{ background: {pair[scheme]}; }}" for n, pair in enumerate(colours)) for scheme in (0, 1)
+    )
+    return f"{light}\n@media (prefers-color-scheme: dark) {{ {dark} }}\n"
 
 
 def _controls(report: InspectReport, place: int) -> str:
