@@ -101,8 +101,8 @@ class Output:
 
     @property
     def coloured(self) -> bool:
-        """Whether what is printed may say something by its colour."""
-        return self._out.color_system is not None and not self._out.no_color
+        """Whether what is printed may say something by its colour: sixteen are too few to tell experts apart."""
+        return self._out.color_system in ("256", "truecolor") and not self._out.no_color
 
     def paragraph(self, title: str, parts: Sequence[tuple[str, str | None]]) -> None:
         """A heading, where there is one, and text that is made of parts with styles; a part may end its line."""
