@@ -178,14 +178,17 @@ class LayerRouting:
 
     @property
     def coactivation_by_chance(self) -> Float64:
-        """The same where the experts of every token are drawn evenly [E, E]: (m - 1) / (C - 1) for two of a slice of
-        C experts of which a token visits m, m / C for those of different slices; 0 diagonal.
+        """The same where those meetings are spread evenly over the experts [E, E]; 0 diagonal.
+
+        Two of a slice of C experts, of which a token visits m, meet in (m - 1) / (C - 1), two of different slices in
+        m / C.
         """
-        each, visited = self.num_experts // self.slices, self.top_k // self.slices
-        result = np.full((self.num_experts, self.num_experts), visited / each)
-        for first in range(0, self.num_experts, each):
-            result[first : first + each, first : first + each] = (visited - 1) / max(each - 1, 1)
-        np.fill_diagonal(result, 0.0)
+        slice_of = np.arange(self.num_experts) // (self.num_experts // self.slices)
+        together = slice_of[:, None] == slice_of
+        visits, others = max(float(self.tokens_per_expert.sum()), 1.0), ~np.eye(self.num_experts, dtype=bool)
+        result = np.zeros_like(self.pairs)
+        for place in (together & others, ~together):
+            result[place] = self.pairs[place].sum() / visits / max(place[0].sum(), 1)
         return result
 
     @property
