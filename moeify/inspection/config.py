@@ -78,6 +78,8 @@ class InspectConfig(MemoryOptions):
             raise ConfigError("--text and --tokens both say which tokens are shown", "leave one of them out")
         if not self.text.strip():
             raise ConfigError("--text is empty", "pass the text itself")
+        if any("\ud800" <= c <= "\udfff" for c in self.text):
+            raise ConfigError("--text holds bytes that are no UTF-8", "convert the text to UTF-8")
         if len(self.text) < _LONGEST_PATH and os.path.isfile(self.text):
             raise ConfigError(
                 f"--text takes the text itself, and {self.text} is a file", f"pass --dataset {self.text} --tokens"

@@ -179,6 +179,7 @@ def test_labels_name_experts(tmp_path: Path) -> None:
     ("options", "said"),
     [
         ({"text": " \n"}, "is empty"),
+        ({"text": "\udcff"}, "no UTF-8"),
         ({"text": "FILE"}, "takes the text itself"),
         ({"text": "a", "tokens": True, "dataset": "FILE"}, "which tokens are shown"),
         ({"tokens": True}, "--tokens needs text"),
