@@ -66,12 +66,20 @@ def _sections(report: InspectReport) -> Iterator[str]:
 def _facts(report: InspectReport) -> Iterator[tuple[str, Cell]]:
     yield "class", report.architecture or "-"
     yield "layers", f"{report.num_layers}, of which {len(report.moe_layers)} are mixtures"
-    slices = report.router.slices if report.router else 1
-    yield "experts", f"{report.num_experts}, top-{report.top_k}" + (f", in {slices} slices" if slices > 1 else "")
+    yield "experts", _experts(report)
     yield "parameters", f"{report.params_total or 0:,} total, {report.params_active or 0:,} active"
     yield "bytes", f"{report.bytes:,} in {len(report.shards)} files"
     if report.routing is not None:
         yield ("text", f"{report.routing['tokens']:,} tokens of {report.routing['documents']:,} texts")
+
+
+def _experts(report: InspectReport) -> str:
+    parts, router = [f"{report.num_experts}, top-{report.top_k}"], report.router
+    if router is not None and router.slices > 1:
+        parts.append(f"in {router.slices} slices")
+    if router is not None and router.null_experts:
+        parts.append(f"{router.null_experts} null ones beside them")
+    return ", ".join(parts)
 
 
 def _layer_table(report: InspectReport) -> str:

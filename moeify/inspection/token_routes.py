@@ -92,6 +92,7 @@ class TokenRoutes:
             input_ids=np.concatenate([rows, blocks.input_ids]),
             lengths=np.concatenate([lengths, blocks.lengths]),
             domains=None if blocks.domains is None else np.concatenate([none, blocks.domains]),
+            labelled=None,
         )
 
     def __call__(self, tokens: RoutedTokens) -> RoutedTokens | None:
@@ -123,7 +124,7 @@ class TokenRoutes:
         return f"{expert} {self.labels[expert]}" if self.labels and expert < len(self.labels) else str(expert)
 
     def to_dict(self) -> dict[str, Any]:
-        """For the JSON document: ``text`` [T], ``experts`` and ``weights`` [layers, T, K]."""
+        """For the JSON document: ``text`` [T], ``experts``, E for null ones, and ``weights`` [layers, T, K]."""
         weights = (self.weights(layer).tolist() for layer in self.layers)
         stops = np.cumsum([len(passage.pieces) for passage in self.passages]).tolist()
         return {

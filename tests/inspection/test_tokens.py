@@ -167,6 +167,17 @@ def test_how_tokens_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert routes["experts"] == [np.array(layer).ravel().tolist() for layer in document["experts"]]
 
 
+def test_null_experts_are_no_experts(tmp_path: Path) -> None:
+    upcycle(demo_gpt2(), tmp_path / "moe", num_experts=4, top_k=2, null_experts=4)
+    report = inspect(tmp_path / "moe", text="In the beginning God created the heaven and the earth.")
+    assert report.tokens is not None
+    for layer in report.tokens.layers:
+        experts, weights = report.tokens.experts(layer), report.tokens.weights(layer)
+        assert 0 < (experts == 4).sum() < len(experts) and (report.tokens.first(layer) < 4).all()
+        assert np.array_equal(weights == 0, experts == 4) and np.allclose(weights.sum(1), 1)
+    assert '"names":["0","1","2","3"]' in render_page(report)
+
+
 def test_labels_name_experts(tmp_path: Path) -> None:
     same = (str(demo_gpt2()), str(demo_gpt2()))
     upcycle(demo_gpt2(), tmp_path / "moe", experts_from=same, labels=("<code>", "prose"), top_k=1)
