@@ -1,4 +1,4 @@
-"""Writes docs/terminal.svg: five commands on the small GPT-2 that moeify ships, as they print.
+"""Writes docs/terminal.svg and tokens.svg: commands on the small GPT-2 that moeify ships, as they print.
 
 python scripts/terminal.py
 
@@ -8,6 +8,7 @@ The commands are really run, in a temporary folder, which takes about a minute.
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -21,22 +22,28 @@ from rich.text import Text
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "moeify" / "demo"
-PICTURE = ROOT / "docs" / "terminal.svg"
 COLUMNS = 94
-COMMANDS = (
+FIVE = (
     ("upcycle demo-gpt2 moe --experts 8 --noise 0", "", 99),
     ("verify demo-gpt2 moe", "", 5),
     ("warmup moe warm --dataset text.jsonl --domain-column domain --steps 0", "", 8),
     ("inspect warm --dataset text.jsonl --domain-column domain", "routing of", 6),
     ("prune warm half --keep 4 --by reap --dataset text.jsonl", "", 6),
 )
-"""Commands, the beginning of the first line that is shown, and how many are; what is left out is an ellipsis."""
+TEXT = (
+    "And God said unto Moses, Speak unto the children of Israel."
+    " Java is a programming language: hackers use it for Unix."
+)
+TOKENS = ((f"inspect warm --text {shlex.quote(TEXT)} --layers 1", "tokens by", 4),)
+PICTURES = {"terminal": ("Five commands of moeify", FIVE), "tokens": ("Tokens, coloured by their experts", TOKENS)}
+"""By file, a title and commands with the beginning of the first line that is shown and how many are; what is left out
+is an ellipsis."""
 GREYS_AND_COLOURS = (0x6E7681, 0xFF7B72, 0x3FB950, 0xD29922, 0x58A6FF, 0xBC8CFF, 0x39C5CF, 0xB1BAC4)
 THEME = TerminalTheme((22, 27, 34), (230, 237, 243), [(c >> 16, c >> 8 & 255, c & 255) for c in GREYS_AND_COLOURS])
 # No font is fetched: whoever looks has a monospaced one.
 FORMAT = """\
 <svg class="rich-terminal" viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg">
-<title>Five commands of moeify, as they print</title>
+<title>TITLE, as they print</title>
 <style>
 .{unique_id}-matrix {{ font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace;
   font-size: {char_height}px; line-height: {line_height}px; font-variant-east-asian: full-width; }}
@@ -56,9 +63,10 @@ FORMAT = """\
 
 def said(command: str, folder: Path) -> Iterator[str]:
     """The lines that ``moeify command`` prints in ``folder``, with their colours; progress left out."""
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "FORCE_COLOR": "1", "COLUMNS": str(COLUMNS), "HF_HUB_OFFLINE": "1"}
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    env |= {"FORCE_COLOR": "1", "COLORTERM": "truecolor", "COLUMNS": str(COLUMNS)}
     run = subprocess.run(
-        [sys.executable, "-m", "moeify", *command.split()], cwd=folder, env=env, capture_output=True, text=True
+        [sys.executable, "-m", "moeify", *shlex.split(command)], cwd=folder, env=env, capture_output=True, text=True
     )
     if run.returncode:
         sys.exit(f"moeify {command} failed: {run.stderr[-500:]}")
@@ -80,22 +88,27 @@ def shown(lines: list[str], begin: str, count: int) -> Iterator[Text]:
         yield Text("...", style="bright_black")
 
 
-def main() -> None:
-    """Run the commands and write the picture."""
+def picture(title: str, commands: tuple[tuple[str, str, int], ...], folder: Path) -> str:
+    """Run ``commands`` in ``folder`` and draw what they print."""
     console = Console(record=True, file=StringIO(), width=COLUMNS, force_terminal=True, color_system="truecolor")
+    for number, (command, begin, count) in enumerate(commands):
+        console.print(Text(("\n" if number else "") + "$ ", style="green").append(f"moeify {command}", style="bold"))
+        for text in shown(list(said(command, folder)), begin, count):
+            text.rstrip()
+            console.print(text, no_wrap=True, overflow="crop")
+    return console.export_svg(
+        title="moeify", theme=THEME, code_format=FORMAT.replace("TITLE", title), unique_id="moeify"
+    )
+
+
+def main() -> None:
+    """Run the commands and write the pictures; later ones find what earlier ones made."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "demo-gpt2").symlink_to(DEMO / "gpt2")
         (folder / "text.jsonl").symlink_to(DEMO / "text.jsonl")
-        for number, (command, begin, count) in enumerate(COMMANDS):
-            console.print(
-                Text(("\n" if number else "") + "$ ", style="green").append(f"moeify {command}", style="bold")
-            )
-            for text in shown(list(said(command, folder)), begin, count):
-                text.rstrip()
-                console.print(text, no_wrap=True, overflow="crop")
-    svg = console.export_svg(title="moeify", theme=THEME, code_format=FORMAT, unique_id="moeify")
-    PICTURE.write_text(svg, encoding="utf-8")
+        for file, (title, commands) in PICTURES.items():
+            (ROOT / "docs" / f"{file}.svg").write_text(picture(title, commands, folder), encoding="utf-8")
 
 
 if __name__ == "__main__":

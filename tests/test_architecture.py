@@ -15,7 +15,7 @@ from moeify.families.registry import DENSE_LAYOUTS, MOE_LAYOUTS
 PACKAGE = Path(moeify.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 CAPABILITIES = {"upcycling", "warming", "training", "inspection", "pruning", "hub", "evaluation"}
-LOWEST = {"errors", "tables", "options", "progress", "modeling", "demo"}
+LOWEST = {"errors", "tables", "look", "options", "progress", "modeling", "demo"}
 BELOW = {
     **{name: {"errors"} for name in LOWEST},
     "checkpoint": LOWEST,
@@ -87,7 +87,7 @@ def test_only_the_command_line_prints_and_exits() -> None:
 
 
 def is_light(path: Path) -> bool:
-    light = {"errors", "tables", "options", "progress", "families", *ABOVE}
+    light = {"errors", "tables", "look", "options", "progress", "families", *ABOVE}
     files = ("source", "header", "staging")
     return (
         layer(path) in light

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from moeify.cli._output import Output
+from moeify.cli._routing_tables import show_routing
 from moeify.cli._text import bar, count, size
+from moeify.cli._token_lines import show_tokens
 
 if TYPE_CHECKING:
     from moeify.inspection.report import InspectReport, LayerReport, RouterFacts
@@ -37,9 +39,9 @@ def show(out: Output, report: InspectReport, layers: str | None) -> None:
     if report.layers and report.layers[0].weights:
         _show_weights(out, report, shown)
     if report.routing is not None:
-        from moeify.cli._routing_tables import show_routing
-
         show_routing(out, report, shown, detailed=layers is not None)
+    if report.tokens is not None:
+        show_tokens(out, report.tokens, [report.telling] if layers is None else shown or ())
     if shown is None and layers is None and _deep(report) and len(report.layers) > _LONG:
         out.hint(f"--all shows all {len(report.layers)} layers, --layers 0,2,4-7 some of them")
     out.lines("notes", report.notes)

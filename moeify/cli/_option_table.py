@@ -6,7 +6,7 @@ PANELS = ("Details", "Text", "Training", "Computation", "Output")
 """Groups of the help behind the options that come first, in their order."""
 _MEMBERS = {
     "Text": "prompts dataset split text_column assistant_only domain_column streaming max_samples max_tokens"
-    " seq_len fit_tokens eval_tokens held_out text",
+    " seq_len fit_tokens eval_tokens held_out text tokens",
     "Training": "balance balance_coef bias_rate null_rate null_coef z_coef learning_rate accumulate save_steps resume"
     " report_to",
     "Computation": "batch low_memory device dtype seed",

@@ -12,9 +12,10 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from moeify.cli._progress import Bars, Lines
-from moeify.cli._text import plain
+from moeify.cli._text import plain, unmarked
 from moeify.progress import watch_progress
 
 _NOT_ASCII = re.compile(r"[^\x20-\x7e\n]+")
@@ -97,6 +98,25 @@ class Output:
         self._clear()
         self._out.print(f"\n[bold]{plain(title)}[/]")
         self._out.print(table)
+
+    @property
+    def coloured(self) -> bool:
+        """Whether what is printed may say something by its colour: sixteen are too few to tell experts apart."""
+        return self._out.color_system in ("256", "truecolor") and not self._out.no_color
+
+    def paragraph(self, title: str, parts: Sequence[tuple[str, str | None]]) -> None:
+        """A heading, where there is one, and text that is made of parts with styles; a part may end its line."""
+        if self.as_json or self.quiet:
+            return
+        self._clear()
+        if title:
+            self._out.print(f"\n[bold]{plain(title)}[/]", soft_wrap=True)
+        text = Text(overflow="fold")
+        for words, style in parts:
+            line = words.removesuffix("\n")
+            text.append(unmarked(line), style)
+            text.append("\n" if line != words else "")
+        self._out.print(text)
 
     def lines(self, title: str, lines: Sequence[str]) -> None:
         """A heading and sentences under it."""

@@ -40,7 +40,7 @@ def show_routing(out: Output, report: InspectReport, shown: Sequence[LayerReport
         rows = [(*row, same) for row, same in zip(rows, _same(report, listed, len(rows)), strict=True)]
     out.grid(title, headings, rows, left=2)
     _explain(out, report)
-    layers = list(shown or ()) if detailed else [_telling(report)]
+    layers = list(shown or ()) if detailed else [report.telling]
     if routing.get("domains"):
         _show_domains(out, report, layers)
     _show_coactivation(out, report, layers if shown is None else shown)
@@ -55,13 +55,6 @@ def _worst(report: InspectReport) -> list[LayerReport]:
     """The least even layers of a long model, in their order."""
     ranked = sorted(report.layers, key=lambda layer: -float(layer.routing["max_violation"]))
     return sorted(ranked[:_WORST], key=lambda layer: layer.layer)
-
-
-def _telling(report: InspectReport) -> LayerReport:
-    """The layer that has most to do with the domains, or the one in the middle."""
-    if (report.routing or {}).get("domains"):
-        return max(report.layers, key=lambda layer: float(layer.routing["domains"]["nmi"]))
-    return report.layers[len(report.layers) // 2]
 
 
 def _row(name: str, layers: Sequence[LayerReport]) -> tuple[str, ...]:

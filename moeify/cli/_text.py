@@ -19,10 +19,15 @@ def plain(text: object) -> str:
     Control characters, rich markup and tokens are made harmless, the home folder becomes ``~``,
     and what is longer than a screen is cut.
     """
+    return escape(unmarked(text))
+
+
+def unmarked(text: object) -> str:
+    """The same where markup means nothing."""
     said = _private(str(text))
     if len(said) > _LONGEST:
         said = f"{said[:_LONGEST]}... ({len(said)} characters)"
-    return escape("".join(c if c.isprintable() else "\ufffd" for c in said))
+    return "".join(c if c.isprintable() else "\ufffd" for c in said)
 
 
 def _private(text: str) -> str:

@@ -19,10 +19,11 @@ EXAMPLES = (
     "moeify inspect Qwen/Qwen3-30B-A3B",
     "moeify inspect ./my-moe --weights --reference ./my-dense",
     "moeify inspect ./my-moe --dataset text.jsonl --domain-column domain --html routing.html",
+    "moeify inspect ./my-moe --text 'The cat sat on the mat.'",
     "moeify inspect ./my-moe --verify",
     "moeify inspect ./my-moe --dataset book.txt --fail-on 'dead>0,maxvio>2' --json",
 )
-FIRST = ("weights", "dataset", "domain_column", "verify", "html", "plot", "layers", "show_all", "reference", "fail_on")
+FIRST = ("weights", "dataset", "domain_column", "text", "verify", "html", "plot", "layers", "show_all", "fail_on")
 
 
 def command(
@@ -58,9 +59,9 @@ def command(
 def _check_pictures(config: InspectConfig, plot: Path | None, html: Path | None) -> None:
     from moeify.inspection.config import check_drawable
 
-    for path in (plot, html):
+    for path, page in ((plot, False), (html, True)):
         if path is not None:
-            check_drawable(path, config)
+            check_drawable(path, config, page=page)
     if plot is not None:
         check_image(plot)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from moeify.errors import ConfigError
 from moeify.routing.config import DataConfig, MemoryOptions
 from moeify.routing.rules import ROUTING_RULES
 
+_LONGEST_PATH = 4096
 IMAGE_ENDINGS = (".svg", ".png", ".pdf")
 
 
@@ -48,6 +50,10 @@ class InspectConfig(MemoryOptions):
     """Rules to measure the loss under, beside the routers': hash, random, round-robin, least-loaded, static."""
     capacity_factor: float | None = None
     """Measure what experts would leave out with room for so many times their even share of a batch, and the loss."""
+    text: str | None = None
+    """Show where each token of this text goes, by the first of its experts."""
+    tokens: bool = False
+    """Show where each token of the dataset's first texts goes."""
     verify: bool = False
     """Read every file and hold it against the checksum recorded in moeify.json."""
     revision: str | None = None
@@ -72,12 +78,33 @@ class InspectConfig(MemoryOptions):
             raise ConfigError(f"the capacity factor must be positive, not {factor:g}", "try --capacity-factor 1.25")
         if self.reference is not None and not self.weights:
             raise ConfigError("--reference measures the weights' distance from a dense checkpoint", "add --weights")
-        for option in ("domain_column", "against", "vocabulary", "low_memory", "routing", "capacity_factor"):
-            if getattr(self, option) not in (None, False, ()) and self.dataset is None:
-                name = option.replace("_", "-")
-                raise ConfigError(f"--{name} needs text to route", "add --dataset FILE")
+        self._check_text()
         if self.dataset is not None:
             _ = self.data  # refuses what can be known to be wrong before any file is opened
+
+    def _check_text(self) -> None:
+        for option in ("domain_column", "against", "vocabulary", "tokens", "low_memory", "routing", "capacity_factor"):
+            enough = self.dataset is not None or (option == "low_memory" and self.text is not None)
+            if getattr(self, option) not in (None, False, ()) and not enough:
+                name = option.replace("_", "-")
+                raise ConfigError(f"--{name} needs text to route", "add --dataset FILE")
+        if self.text is None:
+            return
+        if self.tokens:
+            raise ConfigError("--text and --tokens both say which tokens are shown", "leave one of them out")
+        if not self.text.strip():
+            raise ConfigError("--text is empty", "pass the text itself")
+        if any("\ud800" <= c <= "\udfff" for c in self.text):
+            raise ConfigError("--text holds bytes that are no UTF-8", "convert the text to UTF-8")
+        if len(self.text) < _LONGEST_PATH and os.path.isfile(self.text):
+            raise ConfigError(
+                f"--text takes the text itself, and {self.text} is a file", f"pass --dataset {self.text} --tokens"
+            )
+
+    @property
+    def routes(self) -> bool:
+        """Whether text runs through the model."""
+        return self.dataset is not None or self.text is not None
 
     @property
     def data(self) -> DataConfig:
@@ -93,11 +120,9 @@ def check_image(path: Path) -> None:
         )
 
 
-def check_drawable(path: Path, config: InspectConfig) -> None:
-    """Raise ``ConfigError`` unless there will be figures, and a folder to write them into."""
-    if config.dataset is None and not config.weights:
-        raise ConfigError(
-            f"{path} would be empty: headers alone give nothing to draw", "add --dataset FILE or --weights"
-        )
+def check_drawable(path: Path, config: InspectConfig, *, page: bool = False) -> None:
+    """Raise ``ConfigError`` unless there will be figures, or on a ``page`` text, and a folder to write them into."""
+    if config.dataset is None and not config.weights and not (page and config.text is not None):
+        raise ConfigError(f"{path} would be empty: there is nothing to draw", "add --dataset FILE or --weights")
     if path.is_dir() or not path.absolute().parent.is_dir():
         raise ConfigError(f"{path} cannot be written", "name a file in a folder that exists")

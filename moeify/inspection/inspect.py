@@ -33,7 +33,7 @@ def inspect(checkpoint: str | Path, config: InspectConfig | None = None, **optio
     weights or routing are asked of a checkpoint that is not whole.
     """
     config = replace(config or InspectConfig(), **options)
-    deep = config.weights or config.dataset is not None
+    deep = config.weights or config.routes
     whole = deep or config.verify
     source: Source | None = None
     local = os.path.exists(Path(checkpoint).expanduser())
@@ -55,7 +55,7 @@ def inspect(checkpoint: str | Path, config: InspectConfig | None = None, **optio
         if mixture is None or source is None:
             raise CheckpointError(
                 f"{report.source} is no mixture of experts: it has no routers to look at",
-                "leave --weights and --dataset out",
+                "leave --weights, --dataset and --text out",
             )
         _look_deeper(source, opened, mixture, report, config)
     return report
@@ -68,7 +68,7 @@ def _look_deeper(
         from moeify.inspection.weights import examine_weights
 
         examine_weights(opened, mixture, report, config)
-    if config.dataset is not None:
+    if config.routes:
         from moeify.inspection.routing import examine_routing
 
         examine_routing(source, mixture, report, config)

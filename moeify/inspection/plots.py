@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -12,99 +10,42 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moeify.checkpoint.replacing import replacing
-from moeify.errors import MissingExtraError, OutputError
+from moeify.errors import OutputError
 from moeify.inspection.report import InspectReport, LayerReport
 from moeify.inspection.shown import shown
+from moeify.look import COLD, WARM, figure, heat_map, save_figure, to_svg
 
 Matrix = NDArray[np.float64]
-Figure = Any
-"""A matplotlib figure; matplotlib is imported only where one is drawn."""
+Panel = tuple[float, Callable[[Any], None]]
+"""Height in inches, and a function that draws on an axis."""
 
-_MISSING = "#f0f0f0"
-_LABELLED = 16
 _LONGEST = 60  # characters of a name in a picture
-_METADATA = re.compile(r"<metadata>.*?</metadata>", re.DOTALL)
-_STYLE = {
-    "font.size": 9,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "moeify",
-    "axes.titlesize": 10,
-    "axes.titlelocation": "left",
-    "figure.dpi": 110,
-    # Sans-serif fonts that browsers have; matplotlib's own follows for other pictures.
-    "font.family": ["DejaVu Sans", "sans-serif"],
-    "text.parse_math": False,  # a name with dollar signs is no formula
-}
 
 
 def save_plot(report: InspectReport, path: Path) -> None:
     """Draw every figure of ``report`` into one picture whose kind the ending of ``path`` says."""
-    pyplot = _pyplot()
-    panels = _panels(report)
-    with pyplot.rc_context(_STYLE):
-        heights = [height for height, _ in panels]
-        figure, axes = pyplot.subplots(
-            len(panels),
-            1,
-            figsize=(9, sum(heights) + 0.6),
-            height_ratios=heights,
-            squeeze=False,
-            layout="constrained",
-            facecolor="white",
-        )
-        figure.suptitle(_title(report), x=0.01, ha="left", fontsize=12)
+    panels = [*_panels(report), *_layer_panels(report)]
+    heights = [height for height, _ in panels]
+    with figure(figsize=(9, sum(heights) + 0.6)) as made:
+        axes = made.subplots(len(panels), 1, height_ratios=heights, squeeze=False)
+        made.suptitle(_title(report), x=0.01, ha="left", fontsize=12)
         for place, (_, draw) in zip(axes[:, 0], panels, strict=True):
             draw(place)
         try:
             with replacing(path) as partial:
-                figure.savefig(partial, metadata=_metadata(path))
+                save_figure(made, partial)
         except OSError as error:
             raise OutputError(f"cannot write {path}: {error.strerror}") from error
-        finally:
-            pyplot.close(figure)
 
 
 def figures(report: InspectReport) -> list[str]:
-    """Every figure of ``report`` as SVG text of its own, on a transparent ground."""
-    pyplot = _pyplot()
+    """The figures of all layers together, each as SVG text of its own, on a transparent ground."""
     drawn: list[str] = []
-    with pyplot.rc_context(_STYLE):
-        for height, draw in _panels(report):
-            figure, axis = pyplot.subplots(figsize=(9, height + 0.3), layout="constrained")
-            draw(axis)
-            drawn.append(to_svg(figure, f"f{len(drawn)}-"))
-            pyplot.close(figure)
+    for height, draw in _panels(report):
+        with figure(figsize=(9, height + 0.3)) as made:
+            draw(made.subplots())
+            drawn.append(to_svg(made, f"f{len(drawn)}-"))
     return drawn
-
-
-def to_svg(figure: Figure, prefix: str) -> str:
-    """A figure as the SVG element alone, the same bytes for the same figure.
-
-    ``prefix`` leads the ids inside, so that several figures fit into one page.
-    """
-    text = StringIO()
-    figure.savefig(text, format="svg", transparent=True, metadata=_metadata(Path("x.svg")))
-    svg = text.getvalue()
-    svg = _METADATA.sub("", svg[svg.index("<svg") :])
-    for before in ('id="', "url(#", 'href="#'):
-        svg = svg.replace(before, before + prefix)
-    return svg
-
-
-def _pyplot() -> Any:
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise MissingExtraError("matplotlib", "plot") from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot
-
-
-def _metadata(path: Path) -> dict[str, Any]:
-    """No dates, so that the same report gives the same file."""
-    return {"Date": None} if path.suffix == ".svg" else {}
 
 
 def _title(report: InspectReport) -> str:
@@ -112,26 +53,26 @@ def _title(report: InspectReport) -> str:
     return f"{title}, {report.routing['tokens']:,} tokens" if report.routing else title
 
 
-Panel = tuple[float, Callable[[Any], None]]
-
-
 def _panels(report: InspectReport) -> list[Panel]:
-    """Height in inches and a function that draws on an axis, for everything there is."""
+    """What there is of all layers."""
     layers = report.layers
-    rows = max(len(layers) * 0.16, 1.4) + 0.9
+    rows = min(max(len(layers) * 0.16, 1.4), 4.8) + 0.9
     panels: list[Panel] = []
     if report.routing is not None:
         load = np.array([layer.routing["utilization"] for layer in layers])
         gate = np.array([layer.routing["gate_mass"] for layer in layers]) * load.shape[1]
-        panels.append((rows, _heat(report, load, "load, relative to the even share", centre=1.0)))
-        panels.append((rows, _heat(report, gate, "gate mass, relative to the even share", centre=1.0)))
+        panels.append((rows, _by_layer(report, load, "load, relative to the even share", even=1.0)))
+        panels.append((rows, _by_layer(report, gate, "gate mass, relative to the even share", even=1.0)))
         panels.append((2.2, _lines(report)))
-        panels += _pair_panels(report)
-        panels += _domain_panels(report)
     if layers and layers[0].weights.get("expert_distance"):
         nearest = [_nearest(layer, report.num_experts or 1) for layer in layers]
-        panels.append((rows, _heat(report, np.array(nearest), "distance to the nearest other expert")))
+        panels.append((rows, _by_layer(report, np.array(nearest), "distance to the nearest other expert")))
     return panels
+
+
+def _layer_panels(report: InspectReport) -> list[Panel]:
+    """What there is of one layer, the one that tells most."""
+    return [] if report.routing is None else [*_pair_panels(report), *_domain_panels(report)]
 
 
 def _nearest(layer: LayerReport, experts: int) -> list[float]:
@@ -139,30 +80,10 @@ def _nearest(layer: LayerReport, experts: int) -> list[float]:
     return found["nearest"] if found else [float("nan")] * experts
 
 
-def _heat(report: InspectReport, values: Matrix, title: str, *, centre: float | None = None) -> Callable[[Any], None]:
-    """Layers down, experts across; diverging around ``centre`` where there is one."""
-
-    def draw(axis: Any) -> None:
-        colours: dict[str, Any] = {"cmap": "viridis"}
-        if centre is not None:
-            colours = {"cmap": "RdBu_r", "vmin": 0, "vmax": 2 * centre}
-        axis.set_facecolor(_MISSING)
-        image = axis.imshow(values, aspect="auto", interpolation="nearest", **colours)
-        axis.set_title(title)
-        axis.set_xlabel("expert")
-        axis.set_ylabel("layer")
-        _ticks(axis.xaxis, list(range(values.shape[1])))
-        _ticks(axis.yaxis, [layer.layer for layer in report.layers])
-        extend = "max" if centre is not None and values.max(initial=0) > 2 * centre else "neither"
-        axis.figure.colorbar(image, ax=axis, extend=extend, pad=0.01, fraction=0.03)
-
-    return draw
-
-
-def _ticks(axis: Any, names: list[Any]) -> None:
-    """A label for every place, or for some where there are many."""
-    step = -(-len(names) // _LABELLED)
-    axis.set_ticks(range(0, len(names), step), [str(name) for name in names[::step]])
+def _by_layer(report: InspectReport, values: Matrix, title: str, even: float | None = None) -> Callable[[Any], None]:
+    """Layers down, experts across."""
+    rows, columns = ("layer", [layer.layer for layer in report.layers]), ("expert", range(values.shape[1]))
+    return lambda axis: heat_map(axis, values, title, rows=rows, columns=columns, even=even)
 
 
 def _lines(report: InspectReport) -> Callable[[Any], None]:
@@ -171,8 +92,8 @@ def _lines(report: InspectReport) -> Callable[[Any], None]:
         worst = (report.num_experts or 1) / (report.top_k or 1) - 1
         values = [layer.routing["max_violation"] for layer in report.layers]
         entropy = [layer.routing["entropy"] for layer in report.layers]
-        axis.plot(numbers, values, "o-", ms=3, color="#b2182b", label=f"MaxVio (at most {worst:g})")
-        axis.plot(numbers, entropy, "s--", ms=3, color="#2166ac", label="router entropy (at most 1)")
+        axis.plot(numbers, values, "o-", ms=3, color=WARM, label=f"MaxVio (at most {worst:g})")
+        axis.plot(numbers, entropy, "s--", ms=3, color=COLD, label="router entropy (at most 1)")
         axis.set_ylim(0, max(1.05, max(values) * 1.1))
         axis.set_title("balance and decision")
         axis.set_xlabel("layer")
@@ -186,20 +107,14 @@ def _lines(report: InspectReport) -> Callable[[Any], None]:
 def _pair_panels(report: InspectReport) -> list[Panel]:
     if (report.top_k or 1) < 2 or not report.sums:
         return []
-    layer = report.layers[len(report.layers) // 2].layer
+    layer = report.telling.layer
     sums = report.sums[layer]
-    matrix = np.where(np.eye(sums.num_experts, dtype=bool), np.nan, sums.coactivation)
+    ratio = sums.coactivation / np.where(sums.coactivation_by_chance > 0, sums.coactivation_by_chance, np.nan)
+    experts, title = range(len(ratio)), f"experts that meet, relative to chance, layer {layer}"
 
     def draw(axis: Any) -> None:
-        axis.set_facecolor(_MISSING)
-        image = axis.imshow(matrix, cmap="viridis", interpolation="nearest", vmin=0)
-        chance = (sums.top_k - 1) / max(sums.num_experts - 1, 1)
-        axis.set_title(f"experts that meet, layer {layer} (by chance {chance:.0%})")
-        axis.set_xlabel("also visits")
-        axis.set_ylabel("tokens of expert")
-        _ticks(axis.xaxis, list(range(len(matrix))))
-        _ticks(axis.yaxis, list(range(len(matrix))))
-        axis.figure.colorbar(image, ax=axis, pad=0.01, fraction=0.03, panchor="W")
+        rows, columns = ("tokens of expert", experts), ("also visits", experts)
+        heat_map(axis, ratio, title, rows=rows, columns=columns, even=1.0, square=True)
 
     return [(4.0, draw)]
 
@@ -207,21 +122,16 @@ def _pair_panels(report: InspectReport) -> list[Panel]:
 def _domain_panels(report: InspectReport) -> list[Panel]:
     if not report.domain_names:
         return []
-    telling = max(report.layers, key=lambda layer: float(layer.routing["domains"]["nmi"]))
+    telling = report.telling
     values = np.array(telling.routing["domains"]["specialization"]).T
     baseline = float((report.routing or {})["domains"]["baseline"])
+    names = [shown(name, _LONGEST) for name in report.domain_names]
+    title = (
+        f"part of a domain's tokens that visit an expert, layer {telling.layer}"
+        f" (evenly {baseline:.0%}, NMI {telling.routing['domains']['nmi']:.3f})"
+    )
 
     def draw(axis: Any) -> None:
-        image = axis.imshow(values, aspect="auto", cmap="RdBu_r", vmin=0, vmax=2 * baseline, interpolation="nearest")
-        nmi = telling.routing["domains"]["nmi"]
-        axis.set_title(
-            f"part of a domain's tokens that visit an expert, layer {telling.layer}"
-            f" (evenly {baseline:.0%}, NMI {nmi:.3f})"
-        )
-        axis.set_xlabel("expert")
-        _ticks(axis.xaxis, list(range(values.shape[1])))
-        names = [shown(name, _LONGEST) for name in report.domain_names]
-        axis.set_yticks(range(len(names)), names)
-        axis.figure.colorbar(image, ax=axis, pad=0.01, fraction=0.03)
+        heat_map(axis, values, title, rows=("", names), columns=("expert", range(values.shape[1])), even=baseline)
 
-    return [(max(len(report.domain_names) * 0.25, 1.0) + 0.9, draw)]
+    return [(max(len(names) * 0.25, 1.0) + 0.9, draw)]

@@ -15,6 +15,7 @@ from moeify.inspection.running import Running
 from moeify.provenance.record import Record
 
 if TYPE_CHECKING:
+    from moeify.inspection.token_routes import TokenRoutes
     from moeify.inspection.verification import Verified
     from moeify.routing.statistics import LayerRouting
 
@@ -115,6 +116,7 @@ class InspectReport:
     layers: list[LayerReport] = field(default_factory=list)
     routing: dict[str, Any] | None = None
     verified: Verified | None = None
+    tokens: TokenRoutes | None = None
     sums: dict[int, LayerRouting] = field(default_factory=dict)
     domain_names: tuple[str, ...] = ()
 
@@ -139,6 +141,18 @@ class InspectReport:
             problems=list(opened.problems),
             notes=list(opened.notes),
         )
+
+    @property
+    def expert_labels(self) -> tuple[str, ...] | None:
+        """What each expert knows, where moeify.json says it."""
+        return None if self.provenance is None else self.provenance.expert_labels(self.num_experts or 0)
+
+    @property
+    def telling(self) -> LayerReport:
+        """The layer that has most to do with the domains, or the one in the middle."""
+        if (self.routing or {}).get("domains"):
+            return max(self.layers, key=lambda layer: float(layer.routing["domains"]["nmi"]))
+        return self.layers[len(self.layers) // 2]
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON document of ``moeify inspect --json``; the same input gives the same bytes."""
@@ -172,4 +186,5 @@ class InspectReport:
             "layers": [layer.to_dict() for layer in self.layers],
             "routing": self.routing,
             **({} if self.verified is None else {"verified": self.verified.to_dict()}),
+            **({} if self.tokens is None else {"tokens": self.tokens.to_dict()}),
         }

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from moeify.checkpoint.reader import Checkpoint
 from moeify.checkpoint.source import Source, resolve_source
-from moeify.errors import RoutingError
+from moeify.errors import DatasetError, RoutingError
 from moeify.families.mixture import Mixture
 from moeify.families.moe_layout import MoeLayout
 from moeify.families.problems import Problem, numbers
@@ -18,9 +18,10 @@ from moeify.families.registry import moe_layout, vocabulary_size
 from moeify.inspection.config import InspectConfig
 from moeify.inspection.other_routing import loss_of, other_losses
 from moeify.inspection.report import InspectReport
+from moeify.inspection.token_routes import FirstTexts, TokenRoutes
 from moeify.inspection.vocabulary import VocabularyCounts
-from moeify.routing.collection import RoutedTokens, collect
-from moeify.routing.data import Blocks, blocks_for, check_vocabulary
+from moeify.routing.collection import Observer, RoutedTokens, collect
+from moeify.routing.data import Blocks, block_length, blocks_for, check_vocabulary, padding_token, tokenizer_for
 from moeify.routing.passes import passes_over
 from moeify.routing.statistics import DomainFigures, LayerRouting, RoutingStatistics
 
@@ -65,16 +66,18 @@ class Choices:
 
 @dataclass(frozen=True, kw_only=True)
 class _Run:
-    """The observers of one checkpoint's pass over the text."""
+    """The observers of one checkpoint's pass over the text; ``shown`` sees the texts that stand in front of it."""
 
     statistics: RoutingStatistics
-    choices: Choices | None
-    vocabulary: VocabularyCounts | None
+    shown: TokenRoutes | None = None
+    choices: Choices | None = None
+    vocabulary: VocabularyCounts | None = None
 
     def __call__(self, tokens: RoutedTokens) -> None:
+        rest = tokens if self.shown is None else self.shown(tokens)
         for observer in (self.statistics, self.choices, self.vocabulary):
-            if observer is not None:
-                observer(tokens)
+            if observer is not None and rest is not None:
+                observer(rest)
 
 
 def examine_routing(source: Source, mixture: Mixture, report: InspectReport, config: InspectConfig) -> None:
@@ -82,37 +85,77 @@ def examine_routing(source: Source, mixture: Mixture, report: InspectReport, con
 
     Raises ``MoeifyError`` where the text cannot be read or the checkpoint cannot run.
     """
-    checkpoint, layout = Checkpoint.open(source.folder), mixture.layout
+    layout = mixture.layout
+    if config.dataset is None:
+        _examine_text(source, layout, report, config)
+        return
+    checkpoint = Checkpoint.open(source.folder)
     other = None if config.against is None else _other(config, report)
     if asks_otherwise := bool(config.routing or config.capacity_factor):
         loss_of(checkpoint)
-    blocks, tokenizer = blocks_for(checkpoint, config.data, config.max_tokens)
+    texts = FirstTexts()
+    blocks, tokenizer = blocks_for(checkpoint, config.data, config.max_tokens, texts if config.tokens else None)
+    if config.text is not None:
+        texts(config.text, None)
     if other is not None:
         known = vocabulary_size(Checkpoint.open(other[0].folder).config)
         check_vocabulary(tokenizer, blocks.largest_token, known)
     report.notes += blocks.notes
     run = _Run(
         statistics=RoutingStatistics(len(blocks.domain_names)),
+        shown=_shown(texts, tokenizer, blocks.seq_len, checkpoint, report),
         choices=None if other is None else Choices(),
         vocabulary=VocabularyCounts(blocks) if config.vocabulary else None,
     )
-    _route(source, layout, blocks, run, config)
-    for layer in report.layers:
-        sums = run.statistics.layers[layer.layer]
-        layer.routing = _layer_figures(sums)
-        if run.vocabulary is not None:
+    padding = padding_token(tokenizer, vocabulary_size(checkpoint.config))
+    all_blocks = blocks if run.shown is None else run.shown.in_front_of(blocks, padding)
+    _route(source, layout, all_blocks, run, config)
+    add_routing(report, blocks, run.statistics)
+    if run.vocabulary is not None:
+        for layer in report.layers:
             layer.routing["vocabulary"] = run.vocabulary.figures(layer.layer, tokenizer)
-    report.routing = _routing(blocks, run.statistics)
-    report.sums = run.statistics.layers
-    report.domain_names = blocks.domain_names
     _flag_collapse(report)
-    if asks_otherwise:
+    if asks_otherwise and report.routing is not None:
         report.routing["otherwise"] = other_losses(checkpoint, mixture, blocks, tokenizer, config)
     if other is not None:
         _compare(other, blocks, run, report, config)
 
 
-def _route(source: Source, layout: MoeLayout, blocks: Blocks, run: _Run, config: InspectConfig) -> None:
+def add_routing(report: InspectReport, blocks: Blocks, statistics: RoutingStatistics) -> None:
+    """Add what ``statistics`` say of ``blocks`` to ``report`` and its layers."""
+    for layer in report.layers:
+        layer.routing = _layer_figures(statistics.layers[layer.layer])
+    report.routing = _routing(blocks, statistics)
+    report.sums = statistics.layers
+    report.domain_names = blocks.domain_names
+
+
+def _examine_text(source: Source, layout: MoeLayout, report: InspectReport, config: InspectConfig) -> None:
+    """Show where one text's tokens go, which are too few for statistics."""
+    checkpoint = Checkpoint.open(source.folder)
+    tokenizer, texts = tokenizer_for(source.folder), FirstTexts()
+    texts(str(config.text), None)
+    shown = _shown(texts, tokenizer, block_length(checkpoint.config, config.seq_len), checkpoint, report)
+    if shown is None:
+        raise DatasetError("the tokenizer makes no tokens of the text", "pass a text that holds words")
+    known = vocabulary_size(checkpoint.config)
+    blocks = shown.in_front_of(None, padding_token(tokenizer, known))
+    check_vocabulary(tokenizer, blocks.largest_token, known)
+    _route(source, layout, blocks, shown, config)
+
+
+def _shown(
+    texts: FirstTexts, tokenizer: Any, seq_len: int, checkpoint: Checkpoint, report: InspectReport
+) -> TokenRoutes | None:
+    """What will hold where tokens of ``texts`` go; None where there are none."""
+    passages = texts.passages(tokenizer, seq_len)
+    if not passages:
+        return None
+    report.tokens = TokenRoutes(passages, report.expert_labels)
+    return report.tokens
+
+
+def _route(source: Source, layout: MoeLayout, blocks: Blocks, run: Observer, config: InspectConfig) -> None:
     with passes_over(Checkpoint.open(source.folder), layout, low_memory=config.low_memory) as passes:
         collect(passes, layout, blocks, run, batch_size=config.batch, name=f"routing through {source.name}")
 
@@ -141,7 +184,7 @@ def _compare(
 ) -> None:
     source, layout = other
     choices = Choices(run.choices)
-    there = _Run(statistics=RoutingStatistics(len(blocks.domain_names)), choices=choices, vocabulary=None)
+    there = _Run(statistics=RoutingStatistics(len(blocks.domain_names)), choices=choices)
     _route(source, layout, blocks, there, config)
     for layer in report.layers:
         sums = there.statistics.layers[layer.layer]
@@ -221,7 +264,7 @@ def _coactivation(sums: LayerRouting) -> dict[str, Any]:
     upper = [(i, j) for i in range(experts) for j in range(experts) if i != j]
     upper.sort(key=lambda pair: (-matrix[pair], pair))
     found: dict[str, Any] = {
-        "baseline": _round((sums.experts_per_token - 1) / max(experts - 1, 1)),
+        "baseline": _round(float(sums.coactivation_by_chance.max())),
         "top": [
             {"expert": i, "with": j, "fraction": _round(float(matrix[i, j]))}
             for i, j in upper[:_PAIRS]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from typing import Any
 
 
@@ -9,6 +10,11 @@ def shown(text: object, longest: int = 1000) -> str:
     """``text`` without control characters, cut after ``longest`` characters."""
     said = "".join(c if c.isprintable() else "\ufffd" for c in str(text)[: longest + 1])
     return said if len(said) <= longest else f"{said[:longest]}..."
+
+
+def escaped(text: object) -> str:
+    """``text`` as a page holds it."""
+    return html.escape(shown(text))
 
 
 def losses_by_routing(found: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:

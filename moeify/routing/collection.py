@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -46,10 +46,14 @@ class RoutedTokens:
     expert_inputs: Tensor | None = None
     slices: int = 1
 
+    def take(self, rows: slice) -> RoutedTokens:
+        """The tokens at ``rows`` of the T."""
+        return replace(self, **{name: value[rows] for name, value in vars(self).items() if hasattr(value, "shape")})
+
 
 _EXPERT_INPUTS = 256
 
-Observer = Callable[[RoutedTokens], None]
+Observer = Callable[[RoutedTokens], object]
 
 
 def collect(

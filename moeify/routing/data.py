@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 DEFAULT_SEQ_LEN = 512
+Seen = Callable[[str, str | None], None]
+"""Told each text that is read, and its domain."""
 _POSITIONS = ("max_position_embeddings", "n_positions")
 
 
@@ -166,28 +168,35 @@ def tokenizer_for(folder: Path) -> Any:
         ) from error
 
 
-def blocks_for(checkpoint: Checkpoint, data: DataConfig, max_tokens: int) -> tuple[Blocks, Any]:
-    """The texts of ``data`` as a model reads them, and its tokenizer.
+def blocks_for(
+    checkpoint: Checkpoint, data: DataConfig, max_tokens: int, seen: Seen | None = None
+) -> tuple[Blocks, Any]:
+    """The texts of ``data`` as a model reads them, and its tokenizer; ``seen`` is told the texts.
 
     Raises ``ConfigError`` and ``DatasetError``.
     """
     tokenizer = tokenizer_for(checkpoint.folder)
     known = vocabulary_size(checkpoint.config)
     seq_len = block_length(checkpoint.config, data.seq_len)
-    return read_blocks(data, tokenizer, seq_len, max_tokens, known), tokenizer
+    return read_blocks(data, tokenizer, seq_len, max_tokens, known, seen), tokenizer
 
 
 def read_blocks(
-    data: DataConfig, tokenizer: Any, seq_len: int, max_tokens: int | None = None, known: int | None = None
+    data: DataConfig,
+    tokenizer: Any,
+    seq_len: int,
+    max_tokens: int | None = None,
+    known: int | None = None,
+    seen: Seen | None = None,
 ) -> Blocks:
     """Tokenise the texts of ``data`` and pack them into blocks of ``seq_len`` tokens.
 
     Reading stops at ``max_tokens``; padding is one of the ``known`` tokens. Raises ``DatasetError``
     for data that cannot be read, other tokens, and fewer than one block of them.
     """
-    texts = _Texts(data, tokenizer)
+    texts = _Texts(data, tokenizer, seen)
     documents = Tokens(tokenizer, seq_len, max_tokens, data.seed).of(texts)
-    blocks = pack(documents, seq_len, _padding(tokenizer, known), max_tokens)
+    blocks = pack(documents, seq_len, padding_token(tokenizer, known), max_tokens)
     if not texts.read:
         raise texts.nothing()
     least = seq_len if max_tokens is None else min(seq_len, max_tokens)
@@ -255,8 +264,8 @@ def pack(
 class _Texts:
     """The texts of ``data``, without those that lack the domain which others have."""
 
-    def __init__(self, data: DataConfig, tokenizer: Any) -> None:
-        self.data, self.tokenizer, self.read, self.left_out = data, tokenizer, 0, 0
+    def __init__(self, data: DataConfig, tokenizer: Any, seen: Seen | None = None) -> None:
+        self.data, self.tokenizer, self.seen, self.read, self.left_out = data, tokenizer, seen, 0, 0
 
     def __iter__(self) -> Iterator[Document]:
         for document in read_documents(self.data, self.tokenizer):
@@ -264,6 +273,8 @@ class _Texts:
                 self.left_out += 1
                 continue
             self.read += 1
+            if self.seen is not None:
+                self.seen(document.text, document.domain)
             yield document
 
     def nothing(self) -> DatasetError:
@@ -283,7 +294,8 @@ class _Texts:
         return (f"{texts} left out: column {self.data.domain_column!r} is empty there",)
 
 
-def _padding(tokenizer: Any, known: int | None) -> int:
+def padding_token(tokenizer: Any, known: int | None) -> int:
+    """The token that fills blocks up, one of the ``known`` ones."""
     for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
         if token is not None and (known is None or token < known):
             return int(token)

@@ -177,6 +177,21 @@ class LayerRouting:
         return result
 
     @property
+    def coactivation_by_chance(self) -> Float64:
+        """The same where those meetings are spread evenly over the experts [E, E]; 0 diagonal.
+
+        Two of a slice of C experts, of which a token visits m, meet in (m - 1) / (C - 1), two of different slices in
+        m / C.
+        """
+        slice_of = np.arange(self.num_experts) // (self.num_experts // self.slices)
+        together = slice_of[:, None] == slice_of
+        visits, others = max(float(self.tokens_per_expert.sum()), 1.0), ~np.eye(self.num_experts, dtype=bool)
+        result = np.zeros_like(self.pairs)
+        for place in (together & others, ~together):
+            result[place] = self.pairs[place].sum() / visits / max(place[0].sum(), 1)
+        return result
+
+    @property
     def domains(self) -> DomainFigures | None:
         """What the experts have to do with the domains; None where the data names none."""
         if not self.num_domains:

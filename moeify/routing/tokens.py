@@ -36,7 +36,7 @@ class Tokens:
 
     def __init__(self, tokenizer: Any, seq_len: int, limit: int | None, seed: int) -> None:
         self.tokenizer, self.seq_len, self.limit, self.seed = tokenizer, seq_len, limit, seed
-        self.before, self.behind = _frame(tokenizer)
+        self.before, self.behind = frame(tokenizer)
 
     def of(self, texts: Iterable[Document]) -> Iterator[tuple[Iterable[int], str | None]]:
         """The tokens of each text, or a share of them, and its domain; at last the other shares."""
@@ -113,7 +113,7 @@ def _seam(text: str, place: int) -> int:
     return place if found is None else found.start()
 
 
-def _frame(tokenizer: Any) -> tuple[list[int], list[int]]:
+def frame(tokenizer: Any) -> tuple[list[int], list[int]]:
     """The tokens that stand before and behind every text."""
     bare, whole = encode(tokenizer, "a", special=False), encode(tokenizer, "a")
     extra = len(whole) - len(bare)

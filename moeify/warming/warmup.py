@@ -11,6 +11,7 @@ from typing import Any
 
 from moeify.checkpoint.source import resolve_source
 from moeify.errors import TrainingError
+from moeify.look import require_matplotlib
 from moeify.progress import stage
 from moeify.provenance.new_checkpoint import NewCheckpoint
 from moeify.routing.collection import InputReservoir
@@ -21,7 +22,7 @@ from moeify.warming.feasibility import balances, learns_from_task
 from moeify.warming.fits import FITS, Seen
 from moeify.warming.headroom import expert_difference, measure_headroom
 from moeify.warming.output import router_tensors, write_output
-from moeify.warming.plot import check_plotting, plot_warmup
+from moeify.warming.plot import plot_warmup
 from moeify.warming.report import WarmupReport, changes, domain_loss, eval_losses, notes_on
 from moeify.warming.reporting import check_reporting
 from moeify.warming.run import (
@@ -54,7 +55,7 @@ def warmup(
     new = NewCheckpoint(source, target, config, written=is_main_process())
     check_reporting(config)
     if config.plot is not None:
-        check_plotting()
+        require_matplotlib()
     session = open_session(new, config)
     if config.steps:
         open_run(run_folder(target), config, session.view, session.train_blocks)

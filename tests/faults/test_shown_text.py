@@ -125,11 +125,12 @@ def test_pages_and_pictures(work: Path, tmp_path: Path) -> None:
         "--plot",
         plot,
         "--vocabulary",
+        "--tokens",
     )
     safe(done)
     text = page.read_text()
     body = text[text.index("<body>") :]
-    assert body.count("<script") == 1 and "<img" not in body and "onerror" not in body
+    assert body.count("<script") == 2 and "<img" not in body and "onerror" not in body
     assert "<script" not in plot.read_text() and "<img" not in plot.read_text()
     assert "\x1b" not in text + plot.read_text()
 

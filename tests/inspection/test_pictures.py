@@ -1,11 +1,14 @@
 """Pictures and pages: complete, well-formed, the same every time, nothing from outside."""
 
+import base64
+import json
 import re
 import struct
 import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 
 from moeify.errors import ConfigError, MissingExtraError, OutputError
@@ -15,14 +18,8 @@ from moeify.inspection.plots import figures, save_plot
 from moeify.inspection.report import InspectReport
 from tests.inspection.report_folder import full_report
 
-_TITLES = (
-    "load, relative",
-    "gate mass",
-    "balance and decision",
-    "experts that meet",
-    "part of a domain",
-    "distance to the nearest",
-)
+_OF_ALL_LAYERS = ("load, relative", "gate mass", "balance and decision", "distance to the nearest")
+_TITLES = (*_OF_ALL_LAYERS, "experts that meet", "part of a domain")
 
 
 @pytest.fixture(scope="module")
@@ -50,10 +47,20 @@ def test_png_is_a_picture(report: InspectReport, tmp_path: Path) -> None:
 
 def test_page_holds_every_table_and_figure(report: InspectReport) -> None:
     page = render_page(report)
-    for table in ("overview", "layers", "experts", "vocabulary", "weights", "parts"):
+    for table in ("overview", "layers", "experts", "weights", "parts"):
         assert f'<table id="{table}"' in page
-    assert page.count("<svg") == len(figures(report)) == len(_TITLES)
+    assert page.count("<svg") == len(figures(report)) == len(_OF_ALL_LAYERS)
     assert page == render_page(report)
+    held = re.search(r'id="layer-data">(.*?)</script>', page)
+    assert held is not None
+    layers = json.loads(held[1])["layers"]
+    for found, layer in zip(layers, report.layers, strict=True):
+        sums = report.sums[layer.layer]
+        assert found["load"] == pytest.approx(layer.routing["utilization"], rel=5e-3)
+        assert len(found["tokens"]) == len(found["domains"]) == sums.num_experts
+        square = np.frombuffer(base64.b64decode(found["meeting"]), np.uint8).reshape(4, 4)
+        ratio = np.clip(sums.coactivation * 3, 0, 2)  # two of four experts: one of the three others by chance
+        assert np.allclose((square - 1.0) / 127 * ~np.eye(4, dtype=bool), ratio * ~np.eye(4, dtype=bool), atol=5e-3)
 
 
 def test_page_fetches_nothing(report: InspectReport) -> None:

@@ -87,7 +87,8 @@ def test_record_card_and_plot(fitted, data):
     both = (report.max_violation_before, report.max_violation_after)
     assert f"| max violation | {both[0]:.4g} | {both[1]:.4g} |" in card
     assert f"| eval loss | {report.eval_loss_before:.4g} | {report.eval_loss_after:.4g} |" in card
-    assert (output.parent / "load.svg").read_text().count("<image") >= 2
+    load = (output.parent / "load.svg").read_text()
+    assert load.count("<image") >= 2 and load.count("relative to the even share") == 2
 
 
 def test_zero_routers_are_fitted_as_well_and_identical_experts_are_named(tmp_path, data):

@@ -6,7 +6,7 @@ from moeify.families.conversion import Conversion, MoeSettings, dense_again
 from moeify.families.conversions.qwen2 import SHARED_EXTRAS, SILENT_EXPERT_WIDTH
 from moeify.families.dense.qwen3_5_text import LAYOUT as DENSE
 from moeify.families.dense.qwen3_5_text import layer_kinds
-from moeify.families.engines import MLX, SGLANG, TRANSFORMERS, VLLM_CLASS, Engine
+from moeify.families.engines import MLX, SGLANG, TRANSFORMERS, Engine
 from moeify.families.mixtures.qwen3_5_moe_text import LAYOUT as MOE
 from moeify.families.rope import spelled_rope
 from moeify.families.values import Config, positive
@@ -53,7 +53,7 @@ def text_to_dense(text: Config) -> Config:
 
 ENGINES = (
     TRANSFORMERS,
-    VLLM_CLASS,
+    Engine(name="vLLM", verdict="not run on GPUs; on the CPU (0.32) its class does not load"),
     SGLANG,
     Engine(name="llama.cpp", verdict="its converter knows the class; not run by moeify"),
     MLX,
