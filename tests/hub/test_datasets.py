@@ -46,7 +46,7 @@ from moeify.routing.documents import read_documents
 
 for options in json.loads(sys.argv[1]):
     try:
-        print(json.dumps(sorted(text for text, _ in read_documents(DataConfig(**options)))))
+        print(json.dumps(sorted(text for text, *_ in read_documents(DataConfig(**options)))))
     except DatasetError as error:
         print(json.dumps([error.message, error.hint]))
 """

@@ -167,7 +167,7 @@ def test_without_a_fit_experts_are_compared_on_two_batches(mixture, tmp_path, mo
 def test_a_switch_to_single_layers_says_that_an_accelerator_is_left_out(mixture, tmp_path, monkeypatch):
     """Memory is short with the dense model beside the mixture only."""
     weights = memory.loaded_bytes(Checkpoint.open(mixture))
-    monkeypatch.setattr(session, "_device", lambda name: torch.device("cuda" if name is None else name))
+    monkeypatch.setattr(session, "device_for", lambda name: torch.device("cuda" if name is None else name))
     monkeypatch.setattr(memory, "available_memory", lambda: 1.3 * weights)
     options = {
         **FAST,
