@@ -23,6 +23,7 @@ from moeify.routing.biases import shift_biases
 from moeify.routing.config import Trained
 from moeify.routing.examples import Examples
 from moeify.routing.loaded import LoadedMixture, Routed, replaced
+from moeify.routing.running import device_for
 from moeify.routing.trained import keep_tied, wanted
 from moeify.warming.activations import bound_activations, room_for_activations
 from moeify.warming.balances import BALANCES
@@ -310,7 +311,7 @@ def _arguments(config: WarmupConfig, run_folder: Path, model: nn.Module) -> Any:
         warmup_steps=max(1, config.steps // 10),
         weight_decay=0.0,
         bf16=_autocasts(model, config.train),
-        use_cpu=config.device == "cpu",
+        use_cpu=device_for(config.device).type == "cpu",
         seed=config.seed,
         save_steps=config.save_steps,
         save_total_limit=2,

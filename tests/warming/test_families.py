@@ -106,7 +106,7 @@ def test_training_more_than_routers_writes_the_checkpoints_own_form(what, dtype,
     """Computing in bfloat16 rounds neither what is trained nor what is frozen."""
     dense = tiny(tmp_path / "dense", "qwen3")
     upcycle(dense, tmp_path / "moe", num_experts=4, noise=0.3)
-    report = run(tmp_path / "moe", tmp_path / "warm", data, train=what, dtype=dtype)
+    report = run(tmp_path / "moe", tmp_path / "warm", data, train=what, dtype=dtype, device=None)
     names = changed(tmp_path / "moe", tmp_path / "warm")
     routed = {name for name in names if ".experts." in name or name.endswith(ROUTERS)}
     assert any(".experts.3.down_proj" in name for name in routed)
