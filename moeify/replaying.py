@@ -12,10 +12,13 @@ from typing import Any
 
 from moeify.errors import CheckpointError, ConfigError
 from moeify.options import as_fields
+from moeify.provenance.config import WITHOUT_TRACE
 
 _SOURCES = ("experts_from", "experts")
-_TEXTS = ("dataset", "prompts", "scores", "reference")
-_WITHOUT_EFFECT = ("revision", "plot", "resume")  # the commit is recorded; the others write nothing of the output
+_FILES = ("prompts", "scores")
+_TEXTS = ("dataset", "reference")  # which may lie on the Hub
+_WITHOUT_EFFECT = ("revision", "plot", "resume", *WITHOUT_TRACE)
+"""The commit is recorded; the others write nothing of the output, and no record may have them write elsewhere."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,16 +169,20 @@ class _Finder:
         if given.get("drop") is not None:
             given.pop("by", None)
         options = as_fields(config, given, f"step {number}, {step.command},", {})
-        revisions = {s.get("name"): s.get("revision") for s in step.results.get("sources", ()) if isinstance(s, dict)}
+        if "dataset" in options and str(options.get("scores")) not in self.places:
+            options.pop("scores", None)  # a place to keep what the text gives: it is read again
+        revisions = _revisions(step)
         for key in _SOURCES:
             if key in options:
                 found = (self.checkpoint(n, revisions.get(n), number, step.command) for n in options[key])
                 options[key] = tuple(found)
+        for key in _FILES:
+            if key in options:
+                options[key] = Path(self._text(str(options[key]), number, step.command, hub=False))
         for key in _TEXTS:
             if key in options:
-                parts = str(options[key]).split(",")
-                joined = ",".join(self._text(part.strip(), number, step.command) for part in parts)
-                options[key] = Path(joined) if isinstance(options[key], Path) else joined
+                parts = options[key].split(",")
+                options[key] = ",".join(self._text(part.strip(), number, step.command, hub=True) for part in parts)
         config(**options)  # refuses what cannot work before anything is done
         return _Ready(command=step.command, run=run, options=options)
 
@@ -187,11 +194,11 @@ class _Finder:
             return f"{name}@{revision}"
         raise _missing(name, number, command)
 
-    def _text(self, name: str, number: int, command: str) -> str:
-        """A file, or an id on the Hub."""
+    def _text(self, name: str, number: int, command: str, *, hub: bool) -> str:
+        """A file, or an id on the ``hub``."""
         if (found := self._local(name, hub=False)) is not None:
             return found
-        if "/" in name and not name.startswith((".", "/", "~")):
+        if hub and "/" in name and not name.startswith((".", "/", "~")):
             return name
         raise _missing(name, number, command)
 
@@ -204,6 +211,14 @@ class _Finder:
         if hub:  # a folder that happens to have its name is something else
             return None
         return next((str(place / name) for place in self.near if name and (place / name).exists()), None)
+
+
+def _revisions(step: Any) -> dict[str, str]:
+    """The commits of what a step made experts of, by name."""
+    from moeify.provenance.record import expert_sources
+
+    pairs = ((source.get("name"), source.get("revision")) for source in expert_sources(step))
+    return {name: revision for name, revision in pairs if isinstance(name, str) and isinstance(revision, str)}
 
 
 def _missing(name: str, number: int, command: str) -> ConfigError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-_WITHOUT_TRACE = ("force", "checksum", "low_memory", "report_to")  # they change nothing in what is written
+WITHOUT_TRACE = ("force", "checksum", "low_memory", "report_to")  # they change nothing in what is written
 _LAST = ("max_shard_size", "revision")
 
 
@@ -22,7 +22,7 @@ class OutputOptions:
 
     def recorded(self) -> dict[str, Any]:
         """The options that had a part in what is written, for moeify.json; these come last."""
-        values = {k: v for k, v in asdict(self).items() if k not in _WITHOUT_TRACE}
+        values = {k: v for k, v in asdict(self).items() if k not in WITHOUT_TRACE}
         for name in _LAST:
             if name in values:
                 values[name] = values.pop(name)

@@ -72,6 +72,16 @@ def test_a_source_that_changed_is_found(made: Path, tmp_path: Path) -> None:
             {},
             "step 1, warmup, read 't.jsonl', which is not here",
         ),
+        (
+            {"steps": [{"command": "prune", "options": {"keep": 2, "scores": "x/../../scores.json"}}]},
+            {},
+            "step 1, prune, read 'x/../../scores.json', which is not here",
+        ),
+        (
+            {"steps": [{"command": "add", "options": {"experts": ["y"]}, "results": {"sources": 5}}]},
+            {},
+            "step 1, add, read 'y', which is not here",
+        ),
     ],
 )
 def test_what_cannot_be_repeated_is_one_sentence_before_any_work(
@@ -86,6 +96,26 @@ def test_what_cannot_be_repeated_is_one_sentence_before_any_work(
     assert message in caught.value.message
     assert isinstance(caught.value, ConfigError | CheckpointError) and caught.value.hint
     assert not list(tmp_path.iterdir())
+
+
+def test_a_record_has_nothing_written_beside_the_output(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither by options that no record holds nor by those that name files to write."""
+    monkeypatch.chdir(tmp_path)
+    place, text = tmp_path / "edited", {"dataset": "text.jsonl", "seq_len": 32}
+    (tmp_path / "text.jsonl").write_text("".join(f'{{"text": "line {n} {"ab " * 40}"}}\n' for n in range(20)))
+    shutil.copytree(made.parent / "base", place / "base")
+    steps = [
+        {"command": "upcycle", "options": {"num_experts": 3, "arch": "own"}},
+        {"command": "warmup", "options": text | {"steps": 1, "eval_tokens": 64, "report_to": "tensorboard"}},
+        {"command": "prune", "options": text | {"keep": 2, "scores": "x/../scores.json", "max_tokens": 512}},
+    ]
+    (place / "moeify.json").write_text(json.dumps({"source": "base", "steps": steps}))
+    (tmp_path / "x").mkdir()
+    moeify.replay(place, tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["edited", "out", "text.jsonl", "x"]
+    assert not list((tmp_path / "x").iterdir())
 
 
 def test_what_has_no_record_is_refused(tmp_path: Path) -> None:
