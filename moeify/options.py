@@ -34,6 +34,8 @@ def as_fields(config: type, given: Mapping[Any, Any], where: str, other_names: M
         name = str(key).replace("-", "_")
         if name not in known:
             raise _unknown(str(key), known, where, other_names)
+        if name in found:
+            raise ConfigError(f"{where} names {name} twice, as {name.replace('_', '-')} too", "leave one of them out")
         if value is not None:
             found[name] = _value(name, hints[name], value, where)
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from moeify.checkpoint.regular import read_bytes
 from moeify.errors import CheckpointError
 
 MAX_FILE_BYTES = 16_000_000
+_MOST_VALUES = 1_000_000
+"""Values of a file at most, those that aliases repeat counted each time."""
 
 
 def read_mapping(path: Path) -> dict[Any, Any]:
@@ -20,7 +23,7 @@ def read_mapping(path: Path) -> dict[Any, Any]:
 
     text = read_bytes(path, MAX_FILE_BYTES)
     try:
-        _check_keys(yaml.compose(text, Loader=yaml.SafeLoader), path)
+        _check(yaml.compose(text, Loader=yaml.SafeLoader), path)
         document = yaml.safe_load(text)
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         line = (str(error).splitlines() or [""])[0]
@@ -30,8 +33,24 @@ def read_mapping(path: Path) -> dict[Any, Any]:
     return document
 
 
-def _check_keys(node: Any, path: Path) -> None:
-    """Raise ``CheckpointError`` for a name that stands twice, of which YAML would take the last."""
-    names = [str(key.value) for key, _ in node.value] if getattr(node, "id", "") == "mapping" else []
-    if twice := [name for name in names if names.count(name) > 1]:
+def _check(document: Any, path: Path) -> None:
+    """Raise ``CheckpointError`` for aliases that make a few lines endless, and for a name that stands twice.
+
+    Of such a name YAML would take the last.
+    """
+    if _values(document, {}) > _MOST_VALUES:
+        raise CheckpointError(f"{path.name} has more than {_MOST_VALUES:,} values, by its aliases", path=path)
+    names = Counter(str(key.value) for key, _ in document.value) if getattr(document, "id", "") == "mapping" else {}
+    if twice := [name for name, count in names.items() if count > 1]:
         raise CheckpointError(f"{path.name} names {twice[0][:200]!r} twice", path=path)
+
+
+def _values(node: Any, known: dict[int, int]) -> int:
+    """The values of a node and all below it; ``known`` are those of nodes that were counted."""
+    if id(node) not in known:
+        known[id(node)] = _MOST_VALUES + 1  # that of a node inside itself
+        below = getattr(node, "value", None)
+        parts = below if isinstance(below, list) else []
+        inside = (part for entry in parts for part in (entry if isinstance(entry, tuple) else (entry,)))
+        known[id(node)] = 1 + sum(_values(part, known) for part in inside)
+    return known[id(node)]

@@ -15,6 +15,8 @@ from typer.testing import CliRunner
 from moeify.cli._derived import derived
 from moeify.cli._output import Output
 from moeify.errors import ConfigError
+from moeify.options import as_fields
+from moeify.upcycling.config import UpcycleConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,6 +182,9 @@ def test_options_come_from_a_file_and_those_of_the_command_line_win(tmp_path: Pa
     assert from_file(tmp_path, as_json, name="run.json") == Config(name="j", numbers=(7,))
 
 
+BOMB = "\n".join(f"- &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 9))
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -189,6 +194,8 @@ def test_options_come_from_a_file_and_those_of_the_command_line_win(tmp_path: Pa
         ("name: x\ndeep: 1", r"gives deep as 1, which is not true or false"),
         ("name: x\nsources: [1]", r"gives sources as \[1\], which is not a list, each text"),
         ("name: x\nname: y", r"names 'name' twice"),
+        (f"name: x\nsize:\n- &a0 [0]\n{BOMB}", r"has more than 1,000,000 values, by its aliases"),
+        ("name: x\nsize: &a [*a]", r"has more than 1,000,000 values, by its aliases"),
         ("- x", "is no mapping of names to values"),
         ("!!python/object/apply:os.system [echo]", "is no valid YAML: could not determine a constructor"),
         ("name: [", "is no valid YAML"),
@@ -201,3 +208,8 @@ def test_a_file_that_cannot_be_meant_is_one_sentence(
     with pytest.raises(SystemExit) as ended:
         from_file(tmp_path, text)
     assert re.search(said, str(ended.value).replace("\u2502", ""))
+
+
+def test_an_option_that_is_written_in_two_ways_is_not_guessed() -> None:
+    with pytest.raises(ConfigError, match="run names top_k twice, as top-k too"):
+        as_fields(UpcycleConfig, {"top_k": 1, "top-k": 2}, "run", {})
