@@ -24,6 +24,18 @@ def _is_integer(value: object) -> bool:
     return type(value) is int and -_MOST < value < _MOST
 
 
+def _is_count(value: object) -> bool:
+    return _is_integer(value) and value >= 0  # type: ignore[operator]
+
+
+def _is_positive(value: object) -> bool:
+    return _is_count(value) and value != 0
+
+
+def _is_truth(value: object) -> bool:
+    return isinstance(value, bool)
+
+
 def _is_number(value: object) -> bool:
     return type(value) in (int, float) and abs(value) < 1e30  # type: ignore[arg-type]
 
@@ -34,7 +46,7 @@ def _is_object(value: object) -> bool:
 
 _KINDS: tuple[tuple[str, Callable[[object], bool], tuple[str, ...]], ...] = (
     ("text", _is_text, ("model_type",)),
-    ("a list of names", _is_names, ("architectures", "layer_types")),
+    ("a list of names", _is_names, ("architectures", "layer_types", "null_kinds")),
     ("a list of layer numbers", _is_layers, ("mlp_only_layers", "moe_layers")),
     (
         "an integer",
@@ -53,6 +65,9 @@ _KINDS: tuple[tuple[str, Callable[[object], bool], tuple[str, ...]], ...] = (
             "vocab_size",
         ),
     ),
+    ("an integer of 0 or more", _is_count, ("shared_slices", "null_experts")),
+    ("an integer of 1 or more", _is_positive, ("expert_slices",)),
+    ("true or false", _is_truth, ("router_bias",)),
     ("a number", _is_number, ("routed_scaling_factor",)),
     ("an object", _is_object, ("text_config", "quantization_config")),
 )

@@ -40,6 +40,11 @@ def check_mixture(mixture: Mixture) -> Iterator[Problem]:
     """Every problem of a mixture that its headers and config.json show."""
     num_experts, top_k, problems = stated(mixture)
     yield from problems
+    if mixture.moe_layers and not problems:
+        try:
+            _ = mixture.slices
+        except MoeifyError as error:
+            yield Problem(kind="config", message=error.message)
     yield from _config_problems(mixture.config, num_experts, top_k)
     yield from _layer_problems(mixture, num_experts)
     yield from _missing_rest(mixture)

@@ -119,7 +119,8 @@ def _dims(dense: DenseLayout, config: Config) -> Dims:
 def _nulls_of(config: Config, kind: str) -> int:
     """How many null experts are of this kind; kinds are dealt out in turn."""
     kinds = config.get(_NULL_KINDS) or ("zero",)
-    return sum(kinds[number % len(kinds)] == kind for number in range(OWN_RULE.null_experts(config)))
+    rounds, more = divmod(OWN_RULE.null_experts(config), len(kinds))
+    return rounds * kinds.count(kind) + kinds[:more].count(kind)
 
 
 def _null_experts(block: str) -> tuple[ExtraTensor, ...]:

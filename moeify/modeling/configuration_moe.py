@@ -78,8 +78,8 @@ class MoeOptions:
 
     def nulls_of(self, kind: str) -> int:
         """How many null experts are of this kind."""
-        kinds = self.null_kinds
-        return sum(kinds[number % len(kinds)] == kind for number in range(self.null_experts))
+        rounds, more = divmod(self.null_experts, len(self.null_kinds))
+        return rounds * self.null_kinds.count(kind) + self.null_kinds[:more].count(kind)
 
     def check_experts(self, num_layers: int) -> None:
         """Check the keys above against each other and against the number of layers.

@@ -224,4 +224,5 @@ def test_what_cannot_be_done_is_refused(tmp_path: Path) -> None:
     (moe / "config.json").write_text(json.dumps({**config, "n_group": 1}))
     with pytest.raises(CheckpointError, match="n_group must be 3 where a group is a copy in 4 slices"):
         moeify.attach(moe, tmp_path / "no")
+    assert ["n_group must be 3" in problem.message for problem in moeify.inspect(moe).problems] == [True]
     assert not (tmp_path / "no").exists()
