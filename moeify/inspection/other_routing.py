@@ -5,28 +5,21 @@ from __future__ import annotations
 from typing import Any
 
 from moeify.checkpoint.reader import Checkpoint
-from moeify.errors import ConfigError
 from moeify.families.mixture import Mixture
 from moeify.families.registry import vocabulary_size
+from moeify.families.values import Config
 from moeify.inspection.config import InspectConfig
 from moeify.routing.alternatives import Alternatives
 from moeify.routing.capacity import Capacity
 from moeify.routing.data import Blocks
-from moeify.routing.examples import Examples, text_loss
+from moeify.routing.examples import Examples, loss_with_head
 from moeify.routing.held_out import BlockLosses, Estimate, Reading, read_held_out
 from moeify.routing.passes import passes_over
 
 
-def loss_of(checkpoint: Checkpoint) -> str:
+def loss_of(config: Config) -> str:
     """The loss that the class of a mixture has; raises ``ConfigError`` where it predicts no tokens."""
-    name = str((checkpoint.config.get("architectures") or ["?"])[0])
-    loss = text_loss(name)
-    if loss is None:
-        raise ConfigError(
-            f"the class {name!r} has no language-model head to measure a loss with",
-            "leave --routing and --capacity-factor out",
-        )
-    return loss
+    return loss_with_head(config, "leave --routing and --capacity-factor out")
 
 
 def other_losses(
@@ -34,7 +27,7 @@ def other_losses(
 ) -> dict[str, Any]:
     """Losses by rule and with a capacity, in nats per predicted token, all in one walk over the text."""
     layout = mixture.layout
-    loss, seed = loss_of(checkpoint), config.data.seed
+    loss, seed = loss_of(checkpoint.config), config.data.seed
     examples = Examples(blocks, loss, tokenizer, seed, vocabulary_size(checkpoint.config))
     others = Alternatives(rules=config.routing, copies=mixture.numbering.copies, blocks=blocks, seed=seed)
     capacity = None if config.capacity_factor is None else Capacity(config.capacity_factor)

@@ -92,7 +92,7 @@ def examine_routing(source: Source, mixture: Mixture, report: InspectReport, con
     checkpoint = Checkpoint.open(source.folder)
     other = None if config.against is None else _other(config, report)
     if asks_otherwise := bool(config.routing or config.capacity_factor):
-        loss_of(checkpoint)
+        loss_of(checkpoint.config)
     texts = FirstTexts()
     blocks, tokenizer = blocks_for(checkpoint, config.data, config.max_tokens, texts if config.tokens else None)
     if config.text is not None:

@@ -5,23 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 from moeify.checkpoint.reader import Checkpoint
-from moeify.errors import ConfigError
 from moeify.families.registry import vocabulary_size
 from moeify.families.values import Config
 from moeify.pruning.config import PruneConfig
 from moeify.routing.data import Blocks, tokenizer_for
-from moeify.routing.examples import Examples, architecture_of, text_loss
+from moeify.routing.examples import Examples, loss_with_head
 from moeify.routing.held_out import BlockLosses, losses_on
 
 
-def check_evaluation(config: Config) -> None:
-    """Raise ``ConfigError`` for a class without a language-model head."""
-    name = architecture_of(config)
-    if text_loss(name) is None:
-        raise ConfigError(
-            f"the class {name!r} has no language-model head to measure a loss with",
-            "leave --eval out, and measure the result on your own task",
-        )
+def loss_of(config: Config) -> str:
+    """The loss that the class of a mixture has; raises ``ConfigError`` where it predicts no tokens."""
+    return loss_with_head(config, "leave --eval out, and measure the result on your own task")
 
 
 def held_out_losses(folder: Path, blocks: Blocks, config: PruneConfig, scratch: Path) -> BlockLosses:
@@ -30,7 +24,7 @@ def held_out_losses(folder: Path, blocks: Blocks, config: PruneConfig, scratch: 
     ``scratch`` is a folder for what layers give, where they run one by one.
     """
     checkpoint = Checkpoint.open(folder)
-    loss = str(text_loss(architecture_of(checkpoint.config)))
+    loss = loss_of(checkpoint.config)
     tokenizer = tokenizer_for(folder) if loss == "masked" else None
     known = vocabulary_size(checkpoint.config)
     examples = Examples(blocks, loss, tokenizer, config.seed, known)

@@ -22,7 +22,7 @@ from moeify.pruning.chance import compare_losses
 from moeify.pruning.config import PruneConfig
 from moeify.pruning.criteria import CRITERIA
 from moeify.pruning.dense import plan_dense
-from moeify.pruning.evaluation import check_evaluation
+from moeify.pruning.evaluation import loss_of
 from moeify.pruning.further import chosen_without_text, said_of_further
 from moeify.pruning.merging import MERGING, check_merging, merged_pieces
 from moeify.pruning.opening import open_prunable
@@ -116,7 +116,7 @@ def _check(mixture: Mixture, new: NewCheckpoint, config: PruneConfig, keep: int)
     if config.drop is None and CRITERIA[config.criterion].reads_weights:
         check_weights(mixture, config.criterion)
     if config.evaluate:
-        check_evaluation(mixture.config)
+        loss_of(mixture.config)
 
 
 def _suffix(config: PruneConfig, keep: int) -> str:

@@ -32,6 +32,15 @@ def architecture_of(config: Config) -> str:
     return str((config.get("architectures") or ["?"])[0])
 
 
+def loss_with_head(config: Config, hint: str) -> str:
+    """``text_loss`` of the class that config.json names; raises ``ConfigError`` with ``hint`` where it has none."""
+    name = architecture_of(config)
+    loss = text_loss(name)
+    if loss is None:
+        raise ConfigError(f"the class {name!r} has no language-model head to measure a loss with", hint)
+    return loss
+
+
 def next_labels(labels: Tensor) -> Tensor:
     """Labels [B, S] for the tokens before them."""
     import torch
