@@ -71,8 +71,8 @@ def _checked(checkpoints: Sequence[str | Path], config: EvaluateConfig) -> list[
     """The checkpoints with their tokenizers, and everything that can be known of them and the output."""
     if not checkpoints:
         raise ConfigError("no checkpoint is named", "name one or several, folders or Hub ids")
-    if config.output is not None and os.path.lexists(config.output) and not config.force:
-        raise OutputError(f"{config.output} exists", "replace it with --force, or choose another name")
+    if config.output is not None:
+        _check_output(config.output, config.force)
     found = []
     for checkpoint in checkpoints:
         source = resolve_source(checkpoint)
@@ -86,6 +86,13 @@ def _checked(checkpoints: Sequence[str | Path], config: EvaluateConfig) -> list[
             raise ConfigError(f"{source.name} has its card on the Hub", "leave --card out, or name a folder")
         found.append((source, tokenizer_for(source.folder)))
     return found
+
+
+def _check_output(path: Path, force: bool) -> None:
+    if os.path.lexists(path) and not force:
+        raise OutputError(f"{path} exists", "replace it with --force, or choose another name")
+    if path.is_dir() or not os.access(path.absolute().parent, os.W_OK | os.X_OK):
+        raise OutputError(f"{path} cannot be written", "name a file in a folder that exists")
 
 
 def _write_into_card(path: Path, report: EvaluateReport) -> None:

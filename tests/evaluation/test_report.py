@@ -1,6 +1,7 @@
 """What moeify makes of the harness's results, and what it refuses before the harness is asked."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -62,18 +63,20 @@ def test_without_the_harness_it_is_one_sentence(monkeypatch: pytest.MonkeyPatch)
         (["bert"], {}, "is an encoder, and lm-evaluation-harness asks models to write"),
         (["nowhere/at all"], {}, "is not a checkpoint folder"),
         ([str(DEMO)], {"output": "there.json"}, "exists"),
+        ([str(DEMO)], {"output": "no/such.json"}, "no/such.json cannot be written"),
+        ([str(DEMO)], {"output": "bert", "force": True}, "bert cannot be written"),
         ([str(DEMO)], {"device": "tpu"}, "device 'tpu' is not here"),
     ],
 )
 def test_what_cannot_be_compared_is_refused_before_tasks_are_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpoints: list[str], options: dict[str, str], message: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpoints: list[str], options: dict[str, Any], message: str
 ) -> None:
     monkeypatch.setattr(evaluating, "check_harness", lambda: None)
     monkeypatch.chdir(tmp_path)
     save_tiny(tmp_path / "bert", "bert")
     (tmp_path / "there.json").write_text("{}")
     if "output" in options:
-        options = {"output": Path(options["output"])}
+        options = {**options, "output": Path(options["output"])}
     with pytest.raises(MoeifyError, match=message) as caught:
         moeify.evaluate(checkpoints, tasks=("arc_easy",), **options)
     assert caught.value.hint and isinstance(caught.value, MoeifyError | OutputError)
