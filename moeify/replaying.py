@@ -89,7 +89,7 @@ def replay(record: str | Path, output: str | Path, config: ReplayConfig | None =
     Raises ``ConfigError`` before anything is written where a source is missing.
     """
     from moeify.checkpoint.source import Source
-    from moeify.checkpoint.staging import check_output, scratch_folder
+    from moeify.checkpoint.staging import check_output, existing_parent, scratch_folder
     from moeify.provenance.record import RECORD_FILE, Record, recorded_files
 
     started = time.perf_counter()
@@ -109,7 +109,7 @@ def replay(record: str | Path, output: str | Path, config: ReplayConfig | None =
     target = Path(output)
     check_output(target, folder, force=config.force)
     with ExitStack() as stack:
-        scratch = stack.enter_context(scratch_folder(_existing(target.resolve().parent))) if len(steps) > 1 else target
+        scratch = stack.enter_context(scratch_folder(existing_parent(target))) if len(steps) > 1 else target
         for number, step in enumerate(steps, 1):
             last = number == len(steps)
             place = target if last else scratch / f"{number}"
@@ -130,11 +130,6 @@ def replay(record: str | Path, output: str | Path, config: ReplayConfig | None =
         warnings=tuple(_warnings(written.steps, _steps_of(target), compared["different"], trained)),
         seconds=time.perf_counter() - started,
     )
-
-
-def _existing(folder: Path) -> Path:
-    """The folder or the first above it that exists."""
-    return next(parent for parent in (folder, *folder.parents) if parent.is_dir())
 
 
 def _commands() -> dict[str, tuple[Callable[..., Any], type]]:
