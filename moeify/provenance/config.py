@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-WITHOUT_TRACE = ("force", "checksum", "low_memory", "report_to")  # they change nothing in what is written
+WITHOUT_TRACE = ("force", "checksum", "low_memory", "report_to")
+"""Options that change nothing in what is written."""
 _LAST = ("max_shard_size", "revision")
 
 

@@ -18,6 +18,7 @@ from moeify.checkpoint.replacing import remove_partial, replacing
 from moeify.checkpoint.staging import output_errors
 from moeify.errors import ConfigError, OutputError
 from moeify.families.mixture import Mixture
+from moeify.provenance.config import WITHOUT_TRACE
 from moeify.routing.data import Blocks
 from moeify.warming.config import WarmupConfig
 from moeify.warming.sharding import uses_fsdp
@@ -25,18 +26,7 @@ from moeify.warming.sharding import uses_fsdp
 TRAINED_FILE = "trained.safetensors"
 _STATE_FILE = "trainer_state.json"  # transformers writes it last
 _RUN_FILE = "run.json"
-_MAY_CHANGE = (
-    "resume",
-    "force",
-    "plot",
-    "report_to",
-    "device",
-    "save_steps",
-    "reference",
-    "dataset",
-    "checksum",
-    "low_memory",
-)
+_MAY_CHANGE = (*WITHOUT_TRACE, "resume", "plot", "device", "save_steps", "reference", "dataset")
 
 
 def is_main_process() -> bool:
