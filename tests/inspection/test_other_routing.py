@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -107,6 +108,14 @@ def test_rules_send_tokens_where_they_say(made: dict[str, Path]) -> None:
 
 
 @torch.no_grad()
+def test_room_is_rounded_up_from_the_exact_product() -> None:
+    layer: Any = SimpleNamespace(slices=1, number=0)
+    capacity, every = Capacity(1.1), torch.ones(100, 1)
+    capacity.tell(torch.zeros(1, 100), torch.ones(1, 100))
+    weights, _ = capacity(layer, torch.zeros(100, 5), every, torch.zeros(100, 1, dtype=torch.long))
+    assert weights.sum() == 22
+
+
 def test_capacity_leaves_out_what_counting_by_hand_does(made: dict[str, Path]) -> None:
     model = load_model(made["differ"])
     (mixture,) = mixtures_in(model).values()
