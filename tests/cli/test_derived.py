@@ -188,6 +188,7 @@ def test_options_come_from_a_file_and_those_of_the_command_line_win(tmp_path: Pa
         ("name: x\nsize: 2.5", r"gives size as 2.5, which is not a whole number"),
         ("name: x\ndeep: 1", r"gives deep as 1, which is not true or false"),
         ("name: x\nsources: [1]", r"gives sources as \[1\], which is not a list, each text"),
+        ("name: [1, 3]", r"gives name as \[1, 3\], which is not text\nhint: write it as text, as in name: '1,3'"),
         ("name: x\nname: y", r"names 'name' twice"),
         ("- x", "is no mapping of names to values"),
         ("!!python/object/apply:os.system [echo]", "is no valid YAML: could not determine a constructor"),
