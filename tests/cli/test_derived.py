@@ -184,6 +184,7 @@ def test_options_come_from_a_file_and_those_of_the_command_line_win(tmp_path: Pa
     ("text", "said"),
     [
         ("nam: x", r"names 'nam', which is no option of this command\nhint: did you mean name\?"),
+        ("none: x", r"names 'none', which is no option of this command\nhint: there are name, "),
         ("name: x\nsize: three", r"gives size as 'three', which is not a whole number"),
         ("name: x\nsize: 2.5", r"gives size as 2.5, which is not a whole number"),
         ("name: x\ndeep: 1", r"gives deep as 1, which is not true or false"),
