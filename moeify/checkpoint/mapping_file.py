@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from moeify.checkpoint.regular import read_bytes
 from moeify.errors import CheckpointError
 
 MAX_FILE_BYTES = 16_000_000
+
+_EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$", re.ASCII)
 
 
 def read_mapping(path: Path) -> dict[Any, Any]:
@@ -20,14 +23,23 @@ def read_mapping(path: Path) -> dict[Any, Any]:
 
     text = read_bytes(path, MAX_FILE_BYTES)
     try:
-        _check_keys(yaml.compose(text, Loader=yaml.SafeLoader), path)
-        document = yaml.safe_load(text)
+        document = _parsed(yaml.SafeLoader(text), path)
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         line = (str(error).splitlines() or [""])[0]
         raise CheckpointError(f"{path.name} is no valid YAML: {line}", path=path) from error
     if not isinstance(document, dict):
         raise CheckpointError(f"{path.name} is no mapping of names to values", path=path)
     return document
+
+
+def _parsed(loader: Any, path: Path) -> Any:
+    """What the safe ``loader`` reads; 1e-4 is a number, as in YAML 1.2, which by itself it takes only as 1.0e-4."""
+    known = loader.yaml_implicit_resolvers
+    number = ("tag:yaml.org,2002:float", _EXPONENT)
+    loader.yaml_implicit_resolvers = known | {first: [number, *known.get(first, [])] for first in "+-0123456789"}
+    node = loader.get_single_node()
+    _check_keys(node, path)
+    return None if node is None else loader.construct_document(node)
 
 
 def _check_keys(node: Any, path: Path) -> None:

@@ -176,6 +176,9 @@ def test_options_come_from_a_file_and_those_of_the_command_line_win(tmp_path: Pa
     assert from_file(tmp_path, IN_A_FILE) == read
     won = from_file(tmp_path, IN_A_FILE, "--name", "y", "--kept", "--sources", "z", "--size", "4")
     assert won == replace(read, name="y", kept=True, sources=("z",), size=4)
+    assert [from_file(tmp_path, f"name: x\nshare: {said}").share for said in ("1e-4", "1.E-4", "+1e-4", ".0001")] == [
+        1e-4
+    ] * 4
     as_json = json.dumps({"name": "j", "numbers": [7]})
     assert from_file(tmp_path, as_json, name="run.json") == Config(name="j", numbers=(7,))
 
