@@ -43,7 +43,7 @@ def as_fields(config: type, given: Mapping[Any, Any], where: str, other_names: M
 
 def _unknown(key: str, known: Collection[str], where: str, other_names: Mapping[str, str]) -> ConfigError:
     meant = other_names.get(key.replace("_", "-"))
-    near = [meant] if meant else get_close_matches(key.replace("-", "_"), known, n=1)
+    near = [meant] if meant else get_close_matches(key.replace("-", "_"), known, n=1, cutoff=0.75)
     hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
     return ConfigError(f"{where} names {key!r}, which is no option of this command", hint)
 
@@ -59,8 +59,9 @@ def _value(name: str, hint: object, value: Any, where: str) -> Any:
                 return (value,)
         elif _fits(value, kind):
             return Path(value) if kind is Path else value
+    as_text = f""", as in {name}: '{",".join(map(str, value))}'""" if str in wanted and isinstance(value, list) else ""
     raise ConfigError(
-        f"{where} gives {name} as {value!r}, which is not {_said(wanted)}", f"write it as {_said(wanted)}"
+        f"{where} gives {name} as {value!r}, which is not {_said(wanted)}", f"write it as {_said(wanted)}{as_text}"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from moeify.errors import CheckpointError
 MAX_FILE_BYTES = 16_000_000
 _MOST_VALUES = 1_000_000
 """Values of a file at most, those that aliases repeat counted each time."""
+_EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$", re.ASCII)
 
 
 def read_mapping(path: Path) -> dict[Any, Any]:
@@ -23,14 +25,23 @@ def read_mapping(path: Path) -> dict[Any, Any]:
 
     text = read_bytes(path, MAX_FILE_BYTES)
     try:
-        _check(yaml.compose(text, Loader=yaml.SafeLoader), path)
-        document = yaml.safe_load(text)
+        document = _parsed(yaml.SafeLoader(text), path)
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         line = (str(error).splitlines() or [""])[0]
         raise CheckpointError(f"{path.name} is no valid YAML: {line}", path=path) from error
     if not isinstance(document, dict):
         raise CheckpointError(f"{path.name} is no mapping of names to values", path=path)
     return document
+
+
+def _parsed(loader: Any, path: Path) -> Any:
+    """What the safe ``loader`` reads; 1e-4 is a number, as in YAML 1.2, which by itself it takes only as 1.0e-4."""
+    known = loader.yaml_implicit_resolvers
+    number = ("tag:yaml.org,2002:float", _EXPONENT)
+    loader.yaml_implicit_resolvers = known | {first: [number, *known.get(first, [])] for first in "+-0123456789"}
+    node = loader.get_single_node()
+    _check(node, path)
+    return None if node is None else loader.construct_document(node)
 
 
 def _check(document: Any, path: Path) -> None:

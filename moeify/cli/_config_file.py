@@ -14,6 +14,7 @@ from moeify.errors import CheckpointError, ConfigError, MoeifyError
 from moeify.options import as_fields
 
 _HINT = "write options by the names of their fields, as in top_k: 2"
+_NO_FILE = "name a YAML or JSON file"
 
 
 def config_option(config: type) -> object:
@@ -47,9 +48,9 @@ def _options(config: type, path: Path) -> dict[str, Any]:
     try:
         given = read_mapping(path)
     except CheckpointError as failure:
-        raise ConfigError(f"--config {path}: {failure.message}", _HINT) from failure
+        raise ConfigError(f"--config {path}: {failure.message}", _HINT if path.exists() else _NO_FILE) from failure
     except OSError as failure:
-        raise ConfigError(f"--config {path}: {failure.strerror}", "name a YAML or JSON file") from failure
+        raise ConfigError(f"--config {path}: {failure.strerror}", _NO_FILE) from failure
     flags = {flag_name(field.name)[2:]: field.name for field in dataclasses.fields(config)}
     values = as_fields(config, given, str(path), flags)
     return {name: [*map(str, value)] if isinstance(value, tuple) else value for name, value in values.items()}

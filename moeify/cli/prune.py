@@ -91,7 +91,10 @@ def _loss(report: PruneReport) -> list[tuple[str, str]]:
         ("held-out loss", both),
         ("its change", loss(held.after - held.before, held.change_error)),
         ("random pruning", f"{held.random_mean:.4f} +- {held.random_std:.4f} over {len(held.random)} seeds"),
-        ("verdict", "better than chance" if held.better_than_chance else "no better than chance on this text"),
+        (
+            "verdict",
+            "better than chance" if held.better_than_chance else "not clearly better than chance on this text",
+        ),
     ]
     if held.dropped is not None:
         rows.insert(2, ("without merging", f"{held.dropped:.4f}"))

@@ -21,7 +21,7 @@ FIRST = ("sources",)
 def command(
     out: Output,
     config: ReplayConfig,
-    record: Annotated[Path, typer.Argument(metavar="RECORD", help="A moeify.json, or the folder that holds it.")],
+    record: Annotated[Path, typer.Argument(help="A moeify.json, or the folder that holds it.")],
     output: Annotated[Path, typer.Argument(help="Folder to write.")],
 ) -> None:
     """Repeat the recorded steps of a checkpoint, and hold the result against the recorded checksums."""

@@ -92,7 +92,8 @@ def _headroom(report: WarmupReport) -> str:
     if room.loss_static is None:
         return "none: the experts are identical"
     return (
-        f"loss {room.loss_learned:#.5g} as routed, {room.loss_random:#.5g} at random,"
+        f"experts differ by {room.expert_difference:.2g} of their mean;"
+        f" loss {room.loss_learned:#.5g} as routed, {room.loss_random:#.5g} at random,"
         f" {loss(room.loss_static, room.static_error)} by expert {room.static_expert} alone"
     )
 

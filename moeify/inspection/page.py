@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from moeify.checkpoint.replacing import replacing
 from moeify.errors import OutputError
@@ -56,8 +57,7 @@ def _sections(report: InspectReport) -> Iterator[str]:
         yield _layer_table(report)
         if otherwise := report.routing.get("otherwise"):
             yield "<h2>Loss if tokens were routed otherwise</h2>"
-            rows = [(name, rule["loss"], rule["change"]) for name, rule in losses_by_routing(otherwise)]
-            yield _table("otherwise", ("routing", "loss", "change"), [("learned", otherwise["learned"], 0.0), *rows])
+            yield _table("otherwise", ("routing", "loss", "change", "its standard error"), list(_otherwise(otherwise)))
     yield layer_section(report)
     if any(layer.weights for layer in report.layers):
         yield "<h2>Weights</h2>"
@@ -65,6 +65,13 @@ def _sections(report: InspectReport) -> Iterator[str]:
     yield "<h2>Parts</h2>"
     parts = [(name.replace("_", " "), part["parameters"], part["bytes"]) for name, part in report.parts.items()]
     yield _table("parts", ("part", "parameters", "bytes"), parts)
+
+
+def _otherwise(found: dict[str, Any]) -> Iterator[tuple[Cell, ...]]:
+    yield "as the routers say", found["learned"], 0.0, 0.0
+    for name, rule in losses_by_routing(found):
+        error = rule["change_error"]
+        yield name, rule["loss"], rule["change"], "-" if error is None else error
 
 
 def _facts(report: InspectReport) -> Iterator[tuple[str, Cell]]:

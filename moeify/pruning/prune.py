@@ -187,7 +187,7 @@ def _said(losses: HeldOutLoss) -> list[str]:
     if losses.better_than_chance:
         return []
     return [
-        f"the criterion does not beat chance on this text: loss {losses.after:.4f} after pruning,"
+        f"the criterion does not clearly beat chance on this text: loss {losses.after:.4f} after pruning,"
         f" {losses.random_mean:.4f} +- {losses.random_std:.4f} after dropping experts at random"
     ]
 

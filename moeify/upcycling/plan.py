@@ -171,6 +171,10 @@ class _Planner:
         self.of = replace(of, turned=turned_roles(self.moe.experts, self.dense.ffn))
         self.dims = self.moe.sizes(self.config)
         own = {extra.name for extra in conversion.extras}
+        biases = conversion.moe.of(self.config).router_biases
+        extras = conversion.extras_of(self.config)
+        self.extras = tuple(extra for extra in extras if extra.name not in biases)
+        self.biases = tuple(extra for extra in extras if extra.name in biases)
         self.shared = tuple(spec for spec in self.moe.shared if self.dims["U"] and spec.name not in own)
         self.ffn: dict[StoredTensor, None] = {}
         self._check_width()
@@ -242,7 +246,7 @@ class _Planner:
             nothing = (Zeros(tensor_nbytes(dtype, shape)),)
             shared = tuple(self.of.shared(layer, role) for role in spec.roles) if self.settings.shared else nothing
             yield Job(prefix + spec.name, dtype, shape, shared)
-        for extra in self.conversion.extras_of(self.config):
+        for extra in self.extras:
             yield self._extra(prefix + extra.name, extra, ffn)
 
     def _experts(self, prefix: str, spec: ExpertTensor, layer: int) -> Iterator[Job]:
@@ -275,7 +279,7 @@ class _Planner:
         return Job(name, dtype, shape, (piece,))
 
     def routers(self) -> Iterator[Job]:
-        """One router a layer, and what stops dense classes."""
+        """What a warm-up writes anew, one router a layer with its bias, and what stops dense classes."""
         moe = self.moe
         for layer in self.settings.moe_layers:
             name = moe.layer.format(layer=layer) + moe.router
@@ -283,6 +287,9 @@ class _Planner:
             if moe.null_router is not None:
                 name = moe.layer.format(layer=layer) + moe.null_router
                 yield self._router(layer, self.prefix + name, self.settings.nulls, "null router")
+            for bias in self.biases:
+                name = moe.layer.format(layer=layer) + bias.name
+                yield self._extra(self.prefix + name, bias, self.view.ffn(layer))
         if moe.guard is not None:
             first = self.settings.moe_layers[0]
             prefix = self.prefix + moe.layer.format(layer=first)

@@ -207,8 +207,7 @@ def notes_on(headroom: Headroom, before: Measured, after: Measured, random: Bloc
     """Sentences on what routing is worth, and on what is worse by more than its standard error explains."""
     if headroom.experts_identical:
         return ["the experts are identical: routing cannot change the loss, only balance can improve"]
-    notes = [f"experts' outputs differ by {headroom.expert_difference:.2g} of their mean"]
-    notes += _worse("held-out loss", before.losses, after.losses)
+    notes = _worse("held-out loss", before.losses, after.losses)
     if after.losses.above(random).above_zero:
         notes.append(f"held-out loss is above that of random routing, {random.mean():#.5g}")
     for name, losses in after.domains.items():

@@ -178,6 +178,9 @@ def test_options_come_from_a_file_and_those_of_the_command_line_win(tmp_path: Pa
     assert from_file(tmp_path, IN_A_FILE) == read
     won = from_file(tmp_path, IN_A_FILE, "--name", "y", "--kept", "--sources", "z", "--size", "4")
     assert won == replace(read, name="y", kept=True, sources=("z",), size=4)
+    assert [from_file(tmp_path, f"name: x\nshare: {said}").share for said in ("1e-4", "1.E-4", "+1e-4", ".0001")] == [
+        1e-4
+    ] * 4
     as_json = json.dumps({"name": "j", "numbers": [7]})
     assert from_file(tmp_path, as_json, name="run.json") == Config(name="j", numbers=(7,))
 
@@ -189,10 +192,12 @@ BOMB = "\n".join(f"- &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1,
     ("text", "said"),
     [
         ("nam: x", r"names 'nam', which is no option of this command\nhint: did you mean name\?"),
+        ("none: x", r"names 'none', which is no option of this command\nhint: there are name, "),
         ("name: x\nsize: three", r"gives size as 'three', which is not a whole number"),
         ("name: x\nsize: 2.5", r"gives size as 2.5, which is not a whole number"),
         ("name: x\ndeep: 1", r"gives deep as 1, which is not true or false"),
         ("name: x\nsources: [1]", r"gives sources as \[1\], which is not a list, each text"),
+        ("name: [1, 3]", r"gives name as \[1, 3\], which is not text\nhint: write it as text, as in name: '1,3'"),
         ("name: x\nname: y", r"names 'name' twice"),
         (f"name: x\nsize:\n- &a0 [0]\n{BOMB}", r"has more than 1,000,000 values, by its aliases"),
         ("name: x\nsize: &a [*a]", r"has more than 1,000,000 values, by its aliases"),

@@ -1,14 +1,17 @@
 """A bias that chooses and does not weigh in moeify's own classes: written, attached, kept in float32, cut along."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import moeify
 from moeify.errors import ConfigError
+from moeify.families.registry import moe_layout
 from moeify.routing.loaded import mixtures_in
 from tests.tiny import save_tiny, state
 
@@ -49,6 +52,28 @@ def test_it_chooses_and_does_not_weigh(top_k: int, slices: int, tmp_path: Path) 
         shares = inside.gather(-1, wanted).softmax(-1)
         torch.testing.assert_close(weights.unflatten(1, (slices, top_k)), shares)
     assert (model(IDS).logits - expected).norm() <= 1e-6 * expected.norm()  # copies, whatever is chosen
+
+
+@pytest.mark.parametrize(
+    ("family", "options"),
+    [
+        ("gpt2", {"router_bias": True}),
+        ("gpt2", {"router_bias": True, "null_experts": 2}),
+        ("qwen3", {"arch": "dots1", "slices": 2}),
+        ("ernie4_5", {}),
+        ("lfm2", {}),
+    ],
+    ids=str,
+)
+def test_it_lies_in_the_file_of_the_routers(family: str, options: dict[str, Any], tmp_path: Path) -> None:
+    """A warm-up that moves biases writes that file anew and links the others."""
+    moeify.upcycle(save_tiny(tmp_path / "dense", family), tmp_path / "moe", num_experts=4, **options)
+    *others, last = (set(load_file(path)) for path in sorted((tmp_path / "moe").glob("*.safetensors")))
+    bias = moe_layout(json.loads((tmp_path / "moe/config.json").read_text())).rule.selection_bias
+    assert bias is not None
+    biases = {name for name in set().union(*others, last) if name.endswith(bias)}
+    assert biases and biases <= last
+    assert not any("expert" in name for name in last - biases)
 
 
 @torch.no_grad()

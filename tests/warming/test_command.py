@@ -47,7 +47,7 @@ def test_the_table_says_what_was_measured(mixture, data, tmp_path, monkeypatch):
     rows = dict(re.split(r" {2,}", line.strip(), maxsplit=1) for line in done.stdout.splitlines()[1:])
     assert {"MaxVio", "entropy", "dead experts", "layer 0", "layer 2"} <= set(rows)
     assert "over 1024 tokens, 524.3 kB kept" in rows["fit"]
-    assert all(word in rows["headroom"] for word in ("as routed", "at random", "by expert"))
+    assert all(word in rows["headroom"] for word in ("of their mean;", "as routed", "at random", "by expert"))
     assert "->" in rows["causal loss"]
     assert all("+-" in rows[row] for row in ("causal loss", "its change", "random routing", "dense"))
     assert (tmp_path / "load.png").read_bytes().startswith(b"\x89PNG")
