@@ -15,6 +15,8 @@ _CGROUP = Path("/sys/fs/cgroup")
 _UNPACKED = {"U8": 2, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1}
 """Weights that an element of a quantised checkpoint becomes once it is loaded."""
 _WIDTHS = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
+GROWN = 1 << 29
+"""Bytes that text running through a model may take before freed ones go back."""
 _PART = 0.8
 """What a model may take of the available memory: activations need the rest."""
 
@@ -42,29 +44,31 @@ def available_memory() -> int | None:
     return min(found, default=None)
 
 
-def give_back(kept: int = 0) -> None:
-    """Give freed memory back to the system, which glibc keeps, where it keeps more than ``kept`` bytes.
+def give_back(grown: int = 0) -> None:
+    """Give freed memory back to the system, where this process took ``grown`` bytes more since it last did.
 
-    Tensors of up to 32 MiB lie in its heap, and what is left free between them is never used for
-    larger ones. Does nothing where the C library is another.
+    glibc keeps tensors of up to 32 MiB in its heap, and what is free between them is used for nothing
+    larger. Does nothing where the C library is another.
     """
+    global _held
+    if grown and _own_bytes() - _held <= grown:
+        return
     libc = ctypes.CDLL(None)
-    if hasattr(libc, "malloc_trim") and (not kept or _kept(libc) > kept):
+    if hasattr(libc, "malloc_trim"):
         libc.malloc_trim(0)
+    _held = _own_bytes()
 
 
-def _kept(libc: ctypes.CDLL) -> int:
-    """Bytes that are free in all heaps; 0 where glibc is too old to say it (before 2.33)."""
-    if not hasattr(libc, "mallinfo2"):
+_held = 0
+
+
+def _own_bytes() -> int:
+    """Resident memory that is no file's; 0 on systems that do not say."""
+    try:
+        resident, shared = Path("/proc/self/statm").read_text(encoding="ascii").split()[1:3]
+    except OSError:
         return 0
-    libc.mallinfo2.restype = _MallInfo
-    return int(libc.mallinfo2().fordblks)
-
-
-class _MallInfo(ctypes.Structure):
-    """glibc's ``struct mallinfo2``, of whose ten counts the ninth is asked for."""
-
-    _fields_ = (("others", ctypes.c_size_t * 8), ("fordblks", ctypes.c_size_t), ("keepcost", ctypes.c_size_t))
+    return (int(resident) - int(shared)) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _system() -> int | None:

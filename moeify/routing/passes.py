@@ -20,7 +20,7 @@ from moeify.families.moe_layout import MoeLayout
 from moeify.progress import Stage, stage
 from moeify.routing.loaded import base_model, is_encoder, layer_stack, replaced
 from moeify.routing.loading import load_model, outline, require_accelerate
-from moeify.routing.memory import fits_memory, give_back
+from moeify.routing.memory import GROWN, fits_memory, give_back
 from moeify.routing.running import run_model
 
 if TYPE_CHECKING:
@@ -266,6 +266,7 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def _forward(model: nn.Module, head: bool, number: int, inputs: Mapping[str, Tensor]) -> Any:
+    give_back(GROWN)
     placed: dict[str, Any] = {name: tensor.to(device_of(model)) for name, tensor in inputs.items()}
     called = model if head else base_model(model)
     if not is_encoder(model):

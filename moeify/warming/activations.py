@@ -14,12 +14,10 @@ from torch.utils.checkpoint import checkpoint
 
 from moeify.families.moe_layout import MoeLayout
 from moeify.routing.loaded import layer_stack, replaced
-from moeify.routing.memory import available_memory, give_back
+from moeify.routing.memory import GROWN, available_memory, give_back
 
 _LEAST_ROOM = 1 << 29
 """Activations that are held whatever the size of the model."""
-_LEFT_FREE = 1 << 28
-"""Freed memory that may wait to be used again; what is above goes back before the next layer runs."""
 
 
 @contextmanager
@@ -77,10 +75,10 @@ class _Held:
 
 
 def _tidily(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """``forward``, before which no more than ``_LEFT_FREE`` bytes lie unused."""
+    """``forward``, before which freed memory goes back where more than ``GROWN`` bytes were taken."""
 
     def run(*args: Any, **options: Any) -> Any:
-        give_back(_LEFT_FREE)
+        give_back(GROWN)
         return forward(*args, **options)
 
     return run

@@ -1,4 +1,4 @@
-"""Memory that is freed goes back to the system where more is kept than is asked for."""
+"""Memory that is freed goes back to the system where more was taken than is asked for."""
 
 import pytest
 import torch
@@ -13,16 +13,16 @@ def own_bytes() -> int:
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
 
 
-@pytest.mark.parametrize("kept", [0, 1 << 20])
-def test_freed_memory_between_tensors_goes_back(kept: int) -> None:
+@pytest.mark.parametrize("grown", [0, 1 << 20])
+def test_freed_memory_between_tensors_goes_back(grown: int) -> None:
+    give_back()
     blocks = [torch.ones(_ELEMENTS) for _ in range(_BLOCKS)]
     some = blocks[::2]
-    give_back()
     before = own_bytes()
     del blocks
-    give_back(1 << 40)  # more than there is: nothing happens
+    give_back(1 << 40)  # so much was not taken: nothing happens
     freed = _BLOCKS // 2 * 4 * _ELEMENTS
     assert own_bytes() > before - freed // 4
-    give_back(kept)
+    give_back(grown)
     assert own_bytes() < before - freed // 2
     assert all(bool((block == 1).all()) for block in some)
