@@ -157,7 +157,10 @@ def extract(source: Source, work: Path) -> None:
 def prune_dense(source: Source, work: Path) -> None:
     report = moeify.prune(source.folder, work / "out", keep=1, dense=True, by="random")
     _loads_whole(work / "out")
-    assert set(hashes(work / "out").values()) <= _with_slices(source, report.kept)
+    if source.config.get("shared_slices"):  # whose neurons stand among those of the kept experts
+        _as_masked(source, work / "out", report.dropped)
+    else:
+        assert set(hashes(work / "out").values()) <= _with_slices(source, report.kept)
 
 
 def verify(source: Source, work: Path) -> None:
@@ -247,11 +250,15 @@ def _pruned(source: Source, output: Path, logits: bool, **options: Any) -> None:
     report = moeify.prune(source.folder, output, keep=KEEP, **options)
     assert report.num_experts == KEEP
     assert set(hashes(output).values()) <= _with_slices(source, report.kept)
-    if source.form.name in UNLOADABLE or not logits:
-        return
+    if source.form.name not in UNLOADABLE and logits:
+        _as_masked(source, output, report.dropped)
+
+
+def _as_masked(source: Source, output: Path, dropped: dict[int, tuple[int, ...]]) -> None:
+    """Hold the logits of ``output`` against those of ``source`` without the ``dropped`` experts."""
     ids = torch.randint(3, 2000, (2, 11), generator=torch.Generator().manual_seed(5))
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    wanted = masked_logits(source.model, batch, report.dropped)
+    wanted = masked_logits(source.model, batch, dropped)
     with torch.no_grad():
         found = _loads_whole(output)(**batch).logits
     assert (found - wanted).abs().max() <= 1e-5 * max(1.0, float(wanted.abs().max()))

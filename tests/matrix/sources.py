@@ -84,6 +84,12 @@ FORMS = (
         options={"expert_slices": 2, "router_bias": True},
     ),
     Form(
+        name="shared slices",
+        meaning="two slices with four experts each, and two more that every token visits",
+        fits=lambda model_type: model_type in ("bert_moe", "gpt2_moe"),
+        options={"expert_slices": 2, "shared_slices": 2},
+    ),
+    Form(
         name="null experts",
         meaning="two null experts, a copy and a constant, beside eight others, and a bias for choosing",
         fits=lambda model_type: model_type == "gpt2_moe",
