@@ -171,34 +171,38 @@ def load_tokenizer(folder: Path) -> Any:
         return AutoTokenizer.from_pretrained(place, trust_remote_code=False)
 
 
+Places = list[tuple[int, int]]
+"""Where each token of a text begins and ends in it, in characters."""
+
+
 def encode(tokenizer: Any, text: str, *, special: bool = True) -> list[int]:
     """The tokens of ``text``, those that the tokenizer puts around texts included if ``special``.
 
     Raises ``DatasetError`` where a damaged tokenizer cannot.
     """
+    return _encoded(tokenizer, text, add_special_tokens=special)[0]
+
+
+def encode_with_places(tokenizer: Any, text: str) -> tuple[list[int], Places | None]:
+    """The tokens of ``text``, none around it, and their places; None where the tokenizer does not know them.
+
+    Raises as ``encode`` does.
+    """
+    knows = bool(getattr(tokenizer, "is_fast", False))
+    tokens, found = _encoded(tokenizer, text, add_special_tokens=False, return_offsets_mapping=knows)
+    return tokens, list(found["offset_mapping"]) if knows else None
+
+
+def _encoded(tokenizer: Any, text: str, **options: bool) -> tuple[list[int], Any]:
     hint = "use the tokenizer that belongs to the checkpoint"
     try:
-        tokens = list(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
+        found = tokenizer(text, verbose=False, **options)
+        tokens = list(found["input_ids"])
     except BaseException as error:
         raise DatasetError(f"the tokenizer cannot read the text: {first_line(error)}", hint) from error
     if tokens and max(tokens) > _MAX_TOKEN:
         raise DatasetError(f"the tokenizer makes token {max(tokens)}: no model has so many", hint)
-    return tokens
-
-
-def encode_with_places(tokenizer: Any, text: str) -> list[tuple[int, int, int]]:
-    """The tokens of ``text``, none around it, and where each begins and ends in it.
-
-    Raises ``DatasetError`` where a tokenizer does not know.
-    """
-    if not getattr(tokenizer, "is_fast", False):
-        raise DatasetError(
-            f"a {type(tokenizer).__name__} does not say where in a text its tokens are",
-            "leave --assistant-only out, or use a tokenizer with a tokenizer.json",
-        )
-    tokens = encode(tokenizer, text, special=False)
-    places = tokenizer(text, add_special_tokens=False, verbose=False, return_offsets_mapping=True)["offset_mapping"]
-    return [(token, *place) for token, place in zip(tokens, places, strict=True)]
+    return tokens, found
 
 
 def model_class(config: Any) -> Any:

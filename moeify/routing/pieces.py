@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from moeify.routing.loading import encode
+from moeify.routing.loading import Places, encode_with_places
 from moeify.routing.tokens import frame
 
 _CHARACTERS = 16  # of a token at most, about: no more of a long text is looked at
@@ -36,8 +35,8 @@ def pieces(tokenizer: Any, text: str, limit: int) -> Pieces:
     """At most ``limit`` tokens of ``text``, none where only those around it are left."""
     before, behind = frame(tokenizer)
     head = text[: limit * _CHARACTERS]
-    token_ids = encode(tokenizer, head, special=False)
-    texts = _by_offsets(tokenizer, head, len(token_ids)) or _by_decoding(tokenizer, token_ids)
+    token_ids, places = encode_with_places(tokenizer, head)
+    texts = _by_decoding(tokenizer, token_ids) if places is None else _by_places(head, places)
     if len(head) < len(text):  # whose last word is cut
         token_ids, texts = token_ids[:-1], texts[:-1]
     # As in ``Tokens``: a text may bring these tokens along.
@@ -56,16 +55,12 @@ def pieces(tokenizer: Any, text: str, limit: int) -> Pieces:
     )
 
 
-def _by_offsets(tokenizer: Any, text: str, count: int) -> list[str]:
-    """The pieces by what a fast tokenizer says of their places; none where it does not say."""
-    if not getattr(tokenizer, "is_fast", False):
-        return []
-    options = {"add_special_tokens": False, "return_offsets_mapping": True, "verbose": False}
-    spans: Sequence[tuple[int, int]] = tokenizer(text, **options)["offset_mapping"]
-    if len(spans) != count or not count:
+def _by_places(text: str, places: Places) -> list[str]:
+    """The pieces by what a fast tokenizer says of their places."""
+    if not places:
         return []
     stops = [0]
-    for _, stop in spans:
+    for _, stop in places:
         stops.append(max(stop, stops[-1]))
     stops[-1] = len(text)  # white space that no token stands for
     return [text[start:stop] for start, stop in pairwise(stops)]

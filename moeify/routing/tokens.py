@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from moeify.errors import DatasetError
 from moeify.routing.chats import Span
 from moeify.routing.documents import Document
 from moeify.routing.loading import encode, encode_with_places
@@ -89,10 +90,16 @@ class Tokens:
         """The tokens of a part of a text that begins at ``offset``, those outside of labels marked."""
         if labelled is None:
             return encode(self.tokenizer, text, special=False)
+        tokens, places = encode_with_places(self.tokenizer, text)
+        if places is None:
+            raise DatasetError(
+                f"a {type(self.tokenizer).__name__} does not say where in a text its tokens are",
+                "leave --assistant-only out, or use a tokenizer with a tokenizer.json",
+            )
         spans = [(begin - offset, end - offset) for begin, end in labelled]
         return [
             token if any(begin < last and first < end for begin, end in spans) else ~token
-            for token, first, last in encode_with_places(self.tokenizer, text)
+            for token, (first, last) in zip(tokens, places, strict=True)
         ]
 
     @staticmethod

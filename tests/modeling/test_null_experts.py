@@ -11,10 +11,10 @@ from moeify.modeling.moe_routing import TopKRouting
 from tests.modeling.tiny_models import (
     HEADS,
     LM_HEADS,
+    check_any_router,
     dense_model,
     inputs,
     relative_difference,
-    set_top_k,
     tensors,
     upcycle,
     vary_experts,
@@ -62,28 +62,9 @@ def test_null_rows_learn_from_what_further_experts_are_worth() -> None:
     assert logits.grad[~spends_less].abs().max() < 1e-12  # weights of two experts sum to 1
 
 
-ROUTERS = {"undecided": 0.0, "as drawn": 0.3, "certain": 30.0}
-
-
 @pytest.mark.parametrize("head", HEADS)
-@torch.no_grad()
 def test_any_router_in_any_implementation_computes_the_dense_model(head: str) -> None:
-    dense, batch = dense_model(head), inputs(head, labels=head not in ("BertModel", "GPT2Model"))
-    expected, model = dense(**batch), upcycle(dense, num_experts=3, **KINDS)
-    rows = {name: p.clone() for name, p in model.named_parameters() if "router" in name}
-    assert len(rows) == 6
-    for scale in ROUTERS.values():
-        for name, drawn in rows.items():
-            model.get_parameter(name).copy_(scale * drawn)
-        for implementation in ("eager", "batched_mm", "grouped_mm"):
-            model.set_experts_implementation(implementation)
-            for top_k in (2, 3):
-                found = set_top_k(model, top_k)(**batch)
-                assert relative_difference(expected, found) <= 1e-6, (scale, implementation, top_k)
-    if head in ("BertForMaskedLM", "GPT2LMHeadModel"):
-        torch.compiler.reset()
-        compiled = torch.compile(model, backend="eager", fullgraph=True)
-        assert relative_difference(dense(**inputs(head)), compiled(**inputs(head))) <= 1e-6
+    check_any_router(head, (2, 3), 6, **KINDS)
 
 
 @pytest.mark.parametrize("head", LM_HEADS)

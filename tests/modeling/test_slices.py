@@ -7,10 +7,10 @@ from moeify.modeling.configuration_moe import config_class
 from moeify.modeling.moe_layers import TopKRouting, balance_loss, z_loss
 from tests.modeling.tiny_models import (
     HEADS,
+    check_any_router,
     dense_model,
     inputs,
     relative_difference,
-    set_top_k,
     tensors,
     upcycle,
     vary_experts,
@@ -58,27 +58,9 @@ def test_slices_divide_experts_and_top_k(slices: object) -> None:
         config_class("bert")(num_experts=8, num_experts_per_tok=4, expert_slices=slices)
 
 
-ROUTERS = {"undecided": 0.0, "as drawn": 0.3, "certain": 30.0}
-
-
 @pytest.mark.parametrize("head", HEADS)
-@torch.no_grad()
 def test_any_router_in_any_implementation_computes_the_dense_model(head: str) -> None:
-    dense, batch = dense_model(head), inputs(head, labels=head not in ("BertModel", "GPT2Model"))
-    expected, model = dense(**batch), upcycle(dense, num_experts=3, slices=4)
-    rows = {name: p.clone() for name, p in model.named_parameters() if "router" in name}
-    for scale in ROUTERS.values():
-        for name, drawn in rows.items():
-            model.get_parameter(name).copy_(scale * drawn)
-        for implementation in ("eager", "batched_mm", "grouped_mm"):
-            model.set_experts_implementation(implementation)
-            for top_k in (4, 8):
-                found = set_top_k(model, top_k)(**batch)
-                assert relative_difference(expected, found) <= 1e-6, (scale, implementation, top_k)
-    if head in ("BertForMaskedLM", "GPT2LMHeadModel"):
-        torch.compiler.reset()
-        compiled = torch.compile(model, backend="eager", fullgraph=True)
-        assert relative_difference(dense(**inputs(head)), compiled(**inputs(head))) <= 1e-6
+    check_any_router(head, (4, 8), 3, slices=4)
 
 
 @pytest.mark.parametrize("head", ["BertForMaskedLM", "GPT2LMHeadModel"])

@@ -4,7 +4,7 @@ It shares no code with moeify's own converter, so that the two check one another
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -193,3 +193,28 @@ def relative_difference(dense: Any, moe: Any) -> float:
     expected, found = tensors(dense), tensors(moe)
     assert expected.keys() <= found.keys()
     return max(((found[name] - value).abs().max() / value.abs().max()).item() for name, value in expected.items())
+
+
+ROUTERS = {"undecided": 0.0, "as drawn": 0.3, "certain": 30.0}
+"""What the rows of drawn routers are multiplied by."""
+
+
+@torch.no_grad()
+def check_any_router(head: str, top_ks: Sequence[int], num_rows: int, **options: Any) -> None:
+    """Hold a mixture made with ``options`` to the dense model under any router, in every implementation."""
+    dense, batch = dense_model(head), inputs(head, labels=head not in ("BertModel", "GPT2Model"))
+    expected, model = dense(**batch), upcycle(dense, num_experts=3, **options)
+    rows = {name: p.clone() for name, p in model.named_parameters() if "router" in name}
+    assert len(rows) == num_rows
+    for scale in ROUTERS.values():
+        for name, drawn in rows.items():
+            model.get_parameter(name).copy_(scale * drawn)
+        for implementation in ("eager", "batched_mm", "grouped_mm"):
+            model.set_experts_implementation(implementation)
+            for top_k in top_ks:
+                found = set_top_k(model, top_k)(**batch)
+                assert relative_difference(expected, found) <= 1e-6, (scale, implementation, top_k)
+    if head in ("BertForMaskedLM", "GPT2LMHeadModel"):
+        torch.compiler.reset()
+        compiled = torch.compile(model, backend="eager", fullgraph=True)
+        assert relative_difference(dense(**inputs(head)), compiled(**inputs(head))) <= 1e-6
