@@ -31,6 +31,11 @@ def outputs(model: LogLLM, windows: list[Window], collate: Collator, size: int) 
         yield {**inputs, **model(**inputs)}
 
 
+def loss(model: LogLLM, windows: list[Window], collate: Collator, size: int) -> float:
+    """The mean of the training loss over batches of the windows, without dropout."""
+    return float(np.mean([output["loss"].item() for output in outputs(model, windows, collate, size)]))
+
+
 def judged(model: LogLLM, windows: list[Window], collate: Collator, size: int) -> Floats:
     """1 for each window whose likelier answer is "anomalous"."""
     found = [output["scores"].argmax(1).cpu().numpy() for output in outputs(model, windows, collate, size)]

@@ -20,11 +20,11 @@ import moeify
 import moeify.demo
 
 from . import evaluation, generate, logs
-from .model import Collator, LogLLM, mean_of_tokens
+from .model import Collator, LogLLM, mean_of_tokens, whitened
 from .stages import STAGES, train
 
 PARTS = ("encoder", "projector", "language-model")
-STEPS = {"language-model": 80, "projector": 60, "routers": 20, "encoder": 60, "all": 300}
+STEPS = {"language-model": 300, "projector": 60, "routers": 30, "encoder": 60, "all": 150}
 
 
 def arguments(given: list[str] | None = None) -> argparse.Namespace:
@@ -46,6 +46,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     add("--four-bit", action="store_true", help="encoder and language model in nf4, both with LoRA")
     add("--rank", type=int, default=16, help="of LoRA")
     add("--steps", nargs="*", default=[], metavar="STAGE=N", help=f"steps of each stage; left out: {STEPS}")
+    add("--rate", type=float, default=5e-3, help="learning rate of LoRA and routers; 2e-4 suits a large model")
     add("--batch", type=int, default=16)
     add("--log-every", type=int, default=20)
     add("--save-every", type=int, default=100)
@@ -81,9 +82,12 @@ def by_system(folder: str, windows: list[logs.Window], options: argparse.Namespa
 
 
 def loaded(auto: Any, source: str, options: argparse.Namespace, lora: bool) -> Any:
-    """A model, in 4 bits where asked, with LoRA on attention and whole routers."""
+    """A model without dropout, in 4 bits where asked, with LoRA on attention and whole routers."""
     quantised = {"quantization_config": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")}
     model = auto.from_pretrained(source, dtype=torch.float32, **(quantised if options.four_bit else {}))
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0  # few lines that differ little: noise on a frozen encoder hides what sets them apart
     mixture = hasattr(model.config, "router_aux_loss_coef")
     if options.four_bit and mixture:
         moeify.quantize_experts(model, "nf4")
@@ -101,18 +105,17 @@ def loaded(auto: Any, source: str, options: argparse.Namespace, lora: bool) -> A
 
 
 @torch.no_grad()
-def started_projector(reader: Any, judge: Any, batch: dict[str, torch.Tensor]) -> nn.Linear:
-    """A linear layer whose outputs begin with the mean and the spread of word embeddings, so that lines differ."""
+def started(reader: Any, judge: Any, batch: dict[str, torch.Tensor]) -> tuple[nn.Linear, nn.Linear]:
+    """A whitening of the vectors of lines, and a projector whose outputs have mean and spread of word embeddings."""
     training, words = reader.training, {name: batch[name] for name in ("input_ids", "attention_mask")}
     # In training, as bitsandbytes lays layers out anew for inference on a CPU.
     vectors = mean_of_tokens(reader.train()(**words).last_hidden_state, words["attention_mask"])
     reader.train(training)
-    embedded = judge.get_input_embeddings().weight.float()
+    whitening, embedded = whitened(vectors), judge.get_input_embeddings().weight.float()
     projector = nn.Linear(vectors.shape[1], embedded.shape[1])
-    away = (vectors - vectors.mean(0)) @ projector.weight.T
-    projector.weight *= embedded.std() / away.std()
-    projector.bias.copy_(embedded.mean(0) - projector.weight @ vectors.mean(0))
-    return projector
+    projector.weight *= embedded.std() / (whitening(vectors) @ projector.weight.T).std()
+    projector.bias.copy_(embedded.mean(0))
+    return whitening, projector
 
 
 def build(options: argparse.Namespace, windows: list[logs.Window]) -> tuple[LogLLM, Collator]:
@@ -127,10 +130,11 @@ def build(options: argparse.Namespace, windows: list[logs.Window]) -> tuple[LogL
     reader = loaded(AutoModel, encoder, options, lora=options.four_bit)
     judge = loaded(AutoModelForCausalLM, language_model, options, lora=True)
     tokenizer = AutoTokenizer.from_pretrained(encoder)
-    projector: nn.Module = started_projector(reader, judge, Collator(tokenizer)(windows[:100]))
+    whitening, linear = started(reader, judge, Collator(tokenizer)(windows[:100]))
+    projector: nn.Module = linear
     if "projector" in options.mixture:
-        projector = moeify.MoeProjector.from_linear(projector, options.experts, route_by="token", seed=options.seed)
-    model = LogLLM(reader, projector, judge, AutoTokenizer.from_pretrained(language_model))
+        projector = moeify.MoeProjector.from_linear(linear, options.experts, route_by="token", seed=options.seed)
+    model = LogLLM(reader, projector, judge, AutoTokenizer.from_pretrained(language_model), whitening)
     return model, Collator(tokenizer)
 
 
@@ -148,10 +152,12 @@ def main(given: list[str] | None = None) -> dict[str, Any]:
     print(f"{len(training)} windows to train on, {anomalous} of them anomalous; {len(testing)} to test")
     with processes.main_process_first():  # which writes the mixtures
         model, collate = build(options, training)
-    start, losses = time.perf_counter(), {}
+    start, losses, rows = time.perf_counter(), {}, logs.oversampled(training, seed=options.seed)
+    some = rows[:: max(1, len(rows) // 200)]
+    levels = [evaluation.loss(model, some, collate, 2 * options.batch)]
     for number, stage in enumerate(STAGES):
-        rows = logs.oversampled(training, seed=options.seed)
         losses[stage] = train(model, rows, collate, stage, options.output / f"stage-{number}-{stage}", options)
+        levels.append(evaluation.loss(model, some, collate, 2 * options.batch))
     seconds = time.perf_counter() - start
     gc.collect()  # Trainers are cycles that hold the process group, whose threads must be gone when Python ends
     processes.destroy_process_group()
@@ -164,8 +170,10 @@ def main(given: list[str] | None = None) -> dict[str, Any]:
     if loads is not None:
         evaluation.plot(loads, options.output / "experts.png")
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"\nTraining took {seconds:.0f} s, and the process {memory:.0f} MiB at most.")
-    result = {"table": table, "losses": losses, "seconds": seconds, "mebibytes": memory}
+    told = ", ".join(f"{level:.4f} after {stage}" for stage, level in zip(STAGES, levels[1:], strict=True))
+    print(f"\nLoss of {len(some)} windows trained on: {levels[0]:.4f}, {told}.")
+    print(f"Training took {seconds:.0f} s, and the process {memory:.0f} MiB at most.")
+    result = {"table": table, "losses": losses, "levels": levels, "seconds": seconds, "mebibytes": memory}
     (options.output / "result.json").write_text(json.dumps(result, indent=2))
     return result
 

@@ -18,8 +18,11 @@ from .model import Collator, LogLLM
 STAGES = ("language-model", "projector", "routers", "encoder", "all")
 """In their order; routers only where there are any."""
 
-SLOW, FAST = 1e-4, 2e-3
-"""Learning rates of trained weights, and of what is added to them."""
+PARTS = {"encoder.": 3e-7, "projector.": 3e-4}
+"""Learning rates of the projector and of weights before the whitening, behind which a small change is a large one."""
+
+AGAIN = 0.4
+"""Part of their learning rate for adapters and routers where all is trained together, which they were before."""
 
 
 class Windows(Dataset):
@@ -54,14 +57,15 @@ def choose(model: LogLLM, stage: str) -> list[str]:
     return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
 
 
-def _groups(model: LogLLM) -> list[dict[str, Any]]:
-    """What is trained, at two learning rates: trained weights move less than adapters, routers and the projector."""
-    slow, fast = [], []
+def _groups(model: LogLLM, rate: float) -> list[dict[str, Any]]:
+    """What is trained, by its learning rate: `rate` is that of adapters and routers."""
+    groups: dict[float, list[Any]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            own = name.startswith("encoder.") and "lora_" not in name and "router" not in name
-            (slow if own else fast).append(parameter)
-    return [{"params": slow, "lr": SLOW}, {"params": fast, "lr": FAST}]
+            added = "lora_" in name or "router" in name
+            own = next((slow for part, slow in PARTS.items() if name.startswith(part) and not added), rate)
+            groups.setdefault(own, []).append(parameter)
+    return [{"params": parameters, "lr": rate} for rate, parameters in groups.items()]
 
 
 def _last_checkpoint(folder: Path) -> str | None:
@@ -100,12 +104,13 @@ def train(
         disable_tqdm=True,
         seed=options.seed,
     )
+    rate = options.rate * (AGAIN if stage == "all" else 1.0)
     trainer = Trainer(
         model=model,
         args=arguments,
         train_dataset=Windows(windows),
         data_collator=collate,
-        optimizer_cls_and_kwargs=(torch.optim.AdamW, {"params": _groups(model), "weight_decay": 0.0}),
+        optimizer_cls_and_kwargs=(torch.optim.AdamW, {"params": _groups(model, rate), "weight_decay": 0.0}),
     )
     if model.mixtures:
         trainer.add_callback(moeify.RoutingMonitor(trainer, every=options.monitor_every))
