@@ -46,7 +46,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     add("--four-bit", action="store_true", help="encoder and language model in nf4, both with LoRA")
     add("--rank", type=int, default=16, help="of LoRA")
     add("--steps", nargs="*", default=[], metavar="STAGE=N", help=f"steps of each stage; left out: {STEPS}")
-    add("--rate", type=float, default=5e-3, help="learning rate of LoRA and routers; 2e-4 suits a large model")
+    add("--rate", type=float, default=5e-3, help="learning rate of the language model's LoRA; 2e-4 suits a large one")
     add("--batch", type=int, default=16)
     add("--log-every", type=int, default=20)
     add("--save-every", type=int, default=100)

@@ -18,11 +18,14 @@ from .model import Collator, LogLLM
 STAGES = ("language-model", "projector", "routers", "encoder", "all")
 """In their order; routers only where there are any."""
 
-PARTS = {"encoder.": 3e-7, "projector.": 3e-4}
+PARTS = {"encoder": 3e-7, "projector": 3e-4}
 """Learning rates of the projector and of weights before the whitening, behind which a small change is a large one."""
 
+CAREFUL = 2e-4
+"""That of routers, and of the encoder's adapters."""
+
 AGAIN = 0.4
-"""Part of their learning rate for adapters and routers where all is trained together, which they were before."""
+"""Part of its learning rate for the language model's adapters where all is trained together."""
 
 
 class Windows(Dataset):
@@ -57,14 +60,14 @@ def choose(model: LogLLM, stage: str) -> list[str]:
     return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
 
 
-def _groups(model: LogLLM, rate: float) -> list[dict[str, Any]]:
-    """What is trained, by its learning rate: `rate` is that of adapters and routers."""
+def _groups(model: LogLLM, routers: set[str], rate: float) -> list[dict[str, Any]]:
+    """What is trained, by its learning rate: `rate` is that of the language model's adapters."""
     groups: dict[float, list[Any]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            added = "lora_" in name or "router" in name
-            own = next((slow for part, slow in PARTS.items() if name.startswith(part) and not added), rate)
-            groups.setdefault(own, []).append(parameter)
+            part = name.split(".")[0]
+            careful = name in routers or ("lora_" in name and part == "encoder")
+            groups.setdefault(CAREFUL if careful else PARTS.get(part, rate), []).append(parameter)
     return [{"params": parameters, "lr": rate} for rate, parameters in groups.items()]
 
 
@@ -84,7 +87,7 @@ def train(
     if trained.exists():
         model.load_state_dict(load_file(trained))
         return []
-    names = choose(model, stage)
+    routers, names = set(choose(model, "routers")), choose(model, stage)
     if not names or not options.steps[stage]:
         return []
     arguments = TrainingArguments(
@@ -110,7 +113,7 @@ def train(
         args=arguments,
         train_dataset=Windows(windows),
         data_collator=collate,
-        optimizer_cls_and_kwargs=(torch.optim.AdamW, {"params": _groups(model, rate), "weight_decay": 0.0}),
+        optimizer_cls_and_kwargs=(torch.optim.AdamW, {"params": _groups(model, routers, rate), "weight_decay": 0.0}),
     )
     if model.mixtures:
         trainer.add_callback(moeify.RoutingMonitor(trainer, every=options.monitor_every))
