@@ -37,9 +37,17 @@ def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_a_warm_up_shows_its_stages_says_how_to_go_on_and_leaves_a_clean_screen(mixture: Path) -> None:
-    """Ctrl-C in mid-training, then the command that it names."""
+    """Ctrl-C in mid-training, before the first checkpoint and behind it, then the command that it names."""
     moeify_command = [sys.executable, "-m", "moeify"]
-    arguments = ["warmup", str(mixture), str(mixture.parent / "warm"), *SMALL, "--steps", "30"]
+    moeify.attach(mixture, mixture.parent / "warm")
+    arguments = ["warmup", str(mixture), str(mixture.parent / "warm"), *SMALL, "--steps", "30", "--force"]
+    early = [*arguments, "--save-steps", "60"]
+    code, sent = run_in_terminal([*moeify_command, *early], 2000, interrupt_at=r"([4-9]|1\d) of 30 steps")
+    assert code == 130
+    hint = f"hint: moeify {' '.join([*early, '--save-steps=3'])}"
+    said = ["error: interrupted; nothing was written: the run's first checkpoint comes after 30 steps", hint]
+    assert [line for line in screen(sent, 2000) if line.strip()][-2:] == said
+    assert not (mixture.parent / "warm.warmup").exists()
     code, sent = run_in_terminal([*moeify_command, *arguments], 80, interrupt_at=r"([4-9]|1\d) of 30 steps")
     assert code == 130
     said = words(sent)
@@ -80,7 +88,7 @@ def test_bars_go_and_what_asks_for_silence_gets_it(tmp_path: Path, option: str) 
         (Kept(what="out is complete"), "error: interrupted; out is complete\n"),
         (
             Kept(what="it is at step 5", option="--resume"),
-            "error: interrupted; it is at step 5\nhint: moeify warmup 'a b' --steps 9 --resume\n",
+            "error: interrupted; it is at step 5\nhint: moeify warmup 'a b' --steps 9 --force --resume\n",
         ),
         (Kept(what="x", command="moeify push x me/x"), "error: interrupted; x\nhint: moeify push x me/x\n"),
     ],
