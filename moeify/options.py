@@ -60,7 +60,8 @@ def _value(name: str, hint: object, value: Any, where: str) -> Any:
                 return (value,)
         elif _fits(value, kind):
             return Path(value) if kind is Path else value
-    as_text = f""", as in {name}: '{",".join(map(str, value))}'""" if str in wanted and isinstance(value, list) else ""
+    said = ",".join(map(str, value)) if isinstance(value, list) else value
+    as_text = f", as in {name}: '{said}'" if str in wanted and not isinstance(value, dict) else ""
     raise ConfigError(
         f"{where} gives {name} as {value!r}, which is not {_said(wanted)}", f"write it as {_said(wanted)}{as_text}"
     )
