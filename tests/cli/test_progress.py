@@ -117,11 +117,14 @@ def test_a_log_has_one_line_for_a_stage(monkeypatch: pytest.MonkeyPatch) -> None
                 writing.advance(1_350_000)
         with stage("training", 200, "steps") as training:
             training.reach(200, figures={"loss": 3.41234, "learning rate": 0.00095})
+        with stage("reading text", 131_072, "tokens") as reading:
+            reading.advance(67_406)  # where the text ends
         with pytest.raises(ValueError), stage("fitting routers", 12, "layers"):
             raise ValueError
     assert written.getvalue().splitlines() == [
         "writing: 5.4 MB of 5.4 MB in 0.0 s",
         "training: 200 of 200 steps in 0.0 s, loss 3.412, learning rate 9.5e-04",
+        "reading text: 67,406 tokens in 0.0 s",
     ]
     monkeypatch.setattr(_progress, "_WORTH_A_LINE", 10.0)
     with moeify.watch_progress(Lines(Console(file=written))), stage("short", 1):
