@@ -70,8 +70,7 @@ class Bars:
 
     def _started(self) -> _Bars:
         if self._bars is None:
-            # Results are not for stderr, and may go elsewhere: stdout is left alone.
-            self._bars = _Bars(*_columns(), console=self._console, transient=True, redirect_stdout=False)
+            self._bars = _Bars(*_columns(), console=self._console, transient=True)
             self._bars.start()
         return self._bars
 

@@ -115,6 +115,19 @@ def test_every_kind_of_value(tmp_path: Path) -> None:
     )
 
 
+def test_what_a_library_prints_is_no_part_of_the_document() -> None:
+    def talking(out: Output, config: Config) -> None:
+        """Do it."""
+        print("logging to a folder")
+        out.document({"name": config.name})
+
+    app = typer.Typer()
+    app.command()(derived(talking, ()))
+    done = CliRunner().invoke(app, ["--name", "x", "--json"], catch_exceptions=False)
+    assert json.loads(done.stdout) == {"name": "x"}
+    assert done.stderr == "logging to a folder\n"
+
+
 @pytest.mark.parametrize("arguments", [(), ("--name", "x", "--size", "y"), ("--no-deep",)])
 def test_usage_errors(arguments: tuple[str, ...]) -> None:
     with pytest.raises(SystemExit):

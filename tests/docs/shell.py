@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import gc
+import importlib
 import json
 import os
+import pkgutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ..hub.client import REPOSITORY
+import moeify
+from moeify.__main__ import main
+
+_LIBRARIES = (
+    "datasets",
+    "transformers.trainer",
+    "transformers.models.bert.modeling_bert",
+    "transformers.models.gpt2.modeling_gpt2",
+    "transformers.models.qwen3.modeling_qwen3",
+    "transformers.models.qwen3_moe.modeling_qwen3_moe",
+)
 
 
 class Shell:
@@ -18,7 +31,12 @@ class Shell:
     def __init__(self, environment: Mapping[str, str]) -> None:
         command = [sys.executable, "-m", __name__]
         self._server = subprocess.Popen(
-            command, cwd=REPOSITORY, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            command,
+            cwd=Path(__file__).parents[2],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
 
     def run(self, words: Sequence[str], place: Path) -> tuple[int, str]:
@@ -33,12 +51,12 @@ class Shell:
 
 
 def _serve() -> None:
-    import datasets
-    import transformers.trainer
-
-    import moeify.cli.app
-
-    del datasets, transformers, moeify
+    for found in pkgutil.walk_packages(moeify.__path__, "moeify."):
+        importlib.import_module(found.name)
+    for name in _LIBRARIES:
+        importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # children need not look at it
     for line in sys.stdin:
         words, place, printed = json.loads(line)
         child = os.fork()
@@ -48,15 +66,18 @@ def _serve() -> None:
 
 
 def _become(words: list[str], place: str, printed: str) -> None:
-    from moeify.__main__ import main
-
     os.chdir(place)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     file = os.open(printed, os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
     os.dup2(file, 1)
     os.dup2(file, 2)
     sys.argv = words
-    main()
+    try:
+        main()
+    except SystemExit as ended:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(int(ended.code or 0))  # to take all the modules down takes longer than most commands
 
 
 if __name__ == "__main__":

@@ -58,8 +58,9 @@ def make_checkpoints(folder: Path) -> None:
 
 
 def publish(hub: HubStandIn, checkpoints: Path) -> None:
-    """Fill the Hub, where the reader is "me"."""
+    """Fill the Hub anew; the reader is "me"."""
     hub.users[TOKEN] = "me"
+    hub.repositories.clear()
     for repo_id, name in HUB.items():
         repository = hub.add(repo_id, contents(checkpoints / name))
         repository.references["warm"] = repository.references["main"]
@@ -80,5 +81,5 @@ def prepare(place: Path, checkpoints: Path) -> None:
 
 def texts() -> str:
     """Texts that name one of two domains."""
-    rows = [json.loads(line)["text"] for line in (DEMO / "text.jsonl").read_text("utf-8").splitlines()[:60]]
+    rows = [json.loads(line)["text"] for line in (DEMO / "text.jsonl").read_text("utf-8").splitlines()[:40]]
     return "".join(json.dumps({"text": t, "domain": d}) + "\n" for t, d in zip(rows, cycle(("code", "german"))))

@@ -12,7 +12,7 @@ import pytest
 
 from ..cli.commands import ROOT
 from ..hub.client import Client
-from ..hub.stand_in import running_hub
+from ..hub.stand_in import HubStandIn, running_hub
 from .pages import DOCS, USER_PAGES, Line, command_lines
 from .shell import Shell
 from .stand_ins import make_checkpoints, prepare, publish
@@ -60,13 +60,17 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def shell(checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
+def hub() -> Iterator[HubStandIn]:
+    with running_hub() as stand_in:
+        yield stand_in
+
+
+@pytest.fixture(scope="module")
+def shell(hub: HubStandIn, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
     """That of a reader who is logged in at the Hub."""
-    with running_hub() as hub:
-        publish(hub, checkpoints)
-        opened = Shell(Client(hub, tmp_path_factory.mktemp("home")).environment)
-        yield opened
-        opened.close()
+    opened = Shell(Client(hub, tmp_path_factory.mktemp("home")).environment)
+    yield opened
+    opened.close()
 
 
 def make_way(words: list[str], place: Path) -> None:
@@ -77,8 +81,11 @@ def make_way(words: list[str], place: Path) -> None:
 
 
 @pytest.mark.parametrize("page", [name for name, page in PAGES.items() if lines_to_run(page)])
-def test_the_commands_of_a_page_run(page: str, shell: Shell, checkpoints: Path, tmp_path: Path) -> None:
+def test_the_commands_of_a_page_run(
+    page: str, shell: Shell, hub: HubStandIn, checkpoints: Path, tmp_path: Path
+) -> None:
     """Trainings are cut to two steps."""
+    publish(hub, checkpoints)
     prepare(tmp_path, checkpoints)
     for line in lines_to_run(PAGES[page]):
         words = words_of(line)
