@@ -30,7 +30,8 @@ def as_fields(config: type, given: Mapping[Any, Any], where: str, other_names: M
     """
     hints = get_type_hints(config, include_extras=True)
     names = {**other_names, **{field.name: field.name for field in dataclasses.fields(config)}}
-    found, named_by = {}, {}
+    found: dict[str, Any] = {}
+    named_by: dict[str, Any] = {}
     for key, value in given.items():
         name = names.get(str(key).replace("-", "_"))
         if name is None:

@@ -24,7 +24,8 @@ Data goes to stdout; progress bars, warnings and hints go to stderr. `--json` pr
 document on stdout and nothing else there. Errors and exit codes: [errors.md](errors.md).
 
 `--config FILE` reads options from a YAML or JSON file, by their names here or in Python (`--experts` is
-`experts` or `num_experts`, a list is a list); what the command line gives as well wins. For `moeify upcycle SOURCE --config moe.yaml`:
+`experts` or `num_experts`, a list is a list); what the command line gives as well wins. For
+`moeify upcycle SOURCE --config moe.yaml`:
 
 ```yaml
 experts: 8

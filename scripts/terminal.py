@@ -2,7 +2,8 @@
 
 python scripts/terminal.py [--check]
 
---check fails where other words are printed now, whatever was measured. The commands are really run, in a temporary folder, which takes about a minute.
+--check fails where other words are printed now, whatever was measured. The commands are really run,
+in a temporary folder, which takes about a minute.
 """
 
 from __future__ import annotations
