@@ -66,7 +66,8 @@ FORMAT = """\
 
 def said(command: str, folder: Path) -> Iterator[str]:
     """The lines that ``moeify command`` prints in ``folder``, with their colours; progress left out."""
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    env = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
+    env |= {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     env |= {"FORCE_COLOR": "1", "COLORTERM": "truecolor", "COLUMNS": str(COLUMNS)}
     run = subprocess.run(
         [sys.executable, "-m", "moeify", *shlex.split(command)], cwd=folder, env=env, capture_output=True, text=True
@@ -104,10 +105,10 @@ def picture(title: str, commands: tuple[tuple[str, str, int], ...], folder: Path
     )
 
 
-def words(drawn: str) -> list[str]:
-    """What stands in a picture, without bars and what was measured."""
-    text = " ".join(html.unescape(part) for part in re.findall(r"<text[^>]*>([^<]*)</text>", drawn))
-    return re.sub(r"\d+\.\d+(e-\d+)?|[\u2581-\u2588]+", "#", text).split()
+def words(drawn: str) -> str:
+    """What stands in a picture, without bars, space, colours and what was measured."""
+    text = "".join(html.unescape(part) for part in re.findall(r"<text[^>]*>([^<]*)</text>", drawn))
+    return re.sub(r"\d+\.\d+(e-\d+)?|[\u2581-\u2588]+|\s+", "", text)
 
 
 def main() -> None:
