@@ -25,26 +25,28 @@ def as_fields(config: type, given: Mapping[Any, Any], where: str, other_names: M
     """The fields of ``config`` that ``given`` names, with values of their types; null leaves a field out.
 
     ``where`` says in messages what names them, ``other_names`` which field is meant by a name that
-    is none. Raises ``ConfigError`` for an unknown name and a value of another type.
+    is none. Raises ``ConfigError`` for an unknown name, a field that is named twice and a value of
+    another type.
     """
     hints = get_type_hints(config, include_extras=True)
-    known = [field.name for field in dataclasses.fields(config)]
-    found = {}
+    names = {**other_names, **{field.name: field.name for field in dataclasses.fields(config)}}
+    found: dict[str, Any] = {}
+    named_by: dict[str, Any] = {}
     for key, value in given.items():
-        name = str(key).replace("-", "_")
-        if name not in known:
-            raise _unknown(str(key), known, where, other_names)
-        if name in found:
-            raise ConfigError(f"{where} names {name} twice, as {name.replace('_', '-')} too", "leave one of them out")
+        name = names.get(str(key).replace("-", "_"))
+        if name is None:
+            raise _unknown(str(key), names, where)
+        if name in named_by:
+            raise ConfigError(f"{where} names {name} twice, by {named_by[name]} and {key}", "leave one of them out")
+        named_by[name] = key
         if value is not None:
             found[name] = _value(name, hints[name], value, where)
     return found
 
 
-def _unknown(key: str, known: Collection[str], where: str, other_names: Mapping[str, str]) -> ConfigError:
-    meant = other_names.get(key.replace("_", "-"))
-    near = [meant] if meant else get_close_matches(key.replace("-", "_"), known, n=1, cutoff=0.75)
-    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+def _unknown(key: str, names: Mapping[str, str], where: str) -> ConfigError:
+    near = get_close_matches(key.replace("-", "_"), names, n=1, cutoff=0.75)
+    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(dict.fromkeys(names.values()))}"
     return ConfigError(f"{where} names {key!r}, which is no option of this command", hint)
 
 
@@ -59,7 +61,8 @@ def _value(name: str, hint: object, value: Any, where: str) -> Any:
                 return (value,)
         elif _fits(value, kind):
             return Path(value) if kind is Path else value
-    as_text = f""", as in {name}: '{",".join(map(str, value))}'""" if str in wanted and isinstance(value, list) else ""
+    said = ",".join(map(str, value)) if isinstance(value, list) else value
+    as_text = f", as in {name}: '{said}'" if str in wanted and not isinstance(value, dict) else ""
     raise ConfigError(
         f"{where} gives {name} as {value!r}, which is not {_said(wanted)}", f"write it as {_said(wanted)}{as_text}"
     )

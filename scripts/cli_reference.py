@@ -23,11 +23,12 @@ INTRODUCTION = """\
 Data goes to stdout; progress bars, warnings and hints go to stderr. `--json` prints one JSON
 document on stdout and nothing else there. Errors and exit codes: [errors.md](errors.md).
 
-`--config FILE` reads options from a YAML or JSON file, by the names of the fields (`--top-k` is
-`top_k`, a list is a list); what the command line gives as well wins. For `moeify upcycle SOURCE --config moe.yaml`:
+`--config FILE` reads options from a YAML or JSON file, by their names here or in Python (`--experts` is
+`experts` or `num_experts`, a list is a list); what the command line gives as well wins. For
+`moeify upcycle SOURCE --config moe.yaml`:
 
 ```yaml
-num_experts: 8
+experts: 8
 top_k: 2
 layers: odd
 experts_from: [./code, ./german]

@@ -1,13 +1,16 @@
 """Writes docs/terminal.svg and tokens.svg: commands on the small GPT-2 that moeify ships, as they print.
 
-python scripts/terminal.py
+python scripts/terminal.py [--check]
 
-The commands are really run, in a temporary folder, which takes about a minute.
+--check fails where other words are printed now, whatever was measured. The commands are really run,
+in a temporary folder, which takes about a minute.
 """
 
 from __future__ import annotations
 
+import html
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -63,7 +66,8 @@ FORMAT = """\
 
 def said(command: str, folder: Path) -> Iterator[str]:
     """The lines that ``moeify command`` prints in ``folder``, with their colours; progress left out."""
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    env = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
+    env |= {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     env |= {"FORCE_COLOR": "1", "COLORTERM": "truecolor", "COLUMNS": str(COLUMNS)}
     run = subprocess.run(
         [sys.executable, "-m", "moeify", *shlex.split(command)], cwd=folder, env=env, capture_output=True, text=True
@@ -101,14 +105,24 @@ def picture(title: str, commands: tuple[tuple[str, str, int], ...], folder: Path
     )
 
 
+def words(drawn: str) -> str:
+    """What stands in a picture, without bars, space, colours and what was measured."""
+    text = "".join(html.unescape(part) for part in re.findall(r"<text[^>]*>([^<]*)</text>", drawn))
+    return re.sub(r"\d+\.\d+(e-\d+)?|[\u2581-\u2588]+|\s+", "", text)
+
+
 def main() -> None:
-    """Run the commands and write the pictures; later ones find what earlier ones made."""
+    """Run the commands, and write the pictures or compare them; later ones find what earlier ones made."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "demo-gpt2").symlink_to(DEMO / "gpt2")
         (folder / "text.jsonl").symlink_to(DEMO / "text.jsonl")
         for file, (title, commands) in PICTURES.items():
-            (ROOT / "docs" / f"{file}.svg").write_text(picture(title, commands, folder), encoding="utf-8")
+            page, drawn = ROOT / "docs" / f"{file}.svg", picture(title, commands, folder)
+            if "--check" not in sys.argv:
+                page.write_text(drawn, encoding="utf-8")
+            elif words(page.read_text("utf-8")) != words(drawn):
+                sys.exit(f"docs/{file}.svg is stale: run python scripts/terminal.py")
 
 
 if __name__ == "__main__":

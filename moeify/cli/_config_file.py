@@ -13,7 +13,7 @@ from moeify.cli._output import error
 from moeify.errors import CheckpointError, ConfigError, MoeifyError
 from moeify.options import as_fields
 
-_HINT = "write options by the names of their fields, as in top_k: 2"
+_HINT = "write options by their names, as in top_k: 2"
 _NO_FILE = "name a YAML or JSON file"
 
 
@@ -34,7 +34,7 @@ def config_option(config: type) -> object:
         typer.Option(
             "--config",
             metavar="FILE",
-            help="YAML or JSON file with options by the names of their fields; those given here win.",
+            help="YAML or JSON file with options by their names, as in top_k: 2; those given here win.",
             callback=read,
             is_eager=True,
         ),
@@ -51,6 +51,6 @@ def _options(config: type, path: Path) -> dict[str, Any]:
         raise ConfigError(f"--config {path}: {failure.message}", _HINT if path.exists() else _NO_FILE) from failure
     except OSError as failure:
         raise ConfigError(f"--config {path}: {failure.strerror}", _NO_FILE) from failure
-    flags = {flag_name(field.name)[2:]: field.name for field in dataclasses.fields(config)}
+    flags = {flag_name(field.name)[2:].replace("-", "_"): field.name for field in dataclasses.fields(config)}
     values = as_fields(config, given, str(path), flags)
     return {name: [*map(str, value)] if isinstance(value, tuple) else value for name, value in values.items()}

@@ -68,6 +68,6 @@ def _explain_interruption(kept: Kept | None) -> None:
         return
     again = kept.command
     if kept.option:
-        arguments = [argument for argument in sys.argv[1:] if argument not in (kept.option, "--force")]
+        arguments = [argument for argument in sys.argv[1:] if argument != kept.option]
         again = f"moeify {shlex.join([*arguments, kept.option])}"
     error(f"interrupted; {kept.what}", again or None)

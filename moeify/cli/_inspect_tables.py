@@ -24,6 +24,7 @@ _PART_NAMES = {
     "quantization": "quantisation scales",
     "ignored": "left out on loading",
     "buffers": "buffers",
+    "guard": "stops dense classes",
     "unknown": "unknown",
 }
 
@@ -65,17 +66,12 @@ def _facts(report: InspectReport) -> list[tuple[str, str]]:
     rows = [("model", ", ".join([*named, kind]))]
     if report.num_layers is not None:
         rows.append(("layers", _layers(report)))
-    if report.kind == "moe":
+    if report.num_experts is not None:
         shared = f", {report.num_shared_experts} shared" if report.num_shared_experts else ""
-        rows.append(
-            (
-                "experts",
-                f"{report.num_experts} of {report.ffn_size} neurons, top-"
-                f"{report.top_k if report.top_k is not None else '?'}{shared}",
-            )
-        )
-        if report.router is not None:
-            rows.append(("routing", _routing(report.router)))
+        width = f" of {report.ffn_size} neurons" if report.ffn_size is not None else ""
+        rows.append(("experts", f"{report.num_experts}{width}, top-{report.top_k or '?'}{shared}"))
+    if report.router is not None:
+        rows.append(("routing", _routing(report.router)))
     if report.params_total is not None:
         rows.append(("parameters", _parameters(report)))
     dtypes = ", ".join(f"{name} {size(nbytes)}" for name, nbytes in report.dtypes.items())

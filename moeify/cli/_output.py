@@ -7,7 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 from rich.console import Console
@@ -45,7 +45,8 @@ class Output:
     def __init__(self, *, as_json: bool, quiet: bool) -> None:
         self.as_json, self.quiet = as_json, quiet
         self._shown: Bars | Lines | None = None
-        self._out = Console(highlight=False, emoji=False)
+        self._stdout = sys.stdout
+        self._out = Console(file=self._stdout, highlight=False, emoji=False)
         self._err = Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)
         # huggingface_hub draws bars of its own wherever this is not set before its import.
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -56,9 +57,9 @@ class Output:
         if self.as_json:
             text = json.dumps(document, indent=2, ensure_ascii=False)
             # Text from files must not steer the terminal, and must fit into its encoding.
-            ascii_only = (sys.stdout.encoding or "utf-8").lower() not in ("utf-8", "utf8")
+            ascii_only = (self._stdout.encoding or "utf-8").lower() not in ("utf-8", "utf8")
             pattern = _NOT_ASCII if ascii_only else _NOT_PLAIN
-            sys.stdout.write(pattern.sub(_escaped, text) + "\n")
+            self._stdout.write(pattern.sub(_escaped, text) + "\n")
         for warning in warnings:
             self.warning(warning)
 
@@ -129,19 +130,23 @@ class Output:
 
     @contextmanager
     def progress(self) -> Iterator[None]:
-        """A block whose stages are shown on stderr: as bars, or in a log as lines."""
+        """A block whose stages are shown on stderr: as bars, or in a log as lines.
+
+        What libraries print, as trackio does, goes there as well.
+        """
         bars = self._err.is_terminal
-        if self.quiet or (self.as_json and not bars):
-            yield
-            return
-        self._shown = Bars() if bars else Lines(self._err)
-        try:
-            self._shown.begin()
-            with watch_progress(self._shown):
+        with redirect_stdout(sys.stderr):
+            if self.quiet or (self.as_json and not bars):
                 yield
-        finally:
-            self._shown.clear()
-            self._shown = None
+                return
+            self._shown = Bars() if bars else Lines(self._err)
+            try:
+                self._shown.begin()
+                with watch_progress(self._shown):
+                    yield
+            finally:
+                self._shown.clear()
+                self._shown = None
 
     def _clear(self) -> None:
         """Take bars away before something is printed."""

@@ -70,8 +70,7 @@ class Bars:
 
     def _started(self) -> _Bars:
         if self._bars is None:
-            # Results are not for stderr, and may go elsewhere: stdout is left alone.
-            self._bars = _Bars(*_columns(), console=self._console, transient=True, redirect_stdout=False)
+            self._bars = _Bars(*_columns(), console=self._console, transient=True)
             self._bars.start()
         return self._bars
 
@@ -157,14 +156,18 @@ def _columns() -> tuple[Any, ...]:
 
 
 def _counted(stage: Stage) -> str:
-    """``12 of 48 layers``; a fraction where parts have no name, nothing where nothing is known."""
+    """``12 of 48 layers``; a fraction where parts have no name, nothing where nothing is known.
+
+    What ended before its total, as a text that is short, is not measured by it.
+    """
+    total = None if stage.over and stage.done != stage.total else stage.total
     if not stage.unit:
-        return f"{stage.done / stage.total:.0%}" if stage.total else ""
+        return f"{stage.done / total:.0%}" if total else ""
     if stage.unit == "bytes":
-        return size(stage.done) + (f" of {size(stage.total)}" if stage.total else "")
-    if not stage.total and not stage.done:
+        return size(stage.done) + (f" of {size(total)}" if total else "")
+    if not total and not stage.done:
         return ""
-    return f"{stage.done:,}" + (f" of {stage.total:,}" if stage.total else "") + f" {stage.unit}"
+    return f"{stage.done:,}" + (f" of {total:,}" if total else "") + f" {stage.unit}"
 
 
 def _figures(stage: Stage) -> str:

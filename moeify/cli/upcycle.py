@@ -20,7 +20,7 @@ EXAMPLES = (
     "moeify upcycle ./my-qwen3 out --experts 8 --top-k 2 --noise 0.01 --layers odd",
     "moeify upcycle bert-base-uncased --slices 4 --experts 4 --top-k 1",
     "moeify upcycle Qwen/Qwen3-0.6B --experts 4 --dry-run --json",
-    "moeify upcycle bert-base-uncased --experts 8 --push-to me/bert-moe",
+    "moeify upcycle bert-base-uncased bert-moe --experts 8 --push-to me/bert-moe",
     "moeify upcycle ./base ./moe --experts-from ./code,./german --labels code,german",
     "moeify upcycle ./base ./moe --experts-from ./code,./german --labels code,german"
     " --router data --dataset texts.jsonl --domain-column domain",

@@ -12,7 +12,7 @@ from moeify.upcycling.config import VerifyConfig
 EXAMPLES = (
     "moeify verify bert-base-uncased bert-base-uncased-moe-e8-k2",
     "moeify verify Qwen/Qwen3-0.6B@main me/qwen3-moe@warm",
-    "moeify verify ./my-qwen3 ./my-moe --text book.txt --batch 4 --seq-len 128 --json",
+    "moeify verify ./my-dense ./my-moe --text book.txt --batch 4 --seq-len 128 --json",
 )
 FIRST = ("text", "batch", "seq_len", "dtype")
 

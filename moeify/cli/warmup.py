@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = (
     "moeify warmup ./my-moe --dataset text.jsonl --steps 0",
-    "moeify warmup ./my-moe warm --dataset allenai/c4 --streaming --steps 500 --reference ./dense",
+    "moeify warmup ./my-moe warm --dataset allenai/c4:en --streaming --steps 500 --reference ./dense",
     "moeify warmup ./my-moe warm --dataset mixed.jsonl --domain-column domain --plot load.svg",
     "torchrun --nproc-per-node 2 -m moeify warmup ./my-moe warm --dataset text.jsonl",
 )

@@ -133,6 +133,13 @@ def _resumable(folder: Path) -> Kept | None:
     return Kept(what=f"{folder} holds the run up to step {saved.name.rsplit('-', 1)[1]}", option="--resume")
 
 
+def unsaved(config: WarmupConfig) -> Kept:
+    """What to say of a training that is interrupted before its first checkpoint."""
+    steps = min(config.save_steps, config.steps)
+    what = f"nothing was written: the run's first checkpoint comes after {steps} steps"
+    return Kept(what=what, option=f"--save-steps={max(1, steps // 10)}")
+
+
 def close_run(folder: Path, *, done: bool) -> None:
     """Remove ``folder`` where it is no longer needed: the run is done, or it saved nothing."""
     if is_main_process() and (done or last_checkpoint(folder) is None):

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from moeify.checkpoint.interruption import keeping
 from moeify.checkpoint.source import resolve_source
 from moeify.errors import TrainingError
 from moeify.look import require_matplotlib
@@ -34,6 +35,7 @@ from moeify.warming.run import (
     open_run,
     per_step,
     run_folder,
+    unsaved,
 )
 from moeify.warming.session import Session, open_session, some_blocks
 
@@ -210,6 +212,7 @@ def _train(session: Session, target: Path, *, task: bool) -> None:
     prepare(session.model, session.view.layout, config.train)
     checkpoint = last_checkpoint(folder) if config.resume else None
     with (
+        keeping(lambda: unsaved(config)),
         stage("training", config.steps, "steps") as training,
         RouterTrainer(
             session.model,

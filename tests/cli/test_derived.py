@@ -18,6 +18,8 @@ from moeify.errors import ConfigError
 from moeify.options import as_fields
 from moeify.upcycling.config import UpcycleConfig
 
+from .commands import ROOT
+
 
 @dataclass(frozen=True, kw_only=True)
 class Base:
@@ -113,6 +115,19 @@ def test_every_kind_of_value(tmp_path: Path) -> None:
     )
 
 
+def test_what_a_library_prints_is_no_part_of_the_document() -> None:
+    def talking(out: Output, config: Config) -> None:
+        """Do it."""
+        print("logging to a folder")
+        out.document({"name": config.name})
+
+    app = typer.Typer()
+    app.command()(derived(talking, ()))
+    done = CliRunner().invoke(app, ["--name", "x", "--json"], catch_exceptions=False)
+    assert json.loads(done.stdout) == {"name": "x"}
+    assert done.stderr == "logging to a folder\n"
+
+
 @pytest.mark.parametrize("arguments", [(), ("--name", "x", "--size", "y"), ("--no-deep",)])
 def test_usage_errors(arguments: tuple[str, ...]) -> None:
     with pytest.raises(SystemExit):
@@ -198,6 +213,7 @@ BOMB = "\n".join(f"- &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1,
         ("name: x\ndeep: 1", r"gives deep as 1, which is not true or false"),
         ("name: x\nsources: [1]", r"gives sources as \[1\], which is not a list, each text"),
         ("name: [1, 3]", r"gives name as \[1, 3\], which is not text\nhint: write it as text, as in name: '1,3'"),
+        ("name: 0", r"gives name as 0, which is not text\nhint: write it as text, as in name: '0'"),
         ("name: x\nname: y", r"names 'name' twice"),
         (f"name: x\nsize:\n- &a0 [0]\n{BOMB}", r"has more than 1,000,000 values, by its aliases"),
         ("name: x\nsize: &a [*a]", r"has more than 1,000,000 values, by its aliases"),
@@ -216,5 +232,32 @@ def test_a_file_that_cannot_be_meant_is_one_sentence(
 
 
 def test_an_option_that_is_written_in_two_ways_is_not_guessed() -> None:
-    with pytest.raises(ConfigError, match="run names top_k twice, as top-k too"):
+    with pytest.raises(ConfigError, match="run names top_k twice, by top_k and top-k"):
         as_fields(UpcycleConfig, {"top_k": 1, "top-k": 2}, "run", {})
+
+
+@pytest.mark.parametrize(
+    ("command", "text", "field", "value"),
+    [
+        (["upcycle", "x"], "experts: 8", "num_experts", 8),
+        (["upcycle", "x"], "num-experts: 8", "num_experts", 8),
+        (["upcycle", "x"], "for: [llama.cpp]", "engines", ["llama.cpp"]),
+        (["prune", "x"], "eval: true", "evaluate", True),
+        (["add", "x"], "expert: sql", "experts", ["sql"]),
+        (["extract", "x"], "expert: 3", "expert", ["3"]),
+    ],
+)
+def test_a_file_takes_the_names_of_flags_as_well(
+    command: list[str], text: str, field: str, value: object, tmp_path: Path
+) -> None:
+    (tmp_path / "run.yaml").write_text(text)
+    name, *arguments = command
+    context = ROOT.commands[name].make_context(name, [*arguments, "--config", str(tmp_path / "run.yaml")])
+    assert context.params[field] == value
+
+
+def test_a_file_names_an_option_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run.yaml").write_text("experts: 8\nnum_experts: 4")
+    with pytest.raises(SystemExit):
+        ROOT.commands["upcycle"].main(["x", "--config", str(tmp_path / "run.yaml")])
+    assert "run.yaml names num_experts twice, by experts and num_experts\nhint: " in capsys.readouterr().err

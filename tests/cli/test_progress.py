@@ -37,9 +37,17 @@ def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_a_warm_up_shows_its_stages_says_how_to_go_on_and_leaves_a_clean_screen(mixture: Path) -> None:
-    """Ctrl-C in mid-training, then the command that it names."""
+    """Ctrl-C in mid-training, before the first checkpoint and behind it, then the command that it names."""
     moeify_command = [sys.executable, "-m", "moeify"]
-    arguments = ["warmup", str(mixture), str(mixture.parent / "warm"), *SMALL, "--steps", "30"]
+    moeify.attach(mixture, mixture.parent / "warm")
+    arguments = ["warmup", str(mixture), str(mixture.parent / "warm"), *SMALL, "--steps", "30", "--force"]
+    early = [*arguments, "--save-steps", "60"]
+    code, sent = run_in_terminal([*moeify_command, *early], 2000, interrupt_at=r"([4-9]|1\d) of 30 steps")
+    assert code == 130
+    hint = f"hint: moeify {' '.join([*early, '--save-steps=3'])}"
+    said = ["error: interrupted; nothing was written: the run's first checkpoint comes after 30 steps", hint]
+    assert [line for line in screen(sent, 2000) if line.strip()][-2:] == said
+    assert not (mixture.parent / "warm.warmup").exists()
     code, sent = run_in_terminal([*moeify_command, *arguments], 80, interrupt_at=r"([4-9]|1\d) of 30 steps")
     assert code == 130
     said = words(sent)
@@ -80,7 +88,7 @@ def test_bars_go_and_what_asks_for_silence_gets_it(tmp_path: Path, option: str) 
         (Kept(what="out is complete"), "error: interrupted; out is complete\n"),
         (
             Kept(what="it is at step 5", option="--resume"),
-            "error: interrupted; it is at step 5\nhint: moeify warmup 'a b' --steps 9 --resume\n",
+            "error: interrupted; it is at step 5\nhint: moeify warmup 'a b' --steps 9 --force --resume\n",
         ),
         (Kept(what="x", command="moeify push x me/x"), "error: interrupted; x\nhint: moeify push x me/x\n"),
     ],
@@ -109,11 +117,14 @@ def test_a_log_has_one_line_for_a_stage(monkeypatch: pytest.MonkeyPatch) -> None
                 writing.advance(1_350_000)
         with stage("training", 200, "steps") as training:
             training.reach(200, figures={"loss": 3.41234, "learning rate": 0.00095})
+        with stage("reading text", 131_072, "tokens") as reading:
+            reading.advance(67_406)  # where the text ends
         with pytest.raises(ValueError), stage("fitting routers", 12, "layers"):
             raise ValueError
     assert written.getvalue().splitlines() == [
         "writing: 5.4 MB of 5.4 MB in 0.0 s",
         "training: 200 of 200 steps in 0.0 s, loss 3.412, learning rate 9.5e-04",
+        "reading text: 67,406 tokens in 0.0 s",
     ]
     monkeypatch.setattr(_progress, "_WORTH_A_LINE", 10.0)
     with moeify.watch_progress(Lines(Console(file=written))), stage("short", 1):

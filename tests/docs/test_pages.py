@@ -12,10 +12,10 @@ from urllib.parse import unquote
 import pytest
 
 import moeify.errors
-from tests.cli.commands import FLAGS, ROOT
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-DOCS = REPOSITORY / "docs"
+from ..cli.commands import FLAGS, ROOT
+from .pages import DOCS, FENCED, REPOSITORY, USER_PAGES, command_lines
+
 MEASURED = DOCS / "measured"
 PAGES = [
     REPOSITORY / "README.md",
@@ -23,9 +23,6 @@ PAGES = [
     *DOCS.rglob("*.md"),
     *REPOSITORY.glob("examples/*/*.md"),
 ]
-NOT_FOR_USERS = {"api.md", "cli.md", "matrix.md", "models.md", "architecture.md", "contributing.md"}
-"""Pages that are made from code, and those for developers."""
-FENCED = re.compile(r"^```.*?^```", re.M | re.S)
 
 
 def anchors(page: Path) -> set[str]:
@@ -52,13 +49,12 @@ def test_every_link_leads_somewhere() -> None:
 
 def commands(page: Path) -> Iterator[list[str]]:
     """The command lines of moeify in a page's blocks, without prompts and comments."""
-    for block in re.findall(r"^```(?:bash|console)\n(.*?)^```", page.read_text("utf-8"), re.M | re.S):
-        for line in block.replace("\\\n", " ").splitlines():
-            words = shlex.split(line.removeprefix("$ "), comments=True) if "moeify " in line else []
-            if words[:3] == ["accelerate", "launch", "--use_fsdp"] or words[:1] == ["torchrun"]:
-                words = words[words.index("-m") + 1 :] if "-m" in words else []
-            if words[:1] == ["moeify"] and len(words) > 1 and words[1] in FLAGS:
-                yield words[1:]
+    for line in command_lines(page):
+        words = shlex.split(line.words, comments=True) if "moeify " in line.words else []
+        if words[:3] == ["accelerate", "launch", "--use_fsdp"] or words[:1] == ["torchrun"]:
+            words = words[words.index("-m") + 1 :] if "-m" in words else []
+        if words[:1] == ["moeify"] and len(words) > 1 and words[1] in FLAGS:
+            yield words[1:]
 
 
 def test_every_command_line_is_understood() -> None:
@@ -82,8 +78,7 @@ def test_the_tree_of_errors_is_that_of_the_module() -> None:
 
 
 def test_user_pages_stay_short() -> None:
-    pages = [REPOSITORY / "README.md", *(page for page in DOCS.glob("*.md") if page.name not in NOT_FOR_USERS)]
-    words = {page.name: len(re.findall(r"\S*\w\S*", page.read_text("utf-8"))) for page in pages}
+    words = {page.name: len(re.findall(r"\S*\w\S*", page.read_text("utf-8"))) for page in USER_PAGES}
     assert sum(words.values()) <= 15_000, words
     assert len((REPOSITORY / "README.md").read_text("utf-8").splitlines()) < 120
 

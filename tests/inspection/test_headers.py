@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -264,6 +265,17 @@ def test_what_moeify_wrote_names_its_source(tmp_path: Path) -> None:
     assert report.problems == []
     assert report.provenance is not None
     assert [step.command for step in report.provenance.steps] == ["upcycle"]
+    assert re.search(r"^stops dense classes +0 +4 B", _run(str(tmp_path / "moe")).stdout, re.M)
+
+
+def test_what_a_broken_config_does_not_say_is_left_out(tmp_path: Path) -> None:
+    upcycle(demo_gpt2(), tmp_path / "moe", num_experts=4)
+    config = json.loads((tmp_path / "moe" / "config.json").read_text())
+    (tmp_path / "moe" / "config.json").write_text(json.dumps(config | {"n_layer": 0}))
+    done = _run(str(tmp_path / "moe"))
+    assert done.returncode == 3
+    assert "- config.json: n_layer must be a positive integer up to 10000, not 0" in done.stdout
+    assert "None" not in done.stdout
 
 
 @pytest.mark.parametrize(
