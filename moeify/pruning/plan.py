@@ -157,9 +157,7 @@ def pruned_config(mixture: Mixture, kept: Kept, further: bool) -> Config:
     text_config(config).update(mixture.layout.rule.counts(count, mixture.top_k, mixture.slices))
     for place in (config, config.get("text_config")):
         if isinstance(place, dict):
-            for key in mixture.layout.num_experts_keys:
-                if place.get(key) is not None:
-                    place[key] = count
+            mixture.layout.recount(place, count)
             if mixture.extra and not further:
                 place |= {key: 0 for key in _NEXT_TOKEN_KEYS if place.get(key)}
     if isinstance(config.get("quantization_config"), dict):
