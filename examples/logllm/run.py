@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import resource
 import time
@@ -152,6 +153,8 @@ def main(given: list[str] | None = None) -> dict[str, Any]:
         rows = logs.oversampled(training, seed=options.seed)
         losses[stage] = train(model, rows, collate, stage, options.output / f"stage-{number}-{stage}", options)
     seconds = time.perf_counter() - start
+    gc.collect()  # Trainers are cycles that hold the process group, whose threads must be gone when Python ends
+    processes.destroy_process_group()
     if not processes.is_main_process:
         return {}
     found = evaluation.judged(model, testing, collate, 2 * options.batch)

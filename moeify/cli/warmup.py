@@ -31,10 +31,11 @@ def command(
 ) -> None:
     """Fit and train the routers of a mixture on text, and nothing else."""
     check_push_target(push_to)
-    from moeify.warming.run import is_main_process
+    from moeify.warming.run import is_main_process, leave_group
     from moeify.warming.warmup import warmup
 
     report = warmup(checkpoint, output, config)
+    leave_group()
     _show(out, report)
     push_after(out, report.output, push_to if is_main_process() else None)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
@@ -37,6 +38,15 @@ def is_main_process() -> bool:
 def world_size() -> int:
     """Processes that torchrun or accelerate started, 1 without them."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def leave_group() -> None:
+    """Close the process group of training before Python ends, whose end must not meet the group's threads."""
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized():
+        gc.collect()  # the Trainer's cycles hold the group
+        dist.destroy_process_group()
 
 
 def per_step(config: WarmupConfig, blocks: Blocks) -> int:
