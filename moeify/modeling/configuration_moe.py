@@ -3,6 +3,7 @@
 This file travels inside checkpoints: it imports transformers and its siblings only.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -143,6 +144,16 @@ class CheckedOptions:
         self.check_experts(self.num_hidden_layers)  # type: ignore[attr-defined]
 
 
+class _Plan:
+    """A plan by what a configuration says; no property, as transformers 5.19 assigns another to some."""
+
+    def __init__(self, made: Callable[[Any], dict[str, str]]) -> None:
+        self.made = made
+
+    def __get__(self, config: Any, owner: Any = None) -> dict[str, str]:
+        return self.made(config)
+
+
 def _tensor_parallel_plan(family: MoeFamily, dense: dict[str, str], biased: bool) -> dict[str, str]:
     """The dense type's plan, and that of the experts."""
     ffn, layer = family.ffn, f"{family.layers}.*"
@@ -183,8 +194,8 @@ def _made(dense_type: str, family: MoeFamily) -> type[transformers.PreTrainedCon
         "__qualname__": name,
         "__doc__": f"All keys of `{dense.__name__}`, and those of `MoeOptions`.",
         "model_type": moe_type(dense_type),
-        "base_model_tp_plan": property(lambda config: _tensor_parallel_plan(family, tp_plan, biased(config))),
-        "base_model_ep_plan": property(lambda config: _expert_parallel_plan(family, biased(config))),
+        "base_model_tp_plan": _Plan(lambda config: _tensor_parallel_plan(family, tp_plan, biased(config))),
+        "base_model_ep_plan": _Plan(lambda config: _expert_parallel_plan(family, biased(config))),
     }
     if family.tokenizer is not None:
         # Without moeify installed, AutoTokenizer has no entry for this model_type and asks the config.
