@@ -11,7 +11,10 @@ from pathlib import Path
 
 __all__ = ["PEERS", "installed_peer", "mergekit_command", "transformers_command"]
 
-PEERS = {"mergekit": ("mergekit==0.1.5", "mergekit-moe")}
+PEERS = {
+    "mergekit": (("mergekit==0.1.5",), "mergekit-moe"),
+    "mixturekit": (("mixturekit==1.1.1", "trl==1.16.0", "datasets", "accelerate"), "mixturekit"),
+}
 """What each tool is installed as, and its command."""
 
 
@@ -57,18 +60,18 @@ def _load_modify_save(source: str, output: str, num_experts: int) -> None:
 
 def installed_peer(name: str, folder: Path) -> Path:
     """The command of a tool in an environment of its own, made where it is missing; raises ``RuntimeError``."""
-    requirement, command = PEERS[name]
+    requirements, command = PEERS[name]
     tool = folder / "bin" / command
     if tool.is_file():
         return tool
     venv.create(folder, with_pip=True)
     # The torch that is here already: left to itself, pip would fetch gigabytes of CUDA.
     torch = f"torch=={version('torch').partition('+')[0]}"
-    pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "-q", torch, requirement]
+    pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "-q", torch, *requirements]
     done = subprocess.run(pip, capture_output=True, text=True, check=False)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["pip failed"])[-1]
-        raise RuntimeError(f"{requirement} could not be installed (is there a network?): {reason}")
+        raise RuntimeError(f"{requirements[0]} could not be installed (is there a network?): {reason}")
     return tool
 
 

@@ -1,4 +1,4 @@
-"""Ways to make one model of four specialists: moeify's, mergekit-moe's, and averaging."""
+"""Ways to make one model of four specialists: moeify's, those of mergekit-moe and MixtureKit, and averages."""
 
 import json
 import os
@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import yaml
+from datasets import Dataset
 from domain_models import BASE, DOMAINS, balanced
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 from torch.nn.functional import cross_entropy
-from train_demo import held_out_loss
-from transformers import AutoModelForCausalLM
+from train_demo import blocks, held_out_loss
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import moeify
 from moeify.families.registry import moe_layout
@@ -116,11 +119,33 @@ _BY_SEQUENCE = _data(route_by="sequence", fit_tokens=ALL_TOKENS)
 
 def _average(parts: Parts, folder: Path) -> None:
     """Every tensor is the mean of the specialists'."""
-    model = AutoModelForCausalLM.from_pretrained(parts.base)
-    model.save_pretrained(folder)
+    _changed(parts, folder, lambda changes: changes.mean(0))
+
+
+def _ties(parts: Parts, folder: Path) -> None:
+    """TIES merging (arXiv 2306.01708): of each specialist's changes the largest fifth, where most agree on a sign."""
+
+    def merged(changes: Tensor) -> Tensor:
+        kept = changes.shape[1] // 5
+        limits = changes.abs().topk(kept).values[:, -1:]
+        trimmed = changes * (changes.abs() >= limits)
+        agree = trimmed.sign() == trimmed.sum(0).sign()
+        agree &= trimmed != 0
+        return (trimmed * agree).sum(0) / agree.sum(0).clamp(min=1)
+
+    _changed(parts, folder, merged)
+
+
+def _changed(parts: Parts, folder: Path, merge: Callable[[Tensor], Tensor]) -> None:
+    """The base with what ``merge`` makes of the specialists' changes [D, P], in tensors that one of them changed."""
+    AutoModelForCausalLM.from_pretrained(parts.base).save_pretrained(folder)
+    base = load_file(folder / "model.safetensors")
     loaded = [load_file(source / "model.safetensors") for source in parts.sources]
-    mean = {name: torch.stack([one[name] for one in loaded]).mean(0) for name in loaded[0]}
-    save_file(mean, folder / "model.safetensors", {"format": "pt"})
+    names = [name for name in base if any(not torch.equal(one[name], base[name]) for one in loaded)]
+    changes = torch.stack([torch.cat([(one[name] - base[name]).flatten() for name in names]) for one in loaded])
+    found = merge(changes).split([base[name].numel() for name in names])
+    base |= {name: base[name] + part.view_as(base[name]) for name, part in zip(names, found, strict=True)}
+    save_file(base, folder / "model.safetensors", {"format": "pt"})
 
 
 def _mergekit(parts: Parts, folder: Path) -> None:
@@ -136,8 +161,50 @@ def _mergekit(parts: Parts, folder: Path) -> None:
     _run([str(parts.tools["mergekit"]), str(path), str(folder), "--device", "cpu"])
 
 
+def _mixturekit(learning_rate: float) -> Way:
+    """MixtureKit's mixture, its routers trained by its recipe, on as many tokens as a warm-up's, and exported."""
+
+    def way(parts: Parts, folder: Path) -> None:
+        merge, training, built, text, trained = (
+            folder.with_name(name) for name in ("merge.yaml", "training.yaml", "built", "text", "trained")
+        )
+        experts = [
+            {"expert_name": name, "model_id": str(source.resolve())}
+            for name, source in zip(DOMAINS, parts.sources, strict=True)
+        ]
+        method = {"moe_method": "traditional", "model_type": "specialists", "num_experts_per_tok": 2, "alpha": 0.01}
+        merge.write_text(yaml.safe_dump({**method, "dtype": "float32", "experts": experts}), encoding="utf-8")
+        rows = [json.loads(line)["text"] for line in parts.text.read_text(encoding="utf-8").splitlines()]
+        tokens = blocks(AutoTokenizer.from_pretrained(parts.base), rows, BASE.context)
+        Dataset.from_dict({"input_ids": tokens.tolist()}).save_to_disk(text)
+        recipe = {
+            "model_id": str(built),
+            "dataset_path": str(text),
+            "output_dir": str(trained),
+            "max_steps": WARMUP_STEPS,
+            "per_device_train_batch_size": 8,
+            "learning_rate": learning_rate,
+            "lr_scheduler_type": "cosine",
+            "warmup_steps": WARMUP_STEPS // 20,
+            "max_length": BASE.context,
+            "bf16": False,
+            "use_cpu": True,
+            "save_strategy": "no",
+            "report_to": "none",
+            "seed": parts.seed,
+        }
+        training.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+        tool = str(parts.tools["mixturekit"])
+        _run([tool, "build", str(merge), "--output", str(built)])
+        _run([tool, "train", str(training)])
+        _run([tool, "export", str(trained), str(folder)])
+
+    return way
+
+
 def _run(command: list[str]) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment.pop("PYTHONPATH", None)
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         raise RuntimeError(f"{Path(command[0]).name} failed: {done.stderr[-2000:]}")
@@ -145,7 +212,11 @@ def _run(command: list[str]) -> None:
 
 WAYS: dict[str, Way] = {
     "weights averaged": _average,
+    "TIES": _ties,
     "mergekit-moe, hidden": _mergekit,
+    "MixtureKit, routers trained at 3e-6": _mixturekit(3e-6),
+    "MixtureKit, routers trained at 1e-3": _mixturekit(1e-3),
+    "MixtureKit, routers trained at 1e-2": _mixturekit(1e-2),
     "random routers": _random,
     "prompts": _prompts,
     "data": _data(),
@@ -168,6 +239,8 @@ def available(way: str, parts: Parts) -> bool:
         return way.startswith(("data, all text", "data, by sequence"))
     if way.startswith("mergekit"):
         return "mergekit" in parts.tools and parts.rest == "base"
+    if way.startswith("MixtureKit"):  # which averages the rest: of such specialists, the base's
+        return "mixturekit" in parts.tools and parts.tuned == "ffn"
     if way.startswith("data, all text"):
         return parts.tuned == "ffn"
     return "by sequence" not in way

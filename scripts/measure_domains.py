@@ -1,11 +1,12 @@
 """Four specialists of one base, put together in several ways, and what each way keeps of them.
 
     python scripts/measure_domains.py WORK [--seeds 3] [--settings ffn-base,...,llama-ffn-base]
-        [--mergekit VENV] [--minutes 8] [--again WAY]
+        [--mergekit VENV] [--mixturekit VENV] [--minutes 8] [--again WAY]
 
 A Qwen3, a GPT-2 and a Llama of 2M parameters are trained on real text in four domains and then on each
 domain by itself, their FFNs alone (ffn) or whole. The four become one model: as experts of a
-mixture (moeify, mergekit-moe), the rest taken from the base or averaged, or as averaged weights.
+mixture (moeify, mergekit-moe, MixtureKit), the rest taken from the base or averaged, or as
+averaged weights (plain, TIES).
 Losses are on passages that nothing was trained or fitted on. Everything is kept in WORK: the same
 command goes on where --minutes stopped it. Tables are Markdown, on stdout. VENV is made where it
 is missing.

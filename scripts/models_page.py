@@ -24,8 +24,9 @@ INTRODUCTION = """\
 
 `moeify upcycle` makes the first mixture of a dense type; `--arch` names another. "yes" was run: every conversion
 in transformers by `make test`, in an engine by `make engines` and `make vllm` or by hand; "untried" engines have a
-class for it. Numbers are conditions, below. `moeify upcycle --for llama.cpp,mlx-lm,vllm,sglang` chooses a form that
-all the engines named compute rightly, or says why there is none.
+class for it. vLLM ran models that see with text alone, beside their processors. Numbers are conditions, below.
+`moeify upcycle --for llama.cpp,mlx-lm,vllm,sglang` chooses a form that all the engines named compute rightly, or says
+why there is none.
 
 "transformers" is version 5. Version 4.57 computes the same for the mixtures that it has classes for, as
 `make transformers4` shows: all but `cohere2_moe`, `lfm2_moe`, `mellum`, `qwen3_5_moe` and those with code in the

@@ -140,6 +140,16 @@ class SourceFiles:
                 return False
         return True
 
+    def same(self, one: StoredTensor, other: StoredTensor) -> bool:
+        """Whether two tensors are alike in dtype, shape and every byte."""
+        if (one.dtype, one.shape) != (other.dtype, other.shape):
+            return False
+        for start in range(0, one.nbytes, _SCAN_BYTES):
+            nbytes = min(_SCAN_BYTES, one.nbytes - start)
+            if self.read(one.path, one.start + start, nbytes) != self.read(other.path, other.start + start, nbytes):
+                return False
+        return True
+
     def check_finite(self, tensor: StoredTensor) -> None:
         """Raise ``CheckpointError`` when ``tensor`` holds NaN or infinity."""
         for start in range(0, tensor.nbytes, _SCAN_BYTES):

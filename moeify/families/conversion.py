@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from moeify.errors import CheckpointError, ConfigError, MoeifyError
 from moeify.families.base import DenseLayout
-from moeify.families.engines import NATIVE, Engine, Said, ties
+from moeify.families.engines import NATIVE, VLLM, Engine, Said, ties
 from moeify.families.keys import with_key
 from moeify.families.moe_layout import ExtraTensor, MoeLayout
 from moeify.families.moe_names import as_loaded
@@ -140,10 +140,14 @@ class Conversion:
     def form(self, config: Config, settings: MoeSettings, engines: Collection[str]) -> MoeSettings:
         """The first form of the mixture that each of ``engines`` computes as transformers does.
 
-        Raises ``ConfigError`` where there is none, with what one of them says to the last.
+        Without engines it is the first that vLLM does, and the usual one where vLLM runs none. Raises
+        ``ConfigError`` where engines run none, with what one of them says to the last.
         """
         known = {engine.name: engine for engine in self.engines}
-        asked = [known.get(name, Engine(name=name, verdict="no: nothing is known of it there")) for name in engines]
+        asked = [
+            known.get(name, Engine(name=name, verdict="no: nothing is known of it there"))
+            for name in engines or (VLLM.name,)
+        ]
         said: tuple[str, str] | None = None
         for form in self._forms(config, settings):
             result = self.moe_config(config, form)
@@ -151,6 +155,8 @@ class Conversion:
             said = next(((name, reason) for name, reason in against if reason is not None), None)
             if said is None:
                 return form
+        if not engines:
+            return settings
         name, reason = said or ("", "")
         raise ConfigError(
             f"{name} runs no form of this {self.moe.model_type}: {reason}",

@@ -77,6 +77,7 @@ RUN = "yes"
 """Of engines whose tokens tests/engines holds against transformers'."""
 TRANSFORMERS = Engine(name="transformers", verdict="yes, with its own classes")
 VLLM = Engine(name="vLLM", verdict=RUN)
+VLLM_TEXT = Engine(name="vLLM", verdict="yes, with text (0.32, by hand); pictures were not run")
 VLLM_GENERIC = Engine(name="vLLM", verdict="yes, through its backend for transformers")
 MLX = Engine(name="mlx-lm", verdict=RUN)
 _UNTRIED = "it has a class of its own for this model type; not run by moeify"

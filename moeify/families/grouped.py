@@ -7,7 +7,7 @@ from collections.abc import Callable
 from moeify.errors import CheckpointError, ConfigError
 from moeify.families.base import DenseLayout
 from moeify.families.conversion import Conversion, MoeSettings
-from moeify.families.engines import MLX, SGLANG, TRANSFORMERS, VLLM, VLLM_GENERIC, Engine, ties, wants_head
+from moeify.families.engines import MLX, SGLANG, TRANSFORMERS, VLLM, VLLM_GENERIC, Engine, wants_head
 from moeify.families.mixtures.dots1 import LAYOUT as DOTS1
 from moeify.families.mixtures.glm4_moe import LAYOUT as GLM4
 from moeify.families.moe_layout import ExtraTensor, MoeLayout
@@ -143,7 +143,6 @@ def glm4_conversion(
             MLX.but(_SCALED, wants_head(MLX.name)),
             _NO_TOKENIZER,
         ),
-        notes=((ties, _TIED),),
     )
 
 
@@ -197,10 +196,6 @@ def _scales_rope(config: Config) -> bool:
 
 
 _ONLY_OURS = "only a mixture that was upcycled from a dense model becomes one again"
-_TIED = (
-    "vLLM and mlx-lm have no tied output for this model type, and would give other tokens: for them, upcycle with"
-    " --for vLLM,mlx-lm."
-)
 _WINDOWED = (lambda config: "sliding_attention" in (config.get("layer_types") or []), "no: its class has no windows")
 _BIASED = (lambda config: bool(config.get("attention_bias")), "no: its class has no biases in attention")
 _SCALED = (_scales_rope, "no: its class ignores the scaling of rotary positions")

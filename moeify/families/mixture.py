@@ -214,6 +214,11 @@ class Mixture:
         layers = tuple(sorted(layer for layer in self.experts if layer >= self.num_layers))
         return layers if all(map(self._is_whole, layers)) else ()
 
+    @cached_property
+    def further_experts(self) -> bool:
+        """Whether there are experts among the tensors for further tokens."""
+        return any(".experts." in name for name in self.extra)
+
     def _is_whole(self, layer: int) -> bool:
         every, routers = list(range(self.num_experts)), (*self.router_parts(layer)[:1], *self.router_biases(layer))
         return (
@@ -316,8 +321,6 @@ def sort_mixture(checkpoint: Checkpoint, layout: MoeLayout) -> Mixture:
         place = mixture.places.find(stored)
         _file(mixture, stored, place)
         count(mixture, stored, place, not_counted)
-    if not any(".experts." in name for name in mixture.extra):
-        mixture.extra.clear()
     return mixture
 
 

@@ -222,7 +222,8 @@ class MoeLayout:
     ``loaded_selection_bias`` is the same for the bias of the rule; ``chooser`` is the path of the
     module that gives logits, weights and experts, where that is not the router. ``rule_by`` gives
     the rule where it depends on the config. ``loads_as`` is the model type whose classes of
-    transformers load the checkpoint, where they do not know its own. ``kinds`` tells layers apart
+    transformers load the checkpoint, where they do not know its own. ``former_num_experts_key`` is the one that
+    transformers 4 reads and 5 does not write. ``kinds`` tells layers apart
     that hold different tensors under the same names of modules. ``scales`` are further tensors [E] of a
     router; ``own_inputs`` says that experts read something else than the router.
     ``unloadable`` says why transformers cannot load it. An ``encoder`` sees every token
@@ -251,6 +252,7 @@ class MoeLayout:
     rule_by: Callable[[Config], RouterRule] | None = None
     top_k_keys: tuple[str, ...] = ("num_experts_per_tok",)
     num_experts_keys: tuple[str, ...] = ("num_experts",)
+    former_num_experts_key: str | None = None
     shared_keys: tuple[str, ...] = ()
     shared: tuple[ExpertTensor, ...] = ()
     null_experts: tuple[ExtraTensor, ...] = ()
@@ -322,6 +324,12 @@ class MoeLayout:
     def num_experts(self, config: Config) -> int:
         """Number of experts of each MoE layer."""
         return first_positive(text_config(config), self.num_experts_keys)
+
+    def recount(self, sizes: Config, num_experts: int) -> None:
+        """Let the part of config.json that counts experts say another number, to every version of transformers."""
+        keys = [key for key in self.num_experts_keys if sizes.get(key) is not None]
+        former = [self.former_num_experts_key] if keys and self.former_num_experts_key else []
+        sizes |= dict.fromkeys((*keys, *former), num_experts)
 
     def top_k(self, config: Config) -> int:
         """Number of experts that each token visits."""

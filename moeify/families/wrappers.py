@@ -10,7 +10,7 @@ from moeify.errors import CheckpointError
 from moeify.families.base import DenseLayout
 from moeify.families.conversion import Conversion
 from moeify.families.dense_names import seeing_heads
-from moeify.families.engines import TRANSFORMERS, Engine
+from moeify.families.engines import TRANSFORMERS, VLLM_TEXT
 from moeify.families.keys import wrapped_key
 from moeify.families.moe_layout import MoeLayout
 from moeify.families.values import Config, text_config, with_text
@@ -19,7 +19,6 @@ T = TypeVar("T")
 _WRITTEN = "language_model."
 _PREFIXES = (f"{_WRITTEN}model.", "model.language_model.")  # as in files, and as transformers 5 holds them
 _TOWERS = ("vision_tower.", "multi_modal_projector.")
-_UNTRIED = "its class takes a language model of any type; not run by moeify"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +76,7 @@ class Wrapper:
             came_from=_of_text(text.came_from),
             heads=None,
             head_prefixes={},
-            engines=(TRANSFORMERS, Engine(name="vLLM", verdict=_UNTRIED)),
+            engines=(TRANSFORMERS, VLLM_TEXT),
             notes=tuple((_of_text(test), said) for test, said in text.notes),
         )
 

@@ -3,6 +3,7 @@
 This file travels inside checkpoints: it imports transformers and its siblings only.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -143,14 +144,24 @@ class CheckedOptions:
         self.check_experts(self.num_hidden_layers)  # type: ignore[attr-defined]
 
 
-def _tensor_parallel_plan(family: MoeFamily, dense: dict[str, str]) -> dict[str, str]:
+class _Plan:
+    """A plan by what a configuration says; no property, as transformers 5.19 assigns another to some."""
+
+    def __init__(self, made: Callable[[Any], dict[str, str]]) -> None:
+        self.made = made
+
+    def __get__(self, config: Any, owner: Any = None) -> dict[str, str]:
+        return self.made(config)
+
+
+def _tensor_parallel_plan(family: MoeFamily, dense: dict[str, str], biased: bool) -> dict[str, str]:
     """The dense type's plan, and that of the experts."""
     ffn, layer = family.ffn, f"{family.layers}.*"
     plan = dense | {f"{layer}.{path}": how for path, how in family.tp_plan.items()}
     up, experts = "gate_up_proj" if ffn.gate else "up_proj", f"{layer}.{ffn.block}.experts"
     packed = "packed_" if ffn.gate else ""
     columns, rows = ("rowwise", "colwise") if ffn.is_transposed else ("colwise", "rowwise")
-    biases = {f"{experts}.{up}_bias": f"{packed}rowwise"} if ffn.biased else {}
+    biases = {f"{experts}.{up}_bias": f"{packed}rowwise"} if biased else {}
     return {
         **plan,
         f"{experts}.{up}": packed + columns,
@@ -160,12 +171,12 @@ def _tensor_parallel_plan(family: MoeFamily, dense: dict[str, str]) -> dict[str,
     }
 
 
-def _expert_parallel_plan(family: MoeFamily) -> dict[str, str]:
+def _expert_parallel_plan(family: MoeFamily, biased: bool) -> dict[str, str]:
     """Whole experts on each rank."""
     experts = f"{family.layers}.*.{family.ffn.block}.experts"
     up = "gate_up_proj" if family.ffn.gate else "up_proj"
     weights = (up, "down_proj")
-    tensors = (*weights, *(f"{name}_bias" for name in weights if family.ffn.biased))
+    tensors = (*weights, *(f"{name}_bias" for name in weights if biased))
     return {**{f"{experts}.{name}": "grouped_gemm" for name in tensors}, experts: "ep_dispatch_experts"}
 
 
@@ -173,13 +184,18 @@ def _made(dense_type: str, family: MoeFamily) -> type[transformers.PreTrainedCon
     """All keys of the dense type's configuration, and those of `MoeOptions`."""
     dense = transformers.CONFIG_MAPPING[dense_type]
     name = f"{family.moe_prefix}Config"
+    tp_plan = dense.base_model_tp_plan or {}
+
+    def biased(config: Any) -> bool:
+        return bool(getattr(config, "mlp_bias", family.ffn.biased))
+
     words: dict[str, Any] = {
         "__module__": __name__,
         "__qualname__": name,
         "__doc__": f"All keys of `{dense.__name__}`, and those of `MoeOptions`.",
         "model_type": moe_type(dense_type),
-        "base_model_tp_plan": _tensor_parallel_plan(family, dense.base_model_tp_plan or {}),
-        "base_model_ep_plan": _expert_parallel_plan(family),
+        "base_model_tp_plan": _Plan(lambda config: _tensor_parallel_plan(family, tp_plan, biased(config))),
+        "base_model_ep_plan": _Plan(lambda config: _expert_parallel_plan(family, biased(config))),
     }
     if family.tokenizer is not None:
         # Without moeify installed, AutoTokenizer has no entry for this model_type and asks the config.

@@ -4,7 +4,6 @@ This file travels inside checkpoints: it imports torch and transformers only.
 """
 
 from contextvars import ContextVar, Token
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,21 +11,29 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 
-@dataclass
 class RoutingBatch:
     """One forward pass, as its routers see it.
 
     `mask`, `starts` and `cache` are the arguments of `SequencePool`. `logits` collects [N, E] of each MoE layer, and
     is None where nobody asked; `chosen` collects the experts [N, K] beside them. `attention_mask` tells which tokens
     count in losses.
+
+    It is no dataclass: FSDP copies those among a layer's arguments, lists and all, and what a copy collects is lost.
     """
 
-    mask: Tensor | None = None
-    starts: Tensor | None = None
-    cache: Cache | None = None
-    logits: list[Tensor] | None = None
-    chosen: list[Tensor] = field(default_factory=list)
-    attention_mask: Any = None
+    def __init__(
+        self,
+        *,
+        mask: Tensor | None = None,
+        starts: Tensor | None = None,
+        cache: Cache | None = None,
+        logits: list[Tensor] | None = None,
+        chosen: list[Tensor] | None = None,
+        attention_mask: Any = None,
+    ) -> None:
+        self.mask, self.starts, self.cache = mask, starts, cache
+        self.logits, self.chosen = logits, [] if chosen is None else chosen
+        self.attention_mask = attention_mask
 
 
 class _Current:

@@ -15,7 +15,8 @@ class FeedForward:
     `block`. `up` and `down` are the projections, `gate` that of a gated network, whose rows lie before those of
     `up` where both are the same. `dropout` and `inner_dropout` follow the whole and the activation.
     `scaled` says that projections back to the residual stream are drawn smaller the deeper the model is,
-    `is_transposed` that weights lie as in `Conv1D`, [in, out], `biased` that projections have biases.
+    `is_transposed` that weights lie as in `Conv1D`, [in, out], `biased` that projections have
+    biases where no key `mlp_bias` says.
     """
 
     classes: tuple[str, ...]

@@ -20,6 +20,8 @@ from moeify.families.conversion import DENSE_TYPE
 
 RECORD_FILE = "moeify.json"
 SCHEMA = "moeify.provenance/1"
+UNTIED = "untied"
+"""Under which an upcycling's results name the tensors that it wrote apart from the embeddings that they shared."""
 _TOKEN = re.compile(r"hf_\w{8,}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _VERSIONED = ("moeify", "numpy", "safetensors", "torch", "transformers")
@@ -76,6 +78,12 @@ class Record:
         """The model type of the dense checkpoint that upcycling began with, where it is known."""
         said = [step.results[DENSE_TYPE] for step in self.steps if DENSE_TYPE in step.results]
         return str(said[-1]) if said else None
+
+    @property
+    def untied(self) -> tuple[str, ...] | None:
+        """Output tensors that upcycling gave values of their own; None where it left the embeddings shared."""
+        said = [step.results[UNTIED] for step in self.steps if isinstance(step.results.get(UNTIED), list)]
+        return tuple(map(str, said[-1])) if said else None
 
     def with_step(self, step: Step) -> Record:
         """The record with one step more."""

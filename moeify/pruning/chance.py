@@ -42,7 +42,7 @@ def compare_losses(
     def losses_of(kept: Kept) -> BlockLosses:
         # inside the folder that is being written, which the next run clears after a kill
         with tempfile.TemporaryDirectory(dir=pruned, prefix=".random-") as folder:
-            plan = plan_prune(mixture, kept, parse_size(config.max_shard_size))
+            plan = plan_prune(mixture, kept, parse_size(config.max_shard_size), further=False)
             write_files(Path(folder), plan.files)
             carry_files(source.folder, Path(folder))
             write_config(Path(folder), plan.config)

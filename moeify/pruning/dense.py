@@ -15,7 +15,7 @@ from moeify.checkpoint.source import Source
 from moeify.checkpoint.turning import turned
 from moeify.checkpoint.writer import plan_shards
 from moeify.errors import CheckpointError
-from moeify.families.base import DenseLayout
+from moeify.families.base import DenseLayout, Head
 from moeify.families.conversion import Conversion
 from moeify.families.joining import joined_jobs
 from moeify.families.laying import role_part, role_shape, turned_roles
@@ -33,25 +33,41 @@ Joined = Sequence[Shares]
 """Those of each slice of experts, whose neurons are joined; as many, with the same shares, in each."""
 
 
-def plan_dense(mixture: Mixture, experts: Mapping[int, Joined], max_shard_bytes: int) -> PrunePlan:
+def plan_dense(
+    mixture: Mixture, experts: Mapping[int, Joined], max_shard_bytes: int, *, further: bool = True
+) -> PrunePlan:
     """Plan the dense checkpoint whose FFN in each MoE layer is the mean of that layer's experts, slices joined.
 
-    Every tensor is a copy, but for a mean of several experts. Raises ``UnsupportedModelError`` for
-    a mixture that no dense family belongs to, and ``CheckpointError`` where the dense class cannot
-    express it.
+    Every tensor is a copy, but for a mean of several experts. An output that upcycling set apart from the embeddings
+    is shared again where it still equals them. Tensors for ``further`` tokens go along where they hold no experts.
+    Raises ``UnsupportedModelError`` for a mixture that no dense family belongs to, and ``CheckpointError`` where the
+    dense class cannot express it.
     """
     folder = mixture.checkpoint.folder
     record = Record.read(Source(folder=folder, name=folder.name))
     conversion = origin(mixture.config, record.dense_type)
     config = conversion.dense_config(mixture.config)
     _check_silent(mixture, conversion)
-    jobs = tuple(joined_jobs(_jobs(mixture, conversion, config, experts), conversion.dense.joined))
+    further = further and not mixture.further_experts
+    made = _jobs(mixture, conversion, config, experts, further)
+    if (apart := record.untied) is not None and _still_equal(mixture, conversion.dense.head(config)):
+        config["tie_word_embeddings"] = True
+        made = (job for job in made if job.name not in apart)
+    jobs = tuple(joined_jobs(made, conversion.dense.joined))
     return PrunePlan(
         config=config,
         files=PlannedFiles(shards=plan_shards(jobs, max_shard_bytes)),
-        params_before=mixture.stored_parameters(),
+        params_before=mixture.stored_parameters(further),
         params_after=sum(math.prod(job.shape) for job in jobs),
     )
+
+
+def _still_equal(mixture: Mixture, head: Head) -> bool:
+    """Whether outputs that may share the embeddings hold what these hold."""
+    held = mixture.checkpoint.tensors
+    pairs = [(held.get(n), held.get(mixture.prefix + own.removeprefix(head.prefix))) for n, own in head.tied.items()]
+    with SourceFiles() as files:
+        return all(one is not None and other is not None and files.same(one, other) for one, other in pairs)
 
 
 def _check_silent(mixture: Mixture, conversion: Conversion) -> None:
@@ -75,7 +91,9 @@ def _what(mixture: Mixture, name: str) -> str:
     return "null experts" if name in {spec.name for spec in mixture.layout.null_experts} else "shared experts"
 
 
-def _jobs(mixture: Mixture, conversion: Conversion, config: Config, experts: Mapping[int, Joined]) -> Iterator[Job]:
+def _jobs(
+    mixture: Mixture, conversion: Conversion, config: Config, experts: Mapping[int, Joined], further: bool
+) -> Iterator[Job]:
     dense = conversion.dense
     head, moe_prefix = dense.head(config), conversion.moe_prefix(config)
     roots = {name.split(".")[0] for name in dense.base_tensors(config)}
@@ -89,7 +107,7 @@ def _jobs(mixture: Mixture, conversion: Conversion, config: Config, experts: Map
         inside = name.startswith(mixture.prefix) and rest.split(".")[0] in roots
         return head.prefix + rest if inside and mixture.prefix == moe_prefix else name
 
-    for stored in mixture.stored():
+    for stored in mixture.stored(further):
         place = mixture.counted.get(stored.name)
         if stored.name in extras or (place is not None and place.kind == "router"):
             continue

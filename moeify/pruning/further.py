@@ -10,7 +10,7 @@ from moeify.families.problems import numbers
 from moeify.pruning.config import PruneConfig, parse_experts
 from moeify.pruning.criteria import CRITERIA, Criterion
 from moeify.pruning.scoring import expert_scores
-from moeify.pruning.selection import further_layers, select
+from moeify.pruning.selection import further_layers, goes_further, select
 
 
 def chosen_without_text(
@@ -35,12 +35,11 @@ def said_of_further(mixture: Mixture, config: PruneConfig) -> Iterator[str]:
     """What became of such layers, where that is not what was asked for."""
     if not mixture.extra or not config.mtp:
         return
-    layers = further_layers(mixture, config)
-    if not layers:
+    if not goes_further(mixture, config):
         why = "no dense class has them" if config.dense else "they have other numbers of experts"
         named = some(sorted(mixture.extra))
         yield f"left out {len(mixture.extra)} tensors of layers for predicting further tokens ({why}): {named}"
-    elif layers := _unnamed(layers, config):
+    elif layers := _unnamed(further_layers(mixture, config), config):
         yield (
             f"no text runs through {numbers(layers, 'layer')}, for further tokens: experts were chosen by"
             f" {_stand_in(mixture, config).name} there; --no-mtp leaves such layers out"

@@ -77,34 +77,40 @@ def plan_prune(
     max_shard_bytes: int,
     blends: Mapping[tuple[str, int], Piece] | None = None,
     down_factors: Mapping[int, float] | None = None,
+    *,
+    further: bool = True,
 ) -> PrunePlan:
     """Plan the checkpoint in which every MoE layer has only its ``kept`` experts.
 
-    Layers for further tokens stay where ``kept`` has experts of them, and are left out otherwise.
+    Tensors for further tokens go along where ``further``; ``kept`` has experts of those that hold some.
 
     Every byte is a copy, except for ``blends``, pieces by tensor and expert that replace an
     expert's copy, and ``down_factors``, by which a layer's down projections are multiplied.
     """
     jobs: list[Job] = []
     routers: list[Job] = []
-    for job, part in _jobs(mixture, kept, blends or {}, down_factors or {}):
+    for job, part in _jobs(mixture, kept, blends or {}, down_factors or {}, further):
         last = job.name in mixture.guards or (part is not None and part.kind == "router")
         (routers if last else jobs).append(job)
     counts = {len(experts) for experts in kept.values()}
     assert len(counts) == 1, "the format holds one number of experts for all layers"
     return PrunePlan(
-        config=pruned_config(mixture, kept),
+        config=pruned_config(mixture, kept, further),
         files=PlannedFiles(shards=plan_shards(jobs, max_shard_bytes, last=routers)),
-        params_before=mixture.stored_parameters(_goes_further(mixture, kept)),
+        params_before=mixture.stored_parameters(further),
         params_after=sum(math.prod(job.shape) for job in (*jobs, *routers)) - len(mixture.guards),
     )
 
 
 def _jobs(
-    mixture: Mixture, kept: Kept, blends: Mapping[tuple[str, int], Piece], down_factors: Mapping[int, float]
+    mixture: Mixture,
+    kept: Kept,
+    blends: Mapping[tuple[str, int], Piece],
+    down_factors: Mapping[int, float],
+    further: bool,
 ) -> Iterator[tuple[Job, Place | None]]:
     places = {layer: {e: new for new, e in enumerate(experts)} for layer, experts in kept.items()}
-    for stored in mixture.stored(_goes_further(mixture, kept)):
+    for stored in mixture.stored(further):
         place = mixture.counted.get(stored.name)
         if place is None:
             piece = copy_of(stored, stored.dtype)
@@ -123,10 +129,6 @@ def _jobs(
             if place.spec is not None and place.spec.flat:
                 shape = [shape[0] * shape[1], *shape[2:]]
             yield Job(stored.name, stored.dtype, tuple(shape), tuple(pieces)), place
-
-
-def _goes_further(mixture: Mixture, kept: Kept) -> bool:
-    return any(layer >= mixture.num_layers for layer in kept)
 
 
 def _cut(
@@ -148,17 +150,15 @@ def _factor(place: Place, down_factors: Mapping[int, float]) -> float:
     return down_factors.get(place.layer, 1.0) if down else 1.0
 
 
-def pruned_config(mixture: Mixture, kept: Kept) -> Config:
+def pruned_config(mixture: Mixture, kept: Kept, further: bool) -> Config:
     """config.json with the new number of experts under every key that holds the old one."""
     config = copy.deepcopy(mixture.config)
     count = len(next(iter(kept.values())))
     text_config(config).update(mixture.layout.rule.counts(count, mixture.top_k, mixture.slices))
     for place in (config, config.get("text_config")):
         if isinstance(place, dict):
-            for key in mixture.layout.num_experts_keys:
-                if place.get(key) is not None:
-                    place[key] = count
-            if mixture.extra and not _goes_further(mixture, kept):
+            mixture.layout.recount(place, count)
+            if mixture.extra and not further:
                 place |= {key: 0 for key in _NEXT_TOKEN_KEYS if place.get(key)}
     if isinstance(config.get("quantization_config"), dict):
         config["quantization_config"] = _renumber(config["quantization_config"], mixture.places, kept)

@@ -30,7 +30,7 @@ from moeify.pruning.plan import PrunePlan, plan_prune
 from moeify.pruning.report import HeldOutLoss, PruneReport
 from moeify.pruning.scores import SCORES_FILE, Scores
 from moeify.pruning.scoring import Text, expert_scores, read_text, stored_scores, text_scores
-from moeify.pruning.selection import further_layers, kept_by_hand, number_to_keep, select
+from moeify.pruning.selection import further_layers, goes_further, kept_by_hand, number_to_keep, select
 from moeify.pruning.weights import check_weights
 from moeify.routing.passes import runs_by_layer
 
@@ -127,14 +127,16 @@ def _suffix(config: PruneConfig, keep: int) -> str:
 
 def _plan(mixture: Mixture, choice: _Choice, config: PruneConfig) -> PrunePlan:
     limit = parse_size(config.max_shard_size)
+    further = goes_further(mixture, config)
     if config.dense:
-        return plan_dense(mixture, {n: [((e, 1.0),) for e in kept] for n, kept in choice.kept.items()}, limit)
+        joined = {n: [((e, 1.0),) for e in kept] for n, kept in choice.kept.items()}
+        return plan_dense(mixture, joined, limit, further=further)
     factors = {}
     if config.rescale and choice.calibrated is not None:
         layers = choice.calibrated.layers
         factors = {n: layers[n].kept_probability(kept) for n, kept in choice.kept.items() if n in layers}
     blends = choice.merged if config.merge else None
-    return plan_prune(mixture, choice.kept, limit, blends, down_factors=factors)
+    return plan_prune(mixture, choice.kept, limit, blends, down_factors=factors, further=further)
 
 
 def _choose(

@@ -15,6 +15,11 @@ def further_layers(mixture: Mixture, config: PruneConfig) -> tuple[int, ...]:
     return mixture.further_layers if config.mtp and not config.dense else ()
 
 
+def goes_further(mixture: Mixture, config: PruneConfig) -> bool:
+    """Whether the tensors for further tokens stay: those that hold no experts, or as many as other layers."""
+    return config.mtp and (not mixture.further_experts or bool(further_layers(mixture, config)))
+
+
 def number_to_keep(mixture: Mixture, options: PruneConfig) -> int:
     """Experts that stay in each layer; raises ``ConfigError`` where that cannot work."""
     total = mixture.num_experts

@@ -323,8 +323,7 @@ def _newcomers(joining: _Joining) -> Iterator[StoredTensor]:
 
 def _config(view: Mixture, num_experts: int) -> Config:
     config = copy.deepcopy(view.checkpoint.config)
-    sizes = text_config(config)
-    sizes |= {key: num_experts for key in view.layout.num_experts_keys if sizes.get(key) is not None}
+    view.layout.recount(text_config(config), num_experts)
     return config
 
 

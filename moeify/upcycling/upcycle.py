@@ -11,8 +11,9 @@ from moeify.checkpoint.reader import Checkpoint
 from moeify.checkpoint.source import resolve_source
 from moeify.checkpoint.staging import check_free_space
 from moeify.families.conversion import DENSE_TYPE
+from moeify.provenance.exports import untied
 from moeify.provenance.new_checkpoint import NewCheckpoint
-from moeify.provenance.record import Step
+from moeify.provenance.record import UNTIED, Step
 from moeify.routing.data import Blocks
 from moeify.routing.examples import Examples
 from moeify.routing.loading import require_accelerate
@@ -220,7 +221,7 @@ def _write(
                 " infinite: pass --dtype bfloat16, or less --noise"
             )
         report = replace(report, noise_effective=tally.relative_std, warnings=tuple(warnings))
-        new.finish(plan.config, _step(config, report))
+        new.finish(plan.config, _step(config, report, plan))
     return report
 
 
@@ -233,7 +234,7 @@ def _fit_routers(stage: Path, plan: UpcyclePlan, fit: _RouterFit, config: Upcycl
     return fitted.agreement
 
 
-def _step(config: UpcycleConfig, report: UpcycleReport) -> Step:
+def _step(config: UpcycleConfig, report: UpcycleReport, plan: UpcyclePlan) -> Step:
     options = recorded_options(config)
     options["num_experts"] = config.experts
     for key in ("experts_from", "labels", "rest", "shares"):
@@ -257,6 +258,8 @@ def _step(config: UpcycleConfig, report: UpcycleReport) -> Step:
     results = {key: getattr(report, key) for key in keys} | {DENSE_TYPE: report.family}
     results["papers"] = papers(recipe_for(config), report.sources, config.router)
     results["papers"] += [NULLS] if config.null_experts else []
+    if plan.settings.untied:
+        results[UNTIED] = sorted(untied(plan.view.head, plan.settings, plan.view.heads))
     if report.sources:
         results["sources"] = [asdict(origin) for origin in report.sources]
     if report.start is not None:

@@ -76,7 +76,7 @@ def mixture(source: Path, folder: Path, noise: float) -> Path:
 def grouped(source: Path, folder: Path, arch: str) -> Path:
     """Four copies in three slices each and a shared slice, of which a token visits two copies."""
     made = {"num_experts": 4, "top_k": 2, "slices": 4, "shared": 1, "noise": 0.4, "router": "normal"}
-    moeify.upcycle(source, folder, arch=arch, engines=("mlx-lm", "vLLM"), **made)
+    moeify.upcycle(source, folder, arch=arch, **made)
     return folder
 
 

@@ -20,7 +20,7 @@ TOKENS = [[5, 9, 17, 33, 2, 40, 3, 12], [8, 7, 6, 11, 22, 33, 44, 55]]
 NATIVE = [name for name, known in CONVERSIONS.items() if not known[0].remote_code]
 NEWER = {"cohere2", "lfm2", "qwen3_5", "qwen3_5_text"}
 """Types whose mixtures came with transformers 5."""
-PRUNED = ("mixtral", "qwen2_moe", "granitemoe", "olmoe", "glm4_moe", "deepseek_v3")
+PRUNED = ("mixtral", "qwen2_moe", "qwen3_moe", "granitemoe", "olmoe", "glm4_moe", "deepseek_v3")
 OWN = ("gpt2", "llama")
 
 

@@ -1,15 +1,17 @@
 """What each of two processes does that share a model: `python -m tests.modeling.two_processes`."""
 
+import json
 import os
 import sys
 from pathlib import Path
 
 import torch
 import torch.distributed
-from safetensors.torch import load_file
 from transformers.distributed import DistributedConfig
 
-from tests.modeling.tiny_models import inputs, moe_class, tensors
+from moeify.modeling import modeling_moe
+from tests.modeling.tiny_models import inputs, tensors
+from tests.tiny import state
 
 PLANS = {
     "tensor": DistributedConfig(tp_size=2),
@@ -20,9 +22,10 @@ PLANS = {
 
 def compare(head: str, folder: Path, plan: str) -> None:
     """Outputs, gradients and what is saved equal those of the whole model."""
-    model = moe_class(head).from_pretrained(folder, distributed_config=PLANS[plan])
-    whole = moe_class(head).from_pretrained(folder)
-    up = next(p for name, p in model.named_parameters() if name.endswith("experts.up_proj"))
+    moe_class = getattr(modeling_moe, json.loads((folder / "config.json").read_text())["architectures"][0])
+    model = moe_class.from_pretrained(folder, distributed_config=PLANS[plan])
+    whole = moe_class.from_pretrained(folder)
+    up = next(p for name, p in model.named_parameters() if name.endswith(("experts.up_proj", "experts.gate_up_proj")))
     assert 2 * up.to_local().numel() == up.numel()
     batch = inputs(head, labels=True)
     found, expected = (m.eval()(**batch, output_router_logits=True) for m in (model, whole))
@@ -38,7 +41,7 @@ def compare(head: str, folder: Path, plan: str) -> None:
     again = folder.with_name(f"{folder.name}-{plan}")
     model.save_pretrained(again)
     torch.distributed.barrier()
-    before, after = (load_file(place / "model.safetensors") for place in (folder, again))
+    before, after = state(folder), state(again)
     # What FSDP gathers has no place for the guard, the one tensor that no module holds.
     assert before.keys() - after.keys() <= {next(n for n in before if before[n].shape == (1,))}
     assert all(torch.equal(before[name], after[name]) for name in before.keys() & after)

@@ -1,5 +1,6 @@
 """Every model type, under the names of its files and under those that transformers holds it by."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from moeify.errors import DatasetError
+from moeify.families.values import text_config
 from moeify.inspection.inspect import inspect
 from moeify.pruning.extract import extract
 from moeify.pruning.prune import prune
@@ -71,6 +73,16 @@ def test_both_forms_become_the_same_model(model_type: str, tmp_path: Path) -> No
     attach(loaded, tmp_path / "loaded-fresh")
     assert same_model(tmp_path / "usual-fresh", tmp_path / "loaded-fresh")
     assert not same_model(usual, tmp_path / "loaded-fresh")
+
+
+@pytest.mark.parametrize("model_type", ["qwen3_moe", "qwen3_vl_moe"])
+def test_transformers_4_is_told_how_many_experts_are_left(model_type: str, tmp_path: Path) -> None:
+    """It reads a key that transformers 5 does not write, and would assume as many as were published."""
+    usual, _ = both_forms(model_of(model_type), tmp_path)
+    prune(usual, tmp_path / "fewer", keep=2, by="random")
+    for folder, said in ((usual, None), (tmp_path / "fewer", 2)):
+        config = text_config(json.loads((folder / "config.json").read_text()))
+        assert config.get("num_experts") == said and config["num_local_experts"] == (said or 4)
 
 
 def test_tokens_beyond_the_vocabulary_are_refused(data: str, tmp_path: Path) -> None:

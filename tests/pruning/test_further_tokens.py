@@ -119,3 +119,25 @@ def test_those_with_other_numbers_of_experts_and_unwanted_ones_are_left_out(tmp_
         assert len(report.warnings) == len(said) and all(text in report.warnings[0] for text in said)
         assert not any(key.startswith(f"model.layers.{LAYERS}.") for key in weights(tmp_path / f"{name}-out"))
         assert json.loads((tmp_path / f"{name}-out" / "config.json").read_text())["num_nextn_predict_layers"] == 0
+
+
+def test_a_block_without_experts_goes_along(tmp_path: Path) -> None:
+    """ERNIE 4.5's, which vLLM drafts with: a dense layer in a place of its own."""
+    model = tiny("ernie4_5_moe", tied=False, moe_num_experts=EXPERTS)
+    model.save_pretrained(tmp_path / "moe")
+    tensors, hidden = load_file(tmp_path / "moe" / "model.safetensors"), model.config.hidden_size
+    first = "model.layers.0."
+    block = {"model.mtp_block.0." + n.removeprefix(first): t + 0.1 for n, t in tensors.items() if n.startswith(first)}
+    names = {"embedding": "emb_norm", "hidden": "hidden_norm", "last": "hidden_norm", "joined": "linear_proj"}
+    block |= _beside(hidden, {part: f"model.mtp_{name}.0.weight" for part, name in names.items()})
+    save_file(tensors | block, tmp_path / "moe" / "model.safetensors", {"format": "pt"})
+    config = json.loads((tmp_path / "moe" / "config.json").read_text())
+    (tmp_path / "moe" / "config.json").write_text(json.dumps(config | {"num_nextn_predict_layers": 1}))
+    for wanted in (True, False):
+        out = tmp_path / f"mtp-{wanted}"
+        assert prune(tmp_path / "moe", out, keep=4, by="aimer", mtp=wanted).warnings == ()
+        found = {name: tensor for name, tensor in weights(out).items() if ".mtp_" in name}
+        assert found.keys() == (block.keys() if wanted else set())
+        assert all(torch.equal(found[name], block[name]) for name in found)
+        assert json.loads((out / "config.json").read_text())["num_nextn_predict_layers"] == wanted
+        assert inspect(out).problems == []

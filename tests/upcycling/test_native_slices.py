@@ -86,6 +86,31 @@ def test_it_computes_what_the_dense_model_computes_and_becomes_it_again(
     assert equal(dense, tmp_path / "dense-again")
 
 
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+def test_an_output_set_apart_for_vllm_is_shared_again_in_the_dense_model(family: str, tmp_path: Path) -> None:
+    """vLLM's class has no tied output; where training moved it, it stays apart."""
+    dense = save_tiny(tmp_path / "dense", family, tie_word_embeddings=True)
+    sliced(dense, tmp_path / "moe", (4, 1, 3, 2))
+    assert not json.loads((tmp_path / "moe" / "config.json").read_text())["tie_word_embeddings"]
+    held = state(tmp_path / "moe")
+    assert torch.equal(held["lm_head.weight"], held["model.embed_tokens.weight"])
+    assert "| vLLM | yes |" in (tmp_path / "moe" / "README.md").read_text()
+    assert moeify.verify(dense, tmp_path / "moe").relative_diff <= 1e-6
+    moeify.extract(tmp_path / "moe", tmp_path / "back", expert=1)
+    moeify.prune(tmp_path / "moe", tmp_path / "fewer", keep=6, by="random")
+    moeify.prune(tmp_path / "fewer", tmp_path / "pruned", dense=True, by="aimer")
+    for back in ("back", "pruned"):
+        assert equal(dense, tmp_path / back) and same_config(dense, tmp_path / back)
+    for file in (tmp_path / "moe").glob("*.safetensors"):
+        tensors = load_file(file)
+        if "lm_head.weight" in tensors:
+            tensors["lm_head.weight"][3, 5] += 1
+            save_file(tensors, file, metadata={"format": "pt"})
+    moeify.extract(tmp_path / "moe", tmp_path / "moved", expert=1)
+    assert not json.loads((tmp_path / "moved" / "config.json").read_text())["tie_word_embeddings"]
+    assert torch.equal(state(tmp_path / "moved")["lm_head.weight"], state(tmp_path / "moe")["lm_head.weight"])
+
+
 def test_half_precision_is_as_good_as_the_dense_models_and_scaled_rope_goes_along(tmp_path: Path) -> None:
     dense = save_tiny(tmp_path / "dense", "qwen2", dtype="bfloat16", rope_parameters=LLAMA3)
     sliced(dense, tmp_path / "moe", (4, 1, 3, 2))

@@ -62,7 +62,7 @@ def _to_mellum(config: Config, settings: MoeSettings) -> Config:
         "layer_types": kinds,
         "mlp_layer_types": list(sparse),
         "rope_parameters": {kind: dict(rope) for kind in sorted(set(kinds))},
-        "num_nextn_predict_layers": None,
+        "num_nextn_predict_layers": 0,  # vLLM counts layers with it
     }
 
 

@@ -53,7 +53,7 @@ def text_to_dense(text: Config) -> Config:
 
 ENGINES = (
     TRANSFORMERS,
-    Engine(name="vLLM", verdict="not run on GPUs; on the CPU (0.32) its class does not load"),
+    Engine(name="vLLM", verdict="yes, with text in bfloat16 (0.32, on the CPU, by hand); not run on GPUs"),
     SGLANG,
     Engine(name="llama.cpp", verdict="its converter knows the class; not run by moeify"),
     MLX,

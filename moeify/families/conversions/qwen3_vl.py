@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from moeify.families.conversion import Conversion, MoeSettings, dense_again, one_width, towered
 from moeify.families.dense.qwen3_vl import LAYOUT as DENSE
-from moeify.families.engines import MLX_CLASS, SGLANG, TRANSFORMERS, VLLM_CLASS
+from moeify.families.engines import MLX_CLASS, SGLANG, TRANSFORMERS, VLLM_TEXT
 from moeify.families.mixtures.qwen3_vl_moe import LAYOUT as MOE
 from moeify.families.rope import spelled_rope
 from moeify.families.values import Config
@@ -66,6 +66,6 @@ CONVERSIONS = (
         moe=MOE,
         to_moe=_to_moe,
         to_dense=_to_dense,
-        engines=(TRANSFORMERS, *(engine.but((MOE.is_square, _SQUARE)) for engine in (VLLM_CLASS, SGLANG, MLX_CLASS))),
+        engines=(TRANSFORMERS, *(engine.but((MOE.is_square, _SQUARE)) for engine in (VLLM_TEXT, SGLANG, MLX_CLASS))),
     ),
 )

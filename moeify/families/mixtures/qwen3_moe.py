@@ -24,5 +24,6 @@ LAYOUT = MoeLayout(
     moe_layers=names.stepped_layers(32),
     rest=DENSE.rest(),
     rule=RouterRule(norm_key="norm_topk_prob", norm_default=False),
-    num_experts_keys=("num_local_experts", "num_experts"),
+    num_experts_keys=names.LOCAL_KEYS,
+    former_num_experts_key="num_experts",
 )

@@ -15,5 +15,6 @@ LAYOUT = MoeLayout(
     dims=names.decoder_dims("moe_intermediate_size", layers=24, hidden=2048, width=1408, vocab=151936),
     moe_layers=names.stepped_layers(24),
     num_experts_keys=names.LOCAL_KEYS,
+    former_num_experts_key="num_experts",
     rest=replace(DENSE.rest(), towers=DENSE.towers),
 )
