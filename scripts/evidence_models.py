@@ -1,4 +1,4 @@
-"""What the trainings behind docs/measured/evidence.md start from: text, dense models, and the mixtures made of them."""
+"""What the trainings behind docs/measured/evidence.md start from: text, dense models, mixtures made of them."""
 
 import json
 import sys

@@ -55,9 +55,9 @@ class Results:
 class Study:
     """The runs of several arms, in the order in which they are wanted.
 
-    ``full`` is what is reported of each arm and seed, ``short`` what chooses its learning rate among ``rates``, the one
-    with the lowest ``score``; without it the rates are given, one for each arm. ``make`` runs one and gives what is
-    kept of it.
+    ``full`` is what is reported of each arm and seed, ``short`` what chooses its learning rate among ``rates``: that
+    of the lowest ``score``. Without it the rates are given, one for each arm. ``make`` runs one and gives what is kept
+    of it.
     """
 
     def __init__(

@@ -4,11 +4,13 @@ import json
 import math
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 T_95 = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776}
 """Two-sided t quantiles of 95 %, by the number of seeds."""
+DISTILLED = {"balance switch": "distilled", "balance none": "without balance"}
 Found = dict[str, Any]
 
 
@@ -152,18 +154,111 @@ def found_nearest(name: str) -> Callable[[Found], float]:
     return lambda run: 100 * run["points"][-1][name]["nearest"]
 
 
-def recovery(runs: list[Found]) -> Iterator[str]:
-    """Loss that prunings cost, and what a router-only distillation gives back."""
-    arms = reported(runs, "tokens")
-    yield from heading("mixture", "dropped", "by", "unpruned", "pruned", "lost", "then distilled", "given back")
+def recovery(runs: list[Found], base: str) -> Iterator[str]:
+    """Loss that prunings cost, and what router-only distillations give back."""
+    arms = reported(runs, "tokens", base)
+    yield from heading("mixture", "dropped", "by", "unpruned", "pruned", "lost", *DISTILLED.values(), "given back")
     for arm, runs in arms.items():
-        for dropped in runs[0]["pruned"]:
-            for by in runs[0]["pruned"][dropped]:
+        for dropped, criteria in runs[0]["pruned"].items():
+            for by in criteria:
                 found = [run["pruned"][dropped][by] for run in runs]
                 lost = [one["pruned"] - run["unpruned"] for one, run in zip(found, runs, strict=True)]
-                back = [100 * (one["pruned"] - one["distilled"]) / x for one, x in zip(found, lost, strict=True)]
+                back = [
+                    f"{100 * statistics.mean(one['pruned'] - one[key] for one in found) / statistics.mean(lost):.0f} %"
+                    for key in DISTILLED
+                ]
                 yield _row(
                     *(named(arm, arms), dropped, by, said([run["unpruned"] for run in runs])),
                     *(said([one["pruned"] for one in found]), said(lost, "+.4f")),
-                    *(said([one["distilled"] for one in found]), f"{said(back, '.0f')} %"),
+                    *(said([one[key] for one in found]) for key in DISTILLED),
+                    ", ".join(back),
                 )
+
+
+def decoder_domains(runs: list[Found], base: str) -> Iterator[str]:
+    """Final losses by domain, relative to the dense model's."""
+    arms = reported(runs, "tokens", base)
+    dense = arms.get("dense", [])
+    names = list(dense[0]["points"][-1]["domains"]) if dense else []
+    yield from heading("minus dense", *names)
+    for arm in best_first(arms, last_loss):
+        apart = [gains(arms[arm], dense, _in_domain(name)) for name in names]
+        if arm != "dense" and all(apart):
+            yield _row(named(arm, arms), *(said(values, "+.4f") for values in apart))
+
+
+def _in_domain(name: str) -> Callable[[Found], float]:
+    return lambda run: float(run["points"][-1]["domains"][name])
+
+
+Rows = dict[str, tuple[float, float | None]]
+Picture = tuple[str, str, str, dict[str, Rows]]
+"""Title, unit, what lies to the left of zero, and values with half of their intervals by heading and label."""
+
+
+def pictures(folder: Path) -> dict[str, Picture]:
+    """What is drawn of each study, from the files in ``folder``; arms that lack seeds are left out."""
+    found = {}
+    for base in ("gpt2", "qwen3"):
+        arms = reported(read(folder / "decoders.json"), "tokens", base)
+        budget = next((run["flops_per_token"] * run["tokens"] for run in arms.get("dense", [])), 0)
+        found[f"decoders-{base}"] = (
+            "Held-out loss of mixtures relative to the dense model's",
+            "loss relative to the dense model, nats a token",
+            "better than dense",
+            {
+                "10 % of tokens": _apart(arms, "dense", lambda run: run["points"][1]["loss"]),
+                "all tokens": _apart(arms, "dense", last_loss),
+                "equal FLOPs": _apart(arms, "dense", partial(loss_at, flops=budget)),
+            },
+        )
+    arms = reported(read(folder / "head_start.json"), "tokens")
+    found["head_start"] = (
+        "Held-out loss of mixtures by how their routers started, relative to drawn routers",
+        "loss relative to drawn routers, nats a token",
+        "better than drawn",
+        {
+            "10 % of tokens": _apart(arms, "drawn", lambda run: run["points"][1]["loss"]),
+            "all tokens": _apart(arms, "drawn", last_loss),
+        },
+    )
+    arms = reported(read(folder / "encoders.json"), "pairs")
+    found["encoders"] = (
+        "Lines that found another template's first, relative to the dense encoder",
+        "lines that find a wrong one first, relative to dense, percentage points",
+        "better than dense",
+        {
+            name: _apart(arms, "dense", lambda run, name=name: -found_nearest(name)(run))
+            for name in ("tuned systems", "unseen systems")
+        },
+    )
+    arms = reported(read(folder / "recovery.json"), "tokens")
+    found["recovery"] = (
+        "Loss that pruning adds, before and after the distillation of routers",
+        "loss relative to the unpruned mixture, nats a token",
+        "better than unpruned",
+        {f"{arm}, -{dropped}": rows for arm, runs in arms.items() for dropped, rows in _lost(runs)},
+    )
+    return found
+
+
+def _apart(arms: dict[str, list[Found]], reference: str, value: Callable[[Found], float]) -> Rows:
+    """Differences to an arm that all others are held against."""
+    others = arms.get(reference, [])
+    whole = {arm: runs for arm, runs in arms.items() if arm != reference and len(runs) == len(others)}
+    apart = {arm: gains(runs, others, value) for arm, runs in whole.items()}
+    return {arm: interval(apart[arm]) for arm in sorted(apart, key=lambda arm: statistics.mean(apart[arm]))}
+
+
+def _lost(runs: list[Found]) -> Iterator[tuple[str, Rows]]:
+    for dropped, criteria in runs[0]["pruned"].items():
+        yield (
+            dropped,
+            {
+                f"{by}{', distilled' * (after == 'distilled')}": interval(
+                    [run["pruned"][dropped][by][after] - run["unpruned"] for run in runs]
+                )
+                for by in criteria
+                for after in ("pruned", "distilled")
+            },
+        )

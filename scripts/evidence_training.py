@@ -94,12 +94,7 @@ class _Measure(TrainerCallback):  # type: ignore[misc]
 
 
 def _train(
-    model: PreTrainedModel,
-    run: Run,
-    train: Blocks,
-    scratch: Path,
-    measure: Callable[[int, int], None],
-    balance: str,
+    model: PreTrainedModel, run: Run, train: Blocks, scratch: Path, measure: Callable[[int, int], None], balance: str
 ) -> None:
     """AdamW on all weights, each block once, with the balance loss that the model's config has."""
     if known_mixture(model.config.to_dict()) is not None:

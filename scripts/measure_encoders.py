@@ -33,7 +33,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "4 copies by sequence": {"num_experts": 4, "top_k": 1, "route_by": "sequence"},
 }
 RATES = (1e-4, 3e-4)
-BATCH, SEARCHES = 16, 3
+BATCH = 16
 SYSTEMS = {"tuned systems": TRAINED, "unseen systems": UNSEEN}
 
 
@@ -67,8 +67,8 @@ class BalancedRanking(MultipleNegativesRankingLoss):
         return loss + self.mixture.config.router_aux_loss_coef * sum(self.balance) / len(self.balance)
 
 
-def tuned(run: Tuning) -> dict[str, Any]:
-    """Tune an arm, and search with it before and after."""
+def tuned(run: Tuning, count: int) -> dict[str, Any]:
+    """Tune an arm, and search with it before and after, ``count`` times in each set of systems."""
     set_seed(run.seed)
     with tempfile.TemporaryDirectory() as scratch:
         folder = checkpoints.minilm()
@@ -77,15 +77,15 @@ def tuned(run: Tuning) -> dict[str, Any]:
             moeify.upcycle(checkpoints.minilm(), folder, seed=run.seed, **ARMS[run.arm])
         model = SentenceTransformer(str(folder), device="cpu")
         model.model_card_data.generate_widget_examples = False
-        points = [{"pairs": 0, **searched(model, run.part)}]
+        points = [{"pairs": 0, **searched(model, run.part, count)}]
         _train(model, run, Path(scratch, "run"))
-        points.append({"pairs": run.pairs, **searched(model, run.part)})
+        points.append({"pairs": run.pairs, **searched(model, run.part, count)})
         return {"points": points, "parameters": model[0].auto_model.num_parameters()}
 
 
-def searched(model: SentenceTransformer, part: str) -> dict[str, dict[str, float]]:
+def searched(model: SentenceTransformer, part: str, count: int) -> dict[str, dict[str, float]]:
     """Share of lines whose nearest one is of their template, and mean reciprocal rank of the first that is."""
-    return {name: _figures(model, searches(systems, part, SEARCHES)) for name, systems in SYSTEMS.items()}
+    return {name: _figures(model, searches(systems, part, count)) for name, systems in SYSTEMS.items()}
 
 
 def _figures(model: SentenceTransformer, lines: Iterator[tuple[list[str], list[str]]]) -> dict[str, float]:
@@ -145,6 +145,7 @@ def main() -> None:
     """Run what is missing, or print what there is."""
     parser = arguments("Compare dense and mixture encoders in search.", "encoders.json", list(ARMS))
     parser.add_argument("--pairs", type=int, default=640, help="pairs of lines that each run is tuned on")
+    parser.add_argument("--searches", type=int, default=3, help="pairs of sessions that are searched, of 160 lines")
     options = parser.parse_args()
     if options.table:
         print("\n".join(encoders(read(options.results))))
@@ -157,7 +158,7 @@ def main() -> None:
         rates=RATES,
         seeds=options.seeds,
         results=options.results,
-        make=tuned,
+        make=lambda run: tuned(run, options.searches),
         score=misses,
     ).share(options.work, options.until)
 
