@@ -251,14 +251,13 @@ def _apart(arms: dict[str, list[Found]], reference: str, value: Callable[[Found]
 
 
 def _lost(runs: list[Found]) -> Iterator[tuple[str, Rows]]:
+    stages = {"pruned": "", **{key: f", {words}" for key, words in DISTILLED.items()}}
     for dropped, criteria in runs[0]["pruned"].items():
         yield (
             dropped,
             {
-                f"{by}{', distilled' * (after == 'distilled')}": interval(
-                    [run["pruned"][dropped][by][after] - run["unpruned"] for run in runs]
-                )
+                f"{by}{words}": interval([run["pruned"][dropped][by][key] - run["unpruned"] for run in runs])
                 for by in criteria
-                for after in ("pruned", "distilled")
+                for key, words in stages.items()
             },
         )

@@ -34,7 +34,8 @@ ARMS: dict[str, dict[str, Any]] = {
 }
 RATES = (1e-4, 3e-4)
 BATCH = 16
-SYSTEMS = {"tuned systems": TRAINED, "unseen systems": UNSEEN}
+SYSTEMS = {"tune": {"tuned systems": TRAINED}, "test": {"tuned systems": TRAINED, "unseen systems": UNSEEN}}
+"""What is searched, by the part that a run is measured on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +69,7 @@ class BalancedRanking(MultipleNegativesRankingLoss):
 
 
 def tuned(run: Tuning, count: int) -> dict[str, Any]:
-    """Tune an arm, and search with it before and after, ``count`` times in each set of systems."""
+    """Tune an arm, and search with it after that, ``count`` times in each set of systems; for results also before."""
     set_seed(run.seed)
     with tempfile.TemporaryDirectory() as scratch:
         folder = checkpoints.minilm()
@@ -77,7 +78,7 @@ def tuned(run: Tuning, count: int) -> dict[str, Any]:
             moeify.upcycle(checkpoints.minilm(), folder, seed=run.seed, **ARMS[run.arm])
         model = SentenceTransformer(str(folder), device="cpu")
         model.model_card_data.generate_widget_examples = False
-        points = [{"pairs": 0, **searched(model, run.part, count)}]
+        points = [] if run.part == "tune" else [{"pairs": 0, **searched(model, run.part, count)}]
         _train(model, run, Path(scratch, "run"))
         points.append({"pairs": run.pairs, **searched(model, run.part, count)})
         return {"points": points, "parameters": model[0].auto_model.num_parameters()}
@@ -85,7 +86,7 @@ def tuned(run: Tuning, count: int) -> dict[str, Any]:
 
 def searched(model: SentenceTransformer, part: str, count: int) -> dict[str, dict[str, float]]:
     """Share of lines whose nearest one is of their template, and mean reciprocal rank of the first that is."""
-    return {name: _figures(model, searches(systems, part, count)) for name, systems in SYSTEMS.items()}
+    return {name: _figures(model, searches(systems, part, count)) for name, systems in SYSTEMS[part].items()}
 
 
 def _figures(model: SentenceTransformer, lines: Iterator[tuple[list[str], list[str]]]) -> dict[str, float]:

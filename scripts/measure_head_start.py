@@ -21,7 +21,7 @@ from moeify.routing.loading import load_model
 
 FITS = {"drawn": "none", "k-means": "kmeans", "domains": "domains"}
 WARMED = {f"{start}{warmed}": bool(warmed) for start in FITS for warmed in ("", ", warmed up")}
-BALANCES = {f"k-means, warmed up, balance {balance}": balance for balance in ("bias", "none")}
+BALANCES = {f"k-means, warmed up, {balance}": balance for balance in ("bias", "none")}
 """Switch is that of all others."""
 ARMS = [*WARMED, *BALANCES]
 

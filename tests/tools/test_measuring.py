@@ -59,7 +59,7 @@ def test_decoders(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_head_start(tmp_path: Path) -> None:
-    arms = ("drawn", "k-means", "domains, warmed up", "k-means, warmed up, balance bias")
+    arms = ("drawn", "k-means", "domains, warmed up", "k-means, warmed up, bias")
     measuring = Measuring("head_start", tmp_path, *SMALL, "--seeds", "1", "--steps", "2", arms=arms)
     found = {one["arm"]: one for one in measuring.runs()}
     assert set(measuring.table()) == set(arms) == set(found)
