@@ -39,6 +39,7 @@ def started(run: Run, dense: Path, apart: Path, scratch: Path, steps: int) -> tu
         domain_column="domain",
         fit=fit,
         steps=steps,
+        eval_tokens=2048,
         batch=BATCH,
         seq_len=SEQ_LEN,
         seed=run.seed,

@@ -45,7 +45,7 @@ def pruned(moe: Path, held_out: Blocks, apart: Path, seed: int, steps: int) -> d
                 losses = {"pruned": _loss(few, held_out)}
                 for balance, coefficient in {"switch": 0.001, "none": 0.0}.items():
                     distilled = {"loss": "distill", "reference": str(moe), "balance": balance, "z_coef": coefficient}
-                    moeify.warmup(few, again, fit="none", steps=steps, **distilled, **shared)
+                    moeify.warmup(few, again, fit="none", steps=steps, eval_tokens=2048, **distilled, **shared)
                     losses[f"balance {balance}"] = _loss(again, held_out)
                 found[f"{ratio:.0%}"][by] = losses
     return found

@@ -89,4 +89,5 @@ def test_recovery(tmp_path: Path) -> None:
     for losses in found["pruned"].values():
         for by in ("reap", "random"):
             assert found["unpruned"] < losses[by]["pruned"]
-            assert losses[by]["balance none"] < losses[by]["pruned"] + 1e-3
+            assert len({round(loss, 6) for loss in losses[by].values()}) == 3  # two steps change routers, and little
+            assert max(losses[by].values()) < losses[by]["pruned"] + 0.02
