@@ -92,10 +92,10 @@ def decoders(runs: list[Found], base: str) -> Iterator[str]:
     )
     dense = arms.get("dense", [])
     for arm in best_first(arms, last_loss):
-        runs, first = arms[arm], arms[arm][0]
+        own, first = arms[arm], arms[arm][0]
         flops = f"{first['flops_per_token'] / dense[0]['flops_per_token']:.2f} x" if dense else ""
-        losses = [said([run["points"][n]["loss"] for run in runs]) for n in range(len(first["points"]))]
-        apart = arm != "dense" and gains(runs, dense, last_loss)
+        losses = [said([run["points"][n]["loss"] for run in own]) for n in range(len(first["points"]))]
+        apart = arm != "dense" and gains(own, dense, last_loss)
         budget = dense[0]["flops_per_token"] * dense[0]["tokens"] if dense else 0
         yield _row(
             named(arm, arms),
@@ -104,8 +104,8 @@ def decoders(runs: list[Found], base: str) -> Iterator[str]:
             flops,
             *losses,
             said(apart, "+.4f") if apart else "",
-            said([loss_at(run, budget) for run in runs]) if dense else "",
-            *_routing(runs),
+            said([loss_at(run, budget) for run in own]) if dense else "",
+            *_routing(own),
         )
 
 
@@ -124,9 +124,9 @@ def head_start(runs: list[Found], base: str) -> Iterator[str]:
     arms = reported(runs, "tokens", base)
     yield from heading("routers", "tokens before", "at step 0", "10 %", "25 %", "50 %", "100 %", "MaxVio", "NMI")
     for arm in best_first(arms, last_loss):
-        runs, first = arms[arm], arms[arm][0]
-        losses = [said([run["points"][n]["loss"] for run in runs]) for n in range(len(first["points"]))]
-        yield _row(named(arm, arms), f"{first['warm_up_tokens']:,}", *losses, *_routing(runs))
+        own, first = arms[arm], arms[arm][0]
+        losses = [said([run["points"][n]["loss"] for run in own]) for n in range(len(first["points"]))]
+        yield _row(named(arm, arms), f"{first['warm_up_tokens']:,}", *losses, *_routing(own))
 
 
 def encoders(runs: list[Found]) -> Iterator[str]:
@@ -158,17 +158,17 @@ def recovery(runs: list[Found], base: str) -> Iterator[str]:
     """Loss that prunings cost, and what router-only distillations give back."""
     arms = reported(runs, "tokens", base)
     yield from heading("mixture", "dropped", "by", "unpruned", "pruned", "lost", *DISTILLED.values(), "given back")
-    for arm, runs in arms.items():
-        for dropped, criteria in runs[0]["pruned"].items():
+    for arm, own in arms.items():
+        for dropped, criteria in own[0]["pruned"].items():
             for by in criteria:
-                found = [run["pruned"][dropped][by] for run in runs]
-                lost = [one["pruned"] - run["unpruned"] for one, run in zip(found, runs, strict=True)]
+                found = [run["pruned"][dropped][by] for run in own]
+                lost = [one["pruned"] - run["unpruned"] for one, run in zip(found, own, strict=True)]
                 back = [
                     f"{100 * statistics.mean(one['pruned'] - one[key] for one in found) / statistics.mean(lost):.0f} %"
                     for key in DISTILLED
                 ]
                 yield _row(
-                    *(named(arm, arms), dropped, by, said([run["unpruned"] for run in runs])),
+                    *(named(arm, arms), dropped, by, said([run["unpruned"] for run in own])),
                     *(said([one["pruned"] for one in found]), said(lost, "+.4f")),
                     *(said([one[key] for one in found]) for key in DISTILLED),
                     ", ".join(back),
