@@ -108,6 +108,7 @@ check: $(READY_TESTS)
 	$(BIN)/python scripts/api_page.py --check
 	$(BIN)/python scripts/diagrams.py --check
 	$(BIN)/python scripts/figures.py --check
+	$(BIN)/python scripts/evidence_page.py --check
 	$(BIN)/python scripts/check_pins.py
 
 # The page of `moeify inspect --html` in headless Chromium, which the system provides.
@@ -137,6 +138,7 @@ docs: $(READY_TESTS) $(READY_SITE)
 	$(BIN)/python scripts/models_page.py
 	$(BIN)/python scripts/diagrams.py
 	$(BIN)/python scripts/figures.py
+	$(BIN)/python scripts/evidence_page.py
 	$(SITE)/bin/sphinx-build -q -W --keep-going -E -b html -c scripts/site docs site
 	@echo "open site/index.html"
 

@@ -1,4 +1,4 @@
-"""What the trainings behind docs/evidence.md start from: text, dense models, and the mixtures made of them."""
+"""What the trainings behind docs/measured/evidence.md start from: text, dense models, mixtures made of them."""
 
 import json
 import sys
@@ -29,6 +29,8 @@ PASSAGES = {"python": 2600}
 """There is three times as much Python as English."""
 HELD_OUT = 0.04
 """Twice: once to choose a learning rate on, once to report."""
+APART = 1000
+"""Passages, about 280,000 tokens, to fit and warm up routers on and to score experts on."""
 TOP_2 = {"num_experts": 4, "top_k": 2}
 ARMS: dict[str, dict[str, Any]] = {
     "dense": {},
@@ -55,17 +57,20 @@ class Text:
     test: Blocks
 
 
-def text(tokens: int, measured: int) -> Text:
+def text(tokens: int, measured: int, apart: Path | None = None) -> Text:
     """The same text for all runs on as many tokens, and about ``measured`` of each held-out part.
 
-    Its order in training comes with the seed of a run.
+    Its order in training comes with the seed of a run. ``apart`` is a file for ``APART`` passages that are in no part.
     """
     most = tokens // 20  # passages have about 200 tokens
     rows = [row for name in DOMAINS for row in corpora.domains([name], min(most, PASSAGES.get(name, most)))]
-    order = np.random.default_rng(0).permutation(len(rows))
+    lines = [json.dumps(rows[n]) + "\n" for n in np.random.default_rng(0).permutation(len(rows))]
+    if apart is not None:
+        apart.write_text("".join(lines[:APART]), encoding="utf-8")
+        lines = lines[APART:]
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch, "text.jsonl")
-        path.write_text("".join(json.dumps(rows[n]) + "\n" for n in order), encoding="utf-8")
+        path.write_text("".join(lines), encoding="utf-8")
         config = DataConfig(dataset=str(path), domain_column="domain")
         found = read_blocks(config, tokenizer_for(checkpoints.demo_gpt2()), SEQ_LEN)
     rest, test = found.split(HELD_OUT)

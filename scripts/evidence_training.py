@@ -1,19 +1,16 @@
-"""One training behind docs/evidence.md, measured on the way, and the file that keeps what was measured."""
+"""One training behind docs/measured/evidence.md, measured before, on the way and after."""
 
-import json
-import tempfile
-import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from evidence_models import DOMAINS, Text, flops_per_token, start
-from filelock import FileLock
+from evidence_models import DOMAINS, Text, flops_per_token
+from evidence_runs import Run
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+import moeify
 from moeify.families.registry import known_mixture, moe_layout
 from moeify.routing.data import Blocks
 from moeify.routing.examples import Examples
@@ -26,62 +23,16 @@ SHARES = (0.1, 0.25, 0.5, 1.0)
 """Parts of a training after which it is measured."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """One training: of what, how, on how many tokens, and on which held-out part it is measured."""
-
-    base: str
-    arm: str
-    learning_rate: float
-    seed: int
-    tokens: int
-    part: str = "test"
-
-
-class Results:
-    """Measured runs in one JSON file, which several processes may write to."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.lock = path, FileLock(path.with_suffix(".lock"))
-
-    def read(self) -> list[dict[str, Any]]:
-        """All of them."""
-        return json.loads(self.path.read_text(encoding="utf-8"))["runs"] if self.path.exists() else []
-
-    def of(self, run: Run) -> dict[str, Any] | None:
-        """What was measured of a run, None where nothing was."""
-        wanted = asdict(run).items()
-        return next((found for found in self.read() if wanted <= found.items()), None) if self.path.exists() else None
-
-    def add(self, run: Run, found: dict[str, Any]) -> None:
-        """Keep what was measured of a run."""
-        with self.lock:
-            runs = [*self.read(), {**asdict(run), **found}]
-            runs.sort(key=lambda one: [str(one[key]) for key in asdict(run)])
-            lines = ",\n".join(f"  {json.dumps(one)}" for one in runs)
-            self.path.write_text(f'{{"runs": [\n{lines}\n]}}\n', encoding="utf-8")
-
-
-def trained(run: Run, dense: Path, text: Text, keep: Path | None = None) -> dict[str, Any]:
-    """Train all weights of a model and measure it before, on the way and after; ``keep`` is where it is saved."""
-    with tempfile.TemporaryDirectory() as scratch:
-        model = start(run.arm, dense, Path(scratch), run.seed)
-        return fitted(model, run, text, getattr(text, run.part), Path(scratch), keep)
-
-
-def fitted(
-    model: PreTrainedModel, run: Run, text: Text, held_out: Blocks, scratch: Path, keep: Path | None = None
-) -> dict[str, Any]:
-    """``trained``, of a model that is loaded."""
+def fitted(model: PreTrainedModel, run: Run, text: Text, scratch: Path, balance: str = "switch") -> dict[str, Any]:
+    """Train all weights of a model; what is to be kept of it. ``balance`` is switch, bias or none."""
     config: Any = model.config
-    started, points = time.perf_counter(), [{"tokens": 0, **measured(model, held_out)}]
+    held_out: Blocks = getattr(text, run.part)
+    points = [{"tokens": 0, **measured(model, held_out)}]
 
     def measure(step: int, total: int) -> None:
         points.append({"tokens": run.tokens * step // total, **measured(model, held_out)})
 
-    _train(model, run, text.train, scratch, measure)
-    if keep is not None:
-        model.save_pretrained(keep)
+    _train(model, run, text.train, scratch, measure, balance)
     total = model.num_parameters()
     active = total - idle_parameters(model)
     return {
@@ -89,7 +40,6 @@ def fitted(
         "active": active,
         "flops_per_token": flops_per_token(model, active),
         "points": points,
-        "seconds": round(time.perf_counter() - started),
         "model_type": config.model_type,
     }
 
@@ -144,11 +94,11 @@ class _Measure(TrainerCallback):  # type: ignore[misc]
 
 
 def _train(
-    model: PreTrainedModel, run: Run, train: Blocks, scratch: Path, measure: Callable[[int, int], None]
+    model: PreTrainedModel, run: Run, train: Blocks, scratch: Path, measure: Callable[[int, int], None], balance: str
 ) -> None:
     """AdamW on all weights, each block once, with the balance loss that the model's config has."""
     if known_mixture(model.config.to_dict()) is not None:
-        model.config.output_router_logits = True
+        model.config.output_router_logits = balance == "switch"
     steps = max(1, run.tokens // (BATCH * train.seq_len))
     settings = TrainingArguments(
         output_dir=str(scratch / "run"),
@@ -175,4 +125,6 @@ def _train(
     ]
     trainer = Trainer(model=model, args=settings, train_dataset=rows, callbacks=[_Measure(measure)])
     trainer.remove_callback(PrinterCallback)
+    if balance == "bias":
+        trainer.add_callback(moeify.RouterBiasCallback(trainer))
     trainer.train()

@@ -6,10 +6,12 @@ The .json files hold figures of the pages' tables; each names the command that m
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from drawing import DOCS, box, line, svg, text, write_or_check
+from evidence_tables import pictures
 
 WIDTH, LEFT, RIGHT = 760, 190, 700
 """Of a figure, and where its axis begins and ends."""
@@ -94,30 +96,71 @@ def _dot(x: float, y: float, kind: str) -> str:
     return f'<circle cx="{x:g}" cy="{y:g}" r="6" class="{kind}"{edge}/>'
 
 
-def pruning() -> str:
-    """Dots with intervals: loss relative to random pruning, by criterion and share dropped."""
-    found = data("pruning")
-    at = axis(-0.35, 0.55)
-    height = 70 + sum(len(rows) * ROW + 34 for rows in found["dropped"].values())
+Groups = Mapping[str, Mapping[str, tuple[float, float | None]]]
+"""Heading -> label -> a value and half of its interval, None where it has none."""
+
+
+def differences(title: str, unit: str, groups: Groups, at: Axis, marks: Sequence[float], note: str) -> str:
+    """Dots with intervals around zero; those that lie below it for certain have another colour.
+
+    ``note`` says what lies to the left.
+    """
+    height = 70 + sum(len(rows) * ROW + 34 for rows in groups.values())
 
     def parts() -> Iterator[str]:
-        yield from frame(
-            at, (-0.3, -0.15, 0, 0.15, 0.3, 0.45), 20, height - 50, "loss relative to random pruning, nats"
-        )
-        yield text(at(0) - 8, 14, "better than chance", "end small")
+        yield from frame(at, marks, 20, height - 50, unit)
+        yield text(at(0) - 8, 14, note, "end small")
         y = 38
-        for dropped, rows in found["dropped"].items():
-            yield text(LEFT - 10, y, f"{dropped} dropped", "end bold")
+        for head, rows in groups.items():
+            yield text(LEFT - 10, y, head, "end bold")
             y += 10
-            for criterion, (middle, half) in rows.items():
-                yield text(LEFT - 10, y + 15, criterion, "end small")
-                colour = "s0" if middle + half < 0 else "s2"
-                yield line((at(middle - half), y + 11), (at(middle + half), y + 11))
+            for label, (middle, half) in rows.items():
+                yield text(LEFT - 10, y + 15, label, "end small")
+                colour = "s0" if half is not None and middle + half < 0 else "s2"
+                if half is not None:
+                    yield line((at(middle - half), y + 11), (at(middle + half), y + 11))
                 yield _dot(at(middle), y + 11, colour)
                 y += ROW
             y += 24
 
-    return svg("Loss relative to random pruning, by criterion, at 25 and 50 % dropped", WIDTH, height, parts())
+    return svg(title, WIDTH, height, parts())
+
+
+def pruning() -> str:
+    """Dots with intervals: loss relative to random pruning, by criterion and share dropped."""
+    groups = {
+        f"{dropped} dropped": {criterion: tuple(pair) for criterion, pair in rows.items()}
+        for dropped, rows in data("pruning")["dropped"].items()
+    }
+    return differences(
+        "Loss relative to random pruning, by criterion, at 25 and 50 % dropped",
+        "loss relative to random pruning, nats",
+        groups,
+        axis(-0.35, 0.55),
+        (-0.3, -0.15, 0, 0.15, 0.3, 0.45),
+        "better than chance",
+    )
+
+
+def evidence() -> Iterator[tuple[str, str]]:
+    """Pictures of the studies behind docs/measured/evidence.md that have results, by name."""
+    for name, (title, unit, note, groups) in pictures(DOCS / "measured").items():
+        shown = {head: rows for head, rows in groups.items() if rows}
+        if shown:
+            yield name, differences(title, unit, shown, *_scale(shown), note)
+
+
+def _scale(groups: Groups) -> tuple[Axis, list[float]]:
+    """An axis on which all intervals and zero have room, and four to eight marks on it."""
+    ends = [
+        value + (half or 0) * side for rows in groups.values() for value, half in rows.values() for side in (-1, 1)
+    ]
+    low, high = min(0.0, *ends), max(0.0, *ends)
+    rough = max(high - low, 1e-6) / 6
+    size = 10 ** math.floor(math.log10(rough))
+    step = next(factor * size for factor in (1, 2, 5, 10) if factor * size >= rough)
+    first, last = math.floor(low / step), math.ceil(high / step)
+    return axis(first * step, last * step), [n * step for n in range(first, last + 1)]
 
 
 def domains() -> str:
@@ -140,7 +183,7 @@ def domains() -> str:
 
 def main() -> int:
     """Write or check the figures."""
-    drawn = {"fit": fit(), "headroom": headroom(), "pruning": pruning(), "domains": domains()}
+    drawn = {"fit": fit(), "headroom": headroom(), "pruning": pruning(), "domains": domains(), **dict(evidence())}
     return write_or_check({f"measured/{name}.svg": figure for name, figure in drawn.items()})
 
 

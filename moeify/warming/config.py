@@ -66,7 +66,7 @@ class WarmupConfig(DataConfig, OutputOptions, MemoryOptions):
     device: str | None = None
     """Device to compute on, as cpu or cuda; left out, an accelerator if there is one. Single layers run on cpu."""
     reference: str | None = None
-    """Dense checkpoint to compare with, and to learn from where the mixture has no head."""
+    """Checkpoint to compare with, dense or the mixture before pruning, and to learn from with ``loss`` distill."""
     save_steps: int = 50
     """Steps between checkpoints of the run, which hold what is trained and nothing else."""
     resume: bool = False

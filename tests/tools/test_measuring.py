@@ -1,37 +1,93 @@
-"""The scripts behind docs/evidence.md run in a small form, and go on where they were left."""
+"""The scripts behind docs/measured/evidence.md run in a small form, and go on where they were left."""
 
 import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-ARMS = ("dense", "dense, twice as wide", "4 slices of 4, one shared", "4 experts from scratch")
-SMALL = ("--tokens", "8192", "--seeds", "2", "--measured", "1024", *(word for arm in ARMS for word in ("--arm", arm)))
+SMALL = ("--tokens", "20480", "--measured", "1024")
 
 
-def run(work: Path, *options: str) -> str:
-    command = [sys.executable, str(REPOSITORY / "scripts" / "measure_decoders.py"), str(work), *SMALL]
-    done = subprocess.run([*command, "--results", str(work / "found.json"), *options], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+class Measuring:
+    """One script, some of its arms, and the file that it keeps its results in."""
+
+    def __init__(self, name: str, work: Path, *options: str, arms: tuple[str, ...]) -> None:
+        chosen = (word for arm in arms for word in ("--arm", arm))
+        self.path = work / "found.json"
+        script = REPOSITORY / "scripts" / f"measure_{name}.py"
+        self.command = [sys.executable, str(script), str(work), "--results", str(self.path), *options, *chosen]
+
+    def lines(self, *options: str) -> list[str]:
+        done = subprocess.run([*self.command, *options], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()
+
+    def runs(self) -> list[dict[str, Any]]:
+        """What is reported after a first call, and that a second one measures nothing again."""
+        self.lines()
+        found = self.path.read_text()
+        assert self.lines() == [] and self.path.read_text() == found
+        return [one for one in json.loads(found)["runs"] if one["part"] == "test"]
+
+    def table(self) -> dict[str, list[str]]:
+        """The cells by their first column."""
+        head, rule, *rows = [line[2:-2].split(" | ") for line in self.lines("--table")]
+        assert all(len(row) == len(head) == len(rule) for row in rows)
+        return {name: cells for name, *cells in rows}
 
 
 @pytest.mark.slow
-def test_decoders_are_compared_and_nothing_is_measured_twice(tmp_path: Path) -> None:
-    assert len(run(tmp_path).splitlines()) == len(ARMS) * (2 + 2)
-    found = json.loads((tmp_path / "found.json").read_text())["runs"]
-    assert run(tmp_path) == "" and json.loads((tmp_path / "found.json").read_text())["runs"] == found
-    rows = {line.split(" | ")[0].strip("| "): line for line in run(tmp_path, "--table").splitlines()[2:]}
-    assert set(rows) == set(ARMS) and all(" +- " in line for line in rows.values())
-    first = {one["arm"]: one["points"][0]["loss"] for one in found if one["part"] == "test" and one["seed"] == 0}
-    last = {one["arm"]: one["points"][-1]["loss"] for one in found if one["part"] == "test" and one["seed"] == 0}
+def test_decoders(tmp_path: Path) -> None:
+    arms = ("dense", "dense, twice as wide", "4 slices of 4, one shared", "4 experts from scratch")
+    measuring = Measuring("decoders", tmp_path, *SMALL, "--seeds", "2", arms=arms)
+    found = measuring.runs()
+    rows = measuring.table()
+    assert set(rows) == set(arms) and all(" +- " in " ".join(cells) for cells in rows.values())
+    first, last = ({one["arm"]: one["points"][n]["loss"] for one in found if not one["seed"]} for n in (0, -1))
     assert first["dense, twice as wide"] == pytest.approx(first["dense"], abs=5e-3)  # the same function, but for noise
     assert first["4 slices of 4, one shared"] == pytest.approx(first["dense"], abs=5e-3)
     assert first["4 experts from scratch"] > 7
-    assert all(last[arm] < first[arm] for arm in ARMS)
+    assert all(last[arm] < first[arm] for arm in arms)
     parameters = {one["arm"]: (one["active"], one["parameters"]) for one in found}
     assert parameters["dense"][0] == parameters["dense"][1] < parameters["dense, twice as wide"][0]
     assert parameters["4 slices of 4, one shared"][0] < 1.02 * parameters["dense"][0]
+
+
+@pytest.mark.slow
+def test_head_start(tmp_path: Path) -> None:
+    arms = ("drawn", "k-means", "domains, warmed up", "k-means, warmed up, bias")
+    measuring = Measuring("head_start", tmp_path, *SMALL, "--seeds", "1", "--steps", "2", arms=arms)
+    found = {one["arm"]: one for one in measuring.runs()}
+    assert set(measuring.table()) == set(arms) == set(found)
+    before = {arm: one["warm_up_tokens"] for arm, one in found.items()}
+    assert before["drawn"] == 0 < before["k-means"] == before["domains, warmed up"] - 2 * 2048
+    known = {arm: one["points"][0]["nmi"] for arm, one in found.items()}
+    assert known["domains, warmed up"] > known["k-means"] > known["drawn"]  # of the domains, at step 0
+    assert all(one["points"][-1]["loss"] < one["points"][0]["loss"] for one in found.values())
+
+
+@pytest.mark.slow
+def test_encoders(tmp_path: Path) -> None:
+    options = ("--pairs", "64", "--seeds", "1", "--searches", "1")
+    measuring = Measuring("encoders", tmp_path, *options, arms=("4 copies by sequence",))
+    (found,) = measuring.runs()
+    before, after = found["points"]
+    for systems in ("tuned systems", "unseen systems"):
+        assert before[systems]["nearest"] < after[systems]["nearest"] <= after[systems]["mrr"] < 1
+    assert set(measuring.table()) == {"4 copies by sequence"}
+
+
+@pytest.mark.slow
+def test_recovery(tmp_path: Path) -> None:
+    measuring = Measuring("recovery", tmp_path, *SMALL, "--seeds", "1", "--steps", "2", arms=("4 slices of 4",))
+    (found,) = measuring.runs()
+    assert set(measuring.table()) == {"4 slices of 4"}
+    for losses in found["pruned"].values():
+        for by in ("reap", "random"):
+            assert found["unpruned"] < losses[by]["pruned"]
+            assert len({round(loss, 6) for loss in losses[by].values()}) == 3  # two steps change routers, and little
+            assert max(losses[by].values()) < losses[by]["pruned"] + 0.02

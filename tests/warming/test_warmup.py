@@ -6,6 +6,7 @@ import os
 import pytest
 
 from moeify.checkpoint.reader import Checkpoint
+from moeify.pruning.prune import prune
 from moeify.upcycling.attach import attach
 from moeify.warming.warmup import warmup
 from tests.warming.mixtures import DEMO, FAST, corpus, demo_mixture, hashes
@@ -99,6 +100,17 @@ def test_zero_routers_are_fitted_as_well_and_identical_experts_are_named(tmp_pat
     assert report.max_violation_after < 0.45 < report.max_violation_before
     assert report.eval_loss_after == pytest.approx(report.eval_loss_dense, rel=1e-5)
     assert all(point["loss"] < 1 for point in report.curve), "the task takes no part"
+
+
+def test_a_pruned_mixture_learns_from_the_one_it_was(fitted, data, tmp_path):
+    output, _ = fitted
+    prune(output, tmp_path / "few", keep=3, by="random")
+    teacher = {"loss": "distill", "fit": "none", "reference": str(output)}
+    report = run(tmp_path / "few", tmp_path / "warm", data, steps=24, train="moe", balance="none", **teacher)
+    assert report.eval_loss_after < 0.9 * report.eval_loss_before
+    for low_memory in (False, True):
+        same = run(output, tmp_path / f"same-{low_memory}", data, low_memory=low_memory, **teacher)
+        assert same.eval_loss_before < 1e-9 < report.eval_loss_after, "no distance to itself"
 
 
 def test_trained_routers_are_left_alone(fitted, data, tmp_path):

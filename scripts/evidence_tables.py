@@ -1,0 +1,263 @@
+"""Tables behind docs/measured/evidence.md as Markdown rows, made of the files that scripts/evidence_runs.py keeps."""
+
+import json
+import math
+import statistics
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+T_95 = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776}
+"""Two-sided t quantiles of 95 %, by the number of seeds."""
+DISTILLED = {"balance switch": "distilled", "balance none": "without balance"}
+Found = dict[str, Any]
+
+
+def read(path: Path) -> list[Found]:
+    """The runs of a file, none where it is missing."""
+    return json.loads(path.read_text(encoding="utf-8"))["runs"] if path.exists() else []
+
+
+def reported(runs: Iterable[Found], size: str, base: str | None = None) -> dict[str, list[Found]]:
+    """What is reported, by arm: runs of the largest ``size`` (a key) on the part that is for it, seed by seed."""
+    kept = [one for one in runs if one["part"] == "test" and base in (None, one["base"])]
+    largest = max((one[size] for one in kept), default=0)
+    arms: dict[str, list[Found]] = {}
+    for one in kept:
+        if one[size] == largest:
+            arms.setdefault(one["arm"], []).append(one)
+    return arms
+
+
+def interval(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and half of the 95 % t-interval over seeds, None for one seed."""
+    if len(values) not in T_95:
+        return statistics.mean(values), None
+    return statistics.mean(values), T_95[len(values)] * statistics.stdev(values) / math.sqrt(len(values))
+
+
+def said(values: Sequence[float], form: str = ".4f") -> str:
+    """Mean and half of the interval in words."""
+    mean, half = interval(values)
+    return f"{mean:{form}}" if half is None else f"{mean:{form}} +- {half:{form.lstrip('+')}}"
+
+
+def gains(runs: list[Found], others: list[Found], value: Callable[[Found], float]) -> list[float]:
+    """Differences to runs of the same seeds."""
+    before = {one["seed"]: value(one) for one in others}
+    return [value(one) - before[one["seed"]] for one in runs if one["seed"] in before]
+
+
+def named(arm: str, arms: dict[str, list[Found]]) -> str:
+    """An arm, and how many seeds it has where others have more."""
+    count, most = len(arms[arm]), max(map(len, arms.values()))
+    return arm if count == most else f"{arm} ({count} seed{'s' * (count > 1)})"
+
+
+def best_first(arms: dict[str, list[Found]], value: Callable[[Found], float]) -> list[str]:
+    """Names of arms by their means, the lowest first."""
+    return sorted(arms, key=lambda arm: statistics.mean(map(value, arms[arm])))
+
+
+def heading(*columns: str) -> Iterator[str]:
+    """The first two rows of a table: words to the left, figures to the right."""
+    yield f"| {' | '.join(columns)} |"
+    yield "| --- |" + " ---: |" * (len(columns) - 1)
+
+
+def last_loss(run: Found) -> float:
+    """Held-out nats a token after the training."""
+    return float(run["points"][-1]["loss"])
+
+
+def loss_at(run: Found, flops: float) -> float:
+    """Held-out loss when a training has cost ``flops``, between the points that were measured."""
+    spent = [point["tokens"] * run["flops_per_token"] for point in run["points"]]
+    losses = [point["loss"] for point in run["points"]]
+    for n in range(1, len(spent)):
+        if spent[n] >= flops:
+            part = (flops - spent[n - 1]) / (spent[n] - spent[n - 1])
+            return float(losses[n - 1] + part * (losses[n] - losses[n - 1]))
+    return float(losses[-1])
+
+
+def decoders(runs: list[Found], base: str) -> Iterator[str]:
+    """Parameters, FLOPs, losses after each part of the training, what the routers do."""
+    arms = reported(runs, "tokens", base)
+    shares = ("10 %", "25 %", "50 %", "100 %")
+    yield from heading(
+        *("arm", "rate", "active of all parameters", "FLOPs", "at step 0", *shares),
+        *("minus dense", "at dense's FLOPs", "MaxVio", "NMI"),
+    )
+    dense = arms.get("dense", [])
+    for arm in best_first(arms, last_loss):
+        own, first = arms[arm], arms[arm][0]
+        flops = f"{first['flops_per_token'] / dense[0]['flops_per_token']:.2f} x" if dense else ""
+        losses = [said([run["points"][n]["loss"] for run in own]) for n in range(len(first["points"]))]
+        apart = arm != "dense" and gains(own, dense, last_loss)
+        budget = dense[0]["flops_per_token"] * dense[0]["tokens"] if dense else 0
+        yield _row(
+            named(arm, arms),
+            f"{first['learning_rate']:g}",
+            f"{first['active'] / 1e6:.2f} of {first['parameters'] / 1e6:.2f} M",
+            flops,
+            *losses,
+            said(apart, "+.4f") if apart else "",
+            said([loss_at(run, budget) for run in own]) if dense else "",
+            *_routing(own),
+        )
+
+
+def _routing(runs: list[Found]) -> Iterator[str]:
+    last = [run["points"][-1] for run in runs]
+    for key in ("max_violation", "nmi"):
+        yield f"{statistics.mean(point[key] for point in last):.2f}" if key in last[0] else ""
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def head_start(runs: list[Found], base: str) -> Iterator[str]:
+    """Losses after each part of the full training, by how routers started."""
+    arms = reported(runs, "tokens", base)
+    yield from heading("routers", "tokens before", "at step 0", "10 %", "25 %", "50 %", "100 %", "MaxVio", "NMI")
+    for arm in best_first(arms, last_loss):
+        own, first = arms[arm], arms[arm][0]
+        losses = [said([run["points"][n]["loss"] for run in own]) for n in range(len(first["points"]))]
+        yield _row(named(arm, arms), f"{first['warm_up_tokens']:,}", *losses, *_routing(own))
+
+
+def encoders(runs: list[Found]) -> Iterator[str]:
+    """Nearest-line accuracy and mean reciprocal rank before and after, on two sets of systems."""
+    arms = reported(runs, "pairs")
+    sets = ("tuned systems", "unseen systems")
+    columns = [f"{name}: {figure}" for name in sets for figure in ("before", "nearest", "minus dense", "MRR")]
+    yield from heading("arm", "rate", *columns)
+    for arm in best_first(arms, lambda run: -run["points"][-1][sets[0]]["nearest"]):
+        cells = []
+        for name in sets:
+            nearest = [100 * run["points"][-1][name]["nearest"] for run in arms[arm]]
+            apart = arm != "dense" and gains(arms[arm], arms.get("dense", []), found_nearest(name))
+            cells += [
+                f"{100 * statistics.mean(run['points'][0][name]['nearest'] for run in arms[arm]):.1f} %",
+                f"{said(nearest, '.1f')} %",
+                said(apart, "+.1f") if apart else "",
+                said([run["points"][-1][name]["mrr"] for run in arms[arm]], ".3f"),
+            ]
+        yield _row(named(arm, arms), f"{arms[arm][0]['learning_rate']:g}", *cells)
+
+
+def found_nearest(name: str) -> Callable[[Found], float]:
+    """Per cent of the lines of a set of systems that found theirs, after the tuning."""
+    return lambda run: 100 * run["points"][-1][name]["nearest"]
+
+
+def recovery(runs: list[Found], base: str) -> Iterator[str]:
+    """Loss that prunings cost, and what router-only distillations give back."""
+    arms = reported(runs, "tokens", base)
+    yield from heading("mixture", "dropped", "by", "unpruned", "pruned", "lost", *DISTILLED.values(), "given back")
+    for arm, own in arms.items():
+        for dropped, criteria in own[0]["pruned"].items():
+            for by in criteria:
+                found = [run["pruned"][dropped][by] for run in own]
+                lost = [one["pruned"] - run["unpruned"] for one, run in zip(found, own, strict=True)]
+                back = [
+                    f"{100 * statistics.mean(one['pruned'] - one[key] for one in found) / statistics.mean(lost):.0f} %"
+                    for key in DISTILLED
+                ]
+                yield _row(
+                    *(named(arm, arms), dropped, by, said([run["unpruned"] for run in own])),
+                    *(said([one["pruned"] for one in found]), said(lost, "+.4f")),
+                    *(said([one[key] for one in found]) for key in DISTILLED),
+                    ", ".join(back),
+                )
+
+
+def decoder_domains(runs: list[Found], base: str) -> Iterator[str]:
+    """Final losses by domain, relative to the dense model's."""
+    arms = reported(runs, "tokens", base)
+    dense = arms.get("dense", [])
+    names = list(dense[0]["points"][-1]["domains"]) if dense else []
+    yield from heading("minus dense", *names)
+    for arm in best_first(arms, last_loss):
+        apart = [gains(arms[arm], dense, _in_domain(name)) for name in names]
+        if arm != "dense" and all(apart):
+            yield _row(named(arm, arms), *(said(values, "+.4f") for values in apart))
+
+
+def _in_domain(name: str) -> Callable[[Found], float]:
+    return lambda run: float(run["points"][-1]["domains"][name])
+
+
+Rows = dict[str, tuple[float, float | None]]
+Picture = tuple[str, str, str, dict[str, Rows]]
+"""Title, unit, what lies to the left of zero, and values with half of their intervals by heading and label."""
+
+
+def pictures(folder: Path) -> dict[str, Picture]:
+    """What is drawn of each study, from the files in ``folder``; arms that lack seeds are left out."""
+    found = {}
+    for base in ("gpt2", "qwen3"):
+        arms = reported(read(folder / "decoders.json"), "tokens", base)
+        budget = next((run["flops_per_token"] * run["tokens"] for run in arms.get("dense", [])), 0)
+        found[f"decoders-{base}"] = (
+            "Held-out loss of mixtures relative to the dense model's",
+            "loss relative to the dense model, nats a token",
+            "better than dense",
+            {
+                "10 % of tokens": _apart(arms, "dense", lambda run: run["points"][1]["loss"]),
+                "all tokens": _apart(arms, "dense", last_loss),
+                "equal FLOPs": _apart(arms, "dense", partial(loss_at, flops=budget)),
+            },
+        )
+    arms = reported(read(folder / "head_start.json"), "tokens")
+    found["head_start"] = (
+        "Held-out loss of mixtures by how their routers started, relative to drawn routers",
+        "loss relative to drawn routers, nats a token",
+        "better than drawn",
+        {
+            "10 % of tokens": _apart(arms, "drawn", lambda run: run["points"][1]["loss"]),
+            "all tokens": _apart(arms, "drawn", last_loss),
+        },
+    )
+    arms = reported(read(folder / "encoders.json"), "pairs")
+    found["encoders"] = (
+        "Lines that found another template's first, relative to the dense encoder",
+        "lines that find a wrong one first, relative to dense, percentage points",
+        "better than dense",
+        {
+            name: _apart(arms, "dense", lambda run, name=name: -found_nearest(name)(run))
+            for name in ("tuned systems", "unseen systems")
+        },
+    )
+    arms = reported(read(folder / "recovery.json"), "tokens")
+    found["recovery"] = (
+        "Loss that pruning adds, before and after the distillation of routers",
+        "loss relative to the unpruned mixture, nats a token",
+        "better than unpruned",
+        {f"{arm}, -{dropped}": rows for arm, runs in arms.items() for dropped, rows in _lost(runs)},
+    )
+    return found
+
+
+def _apart(arms: dict[str, list[Found]], reference: str, value: Callable[[Found], float]) -> Rows:
+    """Differences to an arm that all others are held against."""
+    others = arms.get(reference, [])
+    whole = {arm: runs for arm, runs in arms.items() if arm != reference and len(runs) == len(others)}
+    apart = {arm: gains(runs, others, value) for arm, runs in whole.items()}
+    return {arm: interval(apart[arm]) for arm in sorted(apart, key=lambda arm: statistics.mean(apart[arm]))}
+
+
+def _lost(runs: list[Found]) -> Iterator[tuple[str, Rows]]:
+    stages = {"pruned": "", **{key: f", {words}" for key, words in DISTILLED.items()}}
+    for dropped, criteria in runs[0]["pruned"].items():
+        yield (
+            dropped,
+            {
+                f"{by}{words}": interval([run["pruned"][dropped][by][key] - run["unpruned"] for run in runs])
+                for by in criteria
+                for key, words in stages.items()
+            },
+        )

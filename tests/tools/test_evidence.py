@@ -1,0 +1,52 @@
+"""What docs/measured/evidence.md says of results that are complete, and of those that are not."""
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+
+
+@pytest.fixture
+def page(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    return importlib.import_module("evidence_page")
+
+
+def run(arm: str, seed: int, losses: tuple[float, ...], flops: int, **more: Any) -> dict[str, Any]:
+    points = [
+        {"tokens": tokens, "loss": loss, "domains": {"english": loss}}
+        for tokens, loss in zip((0, 100, 250, 500, 1000), losses, strict=True)
+    ]
+    sizes = {"active": 10, "parameters": 40, "flops_per_token": flops}
+    kept = {"base": "gpt2", "arm": arm, "learning_rate": 1e-3, "seed": seed, "tokens": 1000, "part": "test"}
+    return {**kept, **sizes, "points": points, **more}
+
+
+def test_pairs_intervals_and_budgets(page: Any, tmp_path: Path) -> None:
+    dense = [run("dense", seed, (5, 4, 3.5, 3.2, 3 + seed / 100), 6) for seed in range(3)]
+    # A tenth of a nat below the dense run of its seed, at twice the cost: half of the tokens are what dense spends.
+    twice = [run("mixture", seed, (5, 4.2, 3.4, 3.1, 2.9 + seed / 100), 12) for seed in range(3)]
+    late = [run("late", seed, (5, 4, 3.5, 3.2, 3.1), 6) for seed in range(2)]
+    tuning = [run("dense", 100, (5, 4, 3.5, 3.2, 1), 6, part="tune"), run("dense", 7, (5, 4, 3, 2, 1), 6, tokens=500)]
+    (tmp_path / "decoders.json").write_text(json.dumps({"runs": dense + twice + late + tuning}))
+    said = page.block("decoders-gpt2", tmp_path)
+    assert said.startswith("1,000 tokens a run, 3 seeds.\n\n![") and "](decoders-gpt2.svg)" in said
+    rows = {row[0]: row for row in (line[2:-2].split(" | ") for line in said.splitlines() if line.count("|") > 5)}
+    assert next(iter(rows)) == "arm" and list(rows)[2:] == ["mixture", "dense", "late (2 seeds)"]
+    named = {arm: dict(zip(rows["arm"], row, strict=True)) for arm, row in rows.items()}
+    assert named["mixture"]["FLOPs"] == "2.00 x" and named["mixture"]["minus dense"] == "-0.1000 +- 0.0000"
+    assert named["mixture"]["at dense's FLOPs"] == "3.1000 +- 0.0000"
+    assert named["dense"]["100 %"] == "3.0100 +- 0.0248"  # 4.303 * 0.01 / sqrt(3)
+    assert named["late (2 seeds)"]["minus dense"] == "+0.0950 +- 0.0635"
+    _, _, _, drawn = page.pictures(tmp_path)["decoders-gpt2"]
+    assert [list(shown) for shown in drawn.values()] == [["mixture"]] * 3
+
+
+def test_nothing_is_said_of_what_was_not_measured(page: Any, tmp_path: Path) -> None:
+    for name in page.BLOCKS:
+        assert page.block(name, tmp_path) == "Not measured yet.\n"
+    assert not any(any(drawn.values()) for *_, drawn in page.pictures(tmp_path).values())
