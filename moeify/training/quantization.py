@@ -9,11 +9,11 @@ from moeify.routing.loaded import mixtures_in
 from moeify.routing.trained import adapters
 
 _FORMATS = ("nf4", "fp4")
-_AXES = 3  # of a weight that holds all experts
+_ALL, _ONE = 3, 2  # axes of a weight that holds all experts, and of one that every token visits
 
 
 def quantize_experts(model: Any, to: Literal["nf4", "fp4"] = "nf4", *, double_quant: bool = False) -> list[str]:
-    """Pack the experts' weights of a loaded model into 4 bits, in place.
+    """Pack the weights of a loaded model's experts and shared slices into 4 bits, in place.
 
     ``BitsAndBytesConfig`` packs linear layers; experts lie in one tensor [E, ., .], which it passes over. Blocks of 64
     weights share a scale, as in a linear layer, so that a copy of a layer is what that layer would be in 4 bits
@@ -46,11 +46,14 @@ def quantize_experts(model: Any, to: Literal["nf4", "fp4"] = "nf4", *, double_qu
 
 
 def _weights(model: Any) -> list[tuple[str, Any, str]]:
-    """The path of every weight that holds experts, its module and its name there."""
-    experts = {id(layer.experts) for mixture in mixtures_in(model).values() for layer in mixture.layers.values()}
+    """The path of every weight that holds experts or shared slices, its module and its name there."""
+    axes: dict[int, int] = {}
+    for mixture in mixtures_in(model).values():
+        for layer in mixture.layers.values():
+            axes |= {id(layer.experts): _ALL, id(getattr(layer.block, "shared", None)): _ONE}
     found = []
     for path, module in model.named_modules():
-        if id(module) not in experts:
+        if id(module) not in axes:
             continue
         if next(adapters(module), None) is not None:
             raise ConfigError(f"{path} has adapters", "quantise the experts first, then call get_peft_model")
@@ -58,7 +61,7 @@ def _weights(model: Any) -> list[tuple[str, Any, str]]:
             (f"{path}.{part}.{name}" if part else f"{path}.{name}", inner, name)
             for part, inner in module.named_modules()
             for name, weight in inner.named_parameters(recurse=False)
-            if weight.ndim == _AXES and weight.is_floating_point()
+            if weight.ndim == axes[id(module)] and weight.is_floating_point()
         ]
         if not held:
             raise ConfigError(f"{path} has no weights that could be packed", "load the checkpoint unquantised")

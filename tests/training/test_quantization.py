@@ -92,6 +92,19 @@ def test_experts_of_every_kind(model_type):
         moeify.train_only(model, "moe")
 
 
+@pytest.mark.real
+def test_shared_slices_are_packed_too(tmp_path):
+    """Noiseless slices of whole blocks of 64 weights are the dense layer's own in 4 bits."""
+    moeify.upcycle(minilm(), tmp_path / "moe", num_experts=2, top_k=1, slices=4, shared=2, noise=0.0)
+    dense = AutoModel.from_pretrained(minilm(), quantization_config=NF4, dtype=torch.float32).eval()
+    model = AutoModel.from_pretrained(tmp_path / "moe", quantization_config=NF4, dtype=torch.float32).eval()
+    names = moeify.quantize_experts(model)
+    assert sum(".shared." in name for name in names) == 6 * 2
+    with torch.no_grad():
+        expected, found = (one(**batch()).last_hidden_state for one in (dense, model))
+    assert (found - expected).norm() < 0.01 * expected.norm()
+
+
 def test_what_cannot_be_packed_is_said():
     model = mixture("bert_moe")
     with pytest.raises(ConfigError, match="not 'int8'"):
