@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
+from moeify.checkpoint.replacing import replacing
+
 MEASURED = Path(__file__).parents[1] / "docs" / "measured"
 
 
@@ -49,7 +51,8 @@ class Results:
             runs = [*self.read(), {**asdict(run), **found}]
             runs.sort(key=lambda one: [str(one[key]) for key in asdict(run)])
             lines = ",\n".join(f"  {json.dumps(one)}" for one in runs)
-            self.path.write_text(f'{{"runs": [\n{lines}\n]}}\n', encoding="utf-8")
+            with replacing(self.path) as partial:  # others read it meanwhile, without the lock
+                partial.write_text(f'{{"runs": [\n{lines}\n]}}\n', encoding="utf-8")
 
 
 class Study:

@@ -58,7 +58,7 @@ def main() -> None:
     if options.table:
         print("\n".join(head_start(read(options.results), options.base)))
         return
-    apart = options.work / "apart.jsonl"
+    apart = options.work / f"apart-{options.tokens}.jsonl"
     texts = cache(lambda: text(options.tokens, options.measured, apart))
 
     def trained(run: Run) -> dict[str, Any]:
