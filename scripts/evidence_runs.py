@@ -16,6 +16,8 @@ from filelock import FileLock, Timeout
 from moeify.checkpoint.replacing import replacing
 
 MEASURED = Path(__file__).parents[1] / "docs" / "measured"
+DECODER_RATES = (1e-3, 3e-3)
+"""That measure_decoders.py chooses among."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,8 +134,10 @@ class Study:
 def chosen_rate(base: str, arm: str) -> float:
     """The learning rate that measure_decoders.py chose for an arm, by what it keeps in docs/measured."""
     runs = [one for one in Results(MEASURED / "decoders.json").read() if (one["base"], one["arm"]) == (base, arm)]
-    tried = [(one["points"][-1]["loss"], one["learning_rate"]) for one in runs if one["part"] == "tune"]
-    if not tried:
+    tuned = [one for one in runs if one["part"] == "tune"]
+    longest = max((one["tokens"] for one in tuned), default=0)
+    tried = [(one["points"][-1]["loss"], one["learning_rate"]) for one in tuned if one["tokens"] == longest]
+    if len(tried) < len(DECODER_RATES):
         raise SystemExit(f"no learning rate is known for {base}, {arm}: run measure_decoders.py first")
     return float(min(tried)[1])
 

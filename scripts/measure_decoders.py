@@ -13,11 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from evidence_models import ARMS, base, start, text
-from evidence_runs import Run, Study, arguments
+from evidence_runs import DECODER_RATES, Run, Study, arguments
 from evidence_tables import decoders, read
 from evidence_training import fitted
-
-RATES = (1e-3, 3e-3)
 
 
 def main() -> None:
@@ -41,7 +39,7 @@ def main() -> None:
         full=Run(base=options.base, tokens=options.tokens),
         short=Run(base=options.base, tokens=options.tokens // 4, seed=100, part="tune"),
         arms=options.arm or list(ARMS),
-        rates=RATES,
+        rates=DECODER_RATES,
         seeds=options.seeds,
         results=options.results,
         make=trained,

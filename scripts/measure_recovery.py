@@ -66,6 +66,7 @@ def main() -> None:
     if options.table:
         print("\n".join(recovery(read(options.results), options.base)))
         return
+    arms = options.arm or ARMS
     apart = options.work / f"apart-{options.tokens}.jsonl"
     texts = cache(lambda: text(options.tokens, options.measured, apart))
 
@@ -82,8 +83,8 @@ def main() -> None:
 
     Study(
         full=Run(base=options.base, tokens=options.tokens),
-        arms=options.arm or ARMS,
-        rates={arm: chosen_rate(options.base, arm) for arm in ARMS},
+        arms=arms,
+        rates={arm: chosen_rate(options.base, arm) for arm in arms},
         seeds=options.seeds,
         results=options.results,
         make=trained,
