@@ -152,3 +152,14 @@ def arguments(description: str, results: str, arms: list[str], seeds: int = 3) -
     parser.add_argument("--until", type=float, default=math.inf, help="minutes after which no run is begun")
     parser.add_argument("--table", action="store_true", help="print what was measured, and run nothing")
     return parser
+
+
+def decoder_arguments(
+    description: str, results: str, arms: list[str], *, tokens: int, seeds: int = 3
+) -> argparse.ArgumentParser:
+    """The same of those that train decoders, on ``tokens`` where nothing else is said."""
+    parser = arguments(description, results, arms, seeds)
+    parser.add_argument("--base", choices=("gpt2", "qwen3"), default="gpt2")
+    parser.add_argument("--tokens", type=int, default=tokens)
+    parser.add_argument("--measured", type=int, default=40_000, help="tokens that losses are measured on")
+    return parser
