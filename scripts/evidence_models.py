@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from real import checkpoints, corpora
 
 import moeify
+from moeify.checkpoint.replacing import replacing
 from moeify.routing.config import DataConfig
 from moeify.routing.data import Blocks, read_blocks, tokenizer_for
 from moeify.routing.loading import load_model, model_class
@@ -66,7 +67,9 @@ def text(tokens: int, measured: int, apart: Path | None = None) -> Text:
     rows = [row for name in DOMAINS for row in corpora.domains([name], min(most, PASSAGES.get(name, most)))]
     lines = [json.dumps(rows[n]) + "\n" for n in np.random.default_rng(0).permutation(len(rows))]
     if apart is not None:
-        apart.write_text("".join(lines[:APART]), encoding="utf-8")
+        # Other processes may be reading it, or write the same.
+        with FileLock(apart.with_suffix(".lock")), replacing(apart) as partial:
+            partial.write_text("".join(lines[:APART]), encoding="utf-8")
         lines = lines[APART:]
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch, "text.jsonl")

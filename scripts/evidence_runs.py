@@ -13,7 +13,11 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
+from moeify.checkpoint.replacing import replacing
+
 MEASURED = Path(__file__).parents[1] / "docs" / "measured"
+DECODER_RATES = (1e-3, 3e-3)
+"""That measure_decoders.py chooses among."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +53,8 @@ class Results:
             runs = [*self.read(), {**asdict(run), **found}]
             runs.sort(key=lambda one: [str(one[key]) for key in asdict(run)])
             lines = ",\n".join(f"  {json.dumps(one)}" for one in runs)
-            self.path.write_text(f'{{"runs": [\n{lines}\n]}}\n', encoding="utf-8")
+            with replacing(self.path) as partial:  # others read it meanwhile, without the lock
+                partial.write_text(f'{{"runs": [\n{lines}\n]}}\n', encoding="utf-8")
 
 
 class Study:
@@ -129,8 +134,10 @@ class Study:
 def chosen_rate(base: str, arm: str) -> float:
     """The learning rate that measure_decoders.py chose for an arm, by what it keeps in docs/measured."""
     runs = [one for one in Results(MEASURED / "decoders.json").read() if (one["base"], one["arm"]) == (base, arm)]
-    tried = [(one["points"][-1]["loss"], one["learning_rate"]) for one in runs if one["part"] == "tune"]
-    if not tried:
+    tuned = [one for one in runs if one["part"] == "tune"]
+    longest = max((one["tokens"] for one in tuned), default=0)
+    tried = [(one["points"][-1]["loss"], one["learning_rate"]) for one in tuned if one["tokens"] == longest]
+    if len(tried) < len(DECODER_RATES):
         raise SystemExit(f"no learning rate is known for {base}, {arm}: run measure_decoders.py first")
     return float(min(tried)[1])
 
@@ -144,4 +151,15 @@ def arguments(description: str, results: str, arms: list[str], seeds: int = 3) -
     parser.add_argument("--results", type=Path, default=MEASURED / results)
     parser.add_argument("--until", type=float, default=math.inf, help="minutes after which no run is begun")
     parser.add_argument("--table", action="store_true", help="print what was measured, and run nothing")
+    return parser
+
+
+def decoder_arguments(
+    description: str, results: str, arms: list[str], *, tokens: int, seeds: int = 3
+) -> argparse.ArgumentParser:
+    """The same of those that train decoders, on ``tokens`` where nothing else is said."""
+    parser = arguments(description, results, arms, seeds)
+    parser.add_argument("--base", choices=("gpt2", "qwen3"), default="gpt2")
+    parser.add_argument("--tokens", type=int, default=tokens)
+    parser.add_argument("--measured", type=int, default=40_000, help="tokens that losses are measured on")
     return parser

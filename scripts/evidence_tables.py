@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-T_95 = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776}
+T_95 = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 """Two-sided t quantiles of 95 %, by the number of seeds."""
 DISTILLED = {"balance switch": "distilled", "balance none": "without balance"}
 Found = dict[str, Any]
@@ -47,6 +47,11 @@ def gains(runs: list[Found], others: list[Found], value: Callable[[Found], float
     """Differences to runs of the same seeds."""
     before = {one["seed"]: value(one) for one in others}
     return [value(one) - before[one["seed"]] for one in runs if one["seed"] in before]
+
+
+def _seeds(runs: list[Found]) -> set[int]:
+    """Those of an arm's runs."""
+    return {one["seed"] for one in runs}
 
 
 def named(arm: str, arms: dict[str, list[Found]]) -> str:
@@ -212,7 +217,7 @@ def pictures(folder: Path) -> dict[str, Picture]:
                 "equal FLOPs": _apart(arms, "dense", partial(loss_at, flops=budget)),
             },
         )
-    arms = reported(read(folder / "head_start.json"), "tokens")
+    arms = reported(read(folder / "head_start.json"), "tokens", "gpt2")
     found["head_start"] = (
         "Held-out loss of mixtures by how their routers started, relative to drawn routers",
         "loss relative to drawn routers, nats a token",
@@ -232,12 +237,18 @@ def pictures(folder: Path) -> dict[str, Picture]:
             for name in ("tuned systems", "unseen systems")
         },
     )
-    arms = reported(read(folder / "recovery.json"), "tokens")
+    arms = reported(read(folder / "recovery.json"), "tokens", "gpt2")
+    most = max(map(len, arms.values()), default=0)
     found["recovery"] = (
         "Loss that pruning adds, before and after the distillation of routers",
         "loss relative to the unpruned mixture, nats a token",
         "better than unpruned",
-        {f"{arm}, -{dropped}": rows for arm, runs in arms.items() for dropped, rows in _lost(runs)},
+        {
+            f"{arm}, -{dropped}": rows
+            for arm, runs in arms.items()
+            if len(runs) == most
+            for dropped, rows in _lost(runs)
+        },
     )
     return found
 
@@ -245,7 +256,7 @@ def pictures(folder: Path) -> dict[str, Picture]:
 def _apart(arms: dict[str, list[Found]], reference: str, value: Callable[[Found], float]) -> Rows:
     """Differences to an arm that all others are held against."""
     others = arms.get(reference, [])
-    whole = {arm: runs for arm, runs in arms.items() if arm != reference and len(runs) == len(others)}
+    whole = {arm: runs for arm, runs in arms.items() if arm != reference and _seeds(runs) == _seeds(others)}
     apart = {arm: gains(runs, others, value) for arm, runs in whole.items()}
     return {arm: interval(apart[arm]) for arm in sorted(apart, key=lambda arm: statistics.mean(apart[arm]))}
 

@@ -13,20 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from evidence_models import ARMS, base, start, text
-from evidence_runs import Run, Study, arguments
+from evidence_runs import DECODER_RATES, Run, Study, decoder_arguments
 from evidence_tables import decoders, read
 from evidence_training import fitted
-
-RATES = (1e-3, 3e-3)
 
 
 def main() -> None:
     """Run what is missing, or print what there is."""
-    parser = arguments("Compare dense models and mixtures at equal tokens and FLOPs.", "decoders.json", list(ARMS))
-    parser.add_argument("--base", choices=("gpt2", "qwen3"), default="gpt2")
-    parser.add_argument("--tokens", type=int, default=2_000_000)
-    parser.add_argument("--measured", type=int, default=40_000, help="tokens that losses are measured on")
-    options = parser.parse_args()
+    options = decoder_arguments(
+        "Compare dense models and mixtures at equal tokens and FLOPs.", "decoders.json", list(ARMS), tokens=2_000_000
+    ).parse_args()
     if options.table:
         print("\n".join(decoders(read(options.results), options.base)))
         return
@@ -41,7 +37,7 @@ def main() -> None:
         full=Run(base=options.base, tokens=options.tokens),
         short=Run(base=options.base, tokens=options.tokens // 4, seed=100, part="tune"),
         arms=options.arm or list(ARMS),
-        rates=RATES,
+        rates=DECODER_RATES,
         seeds=options.seeds,
         results=options.results,
         make=trained,

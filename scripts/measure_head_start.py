@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from evidence_models import SEQ_LEN, TOP_2, base, text
-from evidence_runs import Run, Study, arguments, chosen_rate
+from evidence_runs import Run, Study, chosen_rate, decoder_arguments
 from evidence_tables import head_start, read
 from evidence_training import BATCH, fitted
 
@@ -49,16 +49,13 @@ def started(run: Run, dense: Path, apart: Path, scratch: Path, steps: int) -> tu
 
 def main() -> None:
     """Run what is missing, or print what there is."""
-    parser = arguments("Compare ways to start routers.", "head_start.json", ARMS)
-    parser.add_argument("--base", choices=("gpt2", "qwen3"), default="gpt2")
-    parser.add_argument("--tokens", type=int, default=500_000)
+    parser = decoder_arguments("Compare ways to start routers.", "head_start.json", ARMS, tokens=500_000)
     parser.add_argument("--steps", type=int, default=50, help="of 2,048 tokens, that routers are trained for alone")
-    parser.add_argument("--measured", type=int, default=40_000, help="tokens that losses are measured on")
     options = parser.parse_args()
     if options.table:
         print("\n".join(head_start(read(options.results), options.base)))
         return
-    apart = options.work / "apart.jsonl"
+    apart = options.work / f"apart-{options.tokens}.jsonl"
     texts = cache(lambda: text(options.tokens, options.measured, apart))
 
     def trained(run: Run) -> dict[str, Any]:

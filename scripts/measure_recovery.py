@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from evidence_models import SEQ_LEN, base, start, text
-from evidence_runs import Run, Study, arguments, chosen_rate
+from evidence_runs import Run, Study, chosen_rate, decoder_arguments
 from evidence_tables import read, recovery
 from evidence_training import BATCH, fitted, measured
 
@@ -57,16 +57,16 @@ def _loss(folder: Path, held_out: Blocks) -> float:
 
 def main() -> None:
     """Run what is missing, or print what there is."""
-    parser = arguments("Measure what distilled routers give back after pruning.", "recovery.json", ARMS, seeds=5)
-    parser.add_argument("--base", choices=("gpt2", "qwen3"), default="gpt2")
-    parser.add_argument("--tokens", type=int, default=500_000)
+    parser = decoder_arguments(
+        "Measure what distilled routers give back after pruning.", "recovery.json", ARMS, tokens=500_000, seeds=5
+    )
     parser.add_argument("--steps", type=int, default=50, help="of 2,048 tokens, that routers are distilled for")
-    parser.add_argument("--measured", type=int, default=40_000, help="tokens that losses are measured on")
     options = parser.parse_args()
     if options.table:
         print("\n".join(recovery(read(options.results), options.base)))
         return
-    apart = options.work / "apart.jsonl"
+    arms = options.arm or ARMS
+    apart = options.work / f"apart-{options.tokens}.jsonl"
     texts = cache(lambda: text(options.tokens, options.measured, apart))
 
     def trained(run: Run) -> dict[str, Any]:
@@ -82,8 +82,8 @@ def main() -> None:
 
     Study(
         full=Run(base=options.base, tokens=options.tokens),
-        arms=options.arm or ARMS,
-        rates={arm: chosen_rate(options.base, arm) for arm in ARMS},
+        arms=arms,
+        rates={arm: chosen_rate(options.base, arm) for arm in arms},
         seeds=options.seeds,
         results=options.results,
         make=trained,

@@ -22,9 +22,11 @@ def batches(windows: list[Window], size: int) -> Iterator[list[Window]]:
 
 
 @torch.no_grad()
-def outputs(model: LogLLM, windows: list[Window], collate: Collator, size: int) -> Iterator[dict[str, Any]]:
-    """What the model says of each batch, with the batch's tensors."""
-    model.eval()
+def outputs(
+    model: LogLLM, windows: list[Window], collate: Collator, size: int, *, training: bool = False
+) -> Iterator[dict[str, Any]]:
+    """What the model says of each batch, in evaluation or training mode, with the batch's tensors."""
+    model.train(training)
     device = next(model.parameters()).device
     for part in batches(windows, size):
         inputs = {name: value.to(device) for name, value in collate(part).items()}
@@ -32,8 +34,10 @@ def outputs(model: LogLLM, windows: list[Window], collate: Collator, size: int) 
 
 
 def loss(model: LogLLM, windows: list[Window], collate: Collator, size: int) -> float:
-    """The mean of the training loss over batches of the windows, without dropout."""
-    return float(np.mean([output["loss"].item() for output in outputs(model, windows, collate, size)]))
+    """The mean of the training loss over batches of the windows, before a training or between two."""
+    # In training mode, as bitsandbytes lays layers out anew for inference on a CPU, which then cannot be trained.
+    found = outputs(model, windows, collate, size, training=True)
+    return float(np.mean([output["loss"].item() for output in found]))
 
 
 def judged(model: LogLLM, windows: list[Window], collate: Collator, size: int) -> Floats:

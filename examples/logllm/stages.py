@@ -18,7 +18,7 @@ from .model import Collator, LogLLM
 STAGES = ("language-model", "projector", "routers", "encoder", "all")
 """In their order; routers only where there are any."""
 
-PARTS = {"encoder": 3e-7, "projector": 3e-4}
+RATES = {"encoder": 3e-7, "projector": 3e-4}
 """Learning rates of the projector and of weights before the whitening, behind which a small change is a large one."""
 
 CAREFUL = 2e-4
@@ -67,7 +67,7 @@ def _groups(model: LogLLM, routers: set[str], rate: float) -> list[dict[str, Any
         if parameter.requires_grad:
             part = name.split(".")[0]
             careful = name in routers or ("lora_" in name and part == "encoder")
-            groups.setdefault(CAREFUL if careful else PARTS.get(part, rate), []).append(parameter)
+            groups.setdefault(CAREFUL if careful else RATES.get(part, rate), []).append(parameter)
     return [{"params": parameters, "lr": rate} for rate, parameters in groups.items()]
 
 

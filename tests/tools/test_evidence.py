@@ -31,12 +31,13 @@ def test_pairs_intervals_and_budgets(page: Any, tmp_path: Path) -> None:
     # A tenth of a nat below the dense run of its seed, at twice the cost: half of the tokens are what dense spends.
     twice = [run("mixture", seed, (5, 4.2, 3.4, 3.1, 2.9 + seed / 100), 12) for seed in range(3)]
     late = [run("late", seed, (5, 4, 3.5, 3.2, 3.1), 6) for seed in range(2)]
+    late += [run("others", seed, (5, 4, 3.5, 3.2, 3.2), 6) for seed in (3, 4, 5)]  # none that dense has as well
     tuning = [run("dense", 100, (5, 4, 3.5, 3.2, 1), 6, part="tune"), run("dense", 7, (5, 4, 3, 2, 1), 6, tokens=500)]
     (tmp_path / "decoders.json").write_text(json.dumps({"runs": dense + twice + late + tuning}))
     said = page.block("decoders-gpt2", tmp_path)
     assert said.startswith("1,000 tokens a run, 3 seeds.\n\n![") and "](decoders-gpt2.svg)" in said
     rows = {row[0]: row for row in (line[2:-2].split(" | ") for line in said.splitlines() if line.count("|") > 5)}
-    assert next(iter(rows)) == "arm" and list(rows)[2:] == ["mixture", "dense", "late (2 seeds)"]
+    assert next(iter(rows)) == "arm" and list(rows)[2:] == ["mixture", "dense", "late (2 seeds)", "others"]
     named = {arm: dict(zip(rows["arm"], row, strict=True)) for arm, row in rows.items()}
     assert named["mixture"]["FLOPs"] == "2.00 x" and named["mixture"]["minus dense"] == "-0.1000 +- 0.0000"
     assert named["mixture"]["at dense's FLOPs"] == "3.1000 +- 0.0000"
@@ -44,6 +45,17 @@ def test_pairs_intervals_and_budgets(page: Any, tmp_path: Path) -> None:
     assert named["late (2 seeds)"]["minus dense"] == "+0.0950 +- 0.0635"
     _, _, _, drawn = page.pictures(tmp_path)["decoders-gpt2"]
     assert [list(shown) for shown in drawn.values()] == [["mixture"]] * 3
+
+
+def test_a_pruning_that_lacks_seeds_is_in_no_picture(page: Any, tmp_path: Path) -> None:
+    losses = {"pruned": 4.0, "balance switch": 3.5, "balance none": 3.3}
+    kept = {"base": "gpt2", "tokens": 1000, "part": "test", "unpruned": 3.0, "pruned": {"25%": {"reap": losses}}}
+    runs = [{**kept, "arm": arm, "seed": seed} for arm, count in (("whole", 2), ("late", 1)) for seed in range(count)]
+    runs.append({**kept, "arm": "late", "seed": 1, "base": "qwen3"})
+    (tmp_path / "recovery.json").write_text(json.dumps({"runs": runs}))
+    said = page.block("recovery", tmp_path)
+    assert "| late (1 seed) | 25% | reap |" in said and "| 50 %, 70 % |" in said
+    assert list(page.pictures(tmp_path)["recovery"][3]) == ["whole, -25%"]
 
 
 def test_nothing_is_said_of_what_was_not_measured(page: Any, tmp_path: Path) -> None:
