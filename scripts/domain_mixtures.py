@@ -123,7 +123,7 @@ def _average(parts: Parts, folder: Path) -> None:
 
 
 def _ties(parts: Parts, folder: Path) -> None:
-    """TIES merging (arXiv 2306.01708): of each specialist's changes the largest fifth, where most agree on a sign."""
+    """TIES merging (arXiv 2306.01708): of each one's changes the largest fifth, where they have their sum's sign."""
 
     def merged(changes: Tensor) -> Tensor:
         kept = changes.shape[1] // 5

@@ -111,6 +111,8 @@ def started(reader: Any, judge: Any, batch: dict[str, torch.Tensor]) -> tuple[nn
     # In training, as bitsandbytes lays layers out anew for inference on a CPU.
     vectors = mean_of_tokens(reader.train()(**words).last_hidden_state, words["attention_mask"])
     reader.train(training)
+    if len(vectors) < 2:
+        raise SystemExit("the first windows are one line again and again, which tells nothing apart")
     whitening, embedded = whitened(vectors), judge.get_input_embeddings().weight.float()
     projector = nn.Linear(vectors.shape[1], embedded.shape[1])
     projector.weight *= embedded.std() / (whitening(vectors) @ projector.weight.T).std()

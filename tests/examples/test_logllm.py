@@ -17,7 +17,7 @@ from sklearn.metrics import roc_auc_score
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from examples.logllm import evaluation, generate, logs, run
-from examples.logllm.model import AFTER, ANSWERS, BEFORE, Collator, LogLLM
+from examples.logllm.model import AFTER, ANSWERS, BEFORE, Collator, LogLLM, whitened
 from tests.real.checkpoints import demo_gpt2
 from tests.real.hub_shapes import bert_base_uncased_like
 
@@ -112,6 +112,23 @@ def test_scores_are_likelihoods_whatever_else_is_in_the_batch(encoder):
             expected = logits[-len(end) :].gather(-1, ids[0, -len(end) :, None]).sum()
             torch.testing.assert_close(found["scores"][row, column], expected, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(loss, found["loss"])
+
+
+def test_whitened_vectors_are_of_unit_length_and_spread_alike():
+    torch.manual_seed(0)
+    vectors = 3 + torch.randn(40, 6) * torch.tensor([1.0, 1.0, 0.3, 0.3, 0.3, 0.0])
+    found = whitened(vectors)(vectors).detach()
+    torch.testing.assert_close(found.mean(0), torch.zeros(6), atol=1e-5, rtol=0)
+    assert found.norm(dim=1).mean() == pytest.approx(1, abs=1e-4)
+    spread = found.T.cov().diagonal()
+    assert spread[:5].min() > 0.9 * spread[:5].max() and spread[5] < 1e-6
+
+
+def test_logs_of_a_single_line_are_refused(encoder, tmp_path):
+    rows = [f"{session},ok,{session % 2}" for session in range(20)]
+    (tmp_path / "one.csv").write_text("\n".join(["session,message,label", *rows]))
+    with pytest.raises(SystemExit, match="one line again and again"):
+        run.main([*options(encoder, tmp_path / "out"), "--logs", str(tmp_path / "one.csv")])
 
 
 def test_intervals_and_figures():
