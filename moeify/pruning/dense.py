@@ -25,7 +25,7 @@ from moeify.families.moe_layout import ExpertTensor
 from moeify.families.registry import origin
 from moeify.families.values import Config
 from moeify.provenance.record import Record
-from moeify.pruning.plan import PrunePlan
+from moeify.pruning.plan import PrunePlan, forget_further
 
 Shares = Sequence[tuple[int, float]]
 """Experts and their shares in a mean."""
@@ -49,6 +49,8 @@ def plan_dense(
     config = conversion.dense_config(mixture.config)
     _check_silent(mixture, conversion)
     further = further and not mixture.further_experts
+    if mixture.extra and not further:
+        forget_further(config)
     made = _jobs(mixture, conversion, config, experts, further)
     if (apart := record.untied) is not None and _still_equal(mixture, conversion.dense.head(config)):
         config["tie_word_embeddings"] = True

@@ -150,6 +150,11 @@ def _factor(place: Place, down_factors: Mapping[int, float]) -> float:
     return down_factors.get(place.layer, 1.0) if down else 1.0
 
 
+def forget_further(config: Config) -> None:
+    """Say in ``config`` that there are no layers for further tokens."""
+    config |= {key: 0 for key in _NEXT_TOKEN_KEYS if config.get(key)}
+
+
 def pruned_config(mixture: Mixture, kept: Kept, further: bool) -> Config:
     """config.json with the new number of experts under every key that holds the old one."""
     config = copy.deepcopy(mixture.config)
@@ -159,7 +164,7 @@ def pruned_config(mixture: Mixture, kept: Kept, further: bool) -> Config:
         if isinstance(place, dict):
             mixture.layout.recount(place, count)
             if mixture.extra and not further:
-                place |= {key: 0 for key in _NEXT_TOKEN_KEYS if place.get(key)}
+                forget_further(place)
     if isinstance(config.get("quantization_config"), dict):
         config["quantization_config"] = _renumber(config["quantization_config"], mixture.places, kept)
     return config

@@ -133,9 +133,11 @@ def _resumable(folder: Path) -> Kept | None:
     return Kept(what=f"{folder} holds the run up to step {saved.name.rsplit('-', 1)[1]}", option="--resume")
 
 
-def unsaved(config: WarmupConfig) -> Kept:
-    """What to say of a training that is interrupted before its first checkpoint."""
+def unsaved(config: WarmupConfig) -> Kept | None:
+    """What to say of a training that is interrupted before its first checkpoint; None where that is the first step."""
     steps = min(config.save_steps, config.steps)
+    if steps < 2:
+        return None
     what = f"nothing was written: the run's first checkpoint comes after {steps} steps"
     return Kept(what=what, option=f"--save-steps={max(1, steps // 10)}")
 
