@@ -246,7 +246,7 @@ def pictures(folder: Path) -> dict[str, Picture]:
         {
             f"{arm}, -{dropped}": rows
             for arm, runs in arms.items()
-            if len(runs) == most
+            if len(runs) == most > 1
             for dropped, rows in _lost(runs)
         },
     )
@@ -254,8 +254,10 @@ def pictures(folder: Path) -> dict[str, Picture]:
 
 
 def _apart(arms: dict[str, list[Found]], reference: str, value: Callable[[Found], float]) -> Rows:
-    """Differences to an arm that all others are held against."""
+    """Differences to an arm that all others are held against; none of one seed, which has no interval."""
     others = arms.get(reference, [])
+    if len(others) < 2:
+        return {}
     whole = {arm: runs for arm, runs in arms.items() if arm != reference and _seeds(runs) == _seeds(others)}
     apart = {arm: gains(runs, others, value) for arm, runs in whole.items()}
     return {arm: interval(apart[arm]) for arm in sorted(apart, key=lambda arm: statistics.mean(apart[arm]))}

@@ -58,6 +58,17 @@ def test_a_pruning_that_lacks_seeds_is_in_no_picture(page: Any, tmp_path: Path) 
     assert list(page.pictures(tmp_path)["recovery"][3]) == ["whole, -25%"]
 
 
+def test_one_seed_is_in_no_picture(page: Any, tmp_path: Path) -> None:
+    runs = [run(arm, 0, (5, 4, 3.5, 3.2, 3), 6) for arm in ("dense", "mixture")]
+    (tmp_path / "decoders.json").write_text(json.dumps({"runs": runs}))
+    said = page.block("decoders-gpt2", tmp_path)
+    assert said.startswith("1,000 tokens a run, 1 seed.") and "| mixture |" in said and "![" not in said
+    losses = {"pruned": 4.0, "balance switch": 3.5, "balance none": 3.3}
+    kept = {"base": "gpt2", "arm": "whole", "seed": 0, "tokens": 1000, "part": "test", "unpruned": 3.0}
+    (tmp_path / "recovery.json").write_text(json.dumps({"runs": [{**kept, "pruned": {"25%": {"reap": losses}}}]}))
+    assert not any(any(drawn.values()) for *_, drawn in page.pictures(tmp_path).values())
+
+
 def test_nothing_is_said_of_what_was_not_measured(page: Any, tmp_path: Path) -> None:
     for name in page.BLOCKS:
         assert page.block(name, tmp_path) == "Not measured yet.\n"
