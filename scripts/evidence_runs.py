@@ -58,7 +58,7 @@ class Results:
 
 
 class Study:
-    """The runs of several arms, in the order in which they are wanted.
+    """The runs of several arms, in the order in which they are wanted, as ``options`` of the command line say.
 
     ``full`` is what is reported of each arm and seed, ``short`` what chooses its learning rate among ``rates``: that
     of the lowest ``score``. Without it the rates are given, one for each arm. ``make`` runs one and gives what is kept
@@ -67,18 +67,17 @@ class Study:
 
     def __init__(
         self,
+        options: argparse.Namespace,
         *,
         full: Any,
         short: Any = None,
         arms: list[str],
         rates: tuple[float, ...] | dict[str, float],
-        seeds: int,
-        results: Path,
         make: Callable[[Any], dict[str, Any]],
         score: Callable[[dict[str, Any]], float] = lambda found: found["points"][-1]["loss"],
     ) -> None:
-        self.full, self.short, self.arms, self.rates, self.seeds = full, short, arms, rates, seeds
-        self.results, self.make, self.score = Results(results), make, score
+        self.options, self.full, self.short, self.arms, self.rates = options, full, short, arms, rates
+        self.results, self.make, self.score = Results(options.results), make, score
 
     def tuning(self, arm: str) -> list[Any]:
         """The runs that choose an arm's learning rate."""
@@ -98,16 +97,17 @@ class Study:
         """All runs that can be made now: those that choose rates first, then seed by seed."""
         for arm in self.arms:
             yield from self.tuning(arm)
-        for seed in range(self.seeds):
+        for seed in range(self.options.seeds):
             for arm in self.arms:
                 if (rate := self.rate(arm)) is not None:
                     yield replace(self.full, arm=arm, learning_rate=rate, seed=seed)
 
-    def share(self, work: Path, minutes: float) -> None:
-        """Make what is missing and no other process is at, until nothing is or ``minutes`` are over."""
+    def share(self) -> None:
+        """Make what is missing and no other process is at, until nothing is or the minutes are over."""
         torch.set_num_threads(1)
+        work: Path = self.options.work
         work.mkdir(parents=True, exist_ok=True)
-        end = time.monotonic() + 60 * minutes
+        end = time.monotonic() + 60 * self.options.until
         while time.monotonic() < end and (taken := self._next(work)) is not None:
             run, lock = taken
             started = time.perf_counter()

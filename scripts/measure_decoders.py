@@ -34,14 +34,13 @@ def main() -> None:
             return fitted(model, run, texts(run.tokens), Path(scratch))
 
     Study(
+        options,
         full=Run(base=options.base, tokens=options.tokens),
         short=Run(base=options.base, tokens=options.tokens // 4, seed=100, part="tune"),
         arms=options.arm or list(ARMS),
         rates=DECODER_RATES,
-        seeds=options.seeds,
-        results=options.results,
         make=trained,
-    ).share(options.work, options.until)
+    ).share()
 
 
 if __name__ == "__main__":

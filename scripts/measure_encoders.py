@@ -158,15 +158,14 @@ def main() -> None:
         return
     short = Tuning(pairs=options.pairs // 4, part="tune", seed=100)
     Study(
+        options,
         full=Tuning(pairs=options.pairs),
         short=short,
         arms=options.arm or list(ARMS),
         rates=RATES,
-        seeds=options.seeds,
-        results=options.results,
         make=lambda run: tuned(run, options.searches),
         score=misses,
-    ).share(options.work, options.until)
+    ).share()
 
 
 if __name__ == "__main__":

@@ -66,13 +66,12 @@ def main() -> None:
             return {"warm_up_tokens": tokens, **found}
 
     Study(
+        options,
         full=Run(base=options.base, tokens=options.tokens),
         arms=options.arm or ARMS,
         rates=dict.fromkeys(ARMS, chosen_rate(options.base, "4 copies, top-2")),
-        seeds=options.seeds,
-        results=options.results,
         make=trained,
-    ).share(options.work, options.until)
+    ).share()
 
 
 if __name__ == "__main__":

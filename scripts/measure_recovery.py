@@ -81,13 +81,12 @@ def main() -> None:
             return {"unpruned": found["points"][-1]["loss"], "pruned": losses, **found}
 
     Study(
+        options,
         full=Run(base=options.base, tokens=options.tokens),
         arms=arms,
         rates={arm: chosen_rate(options.base, arm) for arm in arms},
-        seeds=options.seeds,
-        results=options.results,
         make=trained,
-    ).share(options.work, options.until)
+    ).share()
 
 
 if __name__ == "__main__":
