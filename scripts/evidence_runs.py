@@ -18,6 +18,8 @@ from moeify.checkpoint.replacing import replacing
 MEASURED = Path(__file__).parents[1] / "docs" / "measured"
 DECODER_RATES = (1e-3, 3e-3)
 """That measure_decoders.py chooses among."""
+WAIT = 5
+"""Seconds between two looks at what other processes are at."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +110,12 @@ class Study:
         work: Path = self.options.work
         work.mkdir(parents=True, exist_ok=True)
         end = time.monotonic() + 60 * self.options.until
-        while time.monotonic() < end and (taken := self._next(work)) is not None:
+        while time.monotonic() < end:
+            if (taken := self._next(work)) is None:
+                if all(self.rate(arm) is not None for arm in self.arms):
+                    return
+                time.sleep(WAIT)  # others are at runs that choose a rate
+                continue
             run, lock = taken
             started = time.perf_counter()
             with lock:

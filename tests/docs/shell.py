@@ -7,6 +7,7 @@ import importlib
 import json
 import os
 import pkgutil
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,9 @@ from pathlib import Path
 
 import moeify
 from moeify.__main__ import main
+
+HANGS = 600
+"""Seconds after which a command is killed, which then has the exit code -14."""
 
 _LIBRARIES = (
     "datasets",
@@ -66,6 +70,7 @@ def _serve() -> None:
 
 
 def _become(words: list[str], place: str, printed: str) -> None:
+    signal.alarm(HANGS)
     os.chdir(place)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     file = os.open(printed, os.O_CREAT | os.O_TRUNC | os.O_WRONLY)

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,30 @@ def test_one_seed_is_in_no_picture(page: Any, tmp_path: Path) -> None:
     kept = {"base": "gpt2", "arm": "whole", "seed": 0, "tokens": 1000, "part": "test", "unpruned": 3.0}
     (tmp_path / "recovery.json").write_text(json.dumps({"runs": [{**kept, "pruned": {"25%": {"reap": losses}}}]}))
     assert not any(any(drawn.values()) for *_, drawn in page.pictures(tmp_path).values())
+
+
+def test_a_process_waits_for_the_runs_of_others_that_choose_a_rate(
+    page: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    runs = importlib.import_module("evidence_runs")
+    options = Namespace(work=tmp_path, results=tmp_path / "found.json", seeds=1, until=1.0)
+    full, short = (runs.Run(base="gpt2", tokens=tokens, part=part) for tokens, part in ((9, "test"), (1, "tune")))
+    made: list[Any] = []
+
+    def make(run: Any) -> dict[str, Any]:
+        made.append(run)
+        return {"points": [{"loss": 1.0}]}
+
+    study = runs.Study(options, full=full, short=short, arms=["dense"], rates=(0.1,), make=make)
+    held, lock = study._next(tmp_path)  # as another process would
+
+    def others_go_on(_: float) -> None:
+        study.results.add(held, make(held))
+        lock.release()
+
+    monkeypatch.setattr(runs.time, "sleep", others_go_on)
+    study.share()
+    assert made == [held, runs.replace(full, arm="dense", learning_rate=0.1)]
 
 
 def test_nothing_is_said_of_what_was_not_measured(page: Any, tmp_path: Path) -> None:
