@@ -1,30 +1,37 @@
 """The scripts behind docs/measured/evidence.md run in a small form, and go on where they were left."""
 
 import json
-import subprocess
+import runpy
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 SMALL = ("--tokens", "20480", "--measured", "1024")
 
 
 class Measuring:
-    """One script, some of its arms, and the file that it keeps its results in."""
+    """The scripts, run in this process, and the file that they keep their results in."""
 
-    def __init__(self, name: str, work: Path, *options: str, arms: tuple[str, ...]) -> None:
-        chosen = (word for arm in arms for word in ("--arm", arm))
-        self.path = work / "found.json"
-        script = REPOSITORY / "scripts" / f"measure_{name}.py"
-        self.command = [sys.executable, str(script), str(work), "--results", str(self.path), *options, *chosen]
+    def __init__(self, work: Path, patch: pytest.MonkeyPatch, capture: pytest.CaptureFixture[str]) -> None:
+        self.path, self.work, self.patch, self.capture = work / "found.json", work, patch, capture
+
+    def of(self, name: str, *options: str, arms: tuple[str, ...]) -> None:
+        """Choose a script and some of its arms."""
+        chosen = [word for arm in arms for word in ("--arm", arm)]
+        script = str(SCRIPTS / f"measure_{name}.py")
+        self.command = [script, str(self.work), "--results", str(self.path), *options, *chosen]
 
     def lines(self, *options: str) -> list[str]:
-        done = subprocess.run([*self.command, *options], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        return done.stdout.splitlines()
+        """What a call of the script prints."""
+        self.patch.setattr(sys, "argv", [*self.command, *options])
+        self.capture.readouterr()
+        runpy.run_path(self.command[0], run_name="__main__")
+        return self.capture.readouterr().out.splitlines()
 
     def runs(self) -> list[dict[str, Any]]:
         """What is reported after a first call, and that a second one measures nothing again."""
@@ -40,10 +47,20 @@ class Measuring:
         return {name: cells for name, *cells in rows}
 
 
+@pytest.fixture
+def measuring(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Measuring]:
+    threads = torch.get_num_threads()  # which the scripts set
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    yield Measuring(tmp_path, monkeypatch, capsys)
+    torch.set_num_threads(threads)
+
+
 @pytest.mark.slow
-def test_decoders(tmp_path: Path) -> None:
+def test_decoders(measuring: Measuring) -> None:
     arms = ("dense", "dense, twice as wide", "4 slices of 4, one shared", "4 experts from scratch")
-    measuring = Measuring("decoders", tmp_path, *SMALL, "--seeds", "2", arms=arms)
+    measuring.of("decoders", *SMALL, "--seeds", "2", arms=arms)
     found = measuring.runs()
     rows = measuring.table()
     assert set(rows) == set(arms) and all(" +- " in " ".join(cells) for cells in rows.values())
@@ -58,9 +75,9 @@ def test_decoders(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_head_start(tmp_path: Path) -> None:
+def test_head_start(measuring: Measuring) -> None:
     arms = ("drawn", "k-means", "domains, warmed up", "k-means, warmed up, bias")
-    measuring = Measuring("head_start", tmp_path, *SMALL, "--seeds", "1", "--steps", "2", arms=arms)
+    measuring.of("head_start", *SMALL, "--seeds", "1", "--steps", "2", arms=arms)
     found = {one["arm"]: one for one in measuring.runs()}
     assert set(measuring.table()) == set(arms) == set(found)
     before = {arm: one["warm_up_tokens"] for arm, one in found.items()}
@@ -71,9 +88,9 @@ def test_head_start(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_encoders(tmp_path: Path) -> None:
+def test_encoders(measuring: Measuring) -> None:
     options = ("--pairs", "64", "--seeds", "1", "--searches", "1")
-    measuring = Measuring("encoders", tmp_path, *options, arms=("4 copies by sequence",))
+    measuring.of("encoders", *options, arms=("4 copies by sequence",))
     (found,) = measuring.runs()
     before, after = found["points"]
     for systems in ("tuned systems", "unseen systems"):
@@ -82,8 +99,8 @@ def test_encoders(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_recovery(tmp_path: Path) -> None:
-    measuring = Measuring("recovery", tmp_path, *SMALL, "--seeds", "1", "--steps", "2", arms=("4 slices of 4",))
+def test_recovery(measuring: Measuring) -> None:
+    measuring.of("recovery", *SMALL, "--seeds", "1", "--steps", "2", arms=("4 slices of 4",))
     (found,) = measuring.runs()
     assert set(measuring.table()) == {"4 slices of 4"}
     for losses in found["pruned"].values():
