@@ -217,6 +217,7 @@ WAYS: dict[str, Way] = {
     "MixtureKit, routers trained at 3e-6": _mixturekit(3e-6),
     "MixtureKit, routers trained at 1e-3": _mixturekit(1e-3),
     "MixtureKit, routers trained at 1e-2": _mixturekit(1e-2),
+    "MixtureKit, routers trained at 3e-2": _mixturekit(3e-2),
     "random routers": _random,
     "prompts": _prompts,
     "data": _data(),
