@@ -18,7 +18,7 @@ from .model import Collator, LogLLM
 STAGES = ("language-model", "projector", "routers", "encoder", "all")
 """In their order; routers only where there are any."""
 
-RATES = {"encoder": 3e-7, "projector": 3e-5}
+RATES = {"encoder": 1e-7, "projector": 3e-5}
 """Learning rates of the projector and of weights before the whitening, behind which a small change is a large one."""
 
 CAREFUL = 2e-4
