@@ -86,7 +86,7 @@ def replay(record: str | Path, output: str | Path, config: ReplayConfig | None =
 
     The same versions give the same bytes where nothing was trained; the report holds files against
     the recorded sizes and checksums. What is in between lies beside ``output`` while it is needed.
-    Raises ``ConfigError`` before anything is written where a source is missing, or one is given that no step reads.
+    Raises ``ConfigError`` before anything is written where a source is missing.
     """
     from moeify.checkpoint.source import Source
     from moeify.checkpoint.staging import check_output, existing_parent, scratch_folder
@@ -106,10 +106,6 @@ def replay(record: str | Path, output: str | Path, config: ReplayConfig | None =
     find = _Finder(folder.resolve(), config.places)
     source = find.checkpoint(written.source, written.revision, 1, written.steps[0].command)
     steps = [find.ready(step, number) for number, step in enumerate(written.steps, 1)]
-    if unread := [name for name in config.places if name not in find.read]:
-        raise ConfigError(
-            f"--sources {unread[0]}=... names what no step reads", f"the steps read {', '.join(map(repr, find.read))}"
-        )
     target = Path(output)
     check_output(target, folder, force=config.force)
     with ExitStack() as stack:
@@ -154,7 +150,6 @@ class _Finder:
 
     def __init__(self, folder: Path, places: Mapping[str, str]) -> None:
         self.near, self.places = (Path(), folder.parent, folder), places
-        self.read: dict[str, None] = {}
 
     def ready(self, step: Any, number: int) -> _Ready:
         """A recorded step, ready to run."""
@@ -203,7 +198,6 @@ class _Finder:
         raise _missing(name, number, command)
 
     def _local(self, name: str, *, hub: bool) -> str | None:
-        self.read[name] = None
         if name in self.places:
             path = Path(self.places[name]).expanduser()
             if not path.exists():
