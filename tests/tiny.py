@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -231,7 +232,8 @@ def save_tiny(folder: Path, family: str, head: str | None = None, dtype: str = "
     """Save a random dense model; every weight, biases included, is far from its default."""
     torch.manual_seed(7)
     config_class = transformers.CONFIG_MAPPING[outer_type(family)]
-    config = config_class(**_with_options(sizes_of(family), options))
+    # A copy: transformers writes into the dicts that it is given, which tests share.
+    config = config_class(**_with_options(sizes_of(family), copy.deepcopy(options)))
     model = getattr(transformers, head or lm_head(family))(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
