@@ -1,6 +1,7 @@
 """What the trainings behind docs/measured/evidence.md start from: text, dense models, mixtures made of them."""
 
 import json
+import shutil
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -87,14 +88,21 @@ def text(tokens: int, measured: int, apart: Path | None = None) -> Text:
 
 
 def base(name: str, work: Path) -> Path:
-    """The dense model to start from: the shipped GPT-2, or a Qwen3 that is trained here once, into ``work``."""
-    if name == "gpt2":
-        return checkpoints.demo_gpt2()
+    """The dense model to start from, in ``work``: the shipped GPT-2, or a Qwen3 that is trained here once."""
     folder = work / name
     with FileLock(work / f"{name}.lock"):
         if not (folder / "config.json").exists():
-            _train_qwen3(folder)
+            {"gpt2": _copy_gpt2, "qwen3": _train_qwen3}[name](folder)
     return folder
+
+
+def _copy_gpt2(folder: Path) -> None:
+    """The shipped GPT-2 with its activation as one operation, which saves a sixth of a training's time."""
+    partial = folder.with_suffix(".partial")
+    shutil.copytree(checkpoints.demo_gpt2(), partial, dirs_exist_ok=True)
+    config = json.loads((partial / "config.json").read_text())
+    (partial / "config.json").write_text(json.dumps({**config, "activation_function": "gelu_pytorch_tanh"}))
+    partial.rename(folder)
 
 
 def _train_qwen3(folder: Path) -> None:

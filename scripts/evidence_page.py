@@ -9,14 +9,26 @@ from pathlib import Path
 from typing import Any
 
 from drawing import DOCS, write_or_check
-from evidence_tables import decoder_domains, decoders, encoders, head_start, pictures, read, recovery, reported
+from evidence_tables import (
+    decoder_budgets,
+    decoder_domains,
+    decoder_routing,
+    decoders,
+    encoders,
+    head_start,
+    pictures,
+    read,
+    recovery,
+    reported,
+)
 
 FOLDER = DOCS / "measured"
 Rows = Callable[..., Iterator[str]]
+DECODERS: tuple[Rows, ...] = (decoders, decoder_budgets, decoder_domains, decoder_routing)
 # Block and picture: their file, the base they are about, what its runs are counted in, tables.
 BLOCKS: dict[str, tuple[str, str | None, str, tuple[Rows, ...]]] = {
-    "decoders-gpt2": ("decoders", "gpt2", "tokens", (decoders, decoder_domains)),
-    "decoders-qwen3": ("decoders", "qwen3", "tokens", (decoders, decoder_domains)),
+    "decoders-gpt2": ("decoders", "gpt2", "tokens", DECODERS),
+    "decoders-qwen3": ("decoders", "qwen3", "tokens", DECODERS),
     "head_start": ("head_start", "gpt2", "tokens", (head_start,)),
     "encoders": ("encoders", None, "pairs", (encoders,)),
     "recovery": ("recovery", "gpt2", "tokens", (recovery,)),

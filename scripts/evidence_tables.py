@@ -12,6 +12,7 @@ T_95 = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9:
 """Two-sided t quantiles of 95 %, by the number of seeds."""
 DISTILLED = {"balance switch": "distilled", "balance none": "without balance"}
 Found = dict[str, Any]
+Value = Callable[[Found], float]
 
 
 def read(path: Path) -> list[Found]:
@@ -43,9 +44,9 @@ def said(values: Sequence[float], form: str = ".4f") -> str:
     return f"{mean:{form}}" if half is None else f"{mean:{form}} +- {half:{form.lstrip('+')}}"
 
 
-def gains(runs: list[Found], others: list[Found], value: Callable[[Found], float]) -> list[float]:
-    """Differences to runs of the same seeds."""
-    before = {one["seed"]: value(one) for one in others}
+def gains(runs: list[Found], others: list[Found], value: Value, theirs: Value | None = None) -> list[float]:
+    """Differences to runs of the same seeds, of which ``theirs`` may be another value."""
+    before = {one["seed"]: (theirs or value)(one) for one in others}
     return [value(one) - before[one["seed"]] for one in runs if one["seed"] in before]
 
 
@@ -60,7 +61,7 @@ def named(arm: str, arms: dict[str, list[Found]]) -> str:
     return arm if count == most else f"{arm} ({count} seed{'s' * (count > 1)})"
 
 
-def best_first(arms: dict[str, list[Found]], value: Callable[[Found], float]) -> list[str]:
+def best_first(arms: dict[str, list[Found]], value: Value) -> list[str]:
     """Names of arms by their means, the lowest first."""
     return sorted(arms, key=lambda arm: statistics.mean(map(value, arms[arm])))
 
@@ -77,47 +78,77 @@ def last_loss(run: Found) -> float:
 
 
 def loss_at(run: Found, flops: float) -> float:
-    """Held-out loss when a training has cost ``flops``, between the points that were measured."""
+    """Held-out loss when a training has cost ``flops``, between the points that were measured, by log tokens."""
     spent = [point["tokens"] * run["flops_per_token"] for point in run["points"]]
     losses = [point["loss"] for point in run["points"]]
-    for n in range(1, len(spent)):
+    for n in range(2, len(spent)):
         if spent[n] >= flops:
-            part = (flops - spent[n - 1]) / (spent[n] - spent[n - 1])
+            part = math.log(flops / spent[n - 1]) / math.log(spent[n] / spent[n - 1])
             return float(losses[n - 1] + part * (losses[n] - losses[n - 1]))
     return float(losses[-1])
 
 
+SHARES = {"10 %": 1, "25 %": 2, "50 %": 3, "100 %": 4}
+"""Parts of a training, and the point that was measured after each."""
+
+
+def loss_after(point: int, run: Found) -> float:
+    """Held-out nats a token at a measured point."""
+    return float(run["points"][point]["loss"])
+
+
 def decoders(runs: list[Found], base: str) -> Iterator[str]:
-    """Parameters, FLOPs, losses after each part of the training, what the routers do."""
+    """Parameters, FLOPs, losses after each part of the training."""
     arms = reported(runs, "tokens", base)
-    shares = ("10 %", "25 %", "50 %", "100 %")
-    yield from heading(
-        *("arm", "rate", "active of all parameters", "FLOPs", "at step 0", *shares),
-        *("minus dense", "at dense's FLOPs", "MaxVio", "NMI"),
-    )
+    yield from heading("arm", "rate", "active of all parameters", "FLOPs", "at step 0", *SHARES)
     dense = arms.get("dense", [])
     for arm in best_first(arms, last_loss):
         own, first = arms[arm], arms[arm][0]
         flops = f"{first['flops_per_token'] / dense[0]['flops_per_token']:.2f} x" if dense else ""
-        losses = [said([run["points"][n]["loss"] for run in own]) for n in range(len(first["points"]))]
-        apart = arm != "dense" and gains(own, dense, last_loss)
-        budget = dense[0]["flops_per_token"] * dense[0]["tokens"] if dense else 0
         yield _row(
             named(arm, arms),
             f"{first['learning_rate']:g}",
             f"{first['active'] / 1e6:.2f} of {first['parameters'] / 1e6:.2f} M",
             flops,
-            *losses,
-            said(apart, "+.4f") if apart else "",
-            said([loss_at(run, budget) for run in own]) if dense else "",
-            *_routing(own),
+            *(said([loss_after(n, run) for run in own]) for n in range(len(first["points"]))),
         )
+
+
+def decoder_budgets(runs: list[Found], base: str) -> Iterator[str]:
+    """Losses relative to the dense model's, at as many tokens and at as many FLOPs."""
+    arms = reported(runs, "tokens", base)
+    dense = arms.get("dense", [])
+    budgets: dict[str, tuple[Value, Value]] = {}
+    for share, point in SHARES.items():
+        after = partial(loss_after, point)
+        budgets[f"{share} of tokens"] = after, after
+    for share, point in list(SHARES.items())[1:]:  # before the first point nothing was measured
+        spent = max((run["points"][point]["tokens"] * run["flops_per_token"] for run in dense), default=0)
+        budgets[f"{share} of FLOPs"] = partial(loss_at, flops=spent), partial(loss_after, point)
+    yield from heading("minus dense", *budgets)
+    for arm in best_first(arms, last_loss):
+        apart = [gains(arms[arm], dense, own, others) for own, others in budgets.values()]
+        if arm != "dense" and all(apart):
+            yield _row(named(arm, arms), *(said(values, "+.4f") for values in apart))
+
+
+def decoder_routing(runs: list[Found], base: str) -> Iterator[str]:
+    """What routers do on the way: load and knowledge of domains, means over seeds."""
+    arms = reported(runs, "tokens", base)
+    kinds = {"MaxVio": "max_violation", "NMI": "nmi"}
+    yield from heading("routers", *(f"{kind} at {share}" for kind in kinds for share in ("0 %", *SHARES)), "dead")
+    for arm in best_first(arms, last_loss):
+        points = list(zip(*(run["points"] for run in arms[arm]), strict=True))
+        if "nmi" in points[0][0]:
+            found = [statistics.mean(one[key] for one in point) for key in kinds.values() for point in points]
+            dead = statistics.mean(one["dead"] for one in points[-1])
+            yield _row(named(arm, arms), *(f"{value:.2f}" for value in found), f"{dead:.1f}")
 
 
 def _routing(runs: list[Found]) -> Iterator[str]:
     last = [run["points"][-1] for run in runs]
     for key in ("max_violation", "nmi"):
-        yield f"{statistics.mean(point[key] for point in last):.2f}" if key in last[0] else ""
+        yield f"{statistics.mean(point[key] for point in last):.2f}"
 
 
 def _row(*cells: str) -> str:
@@ -154,7 +185,7 @@ def encoders(runs: list[Found]) -> Iterator[str]:
         yield _row(named(arm, arms), f"{arms[arm][0]['learning_rate']:g}", *cells)
 
 
-def found_nearest(name: str) -> Callable[[Found], float]:
+def found_nearest(name: str) -> Value:
     """Per cent of the lines of a set of systems that found theirs, after the tuning."""
     return lambda run: 100 * run["points"][-1][name]["nearest"]
 
@@ -192,7 +223,7 @@ def decoder_domains(runs: list[Found], base: str) -> Iterator[str]:
             yield _row(named(arm, arms), *(said(values, "+.4f") for values in apart))
 
 
-def _in_domain(name: str) -> Callable[[Found], float]:
+def _in_domain(name: str) -> Value:
     return lambda run: float(run["points"][-1]["domains"][name])
 
 
@@ -212,7 +243,7 @@ def pictures(folder: Path) -> dict[str, Picture]:
             "loss relative to the dense model, nats a token",
             "better than dense",
             {
-                "10 % of tokens": _apart(arms, "dense", lambda run: run["points"][1]["loss"]),
+                "10 % of tokens": _apart(arms, "dense", partial(loss_after, 1)),
                 "all tokens": _apart(arms, "dense", last_loss),
                 "equal FLOPs": _apart(arms, "dense", partial(loss_at, flops=budget)),
             },
@@ -223,7 +254,7 @@ def pictures(folder: Path) -> dict[str, Picture]:
         "loss relative to drawn routers, nats a token",
         "better than drawn",
         {
-            "10 % of tokens": _apart(arms, "drawn", lambda run: run["points"][1]["loss"]),
+            "10 % of tokens": _apart(arms, "drawn", partial(loss_after, 1)),
             "all tokens": _apart(arms, "drawn", last_loss),
         },
     )
@@ -253,7 +284,7 @@ def pictures(folder: Path) -> dict[str, Picture]:
     return found
 
 
-def _apart(arms: dict[str, list[Found]], reference: str, value: Callable[[Found], float]) -> Rows:
+def _apart(arms: dict[str, list[Found]], reference: str, value: Value) -> Rows:
     """Differences to an arm that all others are held against; none of one seed, which has no interval."""
     others = arms.get(reference, [])
     if len(others) < 2:

@@ -18,13 +18,20 @@ def page(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def run(arm: str, seed: int, losses: tuple[float, ...], flops: int, **more: Any) -> dict[str, Any]:
+    routing = {} if arm == "dense" else {"max_violation": 1.5, "nmi": 0.25, "dead": seed}
     points = [
-        {"tokens": tokens, "loss": loss, "domains": {"english": loss}}
+        {"tokens": tokens, "loss": loss, "domains": {"english": loss}, **routing}
         for tokens, loss in zip((0, 100, 250, 500, 1000), losses, strict=True)
     ]
     sizes = {"active": 10, "parameters": 40, "flops_per_token": flops}
     kept = {"base": "gpt2", "arm": arm, "learning_rate": 1e-3, "seed": seed, "tokens": 1000, "part": "test"}
     return {**kept, **sizes, "points": points, **more}
+
+
+def table(said: str) -> dict[str, dict[str, str]]:
+    """A Markdown table by its first column."""
+    heads, _, *rows = [line[2:-2].split(" | ") for line in said.strip().splitlines()]
+    return {row[0]: dict(zip(heads, row, strict=True)) for row in rows}
 
 
 def test_pairs_intervals_and_budgets(page: Any, tmp_path: Path) -> None:
@@ -37,13 +44,19 @@ def test_pairs_intervals_and_budgets(page: Any, tmp_path: Path) -> None:
     (tmp_path / "decoders.json").write_text(json.dumps({"runs": dense + twice + late + tuning}))
     said = page.block("decoders-gpt2", tmp_path)
     assert said.startswith("1,000 tokens a run, 3 seeds.\n\n![") and "](decoders-gpt2.svg)" in said
-    rows = {row[0]: row for row in (line[2:-2].split(" | ") for line in said.splitlines() if line.count("|") > 5)}
-    assert next(iter(rows)) == "arm" and list(rows)[2:] == ["mixture", "dense", "late (2 seeds)", "others"]
-    named = {arm: dict(zip(rows["arm"], row, strict=True)) for arm, row in rows.items()}
-    assert named["mixture"]["FLOPs"] == "2.00 x" and named["mixture"]["minus dense"] == "-0.1000 +- 0.0000"
-    assert named["mixture"]["at dense's FLOPs"] == "3.1000 +- 0.0000"
-    assert named["dense"]["100 %"] == "3.0100 +- 0.0248"  # 4.303 * 0.01 / sqrt(3)
-    assert named["late (2 seeds)"]["minus dense"] == "+0.0950 +- 0.0635"
+    sizes, budgets, domains, routing = map(table, said.split("\n\n")[2:])
+    assert list(sizes) == ["mixture", "dense", "late (2 seeds)", "others"]
+    assert (
+        sizes["mixture"]["FLOPs"] == "2.00 x" and sizes["dense"]["100 %"] == "3.0100 +- 0.0248"
+    )  # 4.303 * 0.01 / 3^.5
+    assert budgets["mixture"]["100 % of tokens"] == "-0.1000 +- 0.0000"
+    assert budgets["mixture"]["10 % of tokens"] == "+0.2000 +- 0.0000"
+    # What the dense model spends in half of its tokens, the mixture does in a quarter.
+    assert budgets["mixture"]["50 % of FLOPs"] == "+0.2000 +- 0.0000"
+    assert budgets["mixture"]["100 % of FLOPs"] == "+0.0900 +- 0.0248"
+    assert budgets["late (2 seeds)"]["100 % of tokens"] == "+0.0950 +- 0.0635"
+    assert list(budgets) == list(domains) == ["mixture", "late (2 seeds)"]
+    assert routing["mixture"]["MaxVio at 10 %"] == "1.50" and routing["mixture"]["dead"] == "1.0"
     _, _, _, drawn = page.pictures(tmp_path)["decoders-gpt2"]
     assert [list(shown) for shown in drawn.values()] == [["mixture"]] * 3
 
