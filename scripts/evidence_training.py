@@ -34,7 +34,7 @@ def fitted(model: PreTrainedModel, run: Run, text: Text, scratch: Path, balance:
 
     _train(model, run, text.train, scratch, measure, balance)
     total = model.num_parameters()
-    active = total - idle_parameters(model)
+    active = total - idle_parameters(model, points[-1].get("experts", 0))
     return {
         "parameters": total,
         "active": active,
@@ -44,14 +44,13 @@ def fitted(model: PreTrainedModel, run: Run, text: Text, scratch: Path, balance:
     }
 
 
-def idle_parameters(model: PreTrainedModel) -> int:
-    """Parameters of experts that a token does not visit, where it visits as many as it may."""
+def idle_parameters(model: PreTrainedModel, visited: float) -> int:
+    """Parameters of the experts that a token does not visit, where it visits so many of each layer."""
     config = model.config.to_dict()
     if known_mixture(config) is None:
         return 0
-    layout = moe_layout(config)
     held = sum(p.numel() for n, p in model.named_parameters() if ".experts." in n and "shared" not in n)
-    return round(held * (1 - layout.top_k(config) / layout.num_experts(config)))
+    return round(held * (1 - visited / moe_layout(config).num_experts(config)))
 
 
 @torch.no_grad()
@@ -78,6 +77,7 @@ def measured(model: PreTrainedModel, blocks: Blocks) -> dict[str, Any]:
     nmi = [layer.domains.nmi for layer in layers if layer.domains is not None]
     return {
         **said,
+        "experts": statistics.experts_per_token,
         "max_violation": statistics.max_violation,
         "dead": sum(len(layer.dead) for layer in layers),
         "nmi": sum(nmi) / max(len(nmi), 1),

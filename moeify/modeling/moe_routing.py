@@ -98,10 +98,13 @@ class TopKRouting(nn.Module):
         others = selection.scatter(-1, first, float("-inf")).topk(self.top_k - 1, dim=-1).indices
         chosen = torch.cat([first, others], dim=-1)
         scores, is_null = logits.gather(-1, chosen), chosen >= count
-        spent = scores.masked_fill(is_null, float("-inf"))
-        # The share of the choices that experts have: a factor of 1, and for null rows a gradient.
-        share = spent.logsumexp(-1, keepdim=True) - scores.logsumexp(-1, keepdim=True)
-        weights = spent.softmax(dim=-1) * (share - share.detach()).exp()
+        spent = scores.masked_fill(is_null, torch.finfo(scores.dtype).min)
+        weights = spent.softmax(dim=-1)
+        # What further experts change of the first one's output is multiplied by 1, whose gradient, that of their
+        # probability beside the null ones, tells null rows what it was worth.
+        further = F.logsigmoid(spent[:, 1:].logsumexp(-1, True) - logits[:, count:].logsumexp(-1, True))
+        others = weights[:, 1:] * (further - further.detach()).exp()
+        weights = torch.cat([1 - others.sum(-1, keepdim=True), others], dim=-1)
         return torch.where(is_null, scores.softmax(dim=-1), weights), chosen
 
     def _chosen(self, logits: Tensor, top_k: int, bias: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -53,13 +53,31 @@ def test_the_first_choice_is_an_expert_and_weights_are_those_of_experts(top_k: i
     assert visited.min() < top_k and (chosen[:, 1] < 5).any()  # with null ones and without
 
 
-def test_null_rows_learn_from_what_further_experts_are_worth() -> None:
+@pytest.mark.parametrize("top_k", [2, 3])
+def test_null_rows_learn_what_further_experts_change_of_the_first(top_k: int) -> None:
+    """The gradient is that of a gate on the difference, with the probability of further experts beside null ones."""
     logits = LOGITS.clone().requires_grad_()
-    _, weights, chosen = TopKRouting(2, True, nulls=4)(logits)
-    spends_less = chosen[:, 1] >= 5
+    values = torch.randn(5, generator=torch.Generator().manual_seed(4), dtype=torch.float64)  # what experts give
+    _, weights, chosen = TopKRouting(top_k, True, nulls=4)(logits)
+    real = chosen < 5
+    (weights * real * values[chosen.clamp(max=4)]).sum().backward()
+    for token, order in enumerate(chosen.tolist()):
+        given = {n: w for n, w in zip(order, weights[token].tolist(), strict=True) if n < 5}
+        change = sum(w * float(values[n]) for n, w in given.items()) - float(values[order[0]])
+        null = LOGITS[token, 5:].logsumexp(-1)
+        spent = LOGITS[token, order[1:]].masked_fill(~real[token, 1:], float("-inf")).logsumexp(-1)
+        wanted = -change * (null - spent).sigmoid() * LOGITS[token, 5:].softmax(-1)
+        torch.testing.assert_close(logits.grad[token, 5:], wanted)
+    assert logits.grad[real[:, 1:].any(-1), 5:].abs().sum(-1).min() > 0
+    assert logits.grad[~real[:, 1:].any(-1), 5:].abs().max() == 0  # it is not known what others would have given
+
+
+def test_a_size_of_the_output_teaches_null_rows_nothing() -> None:
+    """Experts that give the same leave nothing to choose: weights sum to 1 on every path of the gradient."""
+    logits = LOGITS.clone().requires_grad_()
+    _, weights, chosen = TopKRouting(3, True, nulls=4)(logits)
     (weights * (chosen < 5)).sum().backward()
-    assert logits.grad[spends_less, 5:].abs().sum(-1).min() > 0
-    assert logits.grad[~spends_less].abs().max() < 1e-12  # weights of two experts sum to 1
+    assert logits.grad.abs().max() < 1e-12
 
 
 @pytest.mark.parametrize("head", HEADS)
