@@ -44,9 +44,9 @@ def said(values: Sequence[float], form: str = ".4f") -> str:
     return f"{mean:{form}}" if half is None else f"{mean:{form}} +- {half:{form.lstrip('+')}}"
 
 
-def gains(runs: list[Found], others: list[Found], value: Value, theirs: Value | None = None) -> list[float]:
-    """Differences to runs of the same seeds, of which ``theirs`` may be another value."""
-    before = {one["seed"]: (theirs or value)(one) for one in others}
+def gains(runs: list[Found], others: list[Found], value: Value) -> list[float]:
+    """Differences to runs of the same seeds."""
+    before = {one["seed"]: value(one) for one in others}
     return [value(one) - before[one["seed"]] for one in runs if one["seed"] in before]
 
 
@@ -77,15 +77,20 @@ def last_loss(run: Found) -> float:
     return float(run["points"][-1]["loss"])
 
 
-def loss_at(run: Found, flops: float) -> float:
-    """Held-out loss when a training has cost ``flops``, between the points that were measured, by log tokens."""
-    spent = [point["tokens"] * run["flops_per_token"] for point in run["points"]]
-    losses = [point["loss"] for point in run["points"]]
-    for n in range(2, len(spent)):
-        if spent[n] >= flops:
-            part = math.log(flops / spent[n - 1]) / math.log(spent[n] / spent[n - 1])
-            return float(losses[n - 1] + part * (losses[n] - losses[n - 1]))
-    return float(losses[-1])
+def as_many_flops(runs: Iterable[Found], base: str) -> dict[str, list[Found]]:
+    """What is reported by arm of runs that cost what the dense model's do: those of an arm of their own, shorter.
+
+    Arms that cost about as much a token have none, and are those of ``reported``; others are left out without.
+    """
+    runs = list(runs)
+    arms = reported(runs, "tokens", base)
+    budget = max((one["flops_per_token"] * one["tokens"] for one in arms.get("dense", [])), default=0)
+    kept: dict[str, list[Found]] = {}
+    for one in runs:
+        spent = one["flops_per_token"] * one["tokens"]
+        if one["part"] == "test" and one["base"] == base and abs(spent - budget) <= 0.05 * budget:
+            kept.setdefault(one["arm"], []).append(one)
+    return kept
 
 
 SHARES = {"10 %": 1, "25 %": 2, "50 %": 3, "100 %": 4}
@@ -116,20 +121,14 @@ def decoders(runs: list[Found], base: str) -> Iterator[str]:
 
 def decoder_budgets(runs: list[Found], base: str) -> Iterator[str]:
     """Losses relative to the dense model's, at as many tokens and at as many FLOPs."""
-    arms = reported(runs, "tokens", base)
+    arms, cheaper = reported(runs, "tokens", base), as_many_flops(runs, base)
     dense = arms.get("dense", [])
-    budgets: dict[str, tuple[Value, Value]] = {}
-    for share, point in SHARES.items():
-        after = partial(loss_after, point)
-        budgets[f"{share} of tokens"] = after, after
-    for share, point in list(SHARES.items())[1:]:  # before the first point nothing was measured
-        spent = max((run["points"][point]["tokens"] * run["flops_per_token"] for run in dense), default=0)
-        budgets[f"{share} of FLOPs"] = partial(loss_at, flops=spent), partial(loss_after, point)
-    yield from heading("minus dense", *budgets)
+    yield from heading("minus dense", *(f"{share} of tokens" for share in SHARES), "as many FLOPs")
     for arm in best_first(arms, last_loss):
-        apart = [gains(arms[arm], dense, own, others) for own, others in budgets.values()]
+        apart = [gains(arms[arm], dense, partial(loss_after, point)) for point in SHARES.values()]
         if arm != "dense" and all(apart):
-            yield _row(named(arm, arms), *(said(values, "+.4f") for values in apart))
+            flops = gains(cheaper.get(arm, []), dense, last_loss)
+            yield _row(named(arm, arms), *(said(values, "+.4f") if values else "" for values in (*apart, flops)))
 
 
 def decoder_routing(runs: list[Found], base: str) -> Iterator[str]:
@@ -236,8 +235,8 @@ def pictures(folder: Path) -> dict[str, Picture]:
     """What is drawn of each study, from the files in ``folder``; arms that lack seeds are left out."""
     found = {}
     for base in ("gpt2", "qwen3"):
-        arms = reported(read(folder / "decoders.json"), "tokens", base)
-        budget = next((run["flops_per_token"] * run["tokens"] for run in arms.get("dense", [])), 0)
+        runs = read(folder / "decoders.json")
+        arms = reported(runs, "tokens", base)
         found[f"decoders-{base}"] = (
             "Held-out loss of mixtures relative to the dense model's",
             "loss relative to the dense model, nats a token",
@@ -245,7 +244,7 @@ def pictures(folder: Path) -> dict[str, Picture]:
             {
                 "10 % of tokens": _apart(arms, "dense", partial(loss_after, 1)),
                 "all tokens": _apart(arms, "dense", last_loss),
-                "equal FLOPs": _apart(arms, "dense", partial(loss_at, flops=budget)),
+                "as many FLOPs": _apart(as_many_flops(runs, base), "dense", last_loss),
             },
         )
     arms = reported(read(folder / "head_start.json"), "tokens", "gpt2")

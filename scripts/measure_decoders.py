@@ -2,7 +2,8 @@
 
 A dense model, and mixtures made of it in every way that moeify has, are trained on the same new text in four domains
 and compared on text that is held out, by tokens and by FLOPs. Each arm takes the better of two learning rates, chosen
-on a quarter of the tokens and a part of the text that nothing is reported of. Runs that stand in the results already
+on a quarter of the tokens and a part of the text that nothing is reported of. Arms that cost more a token are then
+trained once more, on as many tokens as the dense model's FLOPs pay for. Runs that stand in the results already
 are not repeated, so the command goes on where it was interrupted, and several processes may share its work: each
 takes runs that no other one has. ``--table`` prints what there is as Markdown.
 """
@@ -16,6 +17,9 @@ from evidence_models import ARMS, base, start, text
 from evidence_runs import DECODER_RATES, Run, Study, decoder_arguments
 from evidence_tables import decoders, read
 from evidence_training import fitted
+
+DEARER = 1.1
+"""FLOPs a token relative to the dense model's from which on an arm is trained on fewer tokens as well."""
 
 
 def main() -> None:
@@ -31,16 +35,24 @@ def main() -> None:
     def trained(run: Run) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as scratch:
             model = start(run.arm, base(options.base, options.work), Path(scratch), run.seed)
-            return fitted(model, run, texts(run.tokens), Path(scratch))
+            # Shorter runs that are reported are measured on the same text.
+            return fitted(model, run, texts(options.tokens if run.part == "test" else run.tokens), Path(scratch))
 
-    Study(
+    study = Study(
         options,
         full=Run(base=options.base, tokens=options.tokens),
         short=Run(base=options.base, tokens=options.tokens // 4, seed=100, part="tune"),
         arms=options.arm or list(ARMS),
         rates=DECODER_RATES,
         make=trained,
-    ).share()
+    )
+    study.share()
+    costs = {arm: study.results.of(study.tuning(arm)[0]) for arm in {"dense", *study.arms}}
+    for arm in study.arms:
+        more = costs[arm]["flops_per_token"] / costs["dense"]["flops_per_token"] if costs["dense"] else 0
+        if more > DEARER:
+            full = Run(base=options.base, tokens=round(options.tokens / more))
+            Study(options, full=full, arms=[arm], rates={arm: study.rate(arm)}, make=trained).share()
 
 
 if __name__ == "__main__":

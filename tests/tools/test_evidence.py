@@ -36,29 +36,30 @@ def table(said: str) -> dict[str, dict[str, str]]:
 
 def test_pairs_intervals_and_budgets(page: Any, tmp_path: Path) -> None:
     dense = [run("dense", seed, (5, 4, 3.5, 3.2, 3 + seed / 100), 6) for seed in range(3)]
-    # A tenth of a nat below the dense run of its seed, at twice the cost: half of the tokens are what dense spends.
+    # A tenth of a nat below the dense run of its seed, at twice the cost.
     twice = [run("mixture", seed, (5, 4.2, 3.4, 3.1, 2.9 + seed / 100), 12) for seed in range(3)]
     late = [run("late", seed, (5, 4, 3.5, 3.2, 3.1), 6) for seed in range(2)]
     late += [run("others", seed, (5, 4, 3.5, 3.2, 3.2), 6) for seed in (3, 4, 5)]  # none that dense has as well
+    dearer = [run("dearer", seed, (5, 4, 3.5, 3.2, 3.05 + seed / 100), 12) for seed in range(3)]
+    half = [run("mixture", seed, (5, 4.2, 3.5, 3.2, 3.04 + seed / 100), 12, tokens=500) for seed in range(3)]
     tuning = [run("dense", 100, (5, 4, 3.5, 3.2, 1), 6, part="tune"), run("dense", 7, (5, 4, 3, 2, 1), 6, tokens=500)]
-    (tmp_path / "decoders.json").write_text(json.dumps({"runs": dense + twice + late + tuning}))
+    (tmp_path / "decoders.json").write_text(json.dumps({"runs": dense + twice + late + dearer + half + tuning}))
     said = page.block("decoders-gpt2", tmp_path)
     assert said.startswith("1,000 tokens a run, 3 seeds.\n\n![") and "](decoders-gpt2.svg)" in said
     sizes, budgets, domains, routing = map(table, said.split("\n\n")[2:])
-    assert list(sizes) == ["mixture", "dense", "late (2 seeds)", "others"]
-    assert (
-        sizes["mixture"]["FLOPs"] == "2.00 x" and sizes["dense"]["100 %"] == "3.0100 +- 0.0248"
-    )  # 4.303 * 0.01 / 3^.5
+    assert list(sizes) == ["mixture", "dense", "dearer", "late (2 seeds)", "others"]
+    assert sizes["mixture"]["FLOPs"] == "2.00 x"
+    assert sizes["dense"]["100 %"] == "3.0100 +- 0.0248"  # 4.303 * 0.01 / sqrt(3)
     assert budgets["mixture"]["100 % of tokens"] == "-0.1000 +- 0.0000"
     assert budgets["mixture"]["10 % of tokens"] == "+0.2000 +- 0.0000"
-    # What the dense model spends in half of its tokens, the mixture does in a quarter.
-    assert budgets["mixture"]["50 % of FLOPs"] == "+0.2000 +- 0.0000"
-    assert budgets["mixture"]["100 % of FLOPs"] == "+0.0900 +- 0.0248"
+    assert budgets["mixture"]["as many FLOPs"] == "+0.0400 +- 0.0000"  # of half as many tokens
+    assert budgets["late (2 seeds)"]["as many FLOPs"] == budgets["late (2 seeds)"]["100 % of tokens"]
+    assert budgets["dearer"]["as many FLOPs"] == ""
     assert budgets["late (2 seeds)"]["100 % of tokens"] == "+0.0950 +- 0.0635"
-    assert list(budgets) == list(domains) == ["mixture", "late (2 seeds)"]
+    assert list(budgets) == list(domains) == ["mixture", "dearer", "late (2 seeds)"]
     assert routing["mixture"]["MaxVio at 10 %"] == "1.50" and routing["mixture"]["dead"] == "1.0"
     _, _, _, drawn = page.pictures(tmp_path)["decoders-gpt2"]
-    assert [list(shown) for shown in drawn.values()] == [["mixture"]] * 3
+    assert [sorted(shown) for shown in drawn.values()] == [["dearer", "mixture"]] * 2 + [["mixture"]]
 
 
 def test_a_pruning_that_lacks_seeds_is_in_no_picture(page: Any, tmp_path: Path) -> None:

@@ -69,6 +69,11 @@ def test_decoders(measuring: Measuring) -> None:
     assert first["4 slices of 4, one shared"] == pytest.approx(first["dense"], abs=5e-3)
     assert first["4 experts from scratch"] > 7
     assert all(last[arm] < first[arm] for arm in arms)
+    spent: dict[str, set[int]] = {arm: set() for arm in arms}
+    for one in found:
+        spent[one["arm"]].add(one["tokens"] * one["flops_per_token"])
+    assert all(min(spent[arm]) == pytest.approx(min(spent["dense"]), rel=0.05) for arm in arms)
+    assert {arm for arm in arms if len(spent[arm]) == 2} == {"dense, twice as wide", "4 experts from scratch"}
     parameters = {one["arm"]: (one["active"], one["parameters"]) for one in found}
     assert parameters["dense"][0] == parameters["dense"][1] < parameters["dense, twice as wide"][0]
     assert parameters["4 slices of 4, one shared"][0] < 1.02 * parameters["dense"][0]
