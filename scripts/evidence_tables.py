@@ -284,11 +284,15 @@ def pictures(folder: Path) -> dict[str, Picture]:
 
 
 def _apart(arms: dict[str, list[Found]], reference: str, value: Value) -> Rows:
-    """Differences to an arm that all others are held against; none of one seed, which has no interval."""
+    """Differences to an arm that all others are held against; none of one seed, which has no interval.
+
+    A mixture from scratch is left out: beside it all others would lie on one spot.
+    """
     others = arms.get(reference, [])
     if len(others) < 2:
         return {}
-    whole = {arm: runs for arm, runs in arms.items() if arm != reference and _seeds(runs) == _seeds(others)}
+    near = {arm: runs for arm, runs in arms.items() if arm != reference and "from scratch" not in arm}
+    whole = {arm: runs for arm, runs in near.items() if _seeds(runs) == _seeds(others)}
     apart = {arm: gains(runs, others, value) for arm, runs in whole.items()}
     return {arm: interval(apart[arm]) for arm in sorted(apart, key=lambda arm: statistics.mean(apart[arm]))}
 
