@@ -16,6 +16,7 @@ from evidence_tables import (
     decoders,
     encoders,
     head_start,
+    head_start_differences,
     pictures,
     read,
     recovery,
@@ -29,7 +30,7 @@ DECODERS: tuple[Rows, ...] = (decoders, decoder_budgets, decoder_domains, decode
 BLOCKS: dict[str, tuple[str, str | None, str, tuple[Rows, ...]]] = {
     "decoders-gpt2": ("decoders", "gpt2", "tokens", DECODERS),
     "decoders-qwen3": ("decoders", "qwen3", "tokens", DECODERS),
-    "head_start": ("head_start", "gpt2", "tokens", (head_start,)),
+    "head_start": ("head_start", "gpt2", "tokens", (head_start, head_start_differences)),
     "encoders": ("encoders", None, "pairs", (encoders,)),
     "recovery": ("recovery", "gpt2", "tokens", (recovery,)),
 }

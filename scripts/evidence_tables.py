@@ -122,13 +122,18 @@ def decoders(runs: list[Found], base: str) -> Iterator[str]:
 def decoder_budgets(runs: list[Found], base: str) -> Iterator[str]:
     """Losses relative to the dense model's, at as many tokens and at as many FLOPs."""
     arms, cheaper = reported(runs, "tokens", base), as_many_flops(runs, base)
-    dense = arms.get("dense", [])
     yield from heading("minus dense", *(f"{share} of tokens" for share in SHARES), "as many FLOPs")
+    for arm, apart in _apart_on_the_way(arms, "dense"):
+        flops = gains(cheaper.get(arm, []), arms["dense"], last_loss)
+        yield _row(named(arm, arms), *apart, said(flops, "+.4f") if len(flops) == len(arms[arm]) else "")
+
+
+def _apart_on_the_way(arms: dict[str, list[Found]], reference: str) -> Iterator[tuple[str, list[str]]]:
+    """Losses relative to those of an arm after each part of the training, by arm, the best first."""
     for arm in best_first(arms, last_loss):
-        apart = [gains(arms[arm], dense, partial(loss_after, point)) for point in SHARES.values()]
-        if arm != "dense" and all(apart):
-            flops = gains(cheaper.get(arm, []), dense, last_loss)
-            yield _row(named(arm, arms), *(said(values, "+.4f") if values else "" for values in (*apart, flops)))
+        apart = [gains(arms[arm], arms.get(reference, []), partial(loss_after, point)) for point in SHARES.values()]
+        if arm != reference and all(apart):
+            yield arm, [said(values, "+.4f") for values in apart]
 
 
 def decoder_routing(runs: list[Found], base: str) -> Iterator[str]:
@@ -162,6 +167,14 @@ def head_start(runs: list[Found], base: str) -> Iterator[str]:
         own, first = arms[arm], arms[arm][0]
         losses = [said([run["points"][n]["loss"] for run in own]) for n in range(len(first["points"]))]
         yield _row(named(arm, arms), f"{first['warm_up_tokens']:,}", *losses, *_routing(own))
+
+
+def head_start_differences(runs: list[Found], base: str) -> Iterator[str]:
+    """The same relative to routers as they are drawn."""
+    arms = reported(runs, "tokens", base)
+    yield from heading("minus drawn", *SHARES)
+    for arm, apart in _apart_on_the_way(arms, "drawn"):
+        yield _row(named(arm, arms), *apart)
 
 
 def encoders(runs: list[Found]) -> Iterator[str]:
