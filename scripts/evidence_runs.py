@@ -63,8 +63,8 @@ class Study:
     """The runs of several arms, in the order in which they are wanted, as ``options`` of the command line say.
 
     ``full`` is what is reported of each arm and seed, ``short`` what chooses its learning rate among ``rates``: that
-    of the lowest ``score``. Without it the rates are given, one for each arm. ``make`` runs one and gives what is kept
-    of it.
+    of the lowest ``score``. Without it the rates are given, one for each arm. ``also`` may give a further run of an
+    arm, which is reported as well, once its rate is known. ``make`` runs one and gives what is kept of it.
     """
 
     def __init__(
@@ -77,9 +77,10 @@ class Study:
         rates: tuple[float, ...] | dict[str, float],
         make: Callable[[Any], dict[str, Any]],
         score: Callable[[dict[str, Any]], float] = lambda found: found["points"][-1]["loss"],
+        also: Callable[[str], Any] = lambda arm: None,
     ) -> None:
         self.options, self.full, self.short, self.arms, self.rates = options, full, short, arms, rates
-        self.results, self.make, self.score = Results(options.results), make, score
+        self.results, self.make, self.score, self.also = Results(options.results), make, score, also
 
     def tuning(self, arm: str) -> list[Any]:
         """The runs that choose an arm's learning rate."""
@@ -99,10 +100,11 @@ class Study:
         """All runs that can be made now: those that choose rates first, then seed by seed."""
         for arm in self.arms:
             yield from self.tuning(arm)
-        for seed in range(self.options.seeds):
-            for arm in self.arms:
-                if (rate := self.rate(arm)) is not None:
-                    yield replace(self.full, arm=arm, learning_rate=rate, seed=seed)
+        for of in (lambda arm: self.full, self.also):
+            for seed in range(self.options.seeds):
+                for arm in self.arms:
+                    if (rate := self.rate(arm)) is not None and (run := of(arm)) is not None:
+                        yield replace(run, arm=arm, learning_rate=rate, seed=seed)
 
     def share(self) -> None:
         """Make what is missing and no other process is at, until nothing is or the minutes are over."""

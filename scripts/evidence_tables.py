@@ -78,10 +78,7 @@ def last_loss(run: Found) -> float:
 
 
 def as_many_flops(runs: Iterable[Found], base: str) -> dict[str, list[Found]]:
-    """What is reported by arm of runs that cost what the dense model's do: those of an arm of their own, shorter.
-
-    Arms that cost about as much a token have none, and are those of ``reported``; others are left out without.
-    """
+    """Runs by arm that cost in all what the dense model's do: shorter ones where a token costs more."""
     runs = list(runs)
     arms = reported(runs, "tokens", base)
     budget = max((one["flops_per_token"] * one["tokens"] for one in arms.get("dense", [])), default=0)
@@ -115,8 +112,13 @@ def decoders(runs: list[Found], base: str) -> Iterator[str]:
             f"{first['learning_rate']:g}",
             f"{first['active'] / 1e6:.2f} of {first['parameters'] / 1e6:.2f} M",
             flops,
-            *(said([loss_after(n, run) for run in own]) for n in range(len(first["points"]))),
+            *_losses(own),
         )
+
+
+def _losses(runs: list[Found]) -> Iterator[str]:
+    """Those of an arm at every measured point."""
+    return (said([loss_after(n, run) for run in runs]) for n in range(len(runs[0]["points"])))
 
 
 def decoder_budgets(runs: list[Found], base: str) -> Iterator[str]:
@@ -162,11 +164,10 @@ def _row(*cells: str) -> str:
 def head_start(runs: list[Found], base: str) -> Iterator[str]:
     """Losses after each part of the full training, by how routers started."""
     arms = reported(runs, "tokens", base)
-    yield from heading("routers", "tokens before", "at step 0", "10 %", "25 %", "50 %", "100 %", "MaxVio", "NMI")
+    yield from heading("routers", "tokens before", "at step 0", *SHARES, "MaxVio", "NMI")
     for arm in best_first(arms, last_loss):
         own, first = arms[arm], arms[arm][0]
-        losses = [said([run["points"][n]["loss"] for run in own]) for n in range(len(first["points"]))]
-        yield _row(named(arm, arms), f"{first['warm_up_tokens']:,}", *losses, *_routing(own))
+        yield _row(named(arm, arms), f"{first['warm_up_tokens']:,}", *_losses(own), *_routing(own))
 
 
 def head_start_differences(runs: list[Found], base: str) -> Iterator[str]:

@@ -38,6 +38,13 @@ def main() -> None:
             # Shorter runs that are reported are measured on the same text.
             return fitted(model, run, texts(options.tokens if run.part == "test" else run.tokens), Path(scratch))
 
+    def cheaper(arm: str) -> Run | None:
+        tuned = [study.results.of(study.tuning(one)[0]) for one in ("dense", arm)]
+        dense, own = (found and found["flops_per_token"] for found in tuned)
+        if not dense or own <= DEARER * dense:
+            return None
+        return Run(base=options.base, tokens=round(options.tokens * dense / own))
+
     study = Study(
         options,
         full=Run(base=options.base, tokens=options.tokens),
@@ -45,14 +52,9 @@ def main() -> None:
         arms=options.arm or list(ARMS),
         rates=DECODER_RATES,
         make=trained,
+        also=cheaper,
     )
     study.share()
-    costs = {arm: study.results.of(study.tuning(arm)[0]) for arm in {"dense", *study.arms}}
-    for arm in study.arms:
-        more = costs[arm]["flops_per_token"] / costs["dense"]["flops_per_token"] if costs["dense"] else 0
-        if more > DEARER:
-            full = Run(base=options.base, tokens=round(options.tokens / more))
-            Study(options, full=full, arms=[arm], rates={arm: study.rate(arm)}, make=trained).share()
 
 
 if __name__ == "__main__":
