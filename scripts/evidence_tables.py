@@ -90,8 +90,10 @@ def as_many_flops(runs: Iterable[Found], base: str) -> dict[str, list[Found]]:
     return kept
 
 
-SHARES = {"10 %": 1, "25 %": 2, "50 %": 3, "100 %": 4}
-"""Parts of a training, and the point that was measured after each."""
+SHARES = (0.1, 0.25, 0.5, 1.0)
+"""Parts of a training after which it is measured."""
+POINTS = {f"{100 * share:.0f} %": point for point, share in enumerate(SHARES, 1)}
+"""Their names, and the point that was measured after each; the one before all is 0."""
 
 
 def loss_after(point: int, run: Found) -> float:
@@ -102,7 +104,7 @@ def loss_after(point: int, run: Found) -> float:
 def decoders(runs: list[Found], base: str) -> Iterator[str]:
     """Parameters, FLOPs, losses after each part of the training."""
     arms = reported(runs, "tokens", base)
-    yield from heading("arm", "rate", "active of all parameters", "FLOPs", "at step 0", *SHARES)
+    yield from heading("arm", "rate", "active of all parameters", "FLOPs", "at step 0", *POINTS)
     dense = arms.get("dense", [])
     for arm in best_first(arms, last_loss):
         own, first = arms[arm], arms[arm][0]
@@ -124,7 +126,7 @@ def _losses(runs: list[Found]) -> Iterator[str]:
 def decoder_budgets(runs: list[Found], base: str) -> Iterator[str]:
     """Losses relative to the dense model's, at as many tokens and at as many FLOPs."""
     arms, cheaper = reported(runs, "tokens", base), as_many_flops(runs, base)
-    yield from heading("minus dense", *(f"{share} of tokens" for share in SHARES), "as many FLOPs")
+    yield from heading("minus dense", *(f"{share} of tokens" for share in POINTS), "as many FLOPs")
     for arm, apart in _apart_on_the_way(arms, "dense"):
         flops = gains(cheaper.get(arm, []), arms["dense"], last_loss)
         yield _row(named(arm, arms), *apart, said(flops, "+.4f") if len(flops) == len(arms[arm]) else "")
@@ -133,7 +135,7 @@ def decoder_budgets(runs: list[Found], base: str) -> Iterator[str]:
 def _apart_on_the_way(arms: dict[str, list[Found]], reference: str) -> Iterator[tuple[str, list[str]]]:
     """Losses relative to those of an arm after each part of the training, by arm, the best first."""
     for arm in best_first(arms, last_loss):
-        apart = [gains(arms[arm], arms.get(reference, []), partial(loss_after, point)) for point in SHARES.values()]
+        apart = [gains(arms[arm], arms.get(reference, []), partial(loss_after, point)) for point in POINTS.values()]
         if arm != reference and all(apart):
             yield arm, [said(values, "+.4f") for values in apart]
 
@@ -142,7 +144,7 @@ def decoder_routing(runs: list[Found], base: str) -> Iterator[str]:
     """What routers do on the way: load and knowledge of domains, means over seeds."""
     arms = reported(runs, "tokens", base)
     kinds = {"MaxVio": "max_violation", "NMI": "nmi"}
-    yield from heading("routers", *(f"{kind} at {share}" for kind in kinds for share in ("0 %", *SHARES)), "dead")
+    yield from heading("routers", *(f"{kind} at {share}" for kind in kinds for share in ("0 %", *POINTS)), "dead")
     for arm in best_first(arms, last_loss):
         points = list(zip(*(run["points"] for run in arms[arm]), strict=True))
         if "nmi" in points[0][0]:
@@ -164,7 +166,7 @@ def _row(*cells: str) -> str:
 def head_start(runs: list[Found], base: str) -> Iterator[str]:
     """Losses after each part of the full training, by how routers started."""
     arms = reported(runs, "tokens", base)
-    yield from heading("routers", "tokens before", "at step 0", *SHARES, "MaxVio", "NMI")
+    yield from heading("routers", "tokens before", "at step 0", *POINTS, "MaxVio", "NMI")
     for arm in best_first(arms, last_loss):
         own, first = arms[arm], arms[arm][0]
         yield _row(named(arm, arms), f"{first['warm_up_tokens']:,}", *_losses(own), *_routing(own))
@@ -173,7 +175,7 @@ def head_start(runs: list[Found], base: str) -> Iterator[str]:
 def head_start_differences(runs: list[Found], base: str) -> Iterator[str]:
     """The same relative to routers as they are drawn."""
     arms = reported(runs, "tokens", base)
-    yield from heading("minus drawn", *SHARES)
+    yield from heading("minus drawn", *POINTS)
     for arm, apart in _apart_on_the_way(arms, "drawn"):
         yield _row(named(arm, arms), *apart)
 

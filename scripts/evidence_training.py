@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from evidence_models import DOMAINS, Text, flops_per_token
 from evidence_runs import Run
+from evidence_tables import SHARES
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 import moeify
@@ -19,8 +20,6 @@ from moeify.routing.passes import WholeModel
 from moeify.routing.statistics import RoutingStatistics
 
 BATCH = 16
-SHARES = (0.1, 0.25, 0.5, 1.0)
-"""Parts of a training after which it is measured."""
 
 
 def fitted(model: PreTrainedModel, run: Run, text: Text, scratch: Path, balance: str = "switch") -> dict[str, Any]:
