@@ -4,7 +4,7 @@ import json
 import shutil
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ TOP_2 = {"num_experts": 4, "top_k": 2}
 ARMS: dict[str, dict[str, Any]] = {
     "dense": {},
     "dense, twice as wide": {},
+    "dense, on 70 % of the text": {},
     "4 copies, top-1": {"num_experts": 4, "top_k": 1},
     "4 copies, top-2": TOP_2,
     "8 copies, top-2": {"num_experts": 8, "top_k": 2},
@@ -48,6 +49,8 @@ ARMS: dict[str, dict[str, Any]] = {
     "4 experts from scratch": TOP_2,
 }
 """What is trained, as options of ``moeify.upcycle``."""
+READ_AGAIN = {"dense, on 70 % of the text": 0.7}
+"""Parts of its tokens that an arm reads for the first time; the others are the same text again."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,10 @@ class Text:
     train: Blocks
     tune: Blocks
     test: Blocks
+
+    def beginning(self, tokens: int) -> "Text":
+        """The same with the first ``tokens`` to train on."""
+        return replace(self, train=self.train.take(np.arange(tokens // SEQ_LEN)))
 
 
 def text(tokens: int, measured: int, apart: Path | None = None) -> Text:
@@ -136,10 +143,10 @@ def _train_qwen3(folder: Path) -> None:
 
 def start(arm: str, dense: Path, scratch: Path, seed: int) -> PreTrainedModel:
     """The model of an arm before its training; what is drawn comes with the seed."""
-    if arm == "dense":
-        return load_model(dense)
     if arm == "dense, twice as wide":
         return load_model(_widened(dense, scratch / "wide", seed))
+    if not ARMS[arm]:
+        return load_model(dense)
     moeify.upcycle(dense, scratch / "moe", seed=seed, **ARMS[arm])
     if "scratch" not in arm:
         return load_model(scratch / "moe")
@@ -150,10 +157,7 @@ def start(arm: str, dense: Path, scratch: Path, seed: int) -> PreTrainedModel:
 
 
 def _widened(dense: Path, folder: Path, seed: int) -> Path:
-    """The dense model with every neuron twice and half of its output: the same function, twice the parameters.
-
-    Noise of one per cent sets the two apart, as it does experts.
-    """
+    """The dense model with as many new neurons, whose outputs start at zero: the same function."""
     draw = torch.Generator().manual_seed(seed)
     folder.mkdir()
     for path in dense.iterdir():
@@ -166,19 +170,19 @@ def _widened(dense: Path, folder: Path, seed: int) -> Path:
     tensors = {}
     for path in dense.glob("*.safetensors"):
         for name, tensor in load_file(path).items():
-            tensors[name] = _twice(name, tensor, draw) if ".mlp." in name else tensor
+            tensors[name] = _wider(name, tensor, draw) if ".mlp." in name else tensor
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     return folder
 
 
-def _twice(name: str, tensor: torch.Tensor, draw: torch.Generator) -> torch.Tensor:
+def _wider(name: str, tensor: torch.Tensor, draw: torch.Generator) -> torch.Tensor:
     """A feed-forward tensor of the widened model; GPT-2's weights lie [in, out], others [out, in]."""
     down = "c_proj" in name or "down_proj" in name
     if down and tensor.dim() == 1:
         return tensor
     across = 0 if down == ("c_" in name) else tensor.dim() - 1
-    noise = 0.01 * tensor.std() * torch.randn(tensor.shape, generator=draw)
-    return torch.cat([tensor, tensor + noise], across) * (0.5 if down else 1.0)
+    new = torch.zeros_like(tensor) if down else tensor.std() * torch.randn(tensor.shape, generator=draw)
+    return torch.cat([tensor, new], across)
 
 
 def flops_per_token(model: PreTrainedModel, active: int) -> int:

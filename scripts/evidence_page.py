@@ -12,6 +12,7 @@ from drawing import DOCS, write_or_check
 from evidence_tables import (
     decoder_budgets,
     decoder_domains,
+    decoder_rates,
     decoder_routing,
     decoders,
     encoders,
@@ -25,7 +26,7 @@ from evidence_tables import (
 
 FOLDER = DOCS / "measured"
 Rows = Callable[..., Iterator[str]]
-DECODERS: tuple[Rows, ...] = (decoders, decoder_budgets, decoder_domains, decoder_routing)
+DECODERS: tuple[Rows, ...] = (decoders, decoder_budgets, decoder_domains, decoder_routing, decoder_rates)
 # Block and picture: their file, the base they are about, what its runs are counted in, tables.
 BLOCKS: dict[str, tuple[str, str | None, str, tuple[Rows, ...]]] = {
     "decoders-gpt2": ("decoders", "gpt2", "tokens", DECODERS),

@@ -7,6 +7,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from filelock import FileLock, Timeout
 from moeify.checkpoint.replacing import replacing
 
 MEASURED = Path(__file__).parents[1] / "docs" / "measured"
-DECODER_RATES = (1e-3, 3e-3)
+DECODER_RATES = (1e-3, 3e-3, 6e-3)
 """That measure_decoders.py chooses among."""
 WAIT = 5
 """Seconds between two looks at what other processes are at."""
@@ -63,8 +64,8 @@ class Study:
     """The runs of several arms, in the order in which they are wanted, as ``options`` of the command line say.
 
     ``full`` is what is reported of each arm and seed, ``short`` what chooses its learning rate among ``rates``: that
-    of the lowest ``score``. Without it the rates are given, one for each arm. ``also`` may give a further run of an
-    arm, which is reported as well, once its rate is known. ``make`` runs one and gives what is kept of it.
+    of the lowest ``score``. Without it the rates are given, one for each arm. ``also`` gives further runs of an arm
+    that are reported as well, once its rate is known. ``make`` runs one and gives what is kept of it.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class Study:
         rates: tuple[float, ...] | dict[str, float],
         make: Callable[[Any], dict[str, Any]],
         score: Callable[[dict[str, Any]], float] = lambda found: found["points"][-1]["loss"],
-        also: Callable[[str], Any] = lambda arm: None,
+        also: Callable[[str], list[Any]] = lambda arm: [],
     ) -> None:
         self.options, self.full, self.short, self.arms, self.rates = options, full, short, arms, rates
         self.results, self.make, self.score, self.also = Results(options.results), make, score, also
@@ -92,18 +93,23 @@ class Study:
         """The best learning rate; None before all were tried."""
         if isinstance(self.rates, dict):
             return self.rates[arm]
-        found = [(self.results.of(run), run.learning_rate) for run in self.tuning(arm)]
-        scores = [(self.score(one), rate) for one, rate in found if one is not None]
-        return min(scores)[1] if len(scores) == len(found) else None
+        best = self.tuned(arm)
+        return best and best["learning_rate"]
+
+    def tuned(self, arm: str) -> dict[str, Any] | None:
+        """What was measured of an arm at its best learning rate; None before all were tried."""
+        found = [self.results.of(run) for run in self.tuning(arm)]
+        return None if None in found else min(found, key=self.score)
 
     def wanted(self) -> Iterator[Any]:
-        """All runs that can be made now: those that choose rates first, then seed by seed."""
+        """All runs that can be made now: those that choose rates first, then what is reported, seed by seed."""
         for arm in self.arms:
             yield from self.tuning(arm)
-        for of in (lambda arm: self.full, self.also):
+        rates = {arm: rate for arm in self.arms if (rate := self.rate(arm)) is not None}
+        for kind in zip_longest(*([self.full, *self.also(arm)] for arm in rates)):
             for seed in range(self.options.seeds):
-                for arm in self.arms:
-                    if (rate := self.rate(arm)) is not None and (run := of(arm)) is not None:
+                for run, (arm, rate) in zip(kind, rates.items(), strict=True):
+                    if run is not None:
                         yield replace(run, arm=arm, learning_rate=rate, seed=seed)
 
     def share(self) -> None:

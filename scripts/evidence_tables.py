@@ -20,13 +20,18 @@ def read(path: Path) -> list[Found]:
     return json.loads(path.read_text(encoding="utf-8"))["runs"] if path.exists() else []
 
 
-def reported(runs: Iterable[Found], size: str, base: str | None = None) -> dict[str, list[Found]]:
-    """What is reported, by arm: runs of the largest ``size`` (a key) on the part that is for it, seed by seed."""
+def reported(
+    runs: Iterable[Found], size: str, base: str | None = None, amount: int | None = None
+) -> dict[str, list[Found]]:
+    """What is reported, by arm: runs on the part that is for it whose ``size`` (a key) is ``amount``, or the largest.
+
+    An arm's runs are in the order of their seeds.
+    """
     kept = [one for one in runs if one["part"] == "test" and base in (None, one["base"])]
-    largest = max((one[size] for one in kept), default=0)
+    amount = amount or max((one[size] for one in kept), default=0)
     arms: dict[str, list[Found]] = {}
     for one in kept:
-        if one[size] == largest:
+        if one[size] == amount:
             arms.setdefault(one["arm"], []).append(one)
     return arms
 
@@ -85,7 +90,7 @@ def as_many_flops(runs: Iterable[Found], base: str) -> dict[str, list[Found]]:
     kept: dict[str, list[Found]] = {}
     for one in runs:
         spent = one["flops_per_token"] * one["tokens"]
-        if one["part"] == "test" and one["base"] == base and abs(spent - budget) <= 0.05 * budget:
+        if one["part"] == "test" and one["base"] == base and abs(spent - budget) <= 0.03 * budget:
             kept.setdefault(one["arm"], []).append(one)
     return kept
 
@@ -102,20 +107,27 @@ def loss_after(point: int, run: Found) -> float:
 
 
 def decoders(runs: list[Found], base: str) -> Iterator[str]:
-    """Parameters, FLOPs, losses after each part of the training."""
+    """Parameters, FLOPs, time, losses after each part of the training."""
     arms = reported(runs, "tokens", base)
-    yield from heading("arm", "rate", "active of all parameters", "FLOPs", "at step 0", *POINTS)
+    yield from heading("arm", "rate", "active of all parameters", "FLOPs", "time", "at step 0", *POINTS)
     dense = arms.get("dense", [])
     for arm in best_first(arms, last_loss):
         own, first = arms[arm], arms[arm][0]
-        flops = f"{first['flops_per_token'] / dense[0]['flops_per_token']:.2f} x" if dense else ""
         yield _row(
             named(arm, arms),
             f"{first['learning_rate']:g}",
             f"{first['active'] / 1e6:.2f} of {first['parameters'] / 1e6:.2f} M",
-            flops,
+            *(_relative(own, dense, key) for key in ("flops_per_token", "seconds")),
             *_losses(own),
         )
+
+
+def _relative(runs: list[Found], others: list[Found], key: str) -> str:
+    """The mean of a figure as a multiple of that of other runs."""
+    if not others:
+        return ""
+    own, other = (statistics.mean(one[key] for one in of) for of in (runs, others))
+    return f"{own / other:.2f} x"
 
 
 def _losses(runs: list[Found]) -> Iterator[str]:
@@ -125,11 +137,19 @@ def _losses(runs: list[Found]) -> Iterator[str]:
 
 def decoder_budgets(runs: list[Found], base: str) -> Iterator[str]:
     """Losses relative to the dense model's, at as many tokens and at as many FLOPs."""
-    arms, cheaper = reported(runs, "tokens", base), as_many_flops(runs, base)
-    yield from heading("minus dense", *(f"{share} of tokens" for share in POINTS), "as many FLOPs")
-    for arm, apart in _apart_on_the_way(arms, "dense"):
-        flops = gains(cheaper.get(arm, []), arms["dense"], last_loss)
-        yield _row(named(arm, arms), *apart, said(flops, "+.4f") if len(flops) == len(arms[arm]) else "")
+    arms, studies = reported(runs, "tokens", base), decoder_studies(runs, base)
+    yield from heading("minus dense", *studies)
+    for arm in best_first(arms, last_loss):
+        apart = [gains(study.get(arm, []), study.get("dense", []), last_loss) for study in studies.values()]
+        if arm != "dense" and any(apart):
+            yield _row(named(arm, arms), *(said(one, "+.4f") if len(one) == len(arms[arm]) else "" for one in apart))
+
+
+def decoder_studies(runs: list[Found], base: str) -> dict[str, dict[str, list[Found]]]:
+    """Whole trainings by arm, the dense model's among them, by what they have in common."""
+    amounts = {one["tokens"] for one in runs if (one["base"], one["part"], one["arm"]) == (base, "test", "dense")}
+    equal = {f"{tokens:,} tokens": reported(runs, "tokens", base, tokens) for tokens in sorted(amounts)}
+    return {**equal, "as many FLOPs": as_many_flops(runs, base)}
 
 
 def _apart_on_the_way(arms: dict[str, list[Found]], reference: str) -> Iterator[tuple[str, list[str]]]:
@@ -153,10 +173,18 @@ def decoder_routing(runs: list[Found], base: str) -> Iterator[str]:
             yield _row(named(arm, arms), *(f"{value:.2f}" for value in found), f"{dead:.1f}")
 
 
+ROUTING = {
+    "MaxVio before": (0, "max_violation"),
+    "MaxVio": (-1, "max_violation"),
+    "NMI": (-1, "nmi"),
+    "dead": (-1, "dead"),
+}
+"""What routers do at a measured point."""
+
+
 def _routing(runs: list[Found]) -> Iterator[str]:
-    last = [run["points"][-1] for run in runs]
-    for key in ("max_violation", "nmi"):
-        yield f"{statistics.mean(point[key] for point in last):.2f}"
+    """Means over seeds."""
+    return (f"{statistics.mean(run['points'][n][key] for run in runs):.2f}" for n, key in ROUTING.values())
 
 
 def _row(*cells: str) -> str:
@@ -166,7 +194,7 @@ def _row(*cells: str) -> str:
 def head_start(runs: list[Found], base: str) -> Iterator[str]:
     """Losses after each part of the full training, by how routers started."""
     arms = reported(runs, "tokens", base)
-    yield from heading("routers", "tokens before", "at step 0", *POINTS, "MaxVio", "NMI")
+    yield from heading("routers", "tokens before", "at step 0", *POINTS, *ROUTING)
     for arm in best_first(arms, last_loss):
         own, first = arms[arm], arms[arm][0]
         yield _row(named(arm, arms), f"{first['warm_up_tokens']:,}", *_losses(own), *_routing(own))
@@ -208,12 +236,15 @@ def found_nearest(name: str) -> Value:
 def recovery(runs: list[Found], base: str) -> Iterator[str]:
     """Loss that prunings cost, and what router-only distillations give back."""
     arms = reported(runs, "tokens", base)
-    yield from heading("mixture", "dropped", "by", "unpruned", "pruned", "lost", *DISTILLED.values(), "given back")
+    figures = ("unpruned", "pruned", "lost", "minus random", *DISTILLED.values(), "given back")
+    yield from heading("mixture", "dropped", "by", *figures)
     for arm, own in arms.items():
         for dropped, criteria in own[0]["pruned"].items():
             for by in criteria:
                 found = [run["pruned"][dropped][by] for run in own]
                 lost = [one["pruned"] - run["unpruned"] for one, run in zip(found, own, strict=True)]
+                chance = [run["pruned"][dropped]["random"]["pruned"] for run in own]
+                apart = [one["pruned"] - other for one, other in zip(found, chance, strict=True)]
                 back = [
                     f"{100 * statistics.mean(one['pruned'] - one[key] for one in found) / statistics.mean(lost):.0f} %"
                     for key in DISTILLED
@@ -221,9 +252,22 @@ def recovery(runs: list[Found], base: str) -> Iterator[str]:
                 yield _row(
                     *(named(arm, arms), dropped, by, said([run["unpruned"] for run in own])),
                     *(said([one["pruned"] for one in found]), said(lost, "+.4f")),
+                    said(apart, "+.4f") if any(apart) else "",
                     *(said([one[key] for one in found]) for key in DISTILLED),
                     ", ".join(back),
                 )
+
+
+def decoder_rates(runs: list[Found], base: str) -> Iterator[str]:
+    """What learning rates were chosen by: losses of one seed on text of its own."""
+    tuned = [one for one in runs if (one["base"], one["part"]) == (base, "tune")]
+    longest = max((one["tokens"] for one in tuned), default=0)
+    found = {(one["arm"], one["learning_rate"]): one for one in tuned if one["tokens"] == longest}
+    rates = sorted({rate for _, rate in found})
+    yield from heading("chosen by", *(f"rate {rate:g}" for rate in rates))
+    for arm in best_first(reported(runs, "tokens", base), last_loss):
+        own = [found.get((arm, rate)) for rate in rates]
+        yield _row(arm, *(f"{last_loss(one):.4f}" if one else "" for one in own))
 
 
 def decoder_domains(runs: list[Found], base: str) -> Iterator[str]:
@@ -252,16 +296,11 @@ def pictures(folder: Path) -> dict[str, Picture]:
     found = {}
     for base in ("gpt2", "qwen3"):
         runs = read(folder / "decoders.json")
-        arms = reported(runs, "tokens", base)
         found[f"decoders-{base}"] = (
             "Held-out loss of mixtures relative to the dense model's",
             "loss relative to the dense model, nats a token",
             "better than dense",
-            {
-                "10 % of tokens": _apart(arms, "dense", partial(loss_after, 1)),
-                "all tokens": _apart(arms, "dense", last_loss),
-                "as many FLOPs": _apart(as_many_flops(runs, base), "dense", last_loss),
-            },
+            {name: _apart(arms, "dense", last_loss) for name, arms in decoder_studies(runs, base).items()},
         )
     arms = reported(read(folder / "head_start.json"), "tokens", "gpt2")
     found["head_start"] = (

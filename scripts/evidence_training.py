@@ -33,7 +33,8 @@ def fitted(model: PreTrainedModel, run: Run, text: Text, scratch: Path, balance:
 
     _train(model, run, text.train, scratch, measure, balance)
     total = model.num_parameters()
-    active = total - idle_parameters(model, points[-1].get("experts", 0))
+    visited = [point.get("experts", 0.0) for point in points]
+    active = total - idle_parameters(model, np.trapezoid(visited, [point["tokens"] for point in points]) / run.tokens)
     return {
         "parameters": total,
         "active": active,
@@ -44,7 +45,7 @@ def fitted(model: PreTrainedModel, run: Run, text: Text, scratch: Path, balance:
 
 
 def idle_parameters(model: PreTrainedModel, visited: float) -> int:
-    """Parameters of the experts that a token does not visit, where it visits so many of each layer."""
+    """Parameters of the experts that a token does not visit, where it visits so many of each layer on average."""
     config = model.config.to_dict()
     if known_mixture(config) is None:
         return 0

@@ -1,11 +1,11 @@
 """Does upcycling pay? ``python scripts/measure_decoders.py WORK [--base gpt2] [--tokens 2000000] [--seeds 3]``
 
 A dense model, and mixtures made of it in every way that moeify has, are trained on the same new text in four domains
-and compared on text that is held out, by tokens and by FLOPs. Each arm takes the better of two learning rates, chosen
-on a quarter of the tokens and a part of the text that nothing is reported of. Arms that cost more a token are then
-trained once more, on as many tokens as the dense model's FLOPs pay for. Runs that stand in the results already
-are not repeated, so the command goes on where it was interrupted, and several processes may share its work: each
-takes runs that no other one has. ``--table`` prints what there is as Markdown.
+and compared on text that is held out, by tokens and by FLOPs. Each arm takes the best of three learning rates, chosen
+on a quarter of the tokens and a part of the text that nothing is reported of. All are then trained on a quarter of the
+tokens too, and those that cost more a token on as many as the dense model's FLOPs pay for. Runs that stand in the
+results already are not repeated, so the command goes on where it was interrupted, and several processes may share its
+work: each takes runs that no other one has. ``--table`` prints what there is as Markdown.
 """
 
 import tempfile
@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from evidence_models import ARMS, base, start, text
+from evidence_models import ARMS, READ_AGAIN, base, start, text
 from evidence_runs import DECODER_RATES, Run, Study, decoder_arguments
 from evidence_tables import decoders, read
 from evidence_training import fitted
@@ -36,14 +36,18 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as scratch:
             model = start(run.arm, base(options.base, options.work), Path(scratch), run.seed)
             # Shorter runs that are reported are measured on the same text.
-            return fitted(model, run, texts(options.tokens if run.part == "test" else run.tokens), Path(scratch))
+            held = texts(options.tokens if run.part == "test" else run.tokens)
+            if share := READ_AGAIN.get(run.arm):
+                held = held.beginning(round(share * run.tokens))
+            return fitted(model, run, held, Path(scratch))
 
-    def cheaper(arm: str) -> Run | None:
-        tuned = [study.results.of(study.tuning(one)[0]) for one in ("dense", arm)]
-        dense, own = (found and found["flops_per_token"] for found in tuned)
+    def shorter(arm: str) -> list[Run]:
+        """On a quarter of the tokens, and where an arm costs more on what the dense model's FLOPs pay for."""
+        quarter = Run(base=options.base, tokens=options.tokens // 4)
+        dense, own = (found and found["flops_per_token"] for found in map(study.tuned, ("dense", arm)))
         if not dense or own <= DEARER * dense:
-            return None
-        return Run(base=options.base, tokens=round(options.tokens * dense / own))
+            return [quarter]
+        return [quarter, Run(base=options.base, tokens=round(options.tokens * dense / own))]
 
     study = Study(
         options,
@@ -52,7 +56,7 @@ def main() -> None:
         arms=options.arm or list(ARMS),
         rates=DECODER_RATES,
         make=trained,
-        also=cheaper,
+        also=shorter,
     )
     study.share()
 

@@ -25,7 +25,7 @@ def run(arm: str, seed: int, losses: tuple[float, ...], flops: int, **more: Any)
     ]
     sizes = {"active": 10, "parameters": 40, "flops_per_token": flops}
     kept = {"base": "gpt2", "arm": arm, "learning_rate": 1e-3, "seed": seed, "tokens": 1000, "part": "test"}
-    return {**kept, **sizes, "points": points, **more}
+    return {**kept, **sizes, "points": points, "seconds": flops + seed, **more}
 
 
 def table(said: str) -> dict[str, dict[str, str]]:
@@ -42,34 +42,44 @@ def test_pairs_intervals_and_budgets(page: Any, tmp_path: Path) -> None:
     late += [run("others", seed, (5, 4, 3.5, 3.2, 3.2), 6) for seed in (3, 4, 5)]  # none that dense has as well
     dearer = [run("dearer", seed, (5, 4, 3.5, 3.2, 3.05 + seed / 100), 12) for seed in range(3)]
     half = [run("mixture", seed, (5, 4.2, 3.5, 3.2, 3.04 + seed / 100), 12, tokens=500) for seed in range(3)]
-    tuning = [run("dense", 100, (5, 4, 3.5, 3.2, 1), 6, part="tune"), run("dense", 7, (5, 4, 3, 2, 1), 6, tokens=500)]
-    (tmp_path / "decoders.json").write_text(json.dumps({"runs": dense + twice + late + dearer + half + tuning}))
+    short = [run("dense", seed, (5, 4, 3.5, 3.2, 3.1 + seed / 100), 6, tokens=500) for seed in range(3)]
+    tuning = [
+        run("dense", 100, (5, 4, 3.5, 3.2, loss), 6, part="tune", learning_rate=rate)
+        for loss, rate in ((1, 1e-3), (2, 3e-3))
+    ]
+    (tmp_path / "decoders.json").write_text(
+        json.dumps({"runs": dense + twice + late + dearer + half + short + tuning})
+    )
     said = page.block("decoders-gpt2", tmp_path)
     assert said.startswith("1,000 tokens a run, 3 seeds.\n\n![") and "](decoders-gpt2.svg)" in said
-    sizes, budgets, domains, routing = map(table, said.split("\n\n")[2:])
+    sizes, budgets, domains, routing, rates = map(table, said.split("\n\n")[2:])
     assert list(sizes) == ["mixture", "dense", "dearer", "late (2 seeds)", "others"]
-    assert sizes["mixture"]["FLOPs"] == "2.00 x"
+    assert sizes["mixture"]["FLOPs"] == "2.00 x" and sizes["mixture"]["time"] == "1.86 x"  # 13 and 7 seconds
     assert sizes["dense"]["100 %"] == "3.0100 +- 0.0248"  # 4.303 * 0.01 / sqrt(3)
-    assert budgets["mixture"]["100 % of tokens"] == "-0.1000 +- 0.0000"
-    assert budgets["mixture"]["10 % of tokens"] == "+0.2000 +- 0.0000"
+    assert budgets["mixture"]["1,000 tokens"] == "-0.1000 +- 0.0000"
+    assert budgets["mixture"]["500 tokens"] == "-0.0600 +- 0.0000" and budgets["dearer"]["500 tokens"] == ""
     assert budgets["mixture"]["as many FLOPs"] == "+0.0400 +- 0.0000"  # of half as many tokens
-    assert budgets["late (2 seeds)"]["as many FLOPs"] == budgets["late (2 seeds)"]["100 % of tokens"]
+    assert budgets["late (2 seeds)"]["as many FLOPs"] == budgets["late (2 seeds)"]["1,000 tokens"]
     assert budgets["dearer"]["as many FLOPs"] == ""
-    assert budgets["late (2 seeds)"]["100 % of tokens"] == "+0.0950 +- 0.0635"
+    assert budgets["late (2 seeds)"]["1,000 tokens"] == "+0.0950 +- 0.0635"
     assert list(budgets) == list(domains) == ["mixture", "dearer", "late (2 seeds)"]
+    assert rates["dense"] == {"chosen by": "dense", "rate 0.001": "1.0000", "rate 0.003": "2.0000"}
+    assert set(rates["mixture"].values()) == {"mixture", ""}
     assert routing["mixture"]["MaxVio at 10 %"] == "1.50" and routing["mixture"]["dead"] == "1.0"
     _, _, _, drawn = page.pictures(tmp_path)["decoders-gpt2"]
-    assert [sorted(shown) for shown in drawn.values()] == [["dearer", "mixture"]] * 2 + [["mixture"]]
+    assert [sorted(shown) for shown in drawn.values()] == [["mixture"], ["dearer", "mixture"], ["mixture"]]
 
 
 def test_a_pruning_that_lacks_seeds_is_in_no_picture(page: Any, tmp_path: Path) -> None:
     losses = {"pruned": 4.0, "balance switch": 3.5, "balance none": 3.3}
-    kept = {"base": "gpt2", "tokens": 1000, "part": "test", "unpruned": 3.0, "pruned": {"25%": {"reap": losses}}}
+    chance = {**losses, "pruned": 4.5}
+    kept = {"base": "gpt2", "tokens": 1000, "part": "test", "unpruned": 3.0}
+    kept["pruned"] = {"25%": {"reap": losses, "random": chance}}
     runs = [{**kept, "arm": arm, "seed": seed} for arm, count in (("whole", 2), ("late", 1)) for seed in range(count)]
     runs.append({**kept, "arm": "late", "seed": 1, "base": "qwen3"})
     (tmp_path / "recovery.json").write_text(json.dumps({"runs": runs}))
     said = page.block("recovery", tmp_path)
-    assert "| late (1 seed) | 25% | reap |" in said and "| 50 %, 70 % |" in said
+    assert "| late (1 seed) | 25% | reap |" in said and "| 50 %, 70 % |" in said and "| -0.5000 |" in said
     assert list(page.pictures(tmp_path)["recovery"][3]) == ["whole, -25%"]
 
 
@@ -80,7 +90,8 @@ def test_one_seed_is_in_no_picture(page: Any, tmp_path: Path) -> None:
     assert said.startswith("1,000 tokens a run, 1 seed.") and "| mixture |" in said and "![" not in said
     losses = {"pruned": 4.0, "balance switch": 3.5, "balance none": 3.3}
     kept = {"base": "gpt2", "arm": "whole", "seed": 0, "tokens": 1000, "part": "test", "unpruned": 3.0}
-    (tmp_path / "recovery.json").write_text(json.dumps({"runs": [{**kept, "pruned": {"25%": {"reap": losses}}}]}))
+    kept["pruned"] = {"25%": {"reap": losses, "random": losses}}
+    (tmp_path / "recovery.json").write_text(json.dumps({"runs": [kept]}))
     assert not any(any(drawn.values()) for *_, drawn in page.pictures(tmp_path).values())
 
 
