@@ -3,7 +3,7 @@
 MiniLM, and mixtures made of it, are tuned on pairs of log lines of eight systems by in-batch InfoNCE, for equal steps.
 A line is to find the one of its own template, in another session and the words of another version, among lines of all
 templates in both: templates that nothing was tuned on, of those eight systems and of eight others. Each arm takes the
-best of three learning rates, chosen on a quarter of the pairs and templates of their own. As in measure_decoders.py
+best of three learning rates, chosen in a run of another seed on templates of their own. As in measure_decoders.py
 runs are not repeated, and several processes may share the work. ``--table`` prints what there is as Markdown.
 """
 
@@ -156,11 +156,10 @@ def main() -> None:
     if options.table:
         print("\n".join(encoders(read(options.results))))
         return
-    short = Tuning(pairs=options.pairs // 4, part="tune", seed=100)
     Study(
         options,
         full=Tuning(pairs=options.pairs),
-        short=short,
+        short=Tuning(pairs=options.pairs, part="tune", seed=100),
         arms=options.arm or list(ARMS),
         rates=RATES,
         make=lambda run: tuned(run, options.searches),
