@@ -1,4 +1,4 @@
-"""Do mixtures search log lines better? ``python scripts/measure_encoders.py WORK [--pairs 640] [--seeds 3]``
+"""Do mixtures search log lines better? ``python scripts/measure_encoders.py WORK [--pairs 640] [--seeds 5]``
 
 MiniLM, and mixtures made of it, are tuned on pairs of log lines of eight systems by in-batch InfoNCE, for equal steps.
 A line is to find the one of its own template, in another session and the words of another version, among lines of all
@@ -147,7 +147,7 @@ def missed_rank(found: dict[str, Any]) -> float:
 
 def main() -> None:
     """Run what is missing, or print what there is."""
-    parser = arguments("Compare dense and mixture encoders in search.", "encoders.json", list(ARMS))
+    parser = arguments("Compare dense and mixture encoders in search.", "encoders.json", list(ARMS), seeds=5)
     parser.add_argument("--pairs", type=int, default=640, help="pairs of lines that each run is tuned on")
     parser.add_argument(
         "--searches", type=int, default=2, help="pairs of sessions that are searched, of 160 lines each"
