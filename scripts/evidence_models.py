@@ -21,6 +21,7 @@ from real import checkpoints, corpora
 
 import moeify
 from moeify.checkpoint.replacing import replacing
+from moeify.families.registry import OWN
 from moeify.routing.config import DataConfig
 from moeify.routing.data import Blocks, read_blocks, tokenizer_for
 from moeify.routing.loading import load_model, model_class
@@ -48,7 +49,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "4 copies redrawn by half": {**TOP_2, "reinit": 0.5},
     "4 experts from scratch": TOP_2,
 }
-"""What is trained, as options of ``moeify.upcycle``."""
+"""What is trained, as options of ``moeify.upcycle``; all mixtures are of one class, which has slices."""
 READ_AGAIN = {"dense, on 70 % of the text": 0.7}
 """Parts of its tokens that an arm reads for the first time; the others are the same text again."""
 
@@ -147,7 +148,7 @@ def start(arm: str, dense: Path, scratch: Path, seed: int) -> PreTrainedModel:
         return load_model(_widened(dense, scratch / "wide", seed))
     if not ARMS[arm]:
         return load_model(dense)
-    moeify.upcycle(dense, scratch / "moe", seed=seed, **ARMS[arm])
+    moeify.upcycle(dense, scratch / "moe", seed=seed, arch=OWN, **ARMS[arm])
     if "scratch" not in arm:
         return load_model(scratch / "moe")
     config = AutoConfig.from_pretrained(scratch / "moe")

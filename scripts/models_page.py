@@ -131,9 +131,10 @@ def _short_rows() -> Iterator[str]:
         dense, mixture, *cells = re.sub(r"( \[\d+\])+", "*", row).strip("| ").split(" | ")
         shared.setdefault(tuple(cells), []).append((dense, mixture))
     for fares, types in shared.items():
-        own = len(types) > 1 and all(mixture == f"{dense[:-1].replace('-', '_')}_moe`" for dense, mixture in types)
+        kinds = [mixture.replace(dense[:-1].replace("-", "_"), "`TYPE", 1) for dense, mixture in types]
+        if len(types) > 1 and all(re.fullmatch("`TYPE(_own)?_moe`", kind) for kind in kinds):
+            types = [(dense, kind) for (dense, _), kind in zip(types, kinds, strict=True)]
         dense, mixtures = (", ".join(dict.fromkeys(names)) for names in zip(*types, strict=True))
-        mixtures = "`TYPE_moe`" if own else mixtures
         yield "| " + " | ".join((dense, mixtures, *fares)) + " |"
 
 

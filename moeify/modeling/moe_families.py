@@ -46,7 +46,8 @@ class MoeFamily:
     `tokenizer` is the class that the dense type has without saying so, `spared` are modules that some heads are built
     without and pass over in files, `causal` that no token sees later ones. `tp_plan` are modules of a layer outside of
     the feed-forward network, for types whose configuration splits none. `adapted` are the modules of attention that
-    adapters are usually put on. `behind_padding` says that the first token's position is the one behind the padding's.
+    adapters are usually put on. `behind_padding` says that the first token's position is the one behind the padding's,
+    `taken` that transformers has a mixture of the usual name, which is another one.
     """
 
     prefix: str
@@ -60,11 +61,12 @@ class MoeFamily:
     spared: tuple[str, ...] = ()
     tp_plan: Mapping[str, str] = field(default_factory=dict)
     behind_padding: bool = False
+    taken: bool = False
 
     @property
     def moe_prefix(self) -> str:
         """What leads the names of its mixture's classes."""
-        return f"{self.prefix}Moe"
+        return f"{self.prefix}{'OwnMoe' if self.taken else 'Moe'}"
 
     @property
     def suffixes(self) -> tuple[str, ...]:
@@ -217,12 +219,15 @@ FAMILIES: Mapping[str, MoeFamily] = {
             heads=heads,
             causal=True,
             adapted=("qkv_proj",) if ffn is _PHI else _PROJECTED,
+            taken=dense in ("qwen2", "qwen3"),
         )
         for dense, prefix, ffn, heads in (
             ("llama", "Llama", _LLAMA, _ALL),
             ("mistral", "Mistral", _LLAMA, _ALL),
             ("phi3", "Phi3", _PHI, _DECODER),
             ("ministral", "Ministral", _LLAMA, _ALL),
+            ("qwen2", "Qwen2", _LLAMA, _ALL),
+            ("qwen3", "Qwen3", _LLAMA, _ALL),
             ("smollm3", "SmolLM3", _LLAMA, _ALL),
             ("exaone4", "Exaone4", _LLAMA, {**_ALL, "ForPreTraining": "ForCausalLM"}),
             ("gemma", "Gemma", _LLAMA, _DECODER),
@@ -271,7 +276,7 @@ FAMILIES: Mapping[str, MoeFamily] = {
 
 def moe_type(dense_type: str) -> str:
     """The `model_type` of the mixture that a dense type becomes in moeify's own class."""
-    return f"{dense_type.replace('-', '_')}_moe"
+    return f"{dense_type.replace('-', '_')}_{'own_moe' if FAMILIES[dense_type].taken else 'moe'}"
 
 
 def family_of(name: str) -> tuple[str, MoeFamily] | None:

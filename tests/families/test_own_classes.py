@@ -11,6 +11,7 @@ import torch
 
 import moeify
 from moeify.errors import CheckpointError, ConfigError, UnsupportedModelError
+from moeify.modeling.moe_families import moe_type
 from moeify.routing.loading import load_model
 from tests.families.edited import edit_config
 from tests.families.test_contract import load_strictly
@@ -56,13 +57,20 @@ def test_what_no_native_mixture_expresses_becomes_an_own_one_and_says_so(
     assert moeify.inspect(dense).to_dict()["upcycled"]["model_type"] == f"{family}_moe"
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral", "phi3"])
+@pytest.mark.parametrize("family", ["llama", "mistral", "phi3", "qwen2", "qwen3"])
 @pytest.mark.parametrize("layers", ["all", "odd"])
 def test_an_own_class_on_request(tmp_path: Path, family: str, layers: str) -> None:
     dense = save_tiny(tmp_path / "dense", family)
     report = moeify.upcycle(dense, tmp_path / "moe", num_experts=2, noise=0.0, arch="own", layers=layers)
     assert report.warnings == ()
-    held(dense, tmp_path / "moe", f"{family}_moe")
+    held(dense, tmp_path / "moe", moe_type(family))
+
+
+def test_slices_of_qwen3_are_exact_where_layers_have_windows(tmp_path: Path) -> None:
+    windows = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1, "layer_types": None}
+    dense = save_tiny(tmp_path / "dense", "qwen3", **windows)
+    moeify.upcycle(dense, tmp_path / "moe", num_experts=3, top_k=1, slices=4, shared=1, noise=0.0, arch="own")
+    held(dense, tmp_path / "moe", "qwen3_own_moe")
 
 
 @pytest.mark.parametrize("family", ["llama", "smollm3", "modernbert"])
@@ -88,8 +96,8 @@ def test_biases_of_the_ffn_become_the_experts(tmp_path: Path, family: str, optio
 
 
 def test_a_type_without_an_own_class_says_what_there_is(tmp_path: Path) -> None:
-    dense = save_tiny(tmp_path / "dense", "qwen2")
-    with pytest.raises(ConfigError, match="does not become 'own', but qwen2_moe"):
+    dense = save_tiny(tmp_path / "dense", "granite")
+    with pytest.raises(ConfigError, match="does not become 'own', but granitemoe"):
         moeify.upcycle(dense, tmp_path / "moe", arch="own")
 
 

@@ -9,7 +9,9 @@ from moeify.families.dense.qwen2 import LAYOUT as DENSE
 from moeify.families.engines import MLX, NATIVE_RUN, RUN, Engine, has_empty_shared_expert, wants_head
 from moeify.families.grouped import glm4_conversion
 from moeify.families.mixtures.qwen2_moe import LAYOUT as MOE
+from moeify.families.mixtures.qwen2_own_moe import LAYOUT as OWN
 from moeify.families.moe_layout import ExtraTensor, MoeLayout
+from moeify.families.own import own_conversion
 from moeify.families.rope import spelled_rope
 from moeify.families.values import Config, positive
 
@@ -139,5 +141,6 @@ CONVERSIONS = (
         notes=((_renormalised, _NOTE),),
         extras=SHARED_EXTRAS,
     ),
+    own_conversion(DENSE, OWN),
     glm4_conversion(DENSE, DEFAULTS, biases=True, kinds=layer_types),
 )

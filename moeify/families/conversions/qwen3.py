@@ -1,4 +1,4 @@
-"""Qwen3 to Qwen3-MoE and, where layers with and without windows are mixed, to Mellum."""
+"""Qwen3 to Qwen3-MoE, where layers with and without windows are mixed to Mellum, and to moeify's own class."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from moeify.families.engines import MLX, NATIVE_RUN, SGLANG, TRANSFORMERS, VLLM_
 from moeify.families.grouped import dots1_conversion, glm4_conversion
 from moeify.families.mixtures.mellum import LAYOUT as MELLUM
 from moeify.families.mixtures.qwen3_moe import LAYOUT as MOE
+from moeify.families.mixtures.qwen3_own_moe import LAYOUT as OWN
+from moeify.families.own import own_conversion
 from moeify.families.rope import canonical_rope, spelled_rope
 from moeify.families.values import Config, positive
 
@@ -126,6 +128,7 @@ CONVERSIONS = (
         heads=("Model", "ForCausalLM"),
         engines=(TRANSFORMERS, VLLM_GENERIC, SGLANG, MLX.but(*_NOT_IN_MLX)),
     ),
+    own_conversion(DENSE, OWN),
     glm4_conversion(DENSE, DEFAULTS, head_dim=HEAD_DIM, qk_norm=True, kinds=layer_types),
     dots1_conversion(DENSE, DEFAULTS, head_dim=HEAD_DIM, kinds=layer_types),
 )
