@@ -156,11 +156,14 @@ def test_qwen3_with_mixed_windows_becomes_a_mellum(
     assert {key for key in one if key not in ours and one[key] != two[key]} == set()
 
 
-def test_windows_that_no_mixture_has_for_a_head_are_refused(tmp_path: Path) -> None:
+def test_windows_that_no_native_mixture_has_for_a_head(tmp_path: Path) -> None:
     dense = save_tiny(tmp_path / "dense", "qwen3", "Qwen3ForSequenceClassification", **MIXED)
+    report = moeify.upcycle(dense, tmp_path / "own", noise=0.0)
+    assert "becomes qwen3_own_moe" in report.warnings[0]
+    assert moeify.verify(dense, tmp_path / "own").relative_diff <= 1e-6
     with pytest.raises(moeify.MoeifyError, match="mixes full and sliding") as caught:
-        moeify.upcycle(dense, tmp_path / "moe")
-    assert "has the heads Model and ForCausalLM" in str(caught.value.hint)
+        moeify.upcycle(dense, tmp_path / "moe", arch="qwen3_moe")
+    assert "moeify's own class" in str(caught.value.hint)
     with pytest.raises(moeify.MoeifyError, match="MellumForSequenceClassification, which does not exist"):
         moeify.upcycle(dense, tmp_path / "moe", arch="mellum")
     plain = save_tiny(tmp_path / "plain", "qwen3")

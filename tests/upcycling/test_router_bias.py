@@ -118,6 +118,10 @@ def test_other_classes_are_refused(tmp_path: Path) -> None:
     dense = save_tiny(tmp_path / "dense", "qwen3")
     with pytest.raises(ConfigError, match="--router-bias needs a class of moeify's own, and qwen3_moe") as caught:
         moeify.upcycle(dense, tmp_path / "moe", router_bias=True)
+    assert caught.value.hint == "pass --arch own"
+    granite = save_tiny(tmp_path / "granite", "granite")
+    with pytest.raises(ConfigError, match="--router-bias needs a class of moeify's own, and granitemoe") as caught:
+        moeify.upcycle(granite, tmp_path / "moe", router_bias=True)
     assert caught.value.hint == "leave --router-bias out"
     moeify.upcycle(dense, tmp_path / "native")
     with pytest.raises(ConfigError, match="--router-bias needs a class of moeify's own"):

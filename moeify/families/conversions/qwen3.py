@@ -25,7 +25,7 @@ def _to_moe(config: Config, settings: MoeSettings) -> Config:
     if len(kinds) > 1:
         raise ConfigError(
             "this Qwen3 mixes full and sliding-window attention layers, which Qwen3-MoE cannot",
-            "leave --arch out and it becomes a Mellum, which has the heads Model and ForCausalLM",
+            "leave --arch out and it becomes a Mellum, or with a classifier's head one of moeify's own class",
         )
     sliding = kinds == {"sliding_attention"}
     result = gated_moe_config(config, settings)
